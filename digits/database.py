@@ -1,0 +1,29 @@
+"""The digits database: one engine for the prediction log and the ledger, SQLite on a laptop, PostgreSQL in production."""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, MetaData, create_engine, event
+from sqlalchemy.engine import make_url
+
+metadata = MetaData()
+
+
+def connect(url: str) -> Engine:
+    """An engine with its tables in place; the folder of a SQLite file is made when it is missing."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        engine = create_engine(parsed, pool_pre_ping=True)
+    else:
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed, connect_args={"timeout": 30})
+        event.listen(engine, "connect", _write_ahead)
+    metadata.create_all(engine)
+    return engine
+
+
+def _write_ahead(connection: Any, _record: Any) -> None:
+    """Readers do not block the writer (https://www.sqlite.org/wal.html); NORMAL keeps a crash of the process harmless."""
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")

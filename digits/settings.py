@@ -1,0 +1,55 @@
+"""Everything that can be set from outside, in one place: the only reader of the environment and of `.env`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _named(name: str) -> AliasChoices:
+    """The name other tools use for the same setting, then ours, then the plain field."""
+    return AliasChoices(name, f"DIGITS_{name}", name.lower())
+
+
+class Settings(BaseSettings):
+    """Laptop defaults; a field `x` is set as `DIGITS_X` in the environment or in `.env`."""
+
+    model_config = SettingsConfigDict(env_prefix="DIGITS_", env_file=".env", extra="ignore", frozen=True, validate_default=True)
+
+    home: AbsolutePath = Field(Path("var"), description="Folder of all mutable state; removing it is a clean slate.")
+    mnist: AbsolutePath | None = Field(None, description="A local `mnist.npz`, used before Keras's cache and any download.")
+    inbox: AbsolutePath = Field(
+        default_factory=lambda values: values["home"] / "inbox",
+        description="Labelled files dropped here are taken in once, by the next retraining.",
+    )
+    database_url: str = Field(
+        default_factory=lambda values: f"sqlite:///{values['home']}/digits.db",
+        description="SQLAlchemy URL of the prediction log and the ledger.",
+        repr=False,  # it may hold a password
+    )
+
+    host: str = Field("127.0.0.1", description="Address every server binds to.")
+    service_port: Port = Field(3000, description="Port of the HTTP endpoint and the drawing page.")
+    mlflow_port: Port = Field(5000, description="Port of the MLflow server.")
+    prefect_port: Port = Field(4200, description="Port of the Prefect server.")
+    reports_port: Port = Field(8000, description="Port of the Evidently UI.")
+    mlflow_tracking_uri: str = Field(
+        default_factory=lambda values: f"http://127.0.0.1:{values['mlflow_port']}",
+        validation_alias=_named("MLFLOW_TRACKING_URI"),
+        description="MLflow server.",
+    )
+    prefect_api_url: str = Field(
+        default_factory=lambda values: f"http://127.0.0.1:{values['prefect_port']}/api",
+        validation_alias=_named("PREFECT_API_URL"),
+        description="Prefect API.",
+    )
+    watch_seconds: float = Field(2.0, gt=0, description="How often the service looks whether the champion changed.")
+
+
+def settings() -> Settings:
+    """The settings as the environment has them now; entry points read them once and pass values on."""
+    return Settings()

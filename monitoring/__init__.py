@@ -1,0 +1,1 @@
+"""What we notice afterwards: image statistics, drift, accuracy."""

@@ -1,0 +1,1 @@
+"""How strangers ask: the HTTP service and the page to draw on."""
