@@ -1,0 +1,38 @@
+"""The reference sample: what training saw, kept beside the model version so that drift is measured against that version."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digits import images as pixels
+from digits.images import Images, Labels
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Random held-out images with their labels and the version's own answers; every array has length n."""
+
+    images: Images  # (n, 28, 28)
+    labels: Labels  # (n,)
+    probabilities: NDArray[np.float32]  # (n, 10)
+
+    def to_bytes(self) -> bytes:
+        """A compressed npz without pickles."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, images=self.images, labels=self.labels, probabilities=self.probabilities)
+        return buffer.getvalue()
+
+
+def from_bytes(content: bytes) -> Reference:
+    """The sample again; raises ValueError when it is not one."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            images, labels, probabilities = (arrays[name] for name in ("images", "labels", "probabilities"))
+    except (KeyError, OSError, ValueError, EOFError) as error:
+        raise ValueError(f"expected an npz with images, labels and probabilities: {error}") from error
+    pixels.check(images)
+    if labels.shape != (len(images),) or probabilities.shape != (len(images), 10):
+        raise ValueError(f"expected {len(images)} labels and probabilities, got {labels.shape} and {probabilities.shape}")
+    return Reference(images, labels, probabilities)
