@@ -1,0 +1,84 @@
+"""Random affine and elastic distortion of a batch of digits, after Simard, Steinkraus and Platt (ICDAR 2003)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digits.images import SIZE, Images
+from models.recipes import Distortion
+
+CENTRE = (SIZE - 1) / 2
+
+
+def distort(images: Images, distortion: Distortion, random: np.random.Generator, chunk: int = 2000) -> Images:
+    """Every image moved, turned, bent and thickened at random; same shape, paper outside the frame stays paper."""
+    parts = [_distort(images[start : start + chunk], distortion, random) for start in range(0, len(images), chunk)]
+    return np.concatenate(parts)
+
+
+def _distort(images: Images, distortion: Distortion, random: np.random.Generator) -> Images:
+    rows, columns = _affine_coordinates(len(images), distortion, random)
+    if distortion.elastic_pixels:
+        rows += _elastic_field(len(images), distortion, random)
+        columns += _elastic_field(len(images), distortion, random)
+    return sample(_thicken(images, distortion.thickness, random), rows, columns)
+
+
+def _affine_coordinates(
+    n: int, distortion: Distortion, random: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Row and column of the source pixel for every target pixel, each of shape (n, 28, 28)."""
+
+    def draw(limit: float) -> NDArray[np.float32]:
+        return random.uniform(-limit, limit, (n, 1, 1)).astype(np.float32)
+
+    angle, shear = draw(distortion.rotation_radians), draw(distortion.shear)
+    height, width = 1 + draw(distortion.scale), 1 + draw(distortion.scale)
+    row, column = (axis.astype(np.float32)[None] - CENTRE for axis in np.mgrid[:SIZE, :SIZE])
+    row, column = row / height, (column + shear * row) / width
+    rows = np.cos(angle) * row - np.sin(angle) * column + CENTRE + draw(distortion.shift_pixels)
+    columns = np.sin(angle) * row + np.cos(angle) * column + CENTRE + draw(distortion.shift_pixels)
+    return rows, columns
+
+
+def _elastic_field(n: int, distortion: Distortion, random: np.random.Generator) -> NDArray[np.float32]:
+    """Displacements in pixels, shape (n, 28, 28): uniform noise, smoothed by a Gaussian, times the strength."""
+    noise = random.random((n, SIZE, SIZE), dtype=np.float32) * 2 - 1
+    offsets = np.arange(SIZE)[:, None] - np.arange(SIZE)[None, :]
+    smooth = np.exp(-0.5 * (offsets / distortion.elastic_sigma_pixels) ** 2)
+    smooth = (smooth / smooth.sum(axis=1).max()).astype(np.float32)  # noise outside the frame is 0
+    return np.float32(distortion.elastic_pixels) * (smooth @ noise @ smooth.T)
+
+
+def _thicken(images: Images, thickness: float, random: np.random.Generator) -> Images:
+    """Strokes up to `thickness` of a pixel thicker or thinner on each side: a blend with the 3 × 3 maximum or minimum."""
+    if not thickness:
+        return images
+    amount = random.uniform(-thickness, thickness, len(images)).astype(np.float32)
+    thicker = amount > 0
+    extreme = np.empty_like(images)
+    extreme[thicker] = extreme_of_neighbours(images[thicker], np.maximum)
+    extreme[~thicker] = extreme_of_neighbours(images[~thicker], np.minimum)
+    share = np.abs(amount)[:, None, None]
+    return np.rint(images + share * (extreme.astype(np.float32) - images)).astype(np.uint8)
+
+
+def extreme_of_neighbours(images: Images, extreme: np.ufunc) -> Images:
+    """The maximum (dilation) or minimum (erosion) over each pixel's 3 × 3 neighbourhood; the frame is paper."""
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+    rows = extreme(extreme(padded[:, :-2], padded[:, 1:-1]), padded[:, 2:])
+    return extreme(extreme(rows[:, :, :-2], rows[:, :, 1:-1]), rows[:, :, 2:])
+
+
+def sample(images: Images, rows: NDArray[np.float32], columns: NDArray[np.float32]) -> Images:
+    """Bilinear values of the images at fractional coordinates of shape (n, 28, 28); paper outside."""
+    margin = 2
+    side = SIZE + 2 * margin
+    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin))).reshape(-1)
+    rows = np.clip(rows + margin, 0, side - 1.001)
+    columns = np.clip(columns + margin, 0, side - 1.001)
+    top, left = rows.astype(np.int32), columns.astype(np.int32)
+    down, right = rows - top, columns - left
+    corner = top * side + left + (np.arange(len(images), dtype=np.int32) * side * side)[:, None, None]
+    upper = padded[corner] * (1 - right) + padded[corner + 1] * right
+    lower = padded[corner + side] * (1 - right) + padded[corner + side + 1] * right
+    return np.rint(upper * (1 - down) + lower * down).astype(np.uint8)

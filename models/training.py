@@ -1,0 +1,240 @@
+"""The training loop: a Keras model and a Keras optimiser, one XLA-compiled call per epoch.
+
+`keras.Model.fit` returns to Python after every step, which costs more than the arithmetic of a small network. Here the
+images stay on the device and the whole epoch is one compiled function (measured by `python -m bench.training`).
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from digits.datasets import Dataset, Split
+from digits.images import SIZE, Images, Labels
+from numpy.typing import NDArray
+
+from models.distort import distort
+from models.recipes import Recipe
+
+Epoch = dict[str, float]
+OnEpoch = Callable[[int, int, Epoch], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network that answers `uint8` images with calibrated probabilities, and how it got there."""
+
+    model: Any  # keras.Model, (n, 28, 28) uint8 -> (n, 10) probabilities
+    history: list[Epoch]  # one per member and epoch: loss, accuracy, val_loss, val_accuracy
+    seconds: float  # in the epochs, compilation included
+    images_seen: int
+    temperature: float  # the logits are divided by it
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 over all weights, in the order of the layers."""
+        digest = hashlib.sha256()
+        for weights in self.model.get_weights():
+            digest.update(np.ascontiguousarray(weights).tobytes())
+        return digest.hexdigest()
+
+
+def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda member, epoch, figures: None) -> Trained:
+    """Train every member of the recipe, average them and calibrate on the validation images.
+
+    The same recipe, data and seed give the same weights on the same machine and library versions.
+    """
+    members, history, seconds = [], [], 0.0
+    for member in range(recipe.members):
+        network = Network(recipe.model_copy(update={"seed": recipe.seed + member}), dataset)
+        for epoch, figures in network.epochs():
+            history.append(figures)
+            on_epoch(member, epoch, figures)
+        members.append(network.model)
+        seconds += network.seconds
+    logits = _average(members)
+    temperature = fit_temperature(forward(logits, dataset.validation.images), dataset.validation.labels)
+    return Trained(_with_probabilities(logits, temperature), history, seconds, len(history) * len(dataset.train), temperature)
+
+
+def build(recipe: Recipe) -> Any:
+    """The untrained `keras.Model`: (n, 28, 28) `uint8` images -> (n, 10) logits."""
+    import keras  # 11 s
+
+    images = keras.Input((SIZE, SIZE), dtype="uint8", name="images")
+    flow = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
+    for width in recipe.hidden:
+        flow = keras.layers.Dense(width, use_bias=not recipe.batch_norm)(flow)
+        if recipe.batch_norm:
+            flow = keras.layers.BatchNormalization()(flow)
+        flow = keras.layers.Activation(recipe.activation)(flow)
+        if recipe.dropout:
+            flow = keras.layers.Dropout(recipe.dropout)(flow)
+    logits = keras.layers.Dense(10)(flow)
+    if recipe.output == "sigmoid":  # softmax(log sigmoid(z)) is sigmoid(z) divided by the sum over the digits
+        logits = keras.layers.Activation("log_sigmoid")(logits)
+    return keras.Model(images, logits, name=recipe.name.replace("-", "_"))
+
+
+class Network:
+    """One network in training: its weights, its optimiser and the compiled epoch."""
+
+    def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
+        import keras
+
+        keras.utils.set_random_seed(recipe.seed)
+        self.recipe, self.train, self.validation = recipe, dataset.train, dataset.validation
+        self.model = build(recipe)
+        self.seconds = 0.0
+        steps = -(-len(self.train) // recipe.batch_size) * recipe.epochs
+        optimizer = _optimizer(recipe, steps)
+        optimizer.build(self.model.trainable_variables)
+        self._run_epoch = _compile_epoch(self.model, optimizer, min(recipe.batch_size, len(self.train)))
+
+    def epochs(self) -> Iterator[tuple[int, Epoch]]:
+        """Train, giving the figures of each epoch; at the end the model holds the last or, with patience, the best weights."""
+        best, best_epoch, best_weights = -1.0, 0, None
+        for epoch, images in enumerate(self._epochs_of_images()):
+            started = time.perf_counter()
+            figures = self._epoch(epoch, images)
+            self.seconds += time.perf_counter() - started
+            yield epoch, figures
+            if self.recipe.patience is None:
+                continue
+            if figures["val_accuracy"] > best:
+                best, best_epoch, best_weights = figures["val_accuracy"], epoch, self.model.get_weights()
+            elif epoch - best_epoch >= self.recipe.patience:
+                break
+        if best_weights is not None:
+            self.model.set_weights(best_weights)
+
+    def _epoch(self, epoch: int, images: Images) -> Epoch:
+        order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(images)).astype(np.int32)
+        loss, correct = self._run_epoch(images, self.train.labels, order)
+        val_loss, val_accuracy = _loss_and_accuracy(self.model, self.validation)
+        return {
+            "loss": float(loss) / len(images),
+            "accuracy": float(correct) / len(images),
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+        }
+
+    def _epochs_of_images(self) -> Iterator[Images]:
+        """The training images of each epoch; distorted ones are made in a thread while the epoch before is trained."""
+        recipe, images = self.recipe, self.train.images
+        if recipe.distortion is None:
+            yield from (images for _ in range(recipe.epochs))
+            return
+        with ThreadPoolExecutor(1) as pool:
+            ready: Future[Images] = pool.submit(_distorted, images, recipe, 0)
+            for epoch in range(recipe.epochs):
+                current = ready.result()
+                if epoch + 1 < recipe.epochs:
+                    ready = pool.submit(_distorted, images, recipe, epoch + 1)
+                yield current
+
+
+def _distorted(images: Images, recipe: Recipe, epoch: int) -> Images:
+    assert recipe.distortion is not None
+    return distort(images, recipe.distortion, np.random.default_rng((recipe.seed, epoch, 1)))
+
+
+def _optimizer(recipe: Recipe, steps: int) -> Any:
+    import keras
+
+    rate: Any = recipe.learning_rate
+    if recipe.schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(recipe.learning_rate, steps)
+    if recipe.optimizer == "sgd":
+        return keras.optimizers.SGD(rate)
+    if recipe.optimizer == "adam":
+        return keras.optimizers.Adam(rate)
+    return keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
+
+
+def _compile_epoch(model: Any, optimizer: Any, batch_size: int) -> Any:
+    """A function of (images, labels, order) that trains one epoch, the last partial batch included.
+
+    It returns the sum of the losses and the number of right answers over the epoch, as they were before each step.
+    """
+    import tensorflow as tf
+
+    def step(images: Any, labels: Any) -> tuple[Any, Any]:
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_mean(losses)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+        correct = tf.equal(tf.argmax(logits, 1, tf.int32), labels)
+        return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(correct, tf.float32))
+
+    @tf.function(jit_compile=True)
+    def epoch(images: Any, labels: Any, order: Any) -> tuple[Any, Any]:
+        n = images.shape[0]
+        loss, correct = tf.constant(0.0), tf.constant(0.0)
+        for i in tf.range(n // batch_size):
+            index = tf.slice(order, [i * batch_size], [batch_size])
+            step_loss, step_correct = step(tf.gather(images, index), tf.gather(labels, index))
+            loss, correct = loss + step_loss, correct + step_correct
+        if n % batch_size:
+            index = order[n - n % batch_size :]
+            step_loss, step_correct = step(tf.gather(images, index), tf.gather(labels, index))
+            loss, correct = loss + step_loss, correct + step_correct
+        return loss, correct
+
+    def run(images: Images, labels: Labels, order: NDArray[np.int32]) -> tuple[Any, Any]:
+        loss, correct = epoch(tf.constant(images), tf.constant(labels.astype(np.int32)), tf.constant(order))
+        return loss.numpy(), correct.numpy()
+
+    return run
+
+
+def forward(model: Any, images: Images, chunk: int = 2500) -> NDArray[np.float32]:
+    """What the model answers, (n, 10), without the Python overhead of `predict`."""
+    parts = [np.asarray(model(images[start : start + chunk], training=False)) for start in range(0, len(images), chunk)]
+    return np.concatenate(parts)
+
+
+def _loss_and_accuracy(model: Any, split: Split) -> tuple[float, float]:
+    logits = forward(model, split.images).astype(np.float64)
+    right = logits.argmax(axis=1) == split.labels
+    return log_loss(logits, split.labels), float(right.mean())
+
+
+def log_loss(logits: NDArray[np.float64], labels: Labels) -> float:
+    """Mean cross-entropy in nats of (n, 10) logits against the true digits."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
+
+
+def fit_temperature(logits: NDArray[np.float32], labels: Labels) -> float:
+    """The temperature between 0.1 and 10 with the least log loss (Guo et al. 2017, "On calibration of modern neural networks")."""
+    from scipy.optimize import minimize_scalar  # with its submodules 1 s, and only training needs it
+
+    wide = logits.astype(np.float64)
+    found = minimize_scalar(lambda log_t: log_loss(wide / np.exp(log_t), labels), bounds=(np.log(0.1), np.log(10)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def _average(models: list[Any]) -> Any:
+    """One model whose logits are the mean of the members' logits (their normalised geometric mean of probabilities)."""
+    import keras
+
+    if len(models) == 1:
+        return models[0]
+    images = keras.Input((SIZE, SIZE), dtype="uint8", name="images")
+    for number, model in enumerate(models):
+        model.name = f"member_{number}"
+    return keras.Model(images, keras.layers.Average()([model(images) for model in models]), name="committee")
+
+
+def _with_probabilities(logits: Any, temperature: float) -> Any:
+    """The model with its temperature and softmax as last layers, so that every copy of it answers alike."""
+    import keras
+
+    scaled = keras.layers.Rescaling(1 / temperature, name="temperature")(logits.output)
+    return keras.Model(logits.input, keras.layers.Softmax(name="probabilities")(scaled), name=logits.name)
