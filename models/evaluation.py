@@ -1,0 +1,125 @@
+"""What a version is worth: metrics with intervals, calibration, per-digit figures, a corruption suite."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from digits.images import SIZE, Images, Labels
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from models.distort import CENTRE, extreme_of_neighbours, sample
+
+Probabilities = NDArray[np.float32]  # (n, 10)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A share with its 95 % Wilson score interval (Wilson 1927)."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}]"
+
+
+def share(successes: int, n: int) -> Interval:
+    """Successes out of n with their interval."""
+    from scipy.stats import binomtest  # 1 s
+
+    interval = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    return Interval(successes / n, float(interval.low), float(interval.high))
+
+
+def accuracy(probabilities: Probabilities, labels: Labels) -> Interval:
+    """Share of images whose most probable digit is the true one."""
+    return share(int((probabilities.argmax(axis=1) == labels).sum()), len(labels))
+
+
+def log_loss(probabilities: Probabilities, labels: Labels) -> float:
+    """Mean negative log of the true digit's probability, in nats."""
+    likely = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.clip(likely, 1e-12, 1)).mean())
+
+
+def expected_calibration_error(probabilities: Probabilities, labels: Labels, bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy over equal-width bins (Naeini et al. 2015)."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [abs(right[bin_of == b].mean() - confidence[bin_of == b].mean()) * (bin_of == b).mean() for b in set(bin_of)]
+    return float(sum(gaps))
+
+
+def confusion(probabilities: Probabilities, labels: Labels) -> NDArray[np.int64]:
+    """Counts, (10, 10): row = true digit, column = answered digit."""
+    counts: NDArray[np.int64] = confusion_matrix(labels, probabilities.argmax(axis=1), labels=range(10))
+    return counts
+
+
+def per_digit(probabilities: Probabilities, labels: Labels) -> dict[str, float]:
+    """`precision_d` and `recall_d` for each digit d."""
+    precision, recall, _, _ = precision_recall_fscore_support(
+        labels, probabilities.argmax(axis=1), labels=range(10), zero_division=0
+    )
+    return {f"{name}_{d}": float(of[d]) for name, of in (("precision", precision), ("recall", recall)) for d in range(10)}
+
+
+def most_confused(counts: NDArray[np.int64], most: int = 5) -> list[tuple[int, int, int]]:
+    """(true digit, answered digit, count), the most frequent mistakes first."""
+    mistakes = counts.copy()
+    np.fill_diagonal(mistakes, 0)
+    order = np.argsort(mistakes, axis=None)[::-1][:most]
+    pairs = [(int(i) // 10, int(i) % 10) for i in order]
+    return [(true, answered, int(mistakes[true, answered])) for true, answered in pairs if mistakes[true, answered]]
+
+
+def corruptions(images: Images, seed: int = 0) -> dict[str, Images]:
+    """The suite: the images shifted, turned, thicker, thinner, noisy, blurred, dimmed and inverted, each of the same shape."""
+    noise = np.random.default_rng(seed).normal(0, 40, images.shape)
+    return {
+        **{f"shift_{pixels}": _moved(images, pixels) for pixels in (1, 2, 3)},
+        "rotate_left": _turned(images, -15),
+        "rotate_right": _turned(images, 15),
+        "thicker": extreme_of_neighbours(images, np.maximum),
+        "thinner": _blend(images, extreme_of_neighbours(images, np.minimum), 0.6),
+        "noise": np.clip(images + noise, 0, 255).astype(np.uint8),
+        "blur": _blurred(images),
+        "contrast": (images * 0.5).astype(np.uint8),
+        "inverted": 255 - images,
+    }
+
+
+def _moved(images: Images, pixels: int) -> Images:
+    """Every image moved by that many pixels, in turn right, left, down and up."""
+    moved = np.empty_like(images)
+    padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels)))
+    for turn, (row, column) in enumerate([(0, -1), (0, 1), (-1, 0), (1, 0)]):
+        top, left = pixels * (1 + row), pixels * (1 + column)
+        moved[turn::4] = padded[turn::4, top : top + SIZE, left : left + SIZE]
+    return moved
+
+
+def _turned(images: Images, degrees: float) -> Images:
+    angle = np.deg2rad(degrees)
+    row, column = (axis.astype(np.float32) - CENTRE for axis in np.mgrid[:SIZE, :SIZE])
+    rows = np.cos(angle) * row - np.sin(angle) * column + CENTRE
+    columns = np.sin(angle) * row + np.cos(angle) * column + CENTRE
+    shape = images.shape
+    return sample(images, np.broadcast_to(rows, shape).copy(), np.broadcast_to(columns, shape).copy())
+
+
+def _blend(images: Images, other: Images, amount: float) -> Images:
+    return np.rint(images + amount * (other.astype(np.float32) - images)).astype(np.uint8)
+
+
+def _blurred(images: Images) -> Images:
+    """Twice the binomial filter 1-2-1 in both directions: a Gaussian of one pixel."""
+    blurred = images.astype(np.float32)
+    for _ in range(2):
+        for axis in (1, 2):
+            padding = [(1, 1) if a == axis else (0, 0) for a in range(3)]
+            padded = np.moveaxis(np.pad(blurred, padding), axis, 0)
+            blurred = np.moveaxis((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4, 0, axis)
+    return np.rint(blurred).astype(np.uint8)

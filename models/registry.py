@@ -1,0 +1,173 @@
+"""Everything said to MLflow: runs, what they carry, versions and their aliases."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version as installed
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from digits.datasets import Dataset
+from digits.images import SIZE
+
+from models.recipes import Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "digits"  # of the experiment and of the registered model
+LIBRARIES = ("keras", "tensorflow", "numpy", "onnx", "onnxruntime", "tf2onnx", "scikit-learn", "mlflow")
+ENVIRONMENT = {
+    "MLFLOW_UV_AUTO_DETECT": "false",  # else every logged model records all packages of uv.lock as its requirements
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 retry a server that is down for four minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+class Unreachable(ConnectionError):
+    """MLflow does not answer."""
+
+
+class Registry:
+    """One MLflow server, held open."""
+
+    def __init__(self, uri: str) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        import mlflow  # 4 s, and the command line answers without it
+
+        mlflow.set_tracking_uri(uri)
+        self.uri, self.mlflow, self.client = uri, mlflow, mlflow.MlflowClient(uri)
+        try:
+            experiment = mlflow.set_experiment(NAME)
+        except mlflow.exceptions.MlflowException as error:
+            raise Unreachable(f"MLflow does not answer at {uri}; start it with `digits up` or set MLFLOW_TRACKING_URI") from error
+        self.experiment_id: str = experiment.experiment_id
+
+    @contextmanager
+    def run(self, recipe: Recipe, dataset: Dataset, tags: Mapping[str, str]) -> Iterator[str]:
+        """An MLflow run around a training, named by its recipe; it is marked failed when the block raises."""
+        tags = {"recipe": recipe.name, "dataset": dataset.fingerprint, **_git_commit(), **tags}
+        with self.mlflow.start_run(run_name=recipe.name, tags=tags) as run:
+            self.mlflow.log_params(flat(recipe))
+            self.mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
+            self.mlflow.log_dict(environment(), "environment.json")
+            self._log_dataset(dataset)
+            yield run.info.run_id
+
+    def _log_dataset(self, dataset: Dataset) -> None:
+        """The data set as MLflow's UI shows it: a sample stands for the images, the digest is our fingerprint."""
+        data = self.mlflow.data.from_numpy(
+            dataset.train.images[:100], targets=dataset.train.labels[:100], name=dataset.source, digest=dataset.fingerprint
+        )
+        self.mlflow.log_input(data, context="training")
+
+    def log_epoch(self, epoch: int, figures: Mapping[str, float]) -> None:
+        """One point on each learning curve; it is sent in the background."""
+        self.mlflow.log_metrics(dict(figures), step=epoch + 1, synchronous=False)
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """The final figures of the current run."""
+        self.mlflow.log_metrics(dict(metrics))
+
+    def log_text(self, text: str, name: str) -> None:
+        """A text file of the current run."""
+        self.mlflow.log_text(text, name)
+
+    def log_pictures(self, pictures: "Mapping[str, Figure]") -> None:
+        """One PNG per picture, under `pictures/` of the current run."""
+        for name, figure in pictures.items():
+            self.mlflow.log_figure(figure, f"pictures/{name}.png")
+
+    def register(self, card: dict[str, Any], files: Mapping[str, bytes]) -> str:
+        """A new version out of the current run: its ONNX model, the other files and a card that lists their checksums."""
+        import onnx
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, SIZE, SIZE), "images")]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 10))]),
+        )
+        info = self.mlflow.onnx.log_model(
+            onnx.load_model_from_string(files["model.onnx"]),
+            name="model",
+            signature=signature,
+            pip_requirements=[f"{library}=={installed(library)}" for library in ("onnxruntime", "numpy")],
+            save_as_external_data=False,
+            onnx_execution_providers=["CPUExecutionProvider"],
+        )
+        checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        full_card = {**card, "files": checksums}
+        with TemporaryDirectory() as folder:
+            for name, content in {**files, "card.json": json.dumps(full_card, indent=2).encode()}.items():
+                Path(folder, name).write_bytes(content)
+            self.client.log_model_artifacts(info.model_id, folder)
+        version = self.mlflow.register_model(info.model_uri, NAME, tags=_version_tags(card))
+        return str(version.version)
+
+    def alias(self, alias: str) -> str | None:
+        """The version an alias points to."""
+        try:
+            return str(self.client.get_model_version_by_alias(NAME, alias).version)
+        except self.mlflow.exceptions.MlflowException:
+            return None
+
+    def point(self, alias: str, version: str) -> None:
+        """Move an alias; MLflow does this in one transaction."""
+        self.client.set_registered_model_alias(NAME, alias, version)
+
+    def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
+        """Facts kept beside a version."""
+        for name, value in tags.items():
+            self.client.set_model_version_tag(NAME, version, name, value)
+
+    def versions(self) -> list[Any]:
+        """All versions, newest first, as MLflow's `ModelVersion`."""
+        return sorted(self.client.search_model_versions(f"name='{NAME}'"), key=lambda v: -int(v.version))
+
+    def run_link(self, run_id: str) -> str:
+        """Where the run is seen in MLflow's UI."""
+        return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{run_id}"
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as MLflow params: nested fields joined by a dot."""
+    fields = recipe.model_dump(mode="json")
+    distortion = fields.pop("distortion") or {}
+    return {**fields, **{f"distortion.{name}": value for name, value in distortion.items()}}
+
+
+def environment() -> dict[str, str]:
+    """What besides recipe and data decides the weights: Python, processor and library versions."""
+    return {"python": platform.python_version(), "machine": platform.machine(), **{name: installed(name) for name in LIBRARIES}}
+
+
+def _version_tags(card: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "recipe": card["recipe"]["name"],
+        "dataset": card["dataset"],
+        "test_accuracy": f"{card['metrics']['test_accuracy']:.4f}",
+    }
+
+
+def _git_commit() -> dict[str, str]:
+    """The commit of the code, `+` where files differ from it; nothing outside a git checkout."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"git_commit": commit + ("+" if changed else "")}
+
+
+def _git(*words: str) -> str:
+    root = Path(__file__).parent
+    return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
