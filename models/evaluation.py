@@ -1,12 +1,14 @@
 """What a version is worth: metrics with intervals, calibration, per-digit figures, a corruption suite."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from digits.images import SIZE, Images, Labels
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from digits.datasets import Split
+from digits.images import SIZE, Images, Labels
 from models.distort import CENTRE, extreme_of_neighbours, sample
 
 Probabilities = NDArray[np.float32]  # (n, 10)
@@ -22,6 +24,36 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{100 * self.value:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on the test images."""
+
+    metrics: dict[str, float]
+    probabilities: Probabilities  # (n, 10), of the test images
+    counts: NDArray[np.int64]  # confusion, (10, 10)
+
+
+def evaluate(answer: Callable[[Images], Probabilities], test: Split) -> Evaluation:
+    """Everything measured on the test images and on their corruptions; `answer` maps (n, 28, 28) to (n, 10)."""
+    probabilities = answer(test.images)
+    exact = accuracy(probabilities, test.labels)
+    corrupted = {
+        f"corruption_{name}": accuracy(answer(images), test.labels).value
+        for name, images in corruptions(test.images).items()
+    }
+    metrics = {
+        "test_accuracy": exact.value,
+        "test_accuracy_low": exact.low,
+        "test_accuracy_high": exact.high,
+        "test_log_loss": log_loss(probabilities, test.labels),
+        "test_ece": expected_calibration_error(probabilities, test.labels),
+        "corruption_accuracy": float(np.mean(list(corrupted.values()))),
+        **corrupted,
+        **per_digit(probabilities, test.labels),
+    }
+    return Evaluation(metrics, probabilities, confusion(probabilities, test.labels))
 
 
 def share(successes: int, n: int) -> Interval:
@@ -63,7 +95,9 @@ def per_digit(probabilities: Probabilities, labels: Labels) -> dict[str, float]:
     precision, recall, _, _ = precision_recall_fscore_support(
         labels, probabilities.argmax(axis=1), labels=range(10), zero_division=0
     )
-    return {f"{name}_{d}": float(of[d]) for name, of in (("precision", precision), ("recall", recall)) for d in range(10)}
+    return {
+        f"{name}_{d}": float(of[d]) for name, of in (("precision", precision), ("recall", recall)) for d in range(10)
+    }
 
 
 def most_confused(counts: NDArray[np.int64], most: int = 5) -> list[tuple[int, int, int]]:

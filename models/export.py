@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from digits.images import Images
 from numpy.typing import NDArray
+
+from digits.images import Images
 
 OPSET = 17  # newest that tf2onnx 1.17 and every ONNX Runtime since 1.12 know
 TOLERANCE = 1e-5  # of probabilities; float32 kernels differ by about 1e-6
@@ -36,5 +37,7 @@ def check_equal(exported: NDArray[np.float32], expected: NDArray[np.float32], im
     """The largest difference of two models' probabilities on the same images; raises ValueError above the tolerance."""
     difference = float(np.abs(exported - expected).max())
     if not difference < TOLERANCE:
-        raise ValueError(f"the ONNX export differs from the Keras model by {difference:.2g} on {len(images)} images, allowed is {TOLERANCE:g}")
+        raise ValueError(
+            f"the ONNX export differs from the Keras model by {difference:.2g} on {len(images)} images, allowed is {TOLERANCE:g}"
+        )
     return difference

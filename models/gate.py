@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from digits.images import Labels
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+
+from digits.images import Labels
 
 
 class Policy(BaseModel):
@@ -17,7 +18,9 @@ class Policy(BaseModel):
     significance: float = Field(0.05, gt=0, lt=1, description="Largest one-sided McNemar p-value of a promotion.")
     minimum_gain: float = Field(0.001, ge=0, le=1, description="Least gain in test accuracy of a promotion.")
     digit_loss: float = Field(0.02, ge=0, le=1, description="Largest loss of recall allowed on any one digit.")
-    corruption_loss: float = Field(0.01, ge=0, le=1, description="Largest loss of accuracy allowed on the corruption suite.")
+    corruption_loss: float = Field(
+        0.01, ge=0, le=1, description="Largest loss of accuracy allowed on the corruption suite."
+    )
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,11 @@ def judge_first(accuracy: float, floor: float) -> Verdict:
     """A first version is promoted when its test accuracy reaches the floor of its recipe."""
     evidence = {"accuracy": accuracy, "floor": floor}
     if accuracy >= floor:
-        return Verdict("promote", [f"there is no champion, and test accuracy {accuracy:.4f} reaches the floor {floor:.4f}"], evidence)
+        return Verdict(
+            "promote",
+            [f"there is no champion, and test accuracy {accuracy:.4f} reaches the floor {floor:.4f}"],
+            evidence,
+        )
     return Verdict("hold", [f"test accuracy {accuracy:.4f} is below the recipe's floor {floor:.4f}"], evidence)
 
 
@@ -78,9 +85,13 @@ def judge(candidate: Answers, champion: Answers, labels: Labels, policy: Policy)
     if harm:
         return Verdict("hold", harm, evidence)
     if p_better > policy.significance:
-        return Verdict("not enough evidence", [f"{counts}: p = {p_better:.3g}, above {policy.significance:g}"], evidence)
+        return Verdict(
+            "not enough evidence", [f"{counts}: p = {p_better:.3g}, above {policy.significance:g}"], evidence
+        )
     if gain < policy.minimum_gain:
-        return Verdict("hold", [f"{100 * gain:.2f} points more are below the {100 * policy.minimum_gain:.2f} asked for"], evidence)
+        return Verdict(
+            "hold", [f"{100 * gain:.2f} points more are below the {100 * policy.minimum_gain:.2f} asked for"], evidence
+        )
     return Verdict("promote", [f"{100 * gain:.2f} points more test accuracy: {counts}, p = {p_better:.3g}"], evidence)
 
 

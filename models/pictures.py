@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
+
 from digits.datasets import Split
 from digits.images import Images
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # matplotlib takes 1 s, and only a training draws
     from matplotlib.axes import Axes
@@ -39,7 +40,9 @@ def confusion(counts: NDArray[np.int64]) -> "Figure":
         count = counts[true, answered]
         if count:
             dark = true != answered and mistakes[true, answered] > 0.6 * np.nanmax(mistakes)
-            axes.text(answered, true, str(count), ha="center", va="center", fontsize=8, color="white" if dark else "black")
+            axes.text(
+                answered, true, str(count), ha="center", va="center", fontsize=8, color="white" if dark else "black"
+            )
     accuracy = np.trace(counts) / counts.sum()
     axes.set(xticks=range(10), yticks=range(10), xlabel="answered", ylabel="true digit")
     axes.set_title(f"{100 * accuracy:.2f} % of {counts.sum():,} test images")

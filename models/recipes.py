@@ -15,7 +15,9 @@ class Distortion(BaseModel):
     shear: float = Field(0.2, ge=0, description="Slant: pixels to the side per pixel of height.")
     shift_pixels: float = Field(1.5, ge=0, description="Shift, for both directions separately.")
     elastic_pixels: float = Field(36.0, ge=0, description="Elastic strength (alpha of Simard et al. 2003).")
-    elastic_sigma_pixels: float = Field(4.0, gt=0, description="Smoothness of the elastic field (sigma of Simard et al. 2003).")
+    elastic_sigma_pixels: float = Field(
+        4.0, gt=0, description="Smoothness of the elastic field (sigma of Simard et al. 2003)."
+    )
     thickness: float = Field(0.4, ge=0, le=1, description="Share of a one-pixel dilation or erosion of the strokes.")
 
 
@@ -37,17 +39,26 @@ class Recipe(BaseModel):
     )
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="Keras optimiser.")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate at the start.")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="Course of the learning rate; cosine ends at 0.")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="Course of the learning rate; cosine ends at 0."
+    )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, `adamw` only.")
     epochs: int = Field(ge=1, description="Passes over the training images, at most.")
     patience: int | None = Field(
-        None, ge=1, description="Stop after so many epochs without a better validation accuracy and go back to the best weights."
+        None,
+        ge=1,
+        description="Stop after so many epochs without a better validation accuracy and go back to the best weights.",
     )
     batch_size: int = Field(32, ge=1, description="Images per step.")
     validation_fraction: float | None = Field(
-        None, gt=0, lt=1, description="Share of the training part kept for validation; the data set's own split unless set."
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the training part kept for validation; the data set's own split unless set.",
     )
-    distortion: Distortion | None = Field(None, description="Random distortion of the training images, anew in every epoch.")
+    distortion: Distortion | None = Field(
+        None, description="Random distortion of the training images, anew in every epoch."
+    )
     members: int = Field(1, ge=1, description="Networks trained with consecutive seeds and averaged into one model.")
     seed: int = Field(0, ge=0, description="Seed of weights, order and distortion.")
     floor: float = Field(0.9, ge=0, le=1, description="Least test accuracy with which a first version may be promoted.")
@@ -78,10 +89,14 @@ CLASSIC = Recipe(
 )
 """784-128-256-10 with cross-entropy."""
 
-ADAM = Recipe(name="adam", hidden=(512, 512), epochs=10, batch_size=128, validation_fraction=0.1, reported="high accuracy")
+ADAM = Recipe(
+    name="adam", hidden=(512, 512), epochs=10, batch_size=128, validation_fraction=0.1, reported="high accuracy"
+)
 """784-512-512-10: two equal ReLU layers with Adam."""
 
-COMPACT = Recipe(name="compact", hidden=(128, 64), epochs=30, batch_size=32, validation_fraction=0.2, reported="97.65 %")
+COMPACT = Recipe(
+    name="compact", hidden=(128, 64), epochs=30, batch_size=32, validation_fraction=0.2, reported="97.65 %"
+)
 """784-128-64-10, 109,386 parameters, a fifth of the training images kept for validation."""
 
 SIGMOID = Recipe(

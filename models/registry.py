@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from digits.datasets import Dataset
 from digits.images import SIZE
-
 from models.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ class Registry:
         try:
             experiment = mlflow.set_experiment(NAME)
         except mlflow.exceptions.MlflowException as error:
-            raise Unreachable(f"MLflow does not answer at {uri}; start it with `digits up` or set MLFLOW_TRACKING_URI") from error
+            raise Unreachable(
+                f"MLflow does not answer at {uri}; start it with `digits up` or set MLFLOW_TRACKING_URI"
+            ) from error
         self.experiment_id: str = experiment.experiment_id
 
     @contextmanager
@@ -65,7 +67,10 @@ class Registry:
     def _log_dataset(self, dataset: Dataset) -> None:
         """The data set as MLflow's UI shows it: a sample stands for the images, the digest is our fingerprint."""
         data = self.mlflow.data.from_numpy(
-            dataset.train.images[:100], targets=dataset.train.labels[:100], name=dataset.source, digest=dataset.fingerprint
+            dataset.train.images[:100],
+            targets=dataset.train.labels[:100],
+            name=dataset.source,
+            digest=dataset.fingerprint,
         )
         self.mlflow.log_input(data, context="training")
 
@@ -147,7 +152,11 @@ def flat(recipe: Recipe) -> dict[str, Any]:
 
 def environment() -> dict[str, str]:
     """What besides recipe and data decides the weights: Python, processor and library versions."""
-    return {"python": platform.python_version(), "machine": platform.machine(), **{name: installed(name) for name in LIBRARIES}}
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: installed(name) for name in LIBRARIES},
+    }
 
 
 def _version_tags(card: Mapping[str, Any]) -> dict[str, str]:
@@ -170,4 +179,6 @@ def _git_commit() -> dict[str, str]:
 
 def _git(*words: str) -> str:
     root = Path(__file__).parent
-    return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    return subprocess.run(
+        ["git", *words], cwd=root, check=True, capture_output=True, text=True, timeout=10
+    ).stdout.strip()

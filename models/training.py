@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
 from digits.datasets import Dataset, Split
 from digits.images import SIZE, Images, Labels
-from numpy.typing import NDArray
-
 from models.distort import distort
 from models.recipes import Recipe
 
 Epoch = dict[str, float]
-OnEpoch = Callable[[int, int, Epoch], None]
+OnEpoch = Callable[[int, Epoch], None]
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,29 @@ class Trained:
         return digest.hexdigest()
 
 
-def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda member, epoch, figures: None) -> Trained:
+def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda epoch, figures: None) -> Trained:
     """Train every member of the recipe, average them and calibrate on the validation images.
 
     The same recipe, data and seed give the same weights on the same machine and library versions.
     """
-    members, history, seconds = [], [], 0.0
-    for member in range(recipe.members):
-        network = Network(recipe.model_copy(update={"seed": recipe.seed + member}), dataset)
-        for epoch, figures in network.epochs():
-            history.append(figures)
-            on_epoch(member, epoch, figures)
-        members.append(network.model)
-        seconds += network.seconds
+    members: list[Any] = []
+    history: list[Epoch] = []
+    seconds = 0.0
+    with tqdm(total=recipe.members * recipe.epochs, unit="epoch", desc=recipe.name, disable=None) as progress:
+        for member in range(recipe.members):
+            network = Network(recipe.model_copy(update={"seed": recipe.seed + member}), dataset)
+            for figures in network.epochs():
+                on_epoch(len(history), figures)
+                history.append(figures)
+                progress.update()
+                progress.set_postfix_str(f"validation accuracy {figures['val_accuracy']:.4f}")
+            members.append(network.model)
+            seconds += network.seconds
     logits = _average(members)
     temperature = fit_temperature(forward(logits, dataset.validation.images), dataset.validation.labels)
-    return Trained(_with_probabilities(logits, temperature), history, seconds, len(history) * len(dataset.train), temperature)
+    return Trained(
+        _with_probabilities(logits, temperature), history, seconds, len(history) * len(dataset.train), temperature
+    )
 
 
 def build(recipe: Recipe) -> Any:
@@ -94,14 +102,14 @@ class Network:
         optimizer.build(self.model.trainable_variables)
         self._run_epoch = _compile_epoch(self.model, optimizer, min(recipe.batch_size, len(self.train)))
 
-    def epochs(self) -> Iterator[tuple[int, Epoch]]:
+    def epochs(self) -> Iterator[Epoch]:
         """Train, giving the figures of each epoch; at the end the model holds the last or, with patience, the best weights."""
         best, best_epoch, best_weights = -1.0, 0, None
         for epoch, images in enumerate(self._epochs_of_images()):
             started = time.perf_counter()
             figures = self._epoch(epoch, images)
             self.seconds += time.perf_counter() - started
-            yield epoch, figures
+            yield figures
             if self.recipe.patience is None:
                 continue
             if figures["val_accuracy"] > best:
@@ -216,7 +224,9 @@ def fit_temperature(logits: NDArray[np.float32], labels: Labels) -> float:
     from scipy.optimize import minimize_scalar  # with its submodules 1 s, and only training needs it
 
     wide = logits.astype(np.float64)
-    found = minimize_scalar(lambda log_t: log_loss(wide / np.exp(log_t), labels), bounds=(np.log(0.1), np.log(10)), method="bounded")
+    found = minimize_scalar(
+        lambda log_t: log_loss(wide / np.exp(log_t), labels), bounds=(np.log(0.1), np.log(10)), method="bounded"
+    )
     return float(np.exp(found.x))
 
 
