@@ -150,7 +150,7 @@ def _blend(images: Images, other: Images, amount: float) -> Images:
 
 def _blurred(images: Images) -> Images:
     """Twice the binomial filter 1-2-1 in both directions: a Gaussian of one pixel."""
-    blurred = images.astype(np.float32)
+    blurred: NDArray[np.floating] = images.astype(np.float32)
     for _ in range(2):
         for axis in (1, 2):
             padding = [(1, 1) if a == axis else (0, 0) for a in range(3)]

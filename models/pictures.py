@@ -24,7 +24,7 @@ def curves(history: Sequence[dict[str, float]]) -> "Figure":
         axes.plot(epochs, [row[name] for row in history], marker=".", label="training")
         axes.plot(epochs, [row[f"val_{name}"] for row in history], marker=".", label="validation")
         axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
