@@ -18,6 +18,14 @@ class Reference:
     labels: Labels  # (n,)
     probabilities: NDArray[np.float32]  # (n, 10)
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def sample(self, most: int, seed: int) -> "Reference":
+        """At most so many of its images, at random."""
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:most])
+        return Reference(self.images[chosen], self.labels[chosen], self.probabilities[chosen])
+
     def to_bytes(self) -> bytes:
         """A compressed npz without pickles."""
         buffer = io.BytesIO()
@@ -34,5 +42,7 @@ def from_bytes(content: bytes) -> Reference:
         raise ValueError(f"expected an npz with images, labels and probabilities: {error}") from error
     pixels.check(images)
     if labels.shape != (len(images),) or probabilities.shape != (len(images), 10):
-        raise ValueError(f"expected {len(images)} labels and probabilities, got {labels.shape} and {probabilities.shape}")
+        raise ValueError(
+            f"expected {len(images)} labels and probabilities, got {labels.shape} and {probabilities.shape}"
+        )
     return Reference(images, labels, probabilities)

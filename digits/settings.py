@@ -18,10 +18,14 @@ def _named(name: str) -> AliasChoices:
 class Settings(BaseSettings):
     """Laptop defaults; a field `x` is set as `DIGITS_X` in the environment or in `.env`."""
 
-    model_config = SettingsConfigDict(env_prefix="DIGITS_", env_file=".env", extra="ignore", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DIGITS_", env_file=".env", extra="ignore", frozen=True, validate_default=True
+    )
 
     home: AbsolutePath = Field(Path("var"), description="Folder of all mutable state; removing it is a clean slate.")
-    mnist: AbsolutePath | None = Field(None, description="A local `mnist.npz`, used before Keras's cache and any download.")
+    mnist: AbsolutePath | None = Field(
+        None, description="A local `mnist.npz`, used before Keras's cache and any download."
+    )
     inbox: AbsolutePath = Field(
         default_factory=lambda values: values["home"] / "inbox",
         description="Labelled files dropped here are taken in once, by the next retraining.",
@@ -47,7 +51,28 @@ class Settings(BaseSettings):
         validation_alias=_named("PREFECT_API_URL"),
         description="Prefect API.",
     )
+    recipe: str = Field("compact", description="Recipe of the scheduled retraining.")
     watch_seconds: float = Field(2.0, gt=0, description="How often the service looks whether the champion changed.")
+
+    @property
+    def datasets(self) -> Path:
+        """Stored data sets, one folder per fingerprint."""
+        return self.home / "datasets"
+
+    @property
+    def champions(self) -> Path:
+        """Verified copies of served versions, for a start without the registry."""
+        return self.home / "champions"
+
+    @property
+    def reports(self) -> Path:
+        """Drift and accuracy reports, one folder per window."""
+        return self.home / "reports"
+
+    @property
+    def workspace(self) -> Path:
+        """What the Evidently UI shows."""
+        return self.home / "workspace"
 
 
 def settings() -> Settings:

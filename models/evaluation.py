@@ -34,6 +34,16 @@ class Evaluation:
     probabilities: Probabilities  # (n, 10), of the test images
     counts: NDArray[np.int64]  # confusion, (10, 10)
 
+    @property
+    def digits(self) -> Labels:
+        """The most probable digit of every test image, (n,)."""
+        return self.probabilities.argmax(axis=1).astype(np.uint8)
+
+    @property
+    def accuracy(self) -> float:
+        """On the test images."""
+        return self.metrics["test_accuracy"]
+
 
 def evaluate(answer: Callable[[Images], Probabilities], test: Split) -> Evaluation:
     """Everything measured on the test images and on their corruptions; `answer` maps (n, 28, 28) to (n, 10)."""

@@ -54,23 +54,23 @@ class Registry:
         self.experiment_id: str = experiment.experiment_id
 
     @contextmanager
-    def run(self, recipe: Recipe, dataset: Dataset, tags: Mapping[str, str]) -> Iterator[str]:
-        """An MLflow run around a training, named by its recipe; it is marked failed when the block raises."""
-        tags = {"recipe": recipe.name, "dataset": dataset.fingerprint, **_git_commit(), **tags}
+    def run(self, recipe: Recipe, fingerprint: str, dataset: Dataset, tags: Mapping[str, str]) -> Iterator[str]:
+        """An MLflow run around a training on the stored data set; it is marked failed when the block raises."""
+        tags = {"recipe": recipe.name, "dataset": fingerprint, **_git_commit(), **tags}
         with self.mlflow.start_run(run_name=recipe.name, tags=tags) as run:
             self.mlflow.log_params(flat(recipe))
             self.mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
             self.mlflow.log_dict(environment(), "environment.json")
-            self._log_dataset(dataset)
+            self._log_dataset(fingerprint, dataset)
             yield run.info.run_id
 
-    def _log_dataset(self, dataset: Dataset) -> None:
+    def _log_dataset(self, fingerprint: str, dataset: Dataset) -> None:
         """The data set as MLflow's UI shows it: a sample stands for the images, the digest is our fingerprint."""
         data = self.mlflow.data.from_numpy(
             dataset.train.images[:100],
             targets=dataset.train.labels[:100],
             name=dataset.source,
-            digest=dataset.fingerprint,
+            digest=fingerprint,
         )
         self.mlflow.log_input(data, context="training")
 
@@ -81,6 +81,14 @@ class Registry:
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """The final figures of the current run."""
         self.mlflow.log_metrics(dict(metrics))
+
+    def tag_run(self, tags: Mapping[str, str]) -> None:
+        """Tags of the current run."""
+        self.mlflow.set_tags(dict(tags))
+
+    def log_json(self, content: Mapping[str, Any], name: str) -> None:
+        """A JSON file of the current run."""
+        self.mlflow.log_dict(dict(content), name)
 
     def log_text(self, text: str, name: str) -> None:
         """A text file of the current run."""

@@ -35,6 +35,23 @@ class Trained:
     temperature: float  # the logits are divided by it
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """What the training cost and how large the network is."""
+        return {
+            "train_seconds": self.seconds,
+            "train_images_per_second": self.images_seen / self.seconds,
+            "parameters": self.model.count_params(),
+            "temperature": self.temperature,
+        }
+
+    @property
+    def summary(self) -> str:
+        """Keras's table of the layers."""
+        lines: list[str] = []
+        self.model.summary(print_fn=lines.append)
+        return "\n".join(lines) + "\n"
+
+    @property
     def weights_hash(self) -> str:
         """SHA-256 over all weights, in the order of the layers."""
         digest = hashlib.sha256()

@@ -1,0 +1,72 @@
+"""The ledger: an append-only record of promotions and rollbacks: when, from, to, by whom, why, with what evidence."""
+
+import getpass
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy import JSON, Column, DateTime, Engine, Integer, String, Table, Text, insert, select
+
+from digits.database import metadata
+
+Action = Literal["promotion", "rollback"]
+
+_ledger = Table(
+    "ledger",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("at", DateTime(timezone=True), nullable=False),
+    Column("action", String(16), nullable=False),
+    Column("from_version", String(32)),
+    Column("to_version", String(32), nullable=False),
+    Column("by", String(128), nullable=False),
+    Column("why", Text, nullable=False),
+    Column("evidence", JSON, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One change of the champion."""
+
+    action: Action
+    from_version: str | None
+    to_version: str
+    why: str
+    by: str
+    evidence: Mapping[str, Any]
+    at: datetime  # UTC
+
+
+def append(
+    engine: Engine, action: Action, from_version: str | None, to_version: str, why: str, evidence: Mapping[str, Any]
+) -> None:
+    """Record a change of the champion, made now by the user of this process."""
+    row = {"action": action, "from_version": from_version, "to_version": to_version, "why": why, "evidence": dict(evidence)}
+    with engine.begin() as connection:
+        connection.execute(insert(_ledger).values(at=datetime.now(UTC), by=_user(), **row))
+
+
+def entries(engine: Engine) -> list[Entry]:
+    """All entries, oldest first."""
+    with engine.connect() as connection:
+        rows = connection.execute(select(_ledger).order_by(_ledger.c.number)).mappings().all()
+    return [
+        Entry(**{**{name: row[name] for name in row if name != "number"}, "at": _utc(row["at"])})
+        for row in rows
+    ]
+
+
+def _utc(at: datetime) -> datetime:
+    """SQLite gives times back without a zone; they were stored as UTC."""
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _user() -> str:
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a user id without a name
+        name = "unknown"
+    return f"{name}@{socket.gethostname()}"

@@ -1,0 +1,29 @@
+"""`digits ingest`: from a source to a stored data set, checked on the way in."""
+
+import logging
+
+from digits import datasets
+from digits.settings import Settings, settings
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+log = logging.getLogger("digits.ingest")
+
+
+@flow(name="ingest")
+def ingest(data: str = "mnist") -> str:
+    """Read, check and store SOURCE, and let the next retraining start from it; the fingerprint of the data set."""
+    where = settings()
+    fingerprint = store(data, where)
+    datasets.set_current(where.datasets, fingerprint)
+    return fingerprint
+
+
+@task(cache_policy=NO_CACHE)
+def store(data: str, where: Settings) -> str:
+    """The source under `var/datasets/<fingerprint>`; the fingerprint."""
+    dataset = datasets.read(data, mnist=where.mnist, cache=where.home / "downloads")
+    folder = datasets.save(dataset, where.datasets)
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits().items())
+    log.info("stored %s as %s: %s", data, folder.name, counts)
+    return folder.name

@@ -1,0 +1,281 @@
+"""The whole platform on this machine: its processes under Supervisor, started, watched, restarted and stopped together."""
+
+import configparser
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from xmlrpc.client import Fault, ServerProxy
+
+import httpx
+from digits.settings import Settings
+
+PATIENCE_SECONDS = 180  # the slowest start seen on two busy cores was 54 s
+
+# Nothing of the platform reports home, and MLflow starts without the job runners it would add (13 processes, 1.7 GB).
+ENVIRONMENT = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "BENTOML_DO_NOT_TRACK": "True",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "ITERATIVE_DO_NOT_TRACK": "1",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "digits",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclass(frozen=True)
+class Process:
+    """One long-running process of the platform."""
+
+    name: str
+    what: str  # for the address table
+    command: list[str]
+    priority: int  # started in this order, stopped in reverse: clients go before the servers they talk to
+    port: int | None = None
+    setting: str | None = None  # that moves the port
+    health: str | None = None  # path that answers 200 once it is up
+
+
+class AlreadyRunning(RuntimeError):
+    """A platform runs on this `DIGITS_HOME`."""
+
+
+class PortTaken(OSError):
+    """Somebody else listens on a port the platform needs."""
+
+
+def processes(where: Settings) -> list[Process]:
+    """What `digits up` starts; a server that a setting names elsewhere is not started here."""
+    python, host = [sys.executable, "-m"], ["--host", where.host]
+    mlflow = Process(
+        name="mlflow",
+        what="MLflow: runs and versions",
+        command=[
+            *(*python, "mlflow", "server", *host, "--port", str(where.mlflow_port), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{where.home}/mlflow/mlflow.db"),
+            *("--artifacts-destination", f"{where.home}/mlflow/artifacts"),
+        ],
+        priority=1,
+        port=where.mlflow_port,
+        setting="DIGITS_MLFLOW_PORT",
+        health="/health",
+    )
+    prefect = Process(
+        name="prefect",
+        what="Prefect: flows and schedules",
+        command=[*python, "prefect", "server", "start", *host, "--port", str(where.prefect_port)],
+        priority=1,
+        port=where.prefect_port,
+        setting="DIGITS_PREFECT_PORT",
+        health="/api/health",
+    )
+    service = Process(
+        name="service",
+        what="endpoint and drawing page",
+        command=[
+            *(*python, "bentoml", "serve", "services.classifier:DigitClassifier"),
+            *(*host, "--port", str(where.service_port)),
+        ],
+        priority=2,
+        port=where.service_port,
+        setting="DIGITS_SERVICE_PORT",
+        health="/livez",
+    )
+    reports = Process(
+        name="reports",
+        what="Evidently: drift reports",
+        command=[
+            *(*python, "evidently", "ui", *host, "--port", str(where.reports_port)),
+            *("--workspace", str(where.workspace)),
+        ],
+        priority=2,
+        port=where.reports_port,
+        setting="DIGITS_REPORTS_PORT",
+        health="/",
+    )
+    flows = Process(
+        name="flows",
+        what="retraining and monitoring on their schedules",
+        command=[*python, "flows.deployments"],
+        priority=3,
+    )
+    local_mlflow = [mlflow] if where.mlflow_tracking_uri.endswith(f"127.0.0.1:{where.mlflow_port}") else []
+    local_prefect = [prefect] if where.prefect_api_url.endswith(f"127.0.0.1:{where.prefect_port}/api") else []
+    return [*local_mlflow, *local_prefect, service, reports, flows]
+
+
+def environment(where: Settings) -> dict[str, str]:
+    """What the processes of the platform run with."""
+    return {
+        **os.environ,
+        **ENVIRONMENT,
+        "DIGITS_HOME": str(where.home),
+        "MLFLOW_TRACKING_URI": where.mlflow_tracking_uri,
+        "PREFECT_API_URL": where.prefect_api_url,
+        "PREFECT_HOME": str(where.home / "prefect"),
+        "BENTOML_HOME": str(where.home / "bentoml"),
+    }
+
+
+@contextmanager
+def running(where: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """The platform, from starting its processes to the end of the last of them; Supervisor restarts those that die."""
+    if states(where):
+        raise AlreadyRunning(f"the platform already runs on {where.home}; see `digits status`, stop it with `digits down`")
+    wanted = processes(where)
+    _check_ports(where.host, wanted)
+    # A session of its own: Ctrl-C reaches only this process, which then stops the others in their order.
+    supervisor = subprocess.Popen(
+        [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(_configure(where, wanted))],
+        env=environment(where),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield supervisor
+    finally:
+        supervisor.terminate()
+        supervisor.wait()
+
+
+def wait_healthy(where: Settings, names: list[str], tell: Callable[[str, float], None]) -> None:
+    """Wait until each of the processes answers; raises TimeoutError that names the log of the one that does not."""
+    started = time.monotonic()
+    waiting = [process for process in processes(where) if process.name in names]
+    while waiting:
+        for process in [process for process in waiting if is_healthy(where, process)]:
+            tell(process.name, time.monotonic() - started)
+            waiting.remove(process)
+        if time.monotonic() - started > PATIENCE_SECONDS:
+            raise TimeoutError(f"{waiting[0].name} does not answer after {PATIENCE_SECONDS} s; read {log_of(where, waiting[0].name)}")
+        time.sleep(0.2)
+
+
+def is_healthy(where: Settings, process: Process) -> bool:
+    """Whether the process answers, or just runs where it has no port."""
+    if process.port is None:
+        return states(where).get(process.name) == "RUNNING"
+    try:
+        return httpx.get(f"http://{where.host}:{process.port}{process.health}", timeout=2).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def states(where: Settings) -> dict[str, str]:
+    """Supervisor's word on each process (RUNNING, STARTING, BACKOFF, ...); empty when the platform does not run."""
+    try:
+        return {row["name"]: row["statename"] for row in _supervisor(where).getAllProcessInfo()}
+    except (OSError, Fault):
+        return {}
+
+
+def stop(where: Settings) -> bool:
+    """Stop a platform that runs on this `DIGITS_HOME` and wait for its end; False when none did."""
+    if not states(where):
+        return False
+    _supervisor(where).shutdown()
+    while states(where):
+        time.sleep(0.2)
+    return True
+
+
+def log_of(where: Settings, name: str) -> Path:
+    """Where a process writes what it prints."""
+    return where.home / "logs" / f"{name}.log"
+
+
+@contextmanager
+def signals_as_interrupts() -> Iterator[None]:
+    """A closed terminal or a `kill` stops the platform as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_ports(host: str, wanted: list[Process]) -> None:
+    for process in wanted:
+        if process.port is None:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, process.port))
+            except OSError as error:
+                raise PortTaken(
+                    f"port {process.port} for {process.name} is taken; end what listens there or set {process.setting}"
+                ) from error
+
+
+def _configure(where: Settings, wanted: list[Process]) -> Path:
+    """Write the configuration of Supervisor (https://supervisord.org/configuration.html) and make the folders."""
+    for folder in ("run", "logs", "mlflow/artifacts", "prefect", "bentoml", "inbox"):
+        (where.home / folder).mkdir(parents=True, exist_ok=True)
+    where.workspace.mkdir(parents=True, exist_ok=True)
+    config = configparser.RawConfigParser()
+    config["unix_http_server"] = {"file": str(_socket(where)), "chmod": "0700"}
+    config["rpcinterface:supervisor"] = {
+        "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
+    }
+    config["supervisord"] = {
+        "logfile": _escaped(log_of(where, "supervisor")),
+        "pidfile": _escaped(where.home / "run" / "supervisor.pid"),
+        "directory": _escaped(Path(__file__).parent.parent),
+        "silent": "true",
+    }
+    for process in wanted:
+        config[f"program:{process.name}"] = {
+            "command": " ".join(f'"{_escaped(word)}"' for word in process.command),
+            "priority": str(process.priority),
+            "autorestart": "true",
+            "startretries": "1000",
+            "startsecs": "5",
+            "stopwaitsecs": "20",
+            "stopasgroup": "true",
+            "killasgroup": "true",
+            "redirect_stderr": "true",
+            "stdout_logfile": _escaped(log_of(where, process.name)),
+        }
+    path = where.home / "run" / "supervisor.conf"
+    with path.open("w") as file:
+        config.write(file)
+    return path
+
+
+def _escaped(value: Path | str) -> str:
+    return str(value).replace("%", "%%")
+
+
+def _socket(where: Settings) -> Path:
+    """Under `var/`, unless the path is longer than the 107 bytes that a Unix socket's address holds."""
+    path = where.home / "run" / "supervisor.sock"
+    if len(str(path)) < 90:  # Supervisor binds to a longer temporary name first
+        return path
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir(), f"digits-{name}.sock")
+
+
+def _supervisor(where: Settings) -> Any:
+    from supervisor.xmlrpc import SupervisorTransport
+
+    return ServerProxy("http://127.0.0.1", SupervisorTransport(serverurl=f"unix://{_socket(where)}")).supervisor

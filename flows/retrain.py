@@ -1,0 +1,117 @@
+"""`digits retrain`: new data comes in, a candidate is trained, and it replaces the champion only if it is really better."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from digits import database, datasets, inbox
+from digits.settings import Settings, settings
+from models import gate, recipes
+from models.gate import Verdict
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.concurrency.sync import AcquireConcurrencySlotTimeoutError, concurrency
+
+from flows.ingest import store
+from flows.train import train_on
+
+log = logging.getLogger("digits.retrain")
+
+LIMIT = "digits-retrain"
+
+
+class Busy(RuntimeError):
+    """Another retraining is under way."""
+
+
+@flow(name="retrain")
+def retrain(recipe: str | None = None, data: str | None = None, seed: int = 0) -> str:
+    """Take in new data, train a candidate, and promote it or say why not; the decision in a sentence.
+
+    The recipe is the setting `DIGITS_RECIPE` and the data set the current one unless given.
+    """
+    where = settings()
+    with one_at_a_time():
+        fingerprint = gather(data, where)
+        chosen = recipes.find(recipe or where.recipe).model_copy(update={"seed": seed})
+        version = train_on(fingerprint, chosen)
+        verdict = judge(version, fingerprint, chosen.floor, where)
+        act(version, verdict, where)
+    return f"digits v{version}: {verdict.sentence}"
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Hold the only slot for retraining that Prefect gives out, on whichever machine; raises Busy at once."""
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
+    try:
+        with concurrency(LIMIT, occupy=1, timeout_seconds=1, strict=True):
+            yield
+    except AcquireConcurrencySlotTimeoutError as error:
+        raise Busy("another retraining is under way; wait for its end, or cancel it in the Prefect UI") from error
+
+
+@task(cache_policy=NO_CACHE)
+def gather(data: str | None, where: Settings) -> str:
+    """The fingerprint of the data to train on: the given source or the current data set, and what lies in the inbox."""
+    fingerprint = datasets.current(where.datasets)
+    if data is not None or fingerprint is None:
+        fingerprint = store.fn(data or "mnist", where)
+    taken = inbox.read_inbox(where.inbox)
+    if taken.labelled is not None:
+        extended = datasets.extend(
+            datasets.load(where.datasets, fingerprint), taken.labelled, validation_fraction=0.1, seed=0
+        )
+        fingerprint = datasets.save(extended, where.datasets).name
+        log.info("took in %d labelled images from %s", len(taken.labelled), ", ".join(taken.names))
+    datasets.set_current(where.datasets, fingerprint)
+    inbox.mark_taken(taken, where.inbox)
+    return fingerprint
+
+
+@task(cache_policy=NO_CACHE)
+def judge(version: str, fingerprint: str, floor: float, where: Settings) -> Verdict:
+    """Candidate against champion on the test images of the candidate's data set."""
+    from models import champion, evaluation
+    from models.registry import Registry
+
+    test = datasets.load(where.datasets, fingerprint).test
+    registry = Registry(where.mlflow_tracking_uri)
+    current = registry.alias("champion")
+
+    def answers(of: str) -> gate.Answers:
+        model = champion.fetch_version(where.mlflow_tracking_uri, of, where.champions)
+        evaluated = evaluation.evaluate(model.answer, test)
+        return gate.Answers(evaluated.digits, evaluated.metrics["corruption_accuracy"])
+
+    candidate = answers(version)
+    if current is None:
+        verdict = gate.judge_first(float((candidate.digits == test.labels).mean()), floor)
+    else:
+        verdict = gate.judge(candidate, answers(current), test.labels, gate.Policy())
+    registry.tag_version(version, {"gate": verdict.decision, "gate_reasons": "; ".join(verdict.reasons)})
+    return verdict
+
+
+@task(cache_policy=NO_CACHE)
+def act(version: str, verdict: Verdict, where: Settings) -> None:
+    """Promote, or leave the champion where it is; the verdict on the page of the Prefect run."""
+    from models import promotion
+    from models.registry import Registry
+
+    log.info("digits v%s: %s", version, verdict.sentence)
+    _publish(version, verdict)
+    if verdict.decision == "promote":
+        registry = Registry(where.mlflow_tracking_uri)
+        engine = database.connect(where.database_url)
+        promotion.promote(registry, engine, version, "; ".join(verdict.reasons), where.champions, verdict.evidence)
+
+
+def _publish(version: str, verdict: Verdict) -> None:
+    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in verdict.evidence.items())
+    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
+    text = f"# digits v{version}: {verdict.decision}\n\n{reasons}\n\n| evidence | |\n|---|---|\n{rows}\n"
+    create_markdown_artifact(text, key="gate", description=f"digits v{version}: {verdict.decision}")

@@ -1,0 +1,47 @@
+"""Changing the champion: load-checked first, one alias moved, recorded in the ledger."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from digits import ledger
+from sqlalchemy import Engine
+
+from models import champion
+from models.registry import Registry
+
+log = logging.getLogger("digits.promotion")
+
+
+def promote(
+    registry: Registry,
+    engine: Engine,
+    version: str,
+    why: str,
+    cache: Path,
+    evidence: Mapping[str, Any] | None = None,
+    action: ledger.Action = "promotion",
+) -> None:
+    """Make the version the champion after it was fetched, verified and answered its golden query.
+
+    The alias `previous` is moved first and `champion` last, so that there is one valid champion at every moment.
+    """
+    current = registry.alias("champion")
+    if version == current:
+        raise ValueError(f"digits v{version} is the champion already")
+    champion.fetch(registry.uri, version, cache)
+    if current is not None:
+        registry.point("previous", current)
+    registry.point("champion", version)
+    ledger.append(engine, action, current, version, why, evidence or {})
+    log.info("promoted digits v%s (was v%s): %s", version, current, why)
+
+
+def roll_back(registry: Registry, engine: Engine, why: str, cache: Path) -> str:
+    """Make the previous champion the champion again; its version."""
+    previous = registry.alias("previous")
+    if previous is None:
+        raise LookupError("there is no previous champion to roll back to; promote a version with `digits promote VERSION`")
+    promote(registry, engine, previous, why, cache, action="rollback")
+    return previous
