@@ -1,0 +1,715 @@
+"""Data sets: labelled images from any source, checked at the border, split, stored once under their fingerprint."""
+
+import fcntl
+import gzip
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from io import BufferedReader, BufferedWriter, TextIOWrapper
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from digits import images as pixels
+from digits.images import SIZE, Images, Labels
+
+log = logging.getLogger(__name__)
+
+# What `keras.datasets.mnist.load_data` fetches, and the digest it checks (keras/src/datasets/mnist.py).
+MNIST_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
+MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
+KERAS_CACHE = Path("~/.keras/datasets/mnist.npz")
+DOWNLOAD_TIMEOUT_SECONDS = 5.0  # for connecting and for each silence, not for the whole file
+
+SOURCES = "`mnist`, `bundled`, or the path of an .npz, a .csv[.gz], a folder of IDX files or of pictures by digit"
+
+TEST_SHARE = 0.15  # of a source that comes without a test part
+VALIDATION_SHARE = 0.15  # of a source that comes without a test part
+VALIDATION_SHARE_OF_TRAIN = 1 / 6  # of a training part that comes with a test part: 10,000 of MNIST's 60,000
+MIN_CLASS_SHARE = 0.02  # a fifth of an even share; the rarest digit of MNIST has 0.089
+MIN_INK = 64  # the brightest pixel of real data is 255; images scaled to 0..1 or 0..16 stay below this
+
+NPZ_PARTS = (("x_train", "y_train"), ("x_test", "y_test"), ("images", "labels"))
+IDX_PARTS = (("train-images", "train-labels"), ("t10k-images", "t10k-labels"))
+COLUMNS = SIZE * SIZE
+# MemoryError: a damaged header may ask for any size. RuntimeError: an encrypted zip. SyntaxError: a damaged npy header.
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, SyntaxError)
+
+
+class BadData(ValueError):
+    """The refusal of a source: one sentence that names the file, the row and the value."""
+
+
+class Unavailable(BadData):
+    """A source that cannot be had on this machine now, though nothing is wrong with it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images; raises ValueError unless they keep the pixel contract. The arrays are read-only."""
+
+    images: Images  # (n, 28, 28)
+    labels: Labels  # (n,)
+
+    def __post_init__(self) -> None:
+        pixels.check(self.images)
+        if getattr(self.labels, "dtype", None) != np.uint8 or self.labels.shape != (len(self.images),):
+            got = f"{getattr(self.labels, 'dtype', type(self.labels).__name__)} {np.shape(self.labels)}"
+            raise ValueError(f"expected uint8 labels of shape ({len(self.images)},), got {got}")
+        if self.labels.max() > 9:
+            row = int(np.argmax(self.labels > 9))
+            raise ValueError(f"expected labels 0 to 9, got {self.labels[row]} in row {row} (counted from 0)")
+        object.__setattr__(self, "images", _read_only(self.images))
+        object.__setattr__(self, "labels", _read_only(self.labels))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def counts(self) -> list[int]:
+        """How many images of each digit, 0 to 9."""
+        return [int(count) for count in np.bincount(self.labels, minlength=10)]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Immutable training, validation and test images, named by a fingerprint of their content."""
+
+    train: Split
+    validation: Split
+    test: Split
+    source: str  # "mnist", "bundled", or the name of the file or folder
+    checksum: str | None = None  # SHA-256 of the file or folder it was read from
+    overlap_removed: int = 0  # images left out of train and validation because they stand in test
+    parent: str | None = None  # fingerprint of the data set this one was made from by resplit or extend
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The first 16 hex digits of a SHA-256 over the names, shapes and bytes of the six arrays."""
+        digest = hashlib.sha256()
+        for name, array in self.arrays().items():
+            digest.update(f"{name} {array.shape}\n".encode())
+            digest.update(array.data)
+        return digest.hexdigest()[:16]
+
+    def splits(self) -> dict[str, Split]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def arrays(self) -> dict[str, NDArray[np.uint8]]:
+        return {
+            f"{name}_{kind}": array
+            for name, split in self.splits().items()
+            for kind, array in (("images", split.images), ("labels", split.labels))
+        }
+
+
+# The border: a source becomes a data set or is refused.
+
+
+def read(source: str, *, mnist: Path | None, cache: Path, seed: int = 0, keras_cache: Path = KERAS_CACHE) -> Dataset:
+    """Reads, checks and splits a source: `mnist`, `bundled` or a path.
+
+    `mnist` is looked for at the path `mnist`, in Keras's cache and in `cache`, and is then downloaded into `cache`.
+    Raises BadData with the reason, and Unavailable where MNIST cannot be had.
+    """
+    if source == "mnist":
+        return _mnist(mnist, keras_cache.expanduser(), cache / "mnist.npz", seed)
+    if source == "bundled":
+        return _divide("bundled", _bundled(), None, seed)
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise BadData(f"the source {source!r} does not exist; give {SOURCES}")
+    return _read_path(path, path.name, seed)
+
+
+def read_labelled(path: Path) -> Split:
+    """All labelled images of one file or folder, however few and whichever digits; raises BadData."""
+    train, test = _parts(path)
+    return train if test is None else _join(train, test)
+
+
+def read_unlabelled(path: Path) -> Images:
+    """The images of a Kaggle `test.csv[.gz]` (`pixel0…pixel783`, no labels); raises BadData."""
+    return _read_csv(path, labelled=False).reshape(-1, SIZE, SIZE)
+
+
+def _read_path(path: Path, source: str, seed: int) -> Dataset:
+    train, test = _parts(path)
+    return replace(_divide(source, train, test, seed), checksum=_checksum(path))
+
+
+def _parts(path: Path) -> tuple[Split, Split | None]:
+    """The training and the test part of a file or folder, the second None where the source has but one part."""
+    name = path.name.lower()
+    if path.is_dir():
+        return _read_idx_folder(path) if _idx_file(path, "train-images") else (_read_pictures(path), None)
+    if name.endswith(".npz"):
+        return _read_npz(path)
+    if name.endswith((".csv", ".csv.gz")):
+        table = _read_csv(path, labelled=True)
+        return _labelled(path.name, "the pixels", table[:, 1:].reshape(-1, SIZE, SIZE), "the labels", table[:, 0]), None
+    raise BadData(f"{path.name} is no known kind of data; give {SOURCES}")
+
+
+def _labelled(file: str, images_name: str, images: Any, labels_name: str, labels: Any) -> Split:
+    """The two arrays as a split, once type, shape, range and polarity are right; raises BadData naming the row."""
+    for name, array in ((images_name, images), (labels_name, labels)):
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise BadData(f"{file}: {name} should be whole numbers (uint8), got {got}")
+    if images.ndim != 3 or images.shape[1:] != (SIZE, SIZE) or len(images) == 0:
+        raise BadData(
+            f"{file}: {images_name} should have the shape (n, {SIZE}, {SIZE}) with n >= 1, got {images.shape}"
+        )
+    if labels.shape != (len(images),):
+        raise BadData(
+            f"{file}: {labels_name} should have the shape ({len(images)},) of {images_name}, got {labels.shape}"
+        )
+    _check_range(file, images_name, images, 255)
+    _check_range(file, labels_name, labels, 9)
+    _check_ink(file, images_name, images)
+    return Split(images.astype(np.uint8), labels.astype(np.uint8))
+
+
+def _check_range(file: str, name: str, array: NDArray[Any], highest: int) -> None:
+    if array.min() >= 0 and array.max() <= highest:
+        return
+    row, *place = np.argwhere((array < 0) | (array > highest))[0].tolist()
+    where = f", pixel {tuple(place)}" if place else ""
+    value = array[(row, *place)]
+    raise BadData(f"{file}: row {row} of {name} (counted from 0){where} is {value}, expected 0 to {highest}")
+
+
+def _check_ink(file: str, name: str, images: NDArray[Any]) -> None:
+    """Refuses what is in range and yet not 0 = paper, 255 = ink: other scales, and dark ink on light paper."""
+    if images.max() < MIN_INK:
+        raise BadData(f"{file}: the largest value of {name} is {images.max()}, expected ink up to 255; scale it first")
+    border = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1)
+    if np.median(border) > 127:
+        paper = int(np.median(border))
+        raise BadData(
+            f"{file}: the border of {name} is mostly {paper}, expected paper to be 0; subtract it from 255 first"
+        )
+
+
+def _check_balance(file: str, split: Split) -> None:
+    counts = split.counts()
+    digit = int(np.argmin(counts))
+    if counts[digit] < MIN_CLASS_SHARE * len(split):
+        raise BadData(
+            f"{file}: digit {digit} has {counts[digit]} of {len(split)} images, "
+            f"expected at least {MIN_CLASS_SHARE:.0%} of each digit"
+        )
+
+
+# Splitting
+
+
+def _divide(source: str, train: Split, test: Split | None, seed: int) -> Dataset:
+    """A data set of one or two parts; images that stand in test are taken out of train before validation is drawn."""
+    for part in (train, test):
+        if part is not None:
+            _check_balance(source, part)
+    share = VALIDATION_SHARE_OF_TRAIN
+    if test is None:
+        train, test = _draw(_shuffle(train, seed), TEST_SHARE, seed)
+        share = VALIDATION_SHARE / (1 - TEST_SHARE)
+    train, removed = _without(source, train, test)
+    _check_balance(source, train)
+    return _complete(Dataset(*_draw(train, share, seed), test, source, overlap_removed=removed))
+
+
+def resplit(dataset: Dataset, validation_fraction: float, seed: int) -> Dataset:
+    """The same images with another validation part: `validation_fraction` of train and validation together, stratified.
+
+    Raises BadData where a digit would be missing from a part.
+    """
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"expected a validation fraction between 0 and 1, got {validation_fraction}")
+    train, validation = _draw(_join(dataset.train, dataset.validation), validation_fraction, seed)
+    return _complete(replace(dataset, train=train, validation=validation, parent=dataset.fingerprint))
+
+
+def extend(dataset: Dataset, more: Split, *, validation_fraction: float, seed: int) -> Dataset:
+    """The data set with new labelled images in train and validation; itself where `more` brings nothing new.
+
+    Left out: images that stand in test (counted in `overlap_removed`), and those already there with the same label, so
+    that extending twice by the same images is extending once. The side is drawn from each image's own bytes, about
+    `validation_fraction` of them to validation: an image that comes again later lands on the same side.
+    """
+    in_test = set(_keys(dataset.test))
+    known = {pair for split in (dataset.train, dataset.validation) for pair in _pairs(split)}
+    to_train: list[int] = []
+    to_validation: list[int] = []
+    removed = 0
+    for row, (key, label) in enumerate(_pairs(more)):
+        if key in in_test:
+            removed += 1
+        elif (key, label) not in known:
+            known.add((key, label))
+            (to_validation if _hash_share(key, seed) < validation_fraction else to_train).append(row)
+    grown = replace(
+        dataset,
+        train=_grow(dataset.train, more, to_train),
+        validation=_grow(dataset.validation, more, to_validation),
+        overlap_removed=dataset.overlap_removed + removed,
+    )
+    return replace(grown, parent=dataset.fingerprint) if to_train or to_validation else grown
+
+
+def _draw(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """What stays and what is drawn, both in the order of `split`: `round(share * n)` images, each digit in proportion.
+
+    Odd images go to the largest remainders; of a digit with two images or more, at least one is drawn.
+    """
+    counts = np.array(split.counts())
+    exact = counts * (round(share * len(split)) / len(split))
+    wanted = np.maximum(np.floor(exact).astype(int), np.minimum(counts // 2, 1))
+    missing = max(round(share * len(split)) - int(wanted.sum()), 0)
+    wanted[np.argsort(wanted - exact, kind="stable")[:missing]] += 1
+    order = np.random.default_rng(seed).permutation(len(split))
+    drawn = np.zeros(len(split), dtype=bool)
+    for digit, number in enumerate(wanted):
+        drawn[order[split.labels[order] == digit][:number]] = True
+    return _pick(split, ~drawn), _pick(split, drawn)
+
+
+def _without(source: str, split: Split, other: Split) -> tuple[Split, int]:
+    """The images of `split` that do not stand in `other`, and how many did."""
+    in_other = set(_keys(other))
+    keep = np.array([key not in in_other for key in _keys(split)])
+    removed = len(split) - int(keep.sum())
+    if removed == len(split):
+        raise BadData(
+            f"{source}: all {removed} training images stand in the test part too; nothing is left to train on"
+        )
+    if removed:
+        log.warning("%s: %d training images stand in the test part too and were left out", source, removed)
+    return (_pick(split, keep) if removed else split), removed
+
+
+def _complete(dataset: Dataset) -> Dataset:
+    for name, split in dataset.splits().items():
+        if 0 in split.counts():
+            digit = split.counts().index(0)
+            raise BadData(f"{dataset.source}: digit {digit} has too few images, none is left for the {name} part")
+    return dataset
+
+
+def _keys(split: Split) -> list[bytes]:
+    """Each image as bytes, to be compared as a whole."""
+    content = split.images.tobytes()
+    return [content[start : start + COLUMNS] for start in range(0, len(content), COLUMNS)]
+
+
+def _pairs(split: Split) -> list[tuple[bytes, int]]:
+    return list(zip(_keys(split), split.labels.tolist(), strict=True))
+
+
+def _hash_share(key: bytes, seed: int) -> float:
+    """A number in [0, 1) that depends on the image and the seed alone."""
+    digest = hashlib.sha256(f"{seed} ".encode() + key).digest()
+    return int.from_bytes(digest[:6]) / 2**48
+
+
+def _pick(split: Split, rows: NDArray[Any]) -> Split:
+    return Split(split.images[rows], split.labels[rows])
+
+
+def _join(first: Split, second: Split) -> Split:
+    return Split(np.concatenate([first.images, second.images]), np.concatenate([first.labels, second.labels]))
+
+
+def _grow(split: Split, more: Split, rows: list[int]) -> Split:
+    return _join(split, _pick(more, np.array(rows))) if rows else split
+
+
+def _shuffle(split: Split, seed: int) -> Split:
+    return _pick(split, np.random.default_rng(seed).permutation(len(split)))
+
+
+def _read_only(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+# MNIST and the bundled digits
+
+
+def _mnist(given: Path | None, keras_cache: Path, own_cache: Path, seed: int) -> Dataset:
+    """MNIST from the first place that has it. A given file that is bad is refused; a bad cache is passed over."""
+    if given is not None and given.exists():
+        return _read_path(given, "mnist", seed)
+    tried = ["DIGITS_MNIST is not set" if given is None else f"DIGITS_MNIST names {given}, which does not exist"]
+    if given is not None:
+        log.warning("%s; looking elsewhere", tried[0])
+    for path in (keras_cache, own_cache):
+        try:
+            if path.exists():
+                return _read_path(path, "mnist", seed)
+            tried.append(f"there is no {path}")
+        except BadData as error:
+            tried.append(f"{path} was passed over ({error})")
+    try:
+        _download(own_cache)
+    except (httpx.HTTPError, Unavailable) as error:
+        tried.append(f"{MNIST_URL} could not be fetched ({error})")
+        advice = "set DIGITS_MNIST to the path of an mnist.npz, or use `--data bundled`"
+        raise Unavailable(f"MNIST cannot be had here: {', '.join(tried)}; {advice}") from error
+    return _read_path(own_cache, "mnist", seed)
+
+
+def _download(target: Path) -> None:
+    """Fetches the file that Keras fetches, checks its digest and puts it in place in one step."""
+    log.info("fetching MNIST from %s", MNIST_URL)
+    body = httpx.get(MNIST_URL, timeout=DOWNLOAD_TIMEOUT_SECONDS, follow_redirects=True).raise_for_status().content
+    digest = hashlib.sha256(body).hexdigest()
+    if digest != MNIST_SHA256:
+        raise Unavailable(f"what came has {len(body)} bytes and the SHA-256 {digest}, expected {MNIST_SHA256}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _write(target, body)
+
+
+def _bundled() -> Split:
+    """The 1,797 handwritten digits of scikit-learn (8x8, 0 to 16), as MNIST would hold them."""
+    from sklearn.datasets import load_digits  # 3 s to import, and absent where the service runs
+
+    digits = load_digits()
+    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return Split(np.stack([_enlarge(image) for image in small]), digits.target.astype(np.uint8))
+
+
+def _enlarge(small: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An 8x8 digit as MNIST has it: 20x20 pixels, put into 28x28 with its centre of mass on pixel (14, 14).
+
+    MNIST's images are centred by mass (http://yann.lecun.com/exdb/mnist/): its mean centre is (14.00, 14.01).
+    """
+    box = np.asarray(Image.fromarray(small).resize((20, 20), Image.Resampling.BICUBIC))
+    centre = (np.average(np.arange(20), weights=box.sum(axis=axis)) for axis in (1, 0))
+    top, left = (min(max(round(14 - float(middle)), 0), SIZE - 20) for middle in centre)
+    image = np.zeros((SIZE, SIZE), np.uint8)
+    image[top : top + 20, left : left + 20] = box
+    return image
+
+
+# Readers, one per kind of file
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what a damaged or unreadable file raises into a refusal that names it."""
+    try:
+        yield
+    except BadData:
+        raise
+    except (*UNREADABLE, zlib.error, zipfile.BadZipFile) as error:
+        raise BadData(f"{path.name} cannot be read, it is damaged or cut off: {_words(error)}") from error
+
+
+def _words(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def _open(path: Path) -> gzip.GzipFile | BufferedReader:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _read_npz(path: Path) -> tuple[Split, Split | None]:
+    """Keras's names (`x_train`, `y_train` and, if there is a test part, `x_test`, `y_test`) or `images`, `labels`."""
+    with _reading(path):
+        if not zipfile.is_zipfile(path):
+            raise BadData(
+                f"{path.name} is no complete .npz archive of {path.stat().st_size} bytes; write it with numpy.savez"
+            )
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for pair in NPZ_PARTS for name in pair if name in archive}
+            names = archive.files
+    halves = [name for pair in NPZ_PARTS for name in pair if len(arrays.keys() & pair) == 1 and name not in arrays]
+    if halves:
+        raise BadData(f"{path.name} has no array {halves[0]!r}, it holds {names}")
+    train, test, single = (
+        _labelled(path.name, x, arrays[x], y, arrays[y]) if x in arrays else None for x, y in NPZ_PARTS
+    )
+    if train is None and single is None:
+        raise BadData(
+            f"{path.name} holds the arrays {names}, expected x_train, y_train, x_test, y_test or images, labels"
+        )
+    return (train, test) if train is not None else (single, None)  # type: ignore[return-value]  # one of them is there
+
+
+def _read_idx_folder(folder: Path) -> tuple[Split, Split | None]:
+    """The files of MNIST's own format, plain or gzipped: train-images, train-labels, t10k-images, t10k-labels."""
+    train, test = (_read_idx_pair(folder, *names) for names in IDX_PARTS)
+    if train is None:
+        raise BadData(f"{folder.name} has no train-images-idx3-ubyte")
+    return train, test
+
+
+def _read_idx_pair(folder: Path, images_name: str, labels_name: str) -> Split | None:
+    images, labels = _idx_file(folder, images_name), _idx_file(folder, labels_name)
+    if images is None and labels is None:
+        return None
+    if images is None or labels is None:
+        missing = f"{images_name}-idx3-ubyte" if images is None else f"{labels_name}-idx1-ubyte"
+        raise BadData(f"{folder.name} has no {missing}, plain or .gz")
+    return _labelled(folder.name, images.name, _read_idx(images, 3), labels.name, _read_idx(labels, 1))
+
+
+def _idx_file(folder: Path, name: str) -> Path | None:
+    """The file of that name; some copies write a dot where the original has a dash (`train-images.idx3-ubyte`)."""
+    found = [path for path in folder.iterdir() if re.fullmatch(rf"{name}[-.]idx[13]-ubyte(\.gz)?", path.name)]
+    return min(found, default=None)
+
+
+def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Magic `00 00 08 d`, d big-endian sizes, then the bytes (http://yann.lecun.com/exdb/mnist/)."""
+    with _reading(path), _open(path) as file:
+        body = file.read()
+    start = 4 + 4 * dimensions
+    magic = bytes([0, 0, 8, dimensions])
+    if body[:4] != magic or len(body) < start:
+        raise BadData(
+            f"{path.name} begins with {body[:4].hex() or 'nothing'}, expected the IDX magic number {magic.hex()}"
+        )
+    shape = np.frombuffer(body, ">u4", dimensions, 4).tolist()
+    row_bytes = math.prod(shape[1:])
+    if len(body) - start != row_bytes * shape[0]:
+        rows = (len(body) - start) // max(row_bytes, 1)
+        raise BadData(
+            f"{path.name} promises {shape[0]} rows of {row_bytes} bytes each, but its {len(body)} bytes hold {rows}"
+        )
+    return np.frombuffer(body, np.uint8, offset=start).reshape(shape)
+
+
+def _read_pictures(folder: Path) -> Split:
+    """Picture files in sub-folders named by their digit; hidden files are passed over."""
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    digits = [path for path in visible if path.is_dir() and re.fullmatch("[0-9]", path.name)]
+    strangers = [path.name for path in visible if path not in digits]
+    if strangers or not digits:
+        raise BadData(
+            f"{folder.name} holds {(strangers or ['nothing'])[0]!r}, "
+            "expected sub-folders 0 to 9 with pictures, or the IDX files of MNIST"
+        )
+    files = [path for digit in digits for path in sorted(digit.iterdir()) if not path.name.startswith(".")]
+    if not files:
+        raise BadData(f"{folder.name} holds no picture in its sub-folders")
+    images = np.stack([_read_picture(path) for path in files])
+    return _labelled(
+        folder.name, "the pictures", images, "the folders", np.array([int(path.parent.name) for path in files])
+    )
+
+
+def _read_picture(path: Path) -> NDArray[np.uint8]:
+    try:
+        return pixels.decode(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadData(f"{Path(*path.parts[-3:])} is not a readable picture of a digit: {_words(error)}") from error
+
+
+# Kaggle's CSV
+
+
+def _read_csv(path: Path, *, labelled: bool) -> NDArray[np.uint8]:
+    """The table of a Kaggle file, shape (n, 785) with the label first, or (n, 784); the header line may be missing.
+
+    Every value must be a whole number 0 to 255, a label 0 to 9. Raises BadData naming row (from 1), line and value.
+    """
+    columns = COLUMNS + labelled
+    try:
+        with _lines(path) as lines:
+            if not (first := _first_row(path, lines, columns)):
+                raise BadData(f"{path.name} has no rows, expected a header and lines of {columns} numbers")
+            table = np.loadtxt(chain([first], lines), np.uint8, delimiter=",", comments=None, ndmin=2)
+    except BadData:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise _bad_row(path, columns, _words(error)) from error
+    if table.shape[1] != columns or (labelled and table[:, 0].max() > 9):
+        raise _bad_row(path, columns, f"its shape is {table.shape}")
+    return table
+
+
+def _lines(path: Path) -> TextIOWrapper:
+    return TextIOWrapper(_open(path), encoding="utf-8-sig", errors="replace")
+
+
+def _first_row(path: Path, lines: Iterable[str], columns: int) -> str:
+    """The first line that is no header, blank or "" at the end; refuses a header that promises other columns."""
+    lines = (line for line in lines if line.strip())
+    line = next(iter(lines), "")
+    names = [field.strip(' "\n').lower() for field in line.split(",")]
+    if not line or names[0].isdecimal():
+        return line
+    expected = "label" if columns > COLUMNS else "pixel0"
+    if len(names) != columns or (names[0] == "label") != (expected == "label"):
+        start = f"begins with {names[0][:40]!r} and has {len(names)} columns"
+        raise BadData(f"{path.name} {start}, expected {expected!r} and {columns}")
+    return next(iter(lines), "")
+
+
+def _bad_row(path: Path, columns: int, reason: str) -> BadData:
+    """The refusal of the first row that is not `columns` numbers in range; numpy counts rows now from 0, now from 1."""
+    row = 0
+    try:
+        with _lines(path) as lines:
+            for number, line in enumerate(lines, start=1):
+                fields = [field.strip() for field in line.split(",")]
+                if fields == [""] or (number == 1 and not fields[0].isdecimal()):  # blank, or the header
+                    continue
+                row += 1
+                if fault := _fault(fields, columns):
+                    return BadData(f"{path.name}, row {row} (line {number}) {fault}")
+    except (OSError, EOFError, zlib.error) as error:
+        reason = _words(error)
+    return BadData(f"{path.name} cannot be read past row {row}: {reason}")
+
+
+def _fault(fields: list[str], columns: int) -> str | None:
+    if len(fields) != columns:
+        return f"has {len(fields)} values, expected {columns}; it begins {','.join(fields)[:40]!r}"
+    names = [f"pixel{pixel}" for pixel in range(COLUMNS)]
+    for name, field in zip(["label"] * (columns > COLUMNS) + names, fields, strict=True):
+        highest = 9 if name == "label" else 255
+        if not re.fullmatch("[+]?[0-9]+", field) or int(field) > highest:
+            return f"has the {name} {field[:40]!r}, expected a whole number 0 to {highest}"
+    return None
+
+
+# The store: one folder per data set, named by its fingerprint
+
+
+def manifest(dataset: Dataset) -> dict[str, Any]:
+    """What is told about a data set: where it comes from, and its counts per split and digit. Plain JSON values."""
+    splits = dataset.splits()
+    pool = _pairs(dataset.train) + _pairs(dataset.validation)
+    images = len({key for key, _ in pool})
+    return {
+        "fingerprint": dataset.fingerprint,
+        "source": dataset.source,
+        "checksum": dataset.checksum,
+        "parent": dataset.parent,
+        "images": {name: len(split) for name, split in splits.items()},
+        "images_per_digit": {name: split.counts() for name, split in splits.items()},
+        "smallest_class_share": {name: round(min(split.counts()) / len(split), 4) for name, split in splits.items()},
+        "duplicates": len(pool) - images,  # of train and validation together
+        "contradictions": len(set(pool)) - images,  # the same image under another label
+        "overlap_removed": dataset.overlap_removed,
+    }
+
+
+def save(dataset: Dataset, folder: Path) -> Path:
+    """Stores the data set as `folder/<fingerprint>/` (`arrays.npz`, `manifest.json`), once; returns that path.
+
+    Written beside and renamed, so that the folder appears whole or not at all; remains of a killed run are swept away.
+    """
+    target = folder / dataset.fingerprint
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        if target.exists():
+            return target
+        for remains in folder.glob(".part-*"):
+            shutil.rmtree(remains)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+            about = manifest(dataset) | {"created_at": datetime.now(UTC).isoformat(timespec="seconds")}
+            whole = Path(part, dataset.fingerprint)
+            whole.mkdir()
+            with (whole / "arrays.npz").open("wb") as file:
+                np.savez(file, **dataset.arrays())  # type: ignore[arg-type]  # mypy takes ** for allow_pickle too
+                _flush(file)
+            _write(whole / "manifest.json", json.dumps(about, indent=2).encode())
+            whole.rename(target)
+    log.info("stored data set %s (%s): %s images", dataset.fingerprint, dataset.source, about["images"])
+    return target
+
+
+def load(folder: Path, fingerprint: str) -> Dataset:
+    """The data set stored under the fingerprint; raises BadData if there is none or its content is not what it was."""
+    path = folder / _checked(fingerprint)
+    if not path.is_dir():
+        raise BadData(f"there is no data set {fingerprint} in {folder}; ingest it again")
+    with _reading(path / "arrays.npz"):
+        about = json.loads((path / "manifest.json").read_bytes())
+        with np.load(path / "arrays.npz", allow_pickle=False) as arrays:
+            names = ("train", "validation", "test")
+            train, validation, test = (Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in names)
+        origin = {name: about[name] for name in ("source", "checksum", "overlap_removed", "parent")}
+        dataset = Dataset(train, validation, test, **origin)
+    if dataset.fingerprint != fingerprint:
+        raise BadData(
+            f"the data set {path} was changed after it was stored: its content now has the fingerprint "
+            f"{dataset.fingerprint}; remove the folder and ingest it again"
+        )
+    return dataset
+
+
+def set_current(folder: Path, fingerprint: str) -> None:
+    """Makes a stored data set the one that the next retraining starts from."""
+    if not (folder / _checked(fingerprint)).is_dir():
+        raise BadData(f"there is no data set {fingerprint} in {folder}; ingest it again")
+    _write(folder / "current", fingerprint.encode())
+
+
+def current(folder: Path) -> str | None:
+    """The fingerprint of the data set that the next retraining starts from; None before the first."""
+    pointer = folder / "current"
+    return _checked(pointer.read_text().strip()) if pointer.exists() else None
+
+
+def _checked(fingerprint: str) -> str:
+    if not re.fullmatch("[0-9a-f]{16}", fingerprint):
+        raise BadData(f"{fingerprint!r} is no fingerprint of a data set, expected 16 hex digits")
+    return fingerprint
+
+
+def _checksum(path: Path) -> str:
+    """SHA-256 of a file; of a folder, over the names and digests of its files."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{file.relative_to(path).as_posix()} {_checksum(file)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time; the kernel lets go of the lock when its process dies."""
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(target: Path, content: bytes) -> None:
+    """The whole content or none: written beside the target, then renamed."""
+    part = target.with_name(f".{target.name}-{uuid4().hex}")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            _flush(file)
+        part.rename(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _flush(file: BufferedWriter) -> None:
+    file.flush()
+    os.fsync(file.fileno())
