@@ -142,7 +142,7 @@ def read(source: str, *, mnist: Path | None, cache: Path, seed: int = 0, keras_c
 def read_labelled(path: Path) -> Split:
     """All labelled images of one file or folder, however few and whichever digits; raises BadData."""
     train, test = _parts(path)
-    return train if test is None else _join(train, test)
+    return train if test is None else join(train, test)
 
 
 def read_unlabelled(path: Path) -> Images:
@@ -243,7 +243,7 @@ def resplit(dataset: Dataset, validation_fraction: float, seed: int) -> Dataset:
     """
     if not 0 < validation_fraction < 1:
         raise ValueError(f"expected a validation fraction between 0 and 1, got {validation_fraction}")
-    train, validation = _draw(_join(dataset.train, dataset.validation), validation_fraction, seed)
+    train, validation = _draw(join(dataset.train, dataset.validation), validation_fraction, seed)
     return _complete(replace(dataset, train=train, validation=validation, parent=dataset.fingerprint))
 
 
@@ -272,6 +272,11 @@ def extend(dataset: Dataset, more: Split, *, validation_fraction: float, seed: i
         overlap_removed=dataset.overlap_removed + removed,
     )
     return replace(grown, parent=dataset.fingerprint) if to_train or to_validation else grown
+
+
+def join(first: Split, second: Split) -> Split:
+    """The images of both, in this order."""
+    return Split(np.concatenate([first.images, second.images]), np.concatenate([first.labels, second.labels]))
 
 
 def _draw(split: Split, share: float, seed: int) -> tuple[Split, Split]:
@@ -333,12 +338,8 @@ def _pick(split: Split, rows: NDArray[Any]) -> Split:
     return Split(split.images[rows], split.labels[rows])
 
 
-def _join(first: Split, second: Split) -> Split:
-    return Split(np.concatenate([first.images, second.images]), np.concatenate([first.labels, second.labels]))
-
-
 def _grow(split: Split, more: Split, rows: list[int]) -> Split:
-    return _join(split, _pick(more, np.array(rows))) if rows else split
+    return join(split, _pick(more, np.array(rows))) if rows else split
 
 
 def _shuffle(split: Split, seed: int) -> Split:
@@ -597,8 +598,8 @@ def _fault(fields: list[str], columns: int) -> str | None:
 # The store: one folder per data set, named by its fingerprint
 
 
-def manifest(dataset: Dataset) -> dict[str, Any]:
-    """What is told about a data set: where it comes from, and its counts per split and digit. Plain JSON values."""
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """What the manifest tells: where the images come from, and how many there are per split and digit."""
     splits = dataset.splits()
     pool = _pairs(dataset.train) + _pairs(dataset.validation)
     images = len({key for key, _ in pool})
@@ -629,7 +630,7 @@ def save(dataset: Dataset, folder: Path) -> Path:
         for remains in folder.glob(".part-*"):
             shutil.rmtree(remains)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
-            about = manifest(dataset) | {"created_at": datetime.now(UTC).isoformat(timespec="seconds")}
+            about = describe(dataset) | {"created_at": datetime.now(UTC).isoformat(timespec="seconds")}
             whole = Path(part, dataset.fingerprint)
             whole.mkdir()
             with (whole / "arrays.npz").open("wb") as file:
@@ -641,13 +642,20 @@ def save(dataset: Dataset, folder: Path) -> Path:
     return target
 
 
+def manifest(folder: Path, fingerprint: str) -> dict[str, Any]:
+    """`describe` of a stored data set, and when it was stored (`created_at`, UTC); raises BadData if there is none."""
+    path = folder / _checked(fingerprint) / "manifest.json"
+    if not path.parent.is_dir():
+        raise BadData(f"there is no data set {fingerprint} in {folder}; ingest it again")
+    with _reading(path):
+        return json.loads(path.read_bytes())
+
+
 def load(folder: Path, fingerprint: str) -> Dataset:
     """The data set stored under the fingerprint; raises BadData if there is none or its content is not what it was."""
-    path = folder / _checked(fingerprint)
-    if not path.is_dir():
-        raise BadData(f"there is no data set {fingerprint} in {folder}; ingest it again")
+    about = manifest(folder, fingerprint)
+    path = folder / fingerprint
     with _reading(path / "arrays.npz"):
-        about = json.loads((path / "manifest.json").read_bytes())
         with np.load(path / "arrays.npz", allow_pickle=False) as arrays:
             names = ("train", "validation", "test")
             train, validation, test = (Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in names)
