@@ -1,0 +1,46 @@
+# `make up` and `make test` need Python 3.11 or 3.12, make and a package index; the rest they get themselves.
+
+# uv from the PATH, else one of our own.
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+PYTHON ?= python3
+
+.PHONY: help setup up down status test test-fast lint format clean
+
+help:
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+.uv/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "digits needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet uv
+
+setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)  ## install everything into .venv, as uv.lock says
+	@$(UV) sync --quiet --locked
+
+up: setup  ## start the platform: train a first champion, serve it, print the addresses
+	@.venv/bin/digits up
+
+down:  ## stop a platform started in another terminal
+	@.venv/bin/digits down
+
+status:  ## what is up, and where
+	@.venv/bin/digits status
+
+test: setup lint  ## everything CI runs
+	.venv/bin/pytest
+
+test-fast: setup  ## the tests that start no servers
+	.venv/bin/pytest -m "not slow"
+
+lint: setup  ## style and types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+format: setup  ## put the code into its standard form
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+clean:  ## remove the environments; the state in var/ stays
+	rm -rf .venv .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis
