@@ -22,7 +22,7 @@ def ingest(data: str = "mnist") -> str:
 @task(cache_policy=NO_CACHE)
 def store(data: str, where: Settings) -> str:
     """The source under `var/datasets/<fingerprint>`; the fingerprint."""
-    dataset = datasets.read(data, mnist=where.mnist, cache=where.home / "downloads")
+    dataset = datasets.read(data, mnist=where.mnist, cache=where.downloads)
     folder = datasets.save(dataset, where.datasets)
     counts = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits().items())
     log.info("stored %s as %s: %s", data, folder.name, counts)

@@ -134,7 +134,9 @@ def environment(where: Settings) -> dict[str, str]:
 def running(where: Settings) -> Iterator[subprocess.Popen[bytes]]:
     """The platform, from starting its processes to the end of the last of them; Supervisor restarts those that die."""
     if states(where):
-        raise AlreadyRunning(f"the platform already runs on {where.home}; see `digits status`, stop it with `digits down`")
+        raise AlreadyRunning(
+            f"the platform already runs on {where.home}; see `digits status`, stop it with `digits down`"
+        )
     wanted = processes(where)
     _check_ports(where.host, wanted)
     # A session of its own: Ctrl-C reaches only this process, which then stops the others in their order.
@@ -161,7 +163,9 @@ def wait_healthy(where: Settings, names: list[str], tell: Callable[[str, float],
             tell(process.name, time.monotonic() - started)
             waiting.remove(process)
         if time.monotonic() - started > PATIENCE_SECONDS:
-            raise TimeoutError(f"{waiting[0].name} does not answer after {PATIENCE_SECONDS} s; read {log_of(where, waiting[0].name)}")
+            raise TimeoutError(
+                f"{waiting[0].name} does not answer after {PATIENCE_SECONDS} s; read {log_of(where, waiting[0].name)}"
+            )
         time.sleep(0.2)
 
 

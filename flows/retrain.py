@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from digits import database, datasets, inbox
 from digits.settings import Settings, settings
@@ -12,7 +12,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.concurrency.sync import AcquireConcurrencySlotTimeoutError, concurrency
+from prefect.concurrency.sync import concurrency
 
 from flows.ingest import store
 from flows.train import train_on
@@ -47,11 +47,12 @@ def one_at_a_time() -> Iterator[None]:
     """Hold the only slot for retraining that Prefect gives out, on whichever machine; raises Busy at once."""
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
-    try:
-        with concurrency(LIMIT, occupy=1, timeout_seconds=1, strict=True):
-            yield
-    except AcquireConcurrencySlotTimeoutError as error:
-        raise Busy("another retraining is under way; wait for its end, or cancel it in the Prefect UI") from error
+    with ExitStack() as held:
+        try:
+            held.enter_context(concurrency(LIMIT, occupy=1, timeout_seconds=1, strict=True))
+        except TimeoutError as error:
+            raise Busy("another retraining is under way; wait for its end, or cancel it in the Prefect UI") from error
+        yield
 
 
 @task(cache_policy=NO_CACHE)

@@ -133,6 +133,10 @@ def _prefect_run() -> dict[str, str]:
 
 def _publish(registry: "Registry", version: str, run_id: str, evaluation: "Evaluation") -> None:
     """What came out, on the page of the Prefect run."""
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in evaluation.metrics.items() if name.startswith("test_"))
-    text = f"# digits v{version}\n\n[MLflow run]({registry.run_link(run_id)})\n\n| metric | value |\n|---|---|\n{rows}\n"
+    rows = "\n".join(
+        f"| {name} | {value:.4f} |" for name, value in evaluation.metrics.items() if name.startswith("test_")
+    )
+    text = (
+        f"# digits v{version}\n\n[MLflow run]({registry.run_link(run_id)})\n\n| metric | value |\n|---|---|\n{rows}\n"
+    )
     create_markdown_artifact(text, key="candidate", description=f"digits v{version}")

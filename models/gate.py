@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from digits.images import Labels
@@ -63,18 +61,16 @@ def judge(candidate: Answers, champion: Answers, labels: Labels, policy: Policy)
     Paired, because both see the same images: only those that exactly one of them gets right say which is better
     (exact McNemar test; Dietterich 1998, "Approximate statistical tests for comparing supervised classification learners").
     """
-    from scipy.stats import binomtest  # 1 s, and most users of this room never judge
-
     right, right_before = candidate.digits == labels, champion.digits == labels
     gained, lost = int((right & ~right_before).sum()), int((right_before & ~right).sum())
     gain = (gained - lost) / len(labels)
-    p_better = binomtest(gained, gained + lost, 0.5, alternative="greater").pvalue if gained + lost else 1.0
+    p_better = _sign_test(gained, lost)
     evidence = {
         "accuracy": float(right.mean()),
         "champion_accuracy": float(right_before.mean()),
         "only_candidate_right": gained,
         "only_champion_right": lost,
-        "p_value": float(p_better),
+        "p_value": p_better,
         "corruption_accuracy": candidate.corruption_accuracy,
         "champion_corruption_accuracy": champion.corruption_accuracy,
     }
@@ -96,15 +92,13 @@ def judge(candidate: Answers, champion: Answers, labels: Labels, policy: Policy)
 
 
 def _harm(candidate: Answers, champion: Answers, labels: Labels, policy: Policy) -> list[str]:
-    """What got worse by more than the policy allows."""
+    """What got worse by more than the policy allows; a digit by more than chance too, for one image can be percents of it."""
     reasons = []
     for digit in range(10):
-        of_digit = labels == digit
-        if not of_digit.any():
-            continue
-        before, after = _recall(champion.digits, of_digit, digit), _recall(candidate.digits, of_digit, digit)
-        if before - after > policy.digit_loss:
-            reasons.append(f"recall of {digit} falls from {before:.3f} to {after:.3f}")
+        right, right_before = (model.digits[labels == digit] == digit for model in (candidate, champion))
+        gained, lost = int((right & ~right_before).sum()), int((right_before & ~right).sum())
+        if lost - gained > policy.digit_loss * len(right) and _sign_test(lost, gained) <= policy.significance:
+            reasons.append(f"recall of {digit} falls from {right_before.mean():.3f} to {right.mean():.3f}")
     if champion.corruption_accuracy - candidate.corruption_accuracy > policy.corruption_loss:
         reasons.append(
             f"accuracy on corrupted images falls from {champion.corruption_accuracy:.3f} to {candidate.corruption_accuracy:.3f}"
@@ -112,5 +106,8 @@ def _harm(candidate: Answers, champion: Answers, labels: Labels, policy: Policy)
     return reasons
 
 
-def _recall(digits: Labels, of_digit: NDArray[np.bool_], digit: int) -> float:
-    return float((digits[of_digit] == digit).mean())
+def _sign_test(more: int, fewer: int) -> float:
+    """Probability of at least `more` heads out of `more + fewer` throws of a fair coin."""
+    from scipy.stats import binomtest  # 1 s, and most users of this room never judge
+
+    return float(binomtest(more, more + fewer, 0.5, alternative="greater").pvalue) if more + fewer else 1.0

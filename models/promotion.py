@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from digits import ledger
 from sqlalchemy import Engine
 
+from digits import ledger
 from models import champion
 from models.registry import Registry
 
@@ -42,6 +42,8 @@ def roll_back(registry: Registry, engine: Engine, why: str, cache: Path) -> str:
     """Make the previous champion the champion again; its version."""
     previous = registry.alias("previous")
     if previous is None:
-        raise LookupError("there is no previous champion to roll back to; promote a version with `digits promote VERSION`")
+        raise LookupError(
+            "there is no previous champion to roll back to; promote a version with `digits promote VERSION`"
+        )
     promote(registry, engine, previous, why, cache, action="rollback")
     return previous

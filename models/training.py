@@ -187,6 +187,8 @@ def _compile_epoch(model: Any, optimizer: Any, batch_size: int) -> Any:
     """
     import tensorflow as tf
 
+    tf.get_logger().setLevel("ERROR")  # else the epochs of a committee's members look like retracing to it
+
     def step(images: Any, labels: Any) -> tuple[Any, Any]:
         with tf.GradientTape() as tape:
             logits = model(images, training=True)

@@ -1,0 +1,88 @@
+"""`digits up`: start the processes, see to it that there is a champion, print where everything is, and wait."""
+
+import logging
+import subprocess
+import sys
+
+import httpx
+from digits import datasets
+from digits.datasets import Unavailable
+from digits.settings import Settings
+from models import champion
+from rich.console import Console
+from rich.table import Table
+
+from flows import processes
+
+console = Console(highlight=False)
+log = logging.getLogger("digits.up")
+
+
+def up(where: Settings) -> None:
+    """Everything up, a champion answering, the address table; then wait until Ctrl-C or the end of Supervisor."""
+    try:
+        with processes.signals_as_interrupts(), processes.running(where) as supervisor:
+            _start(where)
+            supervisor.wait()
+            raise RuntimeError(f"the platform ended by itself; read {processes.log_of(where, 'supervisor')}")
+    except KeyboardInterrupt:
+        console.print("stopped")
+
+
+def _start(where: Settings) -> None:
+    with console.status("starting MLflow, Prefect, the endpoint and the reports …"):
+        names = [process.name for process in processes.processes(where)]
+        processes.wait_healthy(where, names, lambda name, seconds: console.print(f"{name} is up after {seconds:.0f} s"))
+    if champion.version(where.mlflow_tracking_uri) is None:
+        _train_first(where)
+    with console.status("waiting for the endpoint to load the champion …"):
+        _wait_ready(where)
+    print_status(where)
+    console.print("Ctrl-C stops all of it.")
+
+
+def _train_first(where: Settings) -> None:
+    """A first champion, on the current data set, MNIST, or where neither can be had the bundled digits."""
+    data: list[str] = []
+    if datasets.current(where.datasets) is None:
+        data = ["--data", _first_source(where)]
+    console.print("there is no champion yet: training one")
+    command = [sys.executable, "-m", "flows", "retrain", *data]
+    if subprocess.run(command, env=processes.environment(where), check=False).returncode:
+        raise RuntimeError("the first training failed (see above); mend it and start again with `digits up`")
+
+
+def _first_source(where: Settings) -> str:
+    try:
+        datasets.read("mnist", mnist=where.mnist, cache=where.downloads)
+    except Unavailable as reason:
+        console.print(f"{reason}\nGoing on with the 1,797 digits bundled with scikit-learn.")
+        return "bundled"
+    return "mnist"
+
+
+def _wait_ready(where: Settings) -> None:
+    """Until the endpoint has the champion; its own words where it does not come."""
+    import time
+
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if httpx.get(f"{where.service_url}/readyz", timeout=5).is_success:
+            return
+        time.sleep(0.2)
+    raise TimeoutError(f"the endpoint does not take the champion; read {processes.log_of(where, 'service')}")
+
+
+def print_status(where: Settings) -> bool:
+    """The address table with the state of each process; whether all of them answer."""
+    table = Table("", "address", "state", box=None, pad_edge=False)
+    states = processes.states(where)
+    healthy = True
+    for process in processes.processes(where):
+        answers = processes.is_healthy(where, process)
+        healthy &= answers
+        address = f"http://{where.host}:{process.port}" if process.port else ""
+        state = "[green]up[/]" if answers else f"[red]{states.get(process.name, 'down').lower()}[/]"
+        table.add_row(process.what, address, state)
+    console.print(table)
+    return healthy

@@ -1,0 +1,261 @@
+"""The command line `digits`; each command imports what it needs, so that help answers at once."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from digits.settings import Settings, settings
+from pydantic import ValidationError
+
+app = typer.Typer(
+    help="Trains, promotes, serves and watches handwritten-digit recognisers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Data = Annotated[
+    str,
+    typer.Option(help="`mnist`, `bundled`, or a path: .npz, Kaggle .csv[.gz], folder of IDX files, pictures by digit."),
+]
+Reason = Annotated[str, typer.Option("--why", help="Recorded in the ledger.")]
+
+
+def main() -> None:
+    """Run a command; what goes wrong ends in one sentence and a non-zero exit."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("digits").setLevel(logging.INFO)
+    try:
+        app(standalone_mode=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        _fail(f"setting or field {'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}")
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (ValueError, LookupError, OSError, RuntimeError) as error:
+        if os.environ.get("DIGITS_TRACEBACK"):
+            raise
+        _fail(str(error) or type(error).__name__)
+
+
+def _fail(sentence: str) -> None:
+    sys.stderr.write(f"digits: {sentence}\n")
+    raise SystemExit(1)
+
+
+@app.command()
+def up() -> None:
+    """Start the whole platform on this machine and stay in the foreground; Ctrl-C stops all of it."""
+    from flows import bootstrap
+
+    bootstrap.up(settings())
+
+
+@app.command()
+def down() -> None:
+    """Stop a platform that was started elsewhere with `digits up`."""
+    from flows import processes
+
+    where = settings()
+    print("stopped" if processes.stop(where) else f"nothing runs on {where.home}")
+
+
+@app.command()
+def status() -> None:
+    """What is up, where, and which version answers."""
+    from flows import bootstrap
+
+    if not bootstrap.print_status(settings()):
+        raise SystemExit(1)
+
+
+@app.command()
+def ingest(data: Data = "mnist") -> None:
+    """Read, check and store a data set; the next retraining starts from it."""
+    from digits import datasets
+
+    from flows.ingest import store
+
+    where = settings()
+    fingerprint = store.fn(data, where)
+    datasets.set_current(where.datasets, fingerprint)
+    print(fingerprint)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Option(help="Name of a recipe; see `digits recipes`.")] = "compact",
+    data: Data = "mnist",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's own number.")] = None,
+) -> None:
+    """Train once and register the result as a candidate."""
+    from models import recipes
+
+    changes = {"seed": seed} | ({"epochs": epochs} if epochs else {})
+    chosen = recipes.find(recipe).model_copy(update=changes)
+    with _flows() as where:
+        from flows.train import train
+
+        version = train(chosen, data)
+        _print_version(where, version)
+
+
+@app.command()
+def retrain(
+    recipe: Annotated[str | None, typer.Option(help="Instead of the setting DIGITS_RECIPE.")] = None,
+    data: Annotated[str | None, typer.Option(help="A SOURCE, instead of the current data set.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Take in new data, train a candidate, and promote it only if it is really better."""
+    with _flows():
+        from flows.retrain import retrain
+
+        print(retrain(recipe, data, seed))
+
+
+@app.command()
+def promote(version: str, why: Reason = "by hand") -> None:
+    """Make VERSION the champion, after checking that it loads and answers."""
+    from digits import database
+    from models import promotion
+
+    where = settings()
+    promotion.promote(_registry(where), database.connect(where.database_url), version, why, where.champions)
+
+
+@app.command()
+def rollback(why: Reason = "by hand") -> None:
+    """Go back to the previous champion."""
+    from digits import database
+    from models import promotion
+
+    where = settings()
+    promotion.roll_back(_registry(where), database.connect(where.database_url), why, where.champions)
+
+
+@app.command()
+def ledger() -> None:
+    """Every promotion and rollback, oldest first."""
+    from digits import database
+    from digits import ledger as book
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("when (UTC)", "what", "from", "to", "by", "why", box=None, pad_edge=False)
+    for entry in book.entries(database.connect(settings().database_url)):
+        when = f"{entry.at:%Y-%m-%d %H:%M:%S}"
+        table.add_row(when, entry.action, entry.from_version or "–", entry.to_version, entry.by, entry.why)
+    Console().print(table)
+
+
+@app.command()
+def recipes() -> None:
+    """The recipes that can be trained."""
+    from models.recipes import RECIPES
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("recipe", "layers", "optimiser", "epochs", "batch", "reported", box=None, pad_edge=False)
+    for recipe in RECIPES.values():
+        layers = "-".join(map(str, (784, *recipe.hidden, 10))) + (f" × {recipe.members}" if recipe.members > 1 else "")
+        table.add_row(
+            recipe.name, layers, recipe.optimizer, str(recipe.epochs), str(recipe.batch_size), recipe.reported
+        )
+    Console().print(table)
+
+
+@app.command()
+def predict(files: list[Path]) -> None:
+    """Classify pictures from disk through the endpoint."""
+    import httpx
+
+    where = settings()
+    with httpx.Client(base_url=f"http://{where.host}:{where.service_port}", timeout=30) as client:
+        wrong = 0
+        for file in files:
+            try:
+                response = client.post("/classify_file", files={"file": (file.name, file.read_bytes())})
+            except httpx.TransportError as error:
+                raise ConnectionError(
+                    f"the endpoint does not answer at {client.base_url}; start it with `digits up`"
+                ) from error
+            answer = response.json()
+            if response.is_error:
+                wrong += 1
+                print(f"{file}: {answer['error']}")
+            else:
+                print(f"{file}: {answer['digit']} ({answer['probability']:.1%}, digits v{answer['model_version']})")
+    raise SystemExit(1 if wrong else 0)
+
+
+@app.command()
+def traffic(
+    n: Annotated[int, typer.Option("-n", min=1, help="How many requests.")] = 1000,
+    change: Annotated[str, typer.Option(help="What happens to the images on the way; `plain` leaves them.")] = "plain",
+    labels: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers that get feedback.")] = 0.0,
+    data: Data = "mnist",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Send real test digits, plain or changed, to the endpoint."""
+    from digits import datasets
+    from tqdm import tqdm
+
+    from flows import traffic as requests
+
+    where = settings()
+    test = datasets.read(data, mnist=where.mnist, cache=where.downloads).test
+    sending = requests.send(where.service_url, requests.changed(test, change, seed), n, seed, labels)
+    for sent in tqdm(sending, total=n, unit="request", disable=None):  # noqa: B007  # the last one is printed
+        pass
+    print(f"{sent.answers} answers, {sent.right / sent.answers:.1%} right, {sent.labelled} labelled")
+
+
+@app.command()
+def monitor(since: Annotated[str, typer.Option(help="How far back to look: 30m, 24h, 7d.")] = "24h") -> None:
+    """Report drift and accuracy of the latest answers against what the champion was trained on."""
+    with _flows():
+        from flows.monitor import monitor
+
+        print(monitor(since))
+
+
+def _registry(where: Settings) -> Any:
+    from models.registry import Registry
+
+    return Registry(where.mlflow_tracking_uri)
+
+
+def _print_version(where: Settings, version: str) -> None:
+    print(f"digits v{version} is registered; make it the champion with `digits promote {version}`")
+
+
+@contextmanager
+def _flows() -> Iterator[Settings]:
+    """Prefect set up for flows that run in this process: told where its server is, and silent on the terminal."""
+    from flows.processes import environment
+
+    where = settings()
+    _check_prefect(where)
+    os.environ.update(environment(where))
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # our own lines stay; Prefect's go to its server
+    started = time.monotonic()
+    yield where
+    logging.getLogger("digits").info("took %.1f s", time.monotonic() - started)
+
+
+def _check_prefect(where: Settings) -> None:
+    import httpx
+
+    try:
+        httpx.get(f"{where.prefect_api_url}/health", timeout=10).raise_for_status()
+    except httpx.HTTPError as error:
+        raise ConnectionError(
+            f"Prefect does not answer at {where.prefect_api_url}; start it with `digits up` or set PREFECT_API_URL"
+        ) from error

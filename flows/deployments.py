@@ -1,0 +1,41 @@
+"""The schedules: `python -m flows.deployments` registers the flows with Prefect and runs them when they are due."""
+
+from typing import TYPE_CHECKING
+
+from prefect import serve
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.schedules import Cron
+from prefect.types.entrypoint import EntrypointType
+
+from flows.ingest import ingest
+from flows.monitor import monitor
+from flows.retrain import retrain
+from flows.train import train
+
+if TYPE_CHECKING:
+    from prefect.deployments.runner import RunnerDeployment
+
+
+def deployments() -> "list[RunnerDeployment]":
+    """Every flow that can be started in the Prefect UI; retraining daily and monitoring hourly, never two at once."""
+    alone = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+    module = EntrypointType.MODULE_PATH
+    return [
+        retrain.to_deployment(
+            "daily", schedule=Cron("0 3 * * *", timezone="UTC"), concurrency_limit=alone, entrypoint_type=module
+        ),
+        monitor.to_deployment(
+            "hourly", schedule=Cron("0 * * * *", timezone="UTC"), concurrency_limit=alone, entrypoint_type=module
+        ),
+        train.to_deployment("by-hand", entrypoint_type=module),
+        ingest.to_deployment("by-hand", entrypoint_type=module),
+    ]
+
+
+def main() -> None:
+    """Register and run until told to stop; the schedules stay active in Prefect meanwhile."""
+    serve(*deployments(), pause_on_shutdown=False, limit=2, print_starting_message=False)
+
+
+if __name__ == "__main__":
+    main()
