@@ -159,7 +159,8 @@ def _parts(path: Path) -> tuple[Split, Split | None]:
     """The training and the test part of a file or folder, the second None where the source has but one part."""
     name = path.name.lower()
     if path.is_dir():
-        return _read_idx_folder(path) if _idx_file(path, "train-images") else (_read_pictures(path), None)
+        with _reading(path):
+            return _read_idx_folder(path) if _idx_file(path, "train-images") else (_read_pictures(path), None)
     if name.endswith(".npz"):
         return _read_npz(path)
     if name.endswith((".csv", ".csv.gz")):
@@ -274,9 +275,9 @@ def extend(dataset: Dataset, more: Split, *, validation_fraction: float, seed: i
     return replace(grown, parent=dataset.fingerprint) if to_train or to_validation else grown
 
 
-def join(first: Split, second: Split) -> Split:
-    """The images of both, in this order."""
-    return Split(np.concatenate([first.images, second.images]), np.concatenate([first.labels, second.labels]))
+def join(*splits: Split) -> Split:
+    """The images of all, in this order."""
+    return Split(np.concatenate([split.images for split in splits]), np.concatenate([split.labels for split in splits]))
 
 
 def _draw(split: Split, share: float, seed: int) -> tuple[Split, Split]:
@@ -372,7 +373,7 @@ def _mnist(given: Path | None, keras_cache: Path, own_cache: Path, seed: int) ->
     try:
         _download(own_cache)
     except (httpx.HTTPError, Unavailable) as error:
-        tried.append(f"{MNIST_URL} could not be fetched ({error})")
+        tried.append(f"{MNIST_URL} could not be fetched ({_words(error)})")
         advice = "set DIGITS_MNIST to the path of an mnist.npz, or use `--data bundled`"
         raise Unavailable(f"MNIST cannot be had here: {', '.join(tried)}; {advice}") from error
     return _read_path(own_cache, "mnist", seed)

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import reduce
 from itertools import chain, count
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def read_inbox(inbox: Path, settle_seconds: float = 1.0) -> Taken:
         else:
             splits.append(split)
             stamps[path.name] = stamp
-    return Taken(reduce(datasets.join, splits) if splits else None, stamps, rejected)
+    return Taken(datasets.join(*splits) if splits else None, stamps, rejected)
 
 
 def mark_taken(taken: Taken, inbox: Path) -> None:

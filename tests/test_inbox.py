@@ -1,0 +1,255 @@
+"""Files dropped into the inbox are taken in once, whatever happens on the way, and bad ones are set aside with the reason."""
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from digits import datasets, inbox
+from digits.datasets import Dataset, Split
+
+read_now = partial(inbox.read_inbox, settle_seconds=0)
+
+
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return datasets.read("bundled", mnist=None, cache=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def drop(tmp_path: Path, bundled: Dataset) -> Callable[..., Split]:
+    """Puts new images into the inbox under a name, and gives them back: bundled digits mirrored, so that none is known."""
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+
+    def put(name: str, start: int = 0, stop: int = 5) -> Split:
+        split = Split(bundled.train.images[start:stop, :, ::-1], bundled.train.labels[start:stop])
+        write(folder / name, split)
+        return split
+
+    return put
+
+
+def write(path: Path, split: Split) -> None:
+    if path.suffix == ".npz":
+        np.savez(path, images=split.images, labels=split.labels)
+    elif path.suffix in (".csv", ".gz"):
+        header = ",".join(["label", *(f"pixel{pixel}" for pixel in range(784))])
+        table = np.column_stack([split.labels, split.images.reshape(-1, 784)])
+        np.savetxt(path, table, "%d", ",", header=header, comments="")  # gzips by itself what ends in .gz
+    else:
+        for row, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            (path / str(label)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path / str(label) / f"{row:03}.png")
+
+
+def pairs(split: Split | None) -> Counter[tuple[bytes, int]]:
+    assert split is not None
+    return Counter((image.tobytes(), int(label)) for image, label in zip(split.images, split.labels, strict=True))
+
+
+def retrain(folder: Path, store: Path, die_after: int = 9) -> None:
+    """The steps of a retraining that concern the inbox; `die_after` leaves off after so many of them."""
+    before = datasets.load(store, str(datasets.current(store)))
+    taken = read_now(folder)
+    after = before
+    if taken.labelled is not None:
+        after = datasets.extend(before, taken.labelled, validation_fraction=0.2, seed=0)
+    steps = [
+        lambda: datasets.save(after, store),
+        lambda: datasets.set_current(store, after.fingerprint),
+        lambda: inbox.mark_taken(taken, folder),
+    ]
+    for step in steps[:die_after]:
+        step()
+
+
+def test_all_good_files_come_together(tmp_path: Path, drop: Callable[..., Split]) -> None:
+    dropped = [
+        drop("a.csv", 0, 3),
+        drop("b.csv.gz", 3, 5),
+        drop("c.npz", 5, 6),
+        drop("d", 6, 20),
+    ]
+    taken = read_now(tmp_path / "inbox")
+    assert pairs(taken.labelled) == pairs(datasets.join(*dropped))
+    assert taken.names == ("a.csv", "b.csv.gz", "c.npz", "d")
+    assert taken.rejected == {}
+    assert len(list((tmp_path / "inbox").iterdir())) == 4  # reading moves nothing
+
+
+def test_idx_folders_and_keras_files_count_with_both_parts(
+    tmp_path: Path, drop: Callable[..., Split], bundled: Dataset
+) -> None:
+    first, second = drop("a.npz", 0, 5), drop("b.npz", 5, 9)
+    arrays = {"x_train": first.images, "y_train": first.labels, "x_test": second.images, "y_test": second.labels}
+    (tmp_path / "inbox" / "b.npz").unlink()
+    np.savez(tmp_path / "inbox" / "a.npz", **arrays)  # type: ignore[arg-type]
+    assert pairs(read_now(tmp_path / "inbox").labelled) == pairs(datasets.join(first, second))
+
+
+def test_what_was_read_moves_to_taken(tmp_path: Path, drop: Callable[..., Split]) -> None:
+    folder = tmp_path / "inbox"
+    drop("june.csv")
+    drop("pictures")
+    inbox.mark_taken(read_now(folder), folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["taken"]
+    assert sorted(path.name for path in (folder / "taken").iterdir()) == ["june.csv", "pictures"]
+    assert read_now(folder) == inbox.Taken(None)
+    drop("june.csv", 5, 9)
+    inbox.mark_taken(read_now(folder), folder)
+    assert sorted(path.name for path in (folder / "taken").iterdir()) == ["june-2.csv", "june.csv", "pictures"]
+
+
+def test_a_bad_file_is_set_aside_with_the_reason(tmp_path: Path, drop: Callable[..., Split]) -> None:
+    folder = tmp_path / "inbox"
+    good = drop("good.csv")
+    (folder / "bad.csv").write_text((folder / "good.csv").read_text().replace("\n", "\n300", 1))
+    (folder / "notes.txt").write_text("please take these in")
+    drop("scans")
+    (folder / "scans" / "5" / "torn.png").parent.mkdir(exist_ok=True)
+    (folder / "scans" / "5" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    taken = read_now(folder)
+    assert taken.names == ("good.csv",) and pairs(taken.labelled) == pairs(good)
+    assert set(taken.rejected) == {"bad.csv", "notes.txt", "scans"}
+    assert sorted(path.name for path in folder.iterdir()) == ["good.csv", "rejected"]
+    rejected = folder / "rejected"
+    for name, reason in taken.rejected.items():
+        assert (rejected / name).exists()
+        assert (rejected / f"{name}.reason.txt").read_text() == reason + "\n"
+    label = f"300{good.labels[0]}"
+    assert taken.rejected["bad.csv"] == (
+        f"bad.csv, row 1 (line 2) has the label '{label}', expected a whole number 0 to 9"
+    )
+    assert taken.rejected["notes.txt"].startswith("notes.txt is no known kind of data; give")
+    assert taken.rejected["scans"].startswith("scans/5/torn.png is not a readable picture of a digit: ")
+    assert read_now(folder).rejected == {}
+
+
+def test_a_second_bad_file_of_the_same_name_does_not_replace_the_first(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        (tmp_path / "bad.csv").write_text(text)
+        read_now(tmp_path)
+    rejected = tmp_path / "rejected"
+    assert (rejected / "bad.csv").read_text() == "one" and (rejected / "bad-2.csv").read_text() == "two"
+    assert "'two'" in (rejected / "bad-2.csv.reason.txt").read_text()
+
+
+def test_a_rejection_cut_short_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Path) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "bad.csv").write_text("one")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            read_now(tmp_path)
+    assert (tmp_path / "bad.csv").exists()
+    read_now(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "rejected").iterdir()) == ["bad.csv", "bad.csv.reason.txt"]
+
+
+@pytest.mark.parametrize("name", [".hidden.csv", "new.csv.part", "new.csv.tmp", "new.npz.crdownload", "new.csv~"])
+def test_unfinished_names_are_left(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("half a tab")
+    assert read_now(tmp_path) == inbox.Taken(None)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_in_which_a_file_is_unfinished_is_left(tmp_path: Path, drop: Callable[..., Split]) -> None:
+    drop("scans")
+    unfinished = next((tmp_path / "inbox" / "scans").iterdir()) / "last.png.part"
+    unfinished.write_bytes(b"")
+    assert read_now(tmp_path / "inbox") == inbox.Taken(None)
+    unfinished.unlink()
+    assert read_now(tmp_path / "inbox").names == ("scans",)
+
+
+def test_an_empty_folder_is_left(tmp_path: Path) -> None:
+    (tmp_path / "about to be filled").mkdir()
+    assert read_now(tmp_path) == inbox.Taken(None)
+    assert (tmp_path / "about to be filled").is_dir()
+
+
+def test_a_young_file_is_left_until_it_has_settled(tmp_path: Path, drop: Callable[..., Split]) -> None:
+    drop("new.csv")
+    folder = tmp_path / "inbox"
+    assert inbox.read_inbox(folder, settle_seconds=60) == inbox.Taken(None)
+    now = time.time()
+    os.utime(folder / "new.csv", (now, now - 61))
+    assert inbox.read_inbox(folder, settle_seconds=60).names == ("new.csv",)
+    os.utime(folder / "new.csv", (now, now + 86_400))  # the clock of the machine it was copied from is wrong
+    assert inbox.read_inbox(folder, settle_seconds=60).names == ("new.csv",)
+
+
+def test_a_file_being_written_is_neither_taken_nor_rejected(tmp_path: Path, drop: Callable[..., Split]) -> None:
+    split = drop("slow.csv", 0, 200)
+    path = tmp_path / "inbox" / "slow.csv"
+    text = path.read_bytes()
+    path.unlink()
+    writing = threading.Event()
+
+    def write_slowly() -> None:
+        with path.open("wb", buffering=0) as file:
+            for start in range(0, len(text), len(text) // 20 + 1):
+                file.write(text[start : start + len(text) // 20 + 1])
+                writing.set()
+                time.sleep(0.02)
+
+    writer = threading.Thread(target=write_slowly)
+    writer.start()
+    writing.wait()
+    while writer.is_alive():
+        assert inbox.read_inbox(path.parent, settle_seconds=0.5) == inbox.Taken(None)
+    time.sleep(0.5)
+    assert pairs(inbox.read_inbox(path.parent, settle_seconds=0.5).labelled) == pairs(split)
+
+
+def test_a_file_replaced_after_it_was_read_is_read_again(tmp_path: Path, drop: Callable[..., Split]) -> None:
+    folder = tmp_path / "inbox"
+    drop("labels.csv", 0, 5)
+    taken = read_now(folder)
+    later = drop("labels.csv", 5, 12)
+    inbox.mark_taken(taken, folder)
+    assert (folder / "labels.csv").exists() and not (folder / "taken").exists()
+    assert pairs(read_now(folder).labelled) == pairs(later)
+
+
+def test_marking_twice_or_after_the_file_is_gone_does_no_harm(tmp_path: Path, drop: Callable[..., Split]) -> None:
+    folder = tmp_path / "inbox"
+    drop("labels.csv")
+    taken = read_now(folder)
+    inbox.mark_taken(taken, folder)
+    inbox.mark_taken(taken, folder)
+    assert [path.name for path in (folder / "taken").iterdir()] == ["labels.csv"]
+
+
+def test_no_inbox_is_an_empty_inbox(tmp_path: Path) -> None:
+    assert read_now(tmp_path / "none") == inbox.Taken(None)
+    inbox.mark_taken(inbox.Taken(None), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("die_after", [0, 1, 2, 3])
+def test_a_crash_at_any_step_ends_in_the_same_data_set(
+    die_after: int, tmp_path: Path, drop: Callable[..., Split], bundled: Dataset
+) -> None:
+    new = datasets.join(drop("a.csv", 0, 30), drop("b.npz", 30, 60))
+    folder, store = tmp_path / "inbox", tmp_path / "datasets"
+    undisturbed = datasets.extend(bundled, new, validation_fraction=0.2, seed=0)
+    datasets.set_current(store, datasets.save(bundled, store).name)
+    retrain(folder, store, die_after)
+    retrain(folder, store)
+    assert datasets.current(store) == undisturbed.fingerprint
+    assert datasets.load(store, undisturbed.fingerprint).fingerprint == undisturbed.fingerprint
+    assert len(undisturbed.train) + len(undisturbed.validation) == 1258 + 269 + 60
+    assert sorted(path.name for path in (folder / "taken").iterdir()) == ["a.csv", "b.npz"]
+    expected = {".lock", "current", bundled.fingerprint, undisturbed.fingerprint}
+    assert {path.name for path in store.iterdir()} == expected
