@@ -5,21 +5,28 @@ from typing import Any
 
 from sqlalchemy import Engine, MetaData, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 metadata = MetaData()
 
 
-def connect(url: str) -> Engine:
-    """An engine with its tables in place; the folder of a SQLite file is made when it is missing."""
+def connect(url: str, busy_seconds: float = 30) -> Engine:
+    """An engine with its tables in place; the folder of a SQLite file is made when it is missing.
+
+    `busy_seconds` is how long a SQLite writer waits for another one.
+    """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         engine = create_engine(parsed, pool_pre_ping=True)
     else:
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, connect_args={"timeout": 30})
+        engine = create_engine(parsed, connect_args={"timeout": busy_seconds})
         event.listen(engine, "connect", _write_ahead)
-    metadata.create_all(engine)
+    try:
+        metadata.create_all(engine)
+    except (OperationalError, ProgrammingError):  # another process made the same tables between the look and the making
+        metadata.create_all(engine)
     return engine
 
 

@@ -333,8 +333,7 @@ def _pooled(mask: NDArray[np.bool_], cell: int) -> NDArray[np.bool_]:
     """True where any pixel of a cell x cell block is."""
     height, width = (-(-side // cell) for side in mask.shape)
     padded = np.pad(mask, ((0, height * cell - mask.shape[0]), (0, width * cell - mask.shape[1])))
-    pooled: NDArray[np.bool_] = padded.reshape(height, cell, width, cell).any((1, 3))
-    return pooled
+    return np.asarray(padded.reshape(height, cell, width, cell).any((1, 3)), bool)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,94 @@
-"""The prediction log: one record per answer, labelled later by feedback, read back in windows."""
+"""The prediction log: one record per answer with its pixels, labelled later by feedback, read back in windows."""
 
+import base64
+import json
+import logging
+import os
+import random
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import (
+    Boolean,
+    Column,
+    DateTime,
+    Engine,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    Select,
+    SmallInteger,
+    String,
+    Table,
+    TypeDecorator,
+    delete,
+    func,
+    insert,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from digits.images import Images, Labels
+from digits import database
+from digits.images import SIZE, Images, Labels
+
+log = logging.getLogger("digits.predictions")
+
+Row = dict[str, Any]
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Moments with a time zone, stored as UTC: SQLite forgets the zone."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+predictions = Table(
+    "predictions",
+    database.metadata,
+    Column("id", String(32), primary_key=True),  # begins with the time, so that new rows go to the end of the index
+    Column("at", UtcDateTime, nullable=False),
+    Column("version", String(32), nullable=False),
+    Column("digit", SmallInteger, nullable=False),
+    Column("probability", Float, nullable=False),
+    Column("probabilities", LargeBinary(40), nullable=False),  # 10 float32, little-endian
+    Column("image", LargeBinary(SIZE * SIZE), nullable=False),  # 28 x 28 uint8, row by row
+    Column("route", String(32), nullable=False),
+    Column("role", String(16), nullable=False),  # champion, or challenger for a shadow's answer
+    Column("audit", Boolean, nullable=False),  # drawn at random to be labelled, whatever anybody complains about
+    Index("predictions_at", "at"),
+)
+
+feedback = Table(
+    "feedback",
+    database.metadata,
+    Column("sequence", Integer, primary_key=True, autoincrement=True),
+    Column("prediction_id", String(32), nullable=False, index=True),
+    Column("digit", SmallInteger, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("source", String(64), nullable=False),
+)
+
+
+class UnknownPrediction(LookupError):
+    """No answer has this id."""
 
 
 @dataclass(frozen=True)
@@ -23,3 +105,338 @@ class Window:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one request was answered; arrays of length n."""
+
+    ids: list[str]
+    at: datetime
+    version: str
+    images: Images  # (n, 28, 28)
+    probabilities: NDArray[np.float32]  # (n, 10)
+    route: str
+    role: str = "champion"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer, found by its id."""
+
+    id: str
+    at: datetime
+    version: str
+    digit: int
+    probabilities: NDArray[np.float32]  # (10,)
+    image: NDArray[np.uint8]  # (28, 28)
+    route: str
+    role: str
+    audit: bool
+    label: int  # -1 when unknown
+
+
+def new_ids(count: int = 1) -> list[str]:
+    """Ids of 32 characters for up to 65,536 answers of one request: milliseconds, 64 random bits, position."""
+    stem = f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"
+    return [f"{stem}{position:04x}" for position in range(count)]
+
+
+def read_window(
+    engine: Engine,
+    since: datetime,
+    until: datetime | None = None,
+    limit: int | None = None,
+    version: str | None = None,
+    role: str = "champion",
+) -> Window:
+    """The answers from `since` up to but not including `until`; with a limit, the newest of them.
+
+    Raises ValueError when a record does not hold an image and ten probabilities.
+    """
+    chosen = (
+        _with_labels()
+        .where(predictions.c.at >= since, predictions.c.role == role)
+        .order_by(predictions.c.at.desc(), predictions.c.id.desc())
+    )
+    if until is not None:
+        chosen = chosen.where(predictions.c.at < until)
+    if version is not None:
+        chosen = chosen.where(predictions.c.version == version)
+    with engine.connect() as connection:
+        rows = connection.execute(chosen.limit(limit)).all()[::-1]
+    return Window(
+        ids=[row.id for row in rows],
+        at=[row.at for row in rows],
+        versions=[row.version for row in rows],
+        images=_stack(rows, "image", np.uint8, SIZE * SIZE).reshape(-1, SIZE, SIZE),
+        digits=np.array([row.digit for row in rows], np.uint8),
+        probabilities=_stack(rows, "probabilities", np.float32, 10),
+        labels=np.array([_label(row) for row in rows], np.int8),
+    )
+
+
+def _with_labels() -> Select[Any]:
+    """Every prediction with the last word that feedback had on it."""
+    last = select(func.max(feedback.c.sequence).label("sequence")).group_by(feedback.c.prediction_id).subquery()
+    words = select(feedback).join(last, feedback.c.sequence == last.c.sequence).subquery()
+    joined = predictions.outerjoin(words, predictions.c.id == words.c.prediction_id)
+    return select(predictions, words.c.digit.label("label")).select_from(joined)
+
+
+def _label(row: Any) -> int:
+    return -1 if row.label is None else int(row.label)
+
+
+def _stack(rows: Sequence[Any], column: str, dtype: type[Any], length: int) -> NDArray[Any]:
+    size = np.dtype(dtype).itemsize * length
+    contents = [getattr(row, column) for row in rows]
+    for row, content in zip(rows, contents, strict=True):
+        if len(content) != size:
+            raise ValueError(f"prediction {row.id} holds {len(content)} bytes of {column}; expected {size}")
+    return np.frombuffer(b"".join(contents), dtype).reshape(len(rows), length)
+
+
+def find(engine: Engine, id: str) -> Prediction:
+    """The answer with this id; raises UnknownPrediction when there is none."""
+    with engine.connect() as connection:
+        row = connection.execute(_with_labels().where(predictions.c.id == id)).one_or_none()
+    if row is None:
+        raise UnknownPrediction(f'no prediction has the id "{id[:40]}"; send the id of an answer')
+    probabilities = _stack([row], "probabilities", np.float32, 10)[0]
+    image = _stack([row], "image", np.uint8, SIZE * SIZE).reshape(SIZE, SIZE)
+    return Prediction(
+        row.id, row.at, row.version, row.digit, probabilities, image, row.route, row.role, row.audit, _label(row)
+    )
+
+
+def label(engine: Engine, id: str, digit: int, source: str) -> None:
+    """Record the true digit of an answer. The last word counts and the earlier ones stay; saying it twice changes nothing.
+
+    Raises UnknownPrediction when no answer has this id, ValueError when the digit is none.
+    """
+    if not 0 <= digit <= 9:
+        raise ValueError(f"digit is {digit}; expected a whole number from 0 to 9")
+    said = select(feedback.c.digit, feedback.c.source).where(feedback.c.prediction_id == id)
+    with engine.begin() as connection:
+        if connection.execute(select(predictions.c.id).where(predictions.c.id == id)).one_or_none() is None:
+            raise UnknownPrediction(f'no prediction has the id "{id[:40]}"; send the id of an answer')
+        last = connection.execute(said.order_by(feedback.c.sequence.desc()).limit(1)).one_or_none()
+        if last is None or tuple(last) != (digit, source):
+            word = {"prediction_id": id, "digit": digit, "at": datetime.now(UTC), "source": source}
+            connection.execute(insert(feedback), word)
+
+
+def forget(engine: Engine, before: datetime) -> int:
+    """Remove the answers before a moment and what feedback said of them; how many. In steps, to let writers in between."""
+    removed = 0
+    while True:
+        with engine.begin() as connection:
+            old = connection.scalars(select(predictions.c.id).where(predictions.c.at < before).limit(1000)).all()
+            connection.execute(delete(feedback).where(feedback.c.prediction_id.in_(old)))
+            connection.execute(delete(predictions).where(predictions.c.id.in_(old)))
+        removed += len(old)
+        if len(old) < 1000:
+            return removed
+
+
+class PredictionLog:
+    """The log as the service holds it open: appending costs microseconds, a thread of its own writes in batches.
+
+    While the database is away, batches go to files in the spool folder and are replayed, without doubles, once it is back.
+    Nothing is lost but what a killed process had not written yet (at most `interval_seconds`), or what neither the database nor
+    the disk would take for so long that `limit` answers wait in memory; that is counted in `lost`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        spool: Path,
+        audit_share: float = 0.0,
+        keep: timedelta | None = None,
+        limit: int = 50_000,
+        interval_seconds: float = 0.2,
+        retry_seconds: float = 2.0,
+    ) -> None:
+        self.spool = spool
+        self.lost = 0
+        self._url, self._audit_share, self._keep, self._limit = url, audit_share, keep, limit
+        self._interval_seconds, self._retry_seconds = interval_seconds, retry_seconds
+        self._lock = threading.Lock()
+        self._waiting: list[Answers] = []
+        self._count = 0  # images in _waiting and in the batch that is being written
+        self._engine: Engine | None = None
+        self._away_until = 0.0
+        self._forget_at = 0.0
+        self._wake, self._written, self._closing = threading.Event(), threading.Condition(), False
+        self._rounds = 0
+        self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
+        self._thread.start()
+
+    @property
+    def depth(self) -> int:
+        """Answers that wait to be written."""
+        return self._count
+
+    @property
+    def spooled(self) -> int:
+        """Batches that wait on disk for the database."""
+        return sum(1 for _ in self._spool_files())
+
+    @property
+    def engine(self) -> Engine | None:
+        """The database, or None while it is away."""
+        return self._engine if time.monotonic() >= self._away_until else None
+
+    def append(self, answers: Answers) -> None:
+        """Take a request's answers; never waits for the database or the disk."""
+        with self._lock:
+            if self._count + len(answers.ids) > self._limit:
+                self.lost += len(answers.ids)
+                return
+            self._waiting.append(answers)
+            self._count += len(answers.ids)
+
+    def flush(self, timeout_seconds: float = 5.0) -> bool:
+        """Wait until what was appended before is in the database or on disk; False when that takes longer."""
+        with self._written:
+            target = self._rounds + 2  # the round that runs now may have begun before the last append
+            self._wake.set()
+            return self._written.wait_for(lambda: self._rounds >= target or self._closing, timeout_seconds)
+
+    def close(self, timeout_seconds: float = 10.0) -> None:
+        """Write what waits and stop; call it before the process ends."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join(timeout_seconds)
+        if self._count:
+            log.error("%d answers could not be logged before the end", self._count)
+
+    def _run(self) -> None:
+        while True:
+            closing = self._closing
+            self._round()
+            with self._written:
+                self._rounds += 1
+                self._written.notify_all()
+            if closing:
+                break
+            self._wake.wait(self._interval_seconds)
+            self._wake.clear()
+        if self._engine is not None:
+            self._engine.dispose()
+
+    def _round(self) -> None:
+        """Write what waits: into the database, else onto the disk, else keep it for the next round."""
+        with self._lock:
+            batch, self._waiting = self._waiting, []
+        rows = list(_rows(batch, self._audit_share))
+        if self._store(rows) or self._save(rows):
+            with self._lock:
+                self._count -= len(rows)
+        else:
+            with self._lock:
+                self._waiting = batch + self._waiting
+
+    def _store(self, rows: list[Row]) -> bool:
+        if time.monotonic() < self._away_until and not self._closing:
+            return not rows
+        try:
+            if self._engine is None:
+                self._engine = database.connect(self._url, busy_seconds=2)
+            if rows:
+                _insert(self._engine, rows)
+            self._replay(self._engine)
+            self._forget_old(self._engine)
+        except (SQLAlchemyError, OSError) as error:
+            if self._away_until == 0:
+                reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
+                log.warning("the database is away (%s); answers go on and are kept in %s", reason, self.spool)
+            self._away_until = time.monotonic() + self._retry_seconds
+            return not rows
+        if self._away_until:
+            log.info("the database is back, and every answer kept in %s is in it", self.spool)
+            self._away_until = 0.0
+        return True
+
+    def _save(self, rows: list[Row]) -> bool:
+        """One file per batch, complete or not there at all."""
+        path = self.spool / f"{rows[0]['id']}.jsonl"
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self.spool.mkdir(parents=True, exist_ok=True)
+            with temporary.open("w") as file:
+                file.writelines(_to_line(row) for row in rows)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            log.warning(
+                "%d answers wait in memory: neither the database nor %s takes them (%s)", len(rows), self.spool, error
+            )
+            return False
+        return True
+
+    def _spool_files(self) -> Iterator[Path]:
+        return iter(sorted(self.spool.glob("*.jsonl"))) if self.spool.is_dir() else iter(())
+
+    def _replay(self, engine: Engine) -> None:
+        """Move the spooled batches into the database, oldest first; another worker may do the same, to the same end."""
+        for path in self._spool_files():
+            try:
+                rows = [_from_line(line) for line in path.read_text().splitlines()]
+            except FileNotFoundError:
+                continue
+            except (ValueError, KeyError) as error:
+                log.error("%s is no batch of answers (%s); it is set aside", path, error)
+                path.rename(path.with_suffix(".damaged"))
+                continue
+            _insert(engine, rows)
+            path.unlink(missing_ok=True)
+
+    def _forget_old(self, engine: Engine) -> None:
+        """Once an hour, what is older than the time answers are kept."""
+        if self._keep is None or time.monotonic() < self._forget_at:
+            return
+        self._forget_at = time.monotonic() + 3600
+        removed = forget(engine, datetime.now(UTC) - self._keep)
+        if removed:
+            log.info("forgot %d answers older than %s", removed, self._keep)
+
+
+def _rows(batch: list[Answers], audit_share: float) -> Iterator[Row]:
+    for answers in batch:
+        digits = answers.probabilities.argmax(1).tolist()
+        for index, (id, digit) in enumerate(zip(answers.ids, digits, strict=True)):
+            yield {
+                "id": id,
+                "at": answers.at,
+                "version": answers.version,
+                "digit": digit,
+                "probability": float(answers.probabilities[index, digit]),
+                "probabilities": answers.probabilities[index].tobytes(),
+                "image": answers.images[index].tobytes(),
+                "route": answers.route,
+                "role": answers.role,
+                "audit": random.random() < audit_share,
+            }
+
+
+def _insert(engine: Engine, rows: list[Row]) -> None:
+    """Add the rows that are not there yet."""
+    build = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+    with engine.begin() as connection:
+        connection.execute(build(predictions).on_conflict_do_nothing(index_elements=["id"]), rows)
+
+
+def _to_line(row: Row) -> str:
+    blobs = {name: base64.b64encode(row[name]).decode() for name in ("probabilities", "image")}
+    return json.dumps({**row, **blobs, "at": row["at"].isoformat()}) + "\n"
+
+
+def _from_line(line: str) -> Row:
+    row = json.loads(line)
+    blobs = {name: base64.b64decode(row[name]) for name in ("probabilities", "image")}
+    return {**row, **blobs, "at": datetime.fromisoformat(row["at"])}
