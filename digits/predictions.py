@@ -254,7 +254,7 @@ class PredictionLog:
         spool: Path,
         audit_share: float = 0.0,
         keep: timedelta | None = None,
-        limit: int = 50_000,
+        limit: int = 20_000,
         interval_seconds: float = 0.2,
         retry_seconds: float = 2.0,
     ) -> None:
@@ -264,19 +264,19 @@ class PredictionLog:
         self._interval_seconds, self._retry_seconds = interval_seconds, retry_seconds
         self._lock = threading.Lock()
         self._waiting: list[Answers] = []
-        self._count = 0  # images in _waiting and in the batch that is being written
+        self._taken = self._done = 0  # answers appended, and those of them that are safe
         self._engine: Engine | None = None
         self._away_until = 0.0
         self._forget_at = 0.0
-        self._wake, self._written, self._closing = threading.Event(), threading.Condition(), False
-        self._rounds = 0
+        self._wake, self._closing = threading.Event(), False
+        self._progress = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
 
     @property
     def depth(self) -> int:
         """Answers that wait to be written."""
-        return self._count
+        return self._taken - self._done
 
     @property
     def spooled(self) -> int:
@@ -291,52 +291,60 @@ class PredictionLog:
     def append(self, answers: Answers) -> None:
         """Take a request's answers; never waits for the database or the disk."""
         with self._lock:
-            if self._count + len(answers.ids) > self._limit:
+            if self.depth + len(answers.ids) > self._limit:
                 self.lost += len(answers.ids)
                 return
             self._waiting.append(answers)
-            self._count += len(answers.ids)
+            self._taken += len(answers.ids)
 
     def flush(self, timeout_seconds: float = 5.0) -> bool:
         """Wait until what was appended before is in the database or on disk; False when that takes longer."""
-        with self._written:
-            target = self._rounds + 2  # the round that runs now may have begun before the last append
+        with self._progress:
+            target = self._taken
             self._wake.set()
-            return self._written.wait_for(lambda: self._rounds >= target or self._closing, timeout_seconds)
+            return self._progress.wait_for(lambda: self._done >= target, timeout_seconds)
 
     def close(self, timeout_seconds: float = 10.0) -> None:
         """Write what waits and stop; call it before the process ends."""
         self._closing = True
         self._wake.set()
         self._thread.join(timeout_seconds)
-        if self._count:
-            log.error("%d answers could not be logged before the end", self._count)
+        if self.depth:
+            log.error("%d answers could not be logged before the end", self.depth)
 
     def _run(self) -> None:
-        while True:
-            closing = self._closing
-            self._round()
-            with self._written:
-                self._rounds += 1
-                self._written.notify_all()
-            if closing:
-                break
+        closing = False
+        while not closing:
             self._wake.wait(self._interval_seconds)
             self._wake.clear()
+            closing = self._closing
+            while self._round():
+                pass
         if self._engine is not None:
             self._engine.dispose()
 
-    def _round(self) -> None:
-        """Write what waits: into the database, else onto the disk, else keep it for the next round."""
-        with self._lock:
-            batch, self._waiting = self._waiting, []
+    def _round(self) -> bool:
+        """Write some of what waits: into the database, else onto the disk, else keep it; whether to go on at once."""
+        batch = self._take()
         rows = list(_rows(batch, self._audit_share))
-        if self._store(rows) or self._save(rows):
-            with self._lock:
-                self._count -= len(rows)
-        else:
-            with self._lock:
+        safe = self._store(rows) or self._save(rows)
+        with self._progress:
+            if safe:
+                self._done += len(rows)
+                self._progress.notify_all()
+            else:
                 self._waiting = batch + self._waiting
+            return safe and bool(self._waiting)
+
+    def _take(self) -> list[Answers]:
+        """The oldest that wait, about two thousand, so that a burst does not stand in memory twice."""
+        with self._lock:
+            end = count = 0
+            while end < len(self._waiting) and count < 2000:
+                count += len(self._waiting[end].ids)
+                end += 1
+            batch, self._waiting = self._waiting[:end], self._waiting[end:]
+        return batch
 
     def _store(self, rows: list[Row]) -> bool:
         if time.monotonic() < self._away_until and not self._closing:

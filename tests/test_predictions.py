@@ -98,6 +98,16 @@ def test_an_answer_is_found_by_its_id(url: str, engine: Engine, tmp_path: Path) 
     assert np.array_equal(found.probabilities, batch.probabilities[1])
 
 
+def test_flushing_waits_until_all_that_was_appended_is_written(url: str, engine: Engine, tmp_path: Path) -> None:
+    log = PredictionLog(url, tmp_path / "spool", interval_seconds=60)
+    for seed in range(7):
+        log.append(answers(1000, seed=seed))
+    assert log.depth == 7000 and len(predictions.read_window(engine, NOON)) == 0
+    assert log.flush()
+    assert log.depth == 0 and len(predictions.read_window(engine, NOON)) == 7000
+    log.close()
+
+
 def test_unknown_ids_and_impossible_digits_are_refused(engine: Engine) -> None:
     with pytest.raises(predictions.UnknownPrediction, match='the id "nobody"'):
         predictions.label(engine, "nobody", 3, "page")
@@ -184,7 +194,7 @@ def test_a_full_log_counts_what_it_cannot_take(tmp_path: Path) -> None:
 def test_the_audit_sample_is_drawn_at_random(url: str, engine: Engine, tmp_path: Path) -> None:
     write(url, tmp_path, answers(2000), audit_share=0.1)
     with engine.connect() as connection:
-        drawn = connection.scalar(select(func.count()).where(predictions.predictions.c.audit))
+        drawn = connection.scalar(select(func.count()).where(predictions.predictions.c.audit)) or 0
     assert 120 < drawn < 280  # six standard deviations around 200
 
 
@@ -193,9 +203,7 @@ def test_old_answers_are_forgotten_with_their_feedback(url: str, engine: Engine,
     write(url, tmp_path, old, new)
     predictions.label(engine, old.ids[0], 3, "page")
     predictions.label(engine, new.ids[0], 4, "page")
-    log = PredictionLog(url, tmp_path / "spool", keep=timedelta(days=1))
-    log.flush()
-    log.close()
+    PredictionLog(url, tmp_path / "spool", keep=timedelta(days=1)).close()
     window = predictions.read_window(engine, NOON)
     assert window.ids == new.ids and window.labels.tolist() == [4, -1]
     with engine.connect() as connection:
