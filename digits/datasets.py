@@ -441,7 +441,8 @@ def _read_npz(path: Path) -> tuple[Split, Split | None]:
             raise BadData(
                 f"{path.name} is no complete .npz archive of {path.stat().st_size} bytes; write it with numpy.savez"
             )
-        with np.load(path, allow_pickle=False) as archive:
+        # opened here, because numpy leaves a path that it cannot read open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for pair in NPZ_PARTS for name in pair if name in archive}
             names = archive.files
     halves = [name for pair in NPZ_PARTS for name in pair if len(arrays.keys() & pair) == 1 and name not in arrays]
@@ -657,7 +658,7 @@ def load(folder: Path, fingerprint: str) -> Dataset:
     about = manifest(folder, fingerprint)
     path = folder / fingerprint
     with _reading(path / "arrays.npz"):
-        with np.load(path / "arrays.npz", allow_pickle=False) as arrays:
+        with (path / "arrays.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = ("train", "validation", "test")
             train, validation, test = (Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in names)
         origin = {name: about[name] for name in ("source", "checksum", "overlap_removed", "parent")}

@@ -212,6 +212,29 @@ def test_a_file_being_written_is_neither_taken_nor_rejected(tmp_path: Path, drop
     assert pairs(inbox.read_inbox(path.parent, settle_seconds=0.5).labelled) == pairs(split)
 
 
+@pytest.mark.parametrize("so_far", ["good", "bad"])
+def test_a_file_that_grows_while_it_is_read_is_left(
+    so_far: str, tmp_path: Path, drop: Callable[..., Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop("slow.csv")
+    path = tmp_path / "inbox" / "slow.csv"
+    row = path.read_text().splitlines()[-1] + "\n"
+    if so_far == "bad":
+        path.write_text(path.read_text() + row[:100])
+    read = datasets.read_labelled
+
+    def read_while_it_grows(source: Path) -> Split:
+        try:
+            return read(source)
+        finally:
+            source.write_text(source.read_text() + (row[100:] if so_far == "bad" else row))
+
+    monkeypatch.setattr(datasets, "read_labelled", read_while_it_grows)
+    assert read_now(path.parent) == inbox.Taken(None)
+    monkeypatch.undo()
+    assert len(read_now(path.parent).labelled or ()) == 6
+
+
 def test_a_file_replaced_after_it_was_read_is_read_again(tmp_path: Path, drop: Callable[..., Split]) -> None:
     folder = tmp_path / "inbox"
     drop("labels.csv", 0, 5)
