@@ -1,0 +1,335 @@
+"""The champion as it answers: fetched from the registry over REST, verified, warmed and kept; needs neither MLflow nor Keras.
+
+The registry speaks MLflow's REST API (https://mlflow.org/docs/latest/api_reference/rest-api.html). A version consists of
+`model.onnx`, `card.json` with the checksums of its files, and `reference.npz`, whose images and answers are the golden query.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from digits import images as pixels
+from digits import reference
+from digits.images import Images
+
+log = logging.getLogger("digits.champion")
+
+NAME = "digits"  # of the registered model
+FILES = ("model.onnx", "reference.npz")
+GOLDEN_COUNT = 32
+TOLERANCE = 1e-4  # between processors' float32; a wrong model differs by more than 0.1
+AT_ONCE = 1024  # images per run of the session, so that a large batch does not need gigabytes
+KEPT_VERSIONS = 5
+TIMEOUT = httpx.Timeout(10, connect=3)  # seconds
+
+
+class NoChampion(LookupError):
+    """The registry has no such alias or version."""
+
+
+class BadArtifact(ValueError):
+    """A version whose files are missing, damaged, or do not answer as they did when it was registered."""
+
+
+class Unreachable(ConnectionError):
+    """The registry does not answer."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX model that takes raw uint8 images."""
+
+    session: onnxruntime.InferenceSession
+    input_name: str
+
+    def answer(self, images: Images) -> NDArray[np.float32]:
+        """Probabilities (n, 10) of uint8 images (n, 28, 28)."""
+        if len(images) <= AT_ONCE:
+            return self.session.run(None, {self.input_name: images})[0]
+        return np.concatenate(
+            [self.answer(images[start : start + AT_ONCE]) for start in range(0, len(images), AT_ONCE)]
+        )
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A verified version, ready to answer."""
+
+    version: str
+    card: dict[str, Any]
+    model: Model
+
+    def answer(self, images: Images) -> NDArray[np.float32]:
+        """Probabilities (n, 10) of uint8 images (n, 28, 28)."""
+        return self.model.answer(images)
+
+
+def open_session(content: bytes) -> Model:
+    """A model out of the bytes of an ONNX file, on one thread: a service scales by its workers.
+
+    Raises BadArtifact when it is no ONNX model of uint8 images.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no common class but this
+        raise BadArtifact(f"model.onnx does not load: {_first_line(error)}") from error
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or inputs[0].shape[1:] != [pixels.SIZE, pixels.SIZE]:
+        described = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
+        raise BadArtifact(f"model.onnx takes {described}; expected tensor(uint8) of shape (n, 28, 28)")
+    return Model(session, inputs[0].name)
+
+
+def fetch(uri: str, alias: str, cache: Path) -> Champion:
+    """The version an alias points to, verified; a copy stays in `cache/<version>/` as the last good one of that alias.
+
+    Raises NoChampion, BadArtifact or Unreachable.
+    """
+    with _registry(uri) as registry:
+        version = look_up(registry, alias)
+        champion = _fetch_version(registry, version, cache)
+    remember(champion, alias, cache)
+    return champion
+
+
+def fetch_version(uri: str, version: str, cache: Path) -> Champion:
+    """A version by its number, verified. Raises NoChampion, BadArtifact or Unreachable."""
+    with _registry(uri) as registry:
+        return _fetch_version(registry, version, cache)
+
+
+def version(uri: str, alias: str = "champion") -> str | None:
+    """The version an alias points to, None when there is none; raises Unreachable."""
+    with _registry(uri) as registry, suppress(NoChampion):
+        return look_up(registry, alias)
+    return None
+
+
+def look_up(registry: httpx.Client, alias: str) -> str:
+    """The version an alias points to; raises NoChampion or Unreachable."""
+    response = _get(registry, "/api/2.0/mlflow/registered-models/alias", name=NAME, alias=alias)
+    if response.status_code in (400, 404):  # 404 without the model, 400 without the alias
+        raise NoChampion(f"no version of {NAME} has the alias {alias} yet; train and promote one with `digits retrain`")
+    if response.is_error:
+        raise Unreachable(
+            f"the registry at {registry.base_url} answered {response.status_code} {response.reason_phrase}"
+        )
+    return str(response.json()["model_version"]["version"])
+
+
+def last_good(alias: str, cache: Path) -> Champion:
+    """The verified copy of the version that the alias pointed to last; raises NoChampion when there is none, or BadArtifact."""
+    try:
+        version = (cache / f"{alias}.txt").read_text().strip()
+        card = (cache / version / "card.json").read_bytes()
+        files = {name: (cache / version / name).read_bytes() for name in FILES}
+    except OSError as error:
+        raise NoChampion(f"there is no copy of a {alias} in {cache}") from error
+    return verify(version, card, files)
+
+
+def verify(version: str, card: bytes, files: dict[str, bytes]) -> Champion:
+    """The version made of these files, its checksums compared, its golden query answered; raises BadArtifact."""
+    try:
+        facts = json.loads(card)
+        checksums = dict(facts["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadArtifact(f"{NAME} v{version}: card.json holds no checksums of its files") from error
+    for name in FILES:
+        if hashlib.sha256(files[name]).hexdigest() != checksums.get(name):
+            raise BadArtifact(
+                f"{NAME} v{version}: the checksum of {name} is not the one on its card; register it again"
+            )
+    try:
+        champion = Champion(version, facts, open_session(files["model.onnx"]))
+        golden = reference.from_bytes(files["reference.npz"])
+    except ValueError as error:
+        raise BadArtifact(f"{NAME} v{version}: {error}") from error
+    _ask_golden(champion, golden.images[:GOLDEN_COUNT], golden.probabilities[:GOLDEN_COUNT])
+    return champion
+
+
+def remember(champion: Champion, alias: str, cache: Path) -> None:
+    """Note the version as the last good one of its alias, and drop the oldest copies."""
+    with suppress(OSError):  # a full disk must not keep a verified champion from answering
+        note = cache / f".{alias}.{uuid4().hex}.tmp"
+        note.write_text(champion.version)
+        note.replace(cache / f"{alias}.txt")
+        kept = {note.read_text() for note in cache.glob("*.txt")}
+        copies = sorted(cache.glob("*/card.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in copies[KEPT_VERSIONS:]:
+            if path.parent.name not in kept:
+                shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _registry(uri: str) -> httpx.Client:
+    return httpx.Client(base_url=uri, timeout=TIMEOUT)
+
+
+def _get(registry: httpx.Client, route: str, **parameters: str) -> httpx.Response:
+    try:
+        return registry.get(route, params=parameters)
+    except httpx.HTTPError as error:
+        raise Unreachable(
+            f"the registry at {registry.base_url} does not answer ({_first_line(error) or type(error).__name__}); "
+            "start it with `digits up` or set MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def _fetch_version(registry: httpx.Client, version: str, cache: Path) -> Champion:
+    """From the cache where its card is the registry's, else downloaded, verified and put there."""
+    card = _download(registry, version, "card.json")
+    with suppress(OSError, BadArtifact):
+        if (cache / version / "card.json").read_bytes() == card:
+            return verify(version, card, {name: (cache / version / name).read_bytes() for name in FILES})
+    files = {name: _download(registry, version, name) for name in FILES}
+    champion = verify(version, card, files)
+    with suppress(OSError):  # a full disk must not keep a verified champion from answering
+        _store(cache, version, {**files, "card.json": card})
+    return champion
+
+
+def _download(registry: httpx.Client, version: str, path: str) -> bytes:
+    response = _get(registry, "/model-versions/get-artifact", name=NAME, version=version, path=path)
+    if response.status_code == 404 and "RESOURCE_DOES_NOT_EXIST" in response.text and "Model Version" in response.text:
+        raise NoChampion(f"there is no {NAME} v{version} in the registry; see its versions with `digits ledger`")
+    if response.is_error:
+        raise BadArtifact(
+            f"{NAME} v{version}: the registry answered {response.status_code} for {path}; register it again"
+        )
+    return response.content
+
+
+def _store(cache: Path, version: str, files: dict[str, bytes]) -> None:
+    """Complete under its name, or not there."""
+    temporary = cache / f".{version}.{uuid4().hex}.tmp"
+    temporary.mkdir(parents=True)
+    try:
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+        shutil.rmtree(cache / version, ignore_errors=True)
+        os.replace(temporary, cache / version)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _ask_golden(champion: Champion, images: Images, expected: NDArray[np.float32]) -> None:
+    """Also warms the session: the first request after a swap is as fast as the others."""
+    try:
+        answers = champion.answer(images)
+        single = champion.answer(images[:1])
+    except Exception as error:  # ONNX Runtime's exceptions have no common class but this
+        raise BadArtifact(f"{NAME} v{champion.version}: the golden query fails: {_first_line(error)}") from error
+    if answers.shape != expected.shape:
+        raise BadArtifact(f"{NAME} v{champion.version}: answers have shape {answers.shape}; expected {expected.shape}")
+    difference = float(np.abs(answers - expected).max())
+    if not (difference <= TOLERANCE and np.abs(single - expected[:1]).max() <= TOLERANCE):
+        raise BadArtifact(
+            f"{NAME} v{champion.version}: the golden query is answered {difference:.2g} off; at most {TOLERANCE:g} is allowed"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Who answers, and what stands in the way of the one who should."""
+
+    champion: Champion | None = None
+    since: datetime | None = None  # UTC
+    trouble: str | None = None  # one sentence
+
+
+class Watcher:
+    """Follows an alias from a thread of its own: fetches aside, verifies, warms, then swaps by one assignment."""
+
+    def __init__(self, uri: str, alias: str, cache: Path, interval_seconds: float, refused_seconds: float = 60) -> None:
+        self.standing = Standing(trouble=f"the service has just started and looks for the {alias}")
+        self._uri, self._alias, self._cache = uri, alias, cache
+        self._interval_seconds, self._refused_seconds = interval_seconds, refused_seconds
+        self._registry = _registry(uri)
+        self._refused: tuple[str, float] = ("", 0.0)  # a version, and when to look at it again
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"watch-{alias}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop looking; the champion goes on answering."""
+        self._stop.set()
+        self._thread.join(TIMEOUT.read)
+        self._registry.close()
+
+    def look(self) -> None:
+        """Look once: swap when the alias points to another version, and say what is wrong when that cannot be."""
+        champion = self.standing.champion
+        try:
+            version = look_up(self._registry, self._alias)
+            if champion is None or version != champion.version:
+                self._swap(version)
+            else:
+                self._say(None)
+        except NoChampion as error:
+            self._say(str(error))
+        except BadArtifact as error:
+            self._refused = (version, time.monotonic() + self._refused_seconds)
+            self._fall_back(str(error))
+        except Unreachable as error:
+            self._fall_back(str(error))
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.look()
+            except Exception:  # whatever went wrong, the champion at hand answers and the next look may do better
+                log.exception("looking for the %s failed", self._alias)
+            if self._stop.wait(self._interval_seconds):
+                return
+
+    def _swap(self, version: str) -> None:
+        refused, again = self._refused
+        if version == refused and time.monotonic() < again:
+            return
+        champion = _fetch_version(self._registry, version, self._cache)
+        before = self.standing.champion
+        self.standing = Standing(champion, datetime.now(UTC))
+        remember(champion, self._alias, self._cache)
+        log.info("%s v%s answers as %s (before: %s)", NAME, version, self._alias, before and f"v{before.version}")
+
+    def _fall_back(self, trouble: str) -> None:
+        """Keep who answers; at the start, that is the last good copy."""
+        if self.standing.champion is None:
+            with suppress(NoChampion, BadArtifact):
+                champion = last_good(self._alias, self._cache)
+                self.standing = Standing(champion, datetime.now(UTC), self.standing.trouble)
+                log.warning("%s v%s answers from its copy in %s", NAME, champion.version, self._cache)
+        self._say(trouble)
+
+    def _say(self, trouble: str | None) -> None:
+        """Once in the log, however often it is seen."""
+        standing = self.standing
+        if trouble != standing.trouble:
+            self.standing = Standing(standing.champion, standing.since, trouble)
+            if trouble:
+                log.warning("%s", trouble)

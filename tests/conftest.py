@@ -1,0 +1,165 @@
+"""Real things shared by the tests: a small champion, a registry that serves it, a free port."""
+
+import hashlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from digits.reference import Reference
+
+Files = dict[str, bytes]
+
+
+def enlarge(small: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """scikit-learn's 8 x 8 digits of 0 to 16, each pixel tripled, in the middle of 28 x 28."""
+    large = np.kron(small * (255 / 16), np.ones((1, 3, 3)))
+    return np.pad(large, ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
+
+
+def linear_model(images: NDArray[np.uint8], labels: NDArray[np.int_], sharpness: float) -> bytes:
+    """A ridge regression onto the ten digits as an ONNX model from uint8 images to probabilities."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    inputs = np.pad(images.reshape(len(images), -1) / 255, ((0, 0), (0, 1)), constant_values=1)
+    weights = np.linalg.solve(inputs.T @ inputs + 20 * np.eye(785), inputs.T @ np.eye(10)[labels]) * sharpness
+    nodes = [
+        helper.make_node("Cast", ["images"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["numbers", "flat"], ["rows"]),
+        helper.make_node("Gemm", ["rows", "weights", "bias"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1),
+    ]
+    constants = {
+        "flat": np.array([-1, 784]),
+        "weights": (weights[:784] / 255).astype(np.float32),
+        "bias": weights[784].astype(np.float32),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "digits",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 28, 28])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", 10])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def version_files(sharpness: float = 12) -> Files:
+    """model.onnx, reference.npz and card.json of a version; another sharpness is another model with the same digits."""
+    from sklearn.datasets import load_digits
+
+    from models.champion import open_session
+
+    digits = load_digits()
+    images, labels = enlarge(digits.images), digits.target
+    model = linear_model(images[:1200], labels[:1200], sharpness)
+    probabilities = open_session(model).answer(images[1200:])
+    sample = Reference(images[1200:], labels[1200:].astype(np.uint8), probabilities)
+    files = {"model.onnx": model, "reference.npz": sample.to_bytes()}
+    card: dict[str, Any] = {
+        "recipe": {"name": "linear", "seed": 0},
+        "dataset": "0123456789abcdef",
+        "metrics": {"test_accuracy": float((probabilities.argmax(1) == labels[1200:]).mean())},
+        "run_id": "5f3c",
+        "experiment_id": "1",
+        "created_at": "2026-01-02T12:00:00+00:00",
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    }
+    return {**files, "card.json": json.dumps(card).encode()}
+
+
+@pytest.fixture(scope="session")
+def champion_files() -> Files:
+    """A version that answers scikit-learn's digits: model.onnx, reference.npz and card.json by name."""
+    return version_files()
+
+
+@pytest.fixture(scope="session")
+def other_files() -> Files:
+    """The same digits from a less certain model."""
+    return version_files(sharpness=3)
+
+
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    return find_free_port()
+
+
+@dataclass
+class Registry:
+    """The three routes of MLflow's server that the champion is fetched over, from memory."""
+
+    uri: str
+    versions: dict[str, Files] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def answer(self, path: str, query: dict[str, str]) -> tuple[int, bytes]:
+        """Status and body, as MLflow 3.17 gives them."""
+        self.asked.append(query.get("path", query.get("alias", path)))
+        if path == "/api/2.0/mlflow/registered-models/alias":
+            if not self.versions:
+                return (
+                    404,
+                    b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Registered Model with name=digits not found"}',
+                )
+            if query["alias"] not in self.aliases:
+                return 400, b'{"error_code": "INVALID_PARAMETER_VALUE", "message": "Registered model alias not found."}'
+            return 200, json.dumps({"model_version": {"version": self.aliases[query["alias"]]}}).encode()
+        if path == "/model-versions/get-artifact":
+            files = self.versions.get(query["version"])
+            if files is None:
+                return 404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Model Version not found"}'
+            return (200, files[query["path"]]) if query["path"] in files else (404, b"Not Found")
+        return 404, b"Not Found"
+
+
+def serve_registry(port: int = 0) -> tuple[Registry, ThreadingHTTPServer]:
+    """A registry that listens; the caller shuts the server down."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+            status, body = registry.answer(parts.path, query)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.daemon_threads = True
+    registry = Registry(f"http://127.0.0.1:{server.server_port}")
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    return registry, server
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    """An empty registry, listening."""
+    registry, server = serve_registry()
+    yield registry
+    server.shutdown()
+    server.server_close()

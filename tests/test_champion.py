@@ -1,0 +1,257 @@
+"""The champion: only a version that is whole and answers its golden query is served, and a good one is never given up."""
+
+import hashlib
+import io
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Files, Registry, serve_registry
+
+from digits import reference
+from models import champion
+from models.champion import BadArtifact, NoChampion, Unreachable, Watcher
+
+
+def publish(registry: Registry, version: str, files: Files) -> None:
+    registry.versions[version] = dict(files)
+    registry.aliases["champion"] = version
+
+
+def watcher(registry: Registry, cache: Path) -> Watcher:
+    return Watcher(registry.uri, "champion", cache, interval_seconds=0.02)
+
+
+def version_of(watching: Watcher) -> str | None:
+    return watching.standing.champion and watching.standing.champion.version
+
+
+def test_the_alias_is_fetched_and_answers_as_it_did_when_registered(
+    registry: Registry, champion_files: Files, tmp_path: Path
+) -> None:
+    publish(registry, "3", champion_files)
+    fetched = champion.fetch(registry.uri, "champion", tmp_path)
+    sample = reference.from_bytes(champion_files["reference.npz"])
+    answers = fetched.answer(sample.images)
+    assert (fetched.version, fetched.card["recipe"]["name"]) == ("3", "linear")
+    assert answers.shape == (597, 10) and answers.dtype == np.float32
+    assert np.allclose(answers, sample.probabilities, atol=1e-6)
+    assert (answers.argmax(1) == sample.labels).mean() > 0.85
+    assert champion.version(registry.uri) == "3"
+
+
+def test_a_large_batch_is_answered_as_its_parts_are(champion_files: Files) -> None:
+    model = champion.open_session(champion_files["model.onnx"])
+    images = np.random.default_rng(0).integers(0, 256, (2500, 28, 28), dtype=np.uint8)
+    assert np.allclose(model.answer(images)[2400:], model.answer(images[2400:]), atol=1e-6)
+
+
+def test_no_champion_is_said_with_what_to_do(registry: Registry, champion_files: Files, tmp_path: Path) -> None:
+    with pytest.raises(NoChampion, match="digits retrain"):
+        champion.fetch(registry.uri, "champion", tmp_path)
+    assert champion.version(registry.uri) is None
+    registry.versions["1"] = champion_files
+    with pytest.raises(NoChampion, match="alias champion"):
+        champion.fetch(registry.uri, "champion", tmp_path)
+    with pytest.raises(NoChampion, match="no digits v7"):
+        champion.fetch_version(registry.uri, "7", tmp_path)
+
+
+def test_a_registry_that_is_away_is_named(free_port: int, tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match=f"127.0.0.1:{free_port}.*MLFLOW_TRACKING_URI"):
+        champion.fetch(f"http://127.0.0.1:{free_port}", "champion", tmp_path)
+
+
+def test_a_version_is_downloaded_once_and_again_when_its_copy_is_damaged(
+    registry: Registry, champion_files: Files, tmp_path: Path
+) -> None:
+    publish(registry, "3", champion_files)
+    champion.fetch(registry.uri, "champion", tmp_path)
+    assert sorted(path.name for path in (tmp_path / "3").iterdir()) == ["card.json", "model.onnx", "reference.npz"]
+    registry.asked.clear()
+    champion.fetch_version(registry.uri, "3", tmp_path)
+    assert registry.asked == ["card.json"]
+    (tmp_path / "3" / "model.onnx").write_bytes(b"rot")
+    champion.fetch_version(registry.uri, "3", tmp_path)
+    assert (tmp_path / "3" / "model.onnx").read_bytes() == champion_files["model.onnx"]
+
+
+def damaged(files: Files, how: str, other: Files) -> Files:
+    """A version gone wrong in one way, its checksums in order unless they are what is wrong."""
+    files = dict(files)
+    card = json.loads(files["card.json"])
+    if how == "checksum":
+        files["model.onnx"] = other["model.onnx"]
+    elif how == "no card":
+        del files["card.json"]
+    elif how == "no model":
+        del files["model.onnx"]
+    elif how == "card is no JSON":
+        files["card.json"] = b"<html>"
+    else:
+        wrong = {"no ONNX": ("model.onnx", b"\x00\x01"), "another model": ("model.onnx", other["model.onnx"]),
+                 "float model": ("model.onnx", float_model()), "no reference": ("reference.npz", b"PK")}  # fmt: skip
+        name, content = wrong[how]
+        files[name] = content
+        card["files"][name] = hashlib.sha256(content).hexdigest()
+        files["card.json"] = json.dumps(card).encode()
+    return files
+
+
+def float_model() -> bytes:
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "floats",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 10])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+BAD = {
+    "checksum": "the checksum of model.onnx",
+    "no card": "answered 404 for card.json",
+    "no model": "answered 404 for model.onnx",
+    "card is no JSON": "card.json holds no checksums",
+    "no ONNX": "model.onnx does not load",
+    "another model": "golden query is answered",
+    "float model": "expected tensor\\(uint8\\)",
+    "no reference": "expected an npz",
+}
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_a_bad_version_is_refused_and_the_champion_goes_on(
+    how: str,
+    registry: Registry,
+    champion_files: Files,
+    other_files: Files,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    publish(registry, "1", champion_files)
+    watching = watcher(registry, tmp_path)
+    watching.look()
+    publish(registry, "2", damaged(champion_files, how, other_files))
+    with pytest.raises(BadArtifact, match=f"digits v2: .*{BAD[how]}"):
+        champion.fetch(registry.uri, "champion", tmp_path)
+    for _ in range(3):
+        watching.look()
+    assert version_of(watching) == "1"
+    assert watching.standing.trouble and "digits v2" in watching.standing.trouble
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+    assert not list(tmp_path.glob(".*")) and not (tmp_path / "2").exists()
+    publish(registry, "3", other_files)
+    watching.look()
+    assert version_of(watching) == "3" and watching.standing.trouble is None
+
+
+def test_a_refused_version_is_not_downloaded_at_every_look(
+    registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path
+) -> None:
+    publish(registry, "2", damaged(champion_files, "checksum", other_files))
+    watching = watcher(registry, tmp_path)
+    for _ in range(10):
+        watching.look()
+    assert registry.asked.count("model.onnx") == 1
+
+
+def test_the_watcher_waits_for_a_first_champion_and_follows_the_alias(
+    registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path
+) -> None:
+    watching = watcher(registry, tmp_path)
+    watching.start()
+    try:
+        wait_for(lambda: "digits retrain" in (watching.standing.trouble or ""))
+        assert version_of(watching) is None
+        publish(registry, "1", champion_files)
+        wait_for(lambda: version_of(watching) == "1")
+        publish(registry, "2", other_files)
+        wait_for(lambda: version_of(watching) == "2")
+        registry.aliases["champion"] = "1"  # a rollback
+        wait_for(lambda: version_of(watching) == "1")
+    finally:
+        watching.stop()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def test_without_the_registry_the_last_good_champion_starts_from_its_copy(
+    champion_files: Files, tmp_path: Path
+) -> None:
+    registry, server = serve_registry()
+    publish(registry, "4", champion_files)
+    champion.fetch(registry.uri, "champion", tmp_path)
+    server.shutdown()
+    server.server_close()
+    watching = watcher(registry, tmp_path)
+    watching.look()
+    assert version_of(watching) == "4"
+    assert "does not answer" in (watching.standing.trouble or "")
+    (tmp_path / "4" / "model.onnx").write_bytes(b"rot")
+    damaged_start = watcher(registry, tmp_path)
+    damaged_start.look()
+    assert version_of(damaged_start) is None
+
+
+def test_an_unreachable_registry_does_not_take_the_champion_away(
+    champion_files: Files, other_files: Files, tmp_path: Path
+) -> None:
+    registry, server = serve_registry()
+    publish(registry, "1", champion_files)
+    watching = watcher(registry, tmp_path)
+    watching.look()
+    server.shutdown()
+    server.server_close()
+    watching.look()
+    assert version_of(watching) == "1" and "does not answer" in (watching.standing.trouble or "")
+    again, server = serve_registry(int(registry.uri.rsplit(":", 1)[1]))
+    publish(again, "2", other_files)
+    watching.look()
+    server.shutdown()
+    server.server_close()
+    assert version_of(watching) == "2" and watching.standing.trouble is None
+
+
+def test_only_the_newest_copies_are_kept(registry: Registry, champion_files: Files, tmp_path: Path) -> None:
+    for version in map(str, range(1, 9)):
+        publish(registry, version, champion_files)
+        champion.fetch(registry.uri, "champion", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5", "6", "7", "8", "champion.txt"]
+
+
+def test_a_full_disk_does_not_keep_a_champion_from_answering(
+    registry: Registry, champion_files: Files, tmp_path: Path
+) -> None:
+    cache = tmp_path / "file"
+    cache.touch()  # nothing can be written below a file
+    publish(registry, "1", champion_files)
+    assert champion.fetch(registry.uri, "champion", cache).version == "1"
+
+
+def test_answering_needs_none_of_the_training_stack() -> None:
+    program = (
+        "import sys, models.champion; "
+        "print({'tensorflow', 'keras', 'mlflow', 'prefect', 'evidently', 'onnx', 'sklearn', 'pandas'} & set(sys.modules))"
+    )
+    root = Path(__file__).parent.parent
+    assert subprocess.check_output([sys.executable, "-c", program], cwd=root, text=True).strip() == "set()"
+
+
+def test_the_reference_of_the_fixture_is_held_out(champion_files: Files) -> None:
+    with np.load(io.BytesIO(champion_files["reference.npz"])) as arrays:
+        assert arrays["images"].shape == (597, 28, 28)
