@@ -1,0 +1,60 @@
+"""Settings come from the environment with laptop defaults, and every one of them is documented."""
+
+from pathlib import Path
+
+import pytest
+from digits.settings import Settings
+from pydantic import ValidationError
+
+ROOT = Path(__file__).parent.parent
+SHARED = {"mlflow_tracking_uri": "MLFLOW_TRACKING_URI", "prefect_api_url": "PREFECT_API_URL"}  # other tools read them too
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable and no `.env` of the machine that runs the tests."""
+    monkeypatch.chdir(tmp_path)
+    for field in Settings.model_fields:
+        monkeypatch.delenv(f"DIGITS_{field.upper()}", raising=False)
+    for name in SHARED.values():
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_defaults_are_those_of_a_laptop(tmp_path: Path) -> None:
+    where = Settings()
+    assert where.home == tmp_path / "var"
+    assert where.inbox == tmp_path / "var" / "inbox"
+    assert where.database_url == f"sqlite:///{tmp_path}/var/digits.db"
+    assert where.host == "127.0.0.1"
+    assert where.mlflow_tracking_uri == "http://127.0.0.1:5000"
+    assert where.prefect_api_url == "http://127.0.0.1:4200/api"
+
+
+def test_moving_home_or_a_port_moves_what_follows_from_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DIGITS_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("DIGITS_MLFLOW_PORT", "5055")
+    where = Settings()
+    assert where.inbox == tmp_path / "elsewhere" / "inbox"
+    assert where.mlflow_tracking_uri == "http://127.0.0.1:5055"
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "DIGITS_MLFLOW_TRACKING_URI"])
+def test_mlflow_is_found_under_its_own_name_too(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "http://tracking:5000")
+    assert Settings().mlflow_tracking_uri == "http://tracking:5000"
+
+
+def test_a_port_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIGITS_SERVICE_PORT", "70000")
+    with pytest.raises(ValidationError, match="70000"):
+        Settings()
+
+
+def test_a_database_password_is_not_printed() -> None:
+    assert "hush" not in repr(Settings(database_url="postgresql://digits:hush@db/digits"))
+
+
+def test_every_setting_is_in_the_example_file_and_nothing_else() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    named = [line.removeprefix("#").split("=")[0].strip() for line in lines if "=" in line]
+    assert sorted(named) == sorted(SHARED.get(field, f"DIGITS_{field.upper()}") for field in Settings.model_fields)
