@@ -1,0 +1,116 @@
+"""How often production answers are right: counted where feedback told the true digit, estimated where it did not."""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from digits.predictions import Window
+from digits.reference import Reference
+
+_Z = 1.959964  # 95 % of a normal distribution lies within
+_BINS = 10
+
+
+class Share(BaseModel):
+    """Right answers among some, with a 95 % interval."""
+
+    model_config = ConfigDict(frozen=True)
+
+    right: int
+    count: int
+    value: float
+    low: float
+    high: float
+
+
+class Accuracy(BaseModel):
+    """What is known about the accuracy of one window."""
+
+    model_config = ConfigDict(frozen=True)
+
+    verdict: Literal["as expected", "worse", "not enough labels"]
+    words: str
+    count: int  # predictions
+    expected: Share  # of the version on its held-out reference
+    labelled: Share | None  # of the labelled predictions; None without labels
+    per_digit: dict[int, Share]  # by true digit, those that have labels
+    mean_confidence: float | None  # over all predictions; None when there are none
+    estimate: float | None  # without labels, from calibrated confidence, over all predictions
+    estimate_error: float | None  # the same estimate of the labelled predictions alone, minus their accuracy
+
+
+def assess(reference: Reference, window: Window, minimum_labels: int = 50) -> Accuracy:
+    """The window's accuracy against the version's own on held-out images.
+
+    *Worse* when the 95 % interval of the difference lies below 0 (Newcombe, Statist. Med. 17, 1998, method 10: made of the two Wilson
+    intervals); with fewer labels than `minimum_labels` nothing is claimed. Labels that people send are mostly complaints: pass the
+    predictions of a random sample to learn the accuracy of all of them.
+    """
+    expected = share(reference.probabilities.argmax(axis=1) == reference.labels)
+    known = window.labels >= 0
+    right = (window.digits == window.labels)[known]
+    labels = window.labels[known]
+    labelled = share(right) if right.size else None
+    confident = window.probabilities.max(axis=1) if len(window) else np.zeros(0, dtype=np.float32)
+    honest = _calibrated(reference, confident)
+    verdict = _verdict(expected, labelled, minimum_labels)
+    return Accuracy(
+        verdict=verdict,
+        words=_words(verdict, expected, labelled, minimum_labels),
+        count=len(window),
+        expected=expected,
+        labelled=labelled,
+        per_digit={int(digit): share(right[labels == digit]) for digit in np.unique(labels)},
+        mean_confidence=float(confident.mean()) if len(window) else None,
+        estimate=float(honest.mean()) if len(window) else None,
+        estimate_error=float(honest[known].mean()) - labelled.value if labelled else None,
+    )
+
+
+def share(right: NDArray[np.bool_]) -> Share:
+    """The share of right answers with Wilson's score interval (J. Am. Stat. Assoc. 22, 1927); at least one answer is needed."""
+    count, value = len(right), float(right.mean())
+    middle = (value + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
+    half = _Z / (1 + _Z**2 / count) * np.sqrt(value * (1 - value) / count + _Z**2 / (4 * count**2))
+    return Share(
+        right=int(right.sum()),
+        count=count,
+        value=value,
+        low=max(float(middle - half), 0.0),
+        high=min(float(middle + half), 1.0),
+    )
+
+
+def _calibrated(reference: Reference, confidence: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How often the version was right on its reference at each confidence: means over tenths of the reference.
+
+    Confidence on images unlike the reference promises too much; `estimate_error` shows how much, once there are labels.
+    """
+    known = reference.probabilities.max(axis=1)
+    right = reference.probabilities.argmax(axis=1) == reference.labels
+    edges = np.unique(np.quantile(known, np.arange(1, _BINS) / _BINS))
+    bins = np.searchsorted(edges, known)
+    count = np.bincount(bins, minlength=len(edges) + 1)
+    rates = np.bincount(bins, weights=right, minlength=len(edges) + 1) / np.maximum(count, 1)
+    rates[count == 0] = right.mean()
+    return rates[np.searchsorted(edges, confidence)]
+
+
+def _verdict(
+    expected: Share, labelled: Share | None, minimum_labels: int
+) -> Literal["as expected", "worse", "not enough labels"]:
+    if labelled is None or labelled.count < minimum_labels:
+        return "not enough labels"
+    highest = np.sqrt((labelled.high - labelled.value) ** 2 + (expected.value - expected.low) ** 2)
+    return "worse" if labelled.value - expected.value + highest < 0 else "as expected"
+
+
+def _words(verdict: str, expected: Share, labelled: Share | None, minimum_labels: int) -> str:
+    known = f"the version had {expected.value:.2%} on {expected.count} held-out images"
+    if verdict == "not enough labels":
+        return f"Not enough labels: {labelled.count if labelled else 0} of at least {minimum_labels}; {known}."
+    assert labelled is not None
+    was = f"{labelled.value:.2%} ({labelled.low:.2%} to {labelled.high:.2%}) of {labelled.count} labelled predictions are right"
+    return f"{verdict.capitalize()}: {was}; {known}."

@@ -1,0 +1,142 @@
+"""The changes that images go through on their way to us, with an amount: they test the detector and explain what it finds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digits.images import SIZE, Images, Labels
+
+Change = Callable[[Images, float], Images]
+
+
+def shift(images: Images, right: float, down: float = 0.0) -> Images:
+    """Moved by so many px, fractions interpolated; paper comes in at the side."""
+    return _warp(images, np.eye(2), np.array([down, right]))
+
+
+def rotate(images: Images, degrees: float) -> Images:
+    """Turned clockwise about the middle; positive makes an upright digit lean right."""
+    angle = np.radians(degrees)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])  # of (y, x), y pointing down
+    return _warp(images, turn, np.zeros(2))
+
+
+def slant(images: Images, degrees: float) -> Images:
+    """Sheared so that an upright stroke leans right by the angle; rows stay rows."""
+    return _warp(images, np.array([[1.0, 0.0], [-np.tan(np.radians(degrees)), 1.0]]), np.zeros(2))
+
+
+def scale(images: Images, factor: float) -> Images:
+    """Larger (over 1) or smaller (under 1) about the middle."""
+    return _warp(images, np.eye(2) * factor, np.zeros(2))
+
+
+def dim(images: Images, factor: float) -> Images:
+    """Ink at this factor of its level: 0.6 dims to 60 %, over 1 brightens."""
+    return _grey(images * np.float32(factor))
+
+
+def thicken(images: Images, width: float = 1.0) -> Images:
+    """Strokes wider by about this many px, half on each side."""
+    return _grow(images, width, np.maximum)
+
+
+def thin(images: Images, width: float = 1.0) -> Images:
+    """Strokes narrower by about this many px, half on each side."""
+    return _grow(images, width, np.minimum)
+
+
+def noise(images: Images, sigma: float, seed: int = 0) -> Images:
+    """Normal noise of this standard deviation in grey levels, cut off at paper and ink."""
+    random = np.random.default_rng(seed)
+    return _grey(images + np.float32(sigma) * random.standard_normal(images.shape, dtype=np.float32))
+
+
+def blur(images: Images, sigma: float) -> Images:
+    """Out of focus: a Gaussian of this standard deviation in px."""
+    from scipy.ndimage import gaussian_filter  # scipy.ndimage takes 0.3 s to import
+
+    return _grey(gaussian_filter(images.astype(np.float32), (0, sigma, sigma)))
+
+
+def grey_paper(images: Images, level: float) -> Images:
+    """Paper at this grey level instead of 0, ink still at 255."""
+    return _grey(images * np.float32(1 - level / 255) + np.float32(level))
+
+
+def invert(images: Images, _: float = 1.0) -> Images:
+    """Ink and paper exchanged."""
+    return 255 - images
+
+
+def mirror(images: Images, _: float = 1.0) -> Images:
+    """Left and right exchanged."""
+    return np.ascontiguousarray(images[:, :, ::-1])
+
+
+def transpose(images: Images, _: float = 1.0) -> Images:
+    """Rows and columns exchanged, as a client does that sends its pixels column by column."""
+    return np.ascontiguousarray(images.transpose(0, 2, 1))
+
+
+def more_of(labels: Labels, digit: int, factor: float, count: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """Indices of a sample with replacement in which one digit's share is this factor of what it is in the labels."""
+    share = np.mean(labels == digit)
+    if not 0 < share * factor < 1:
+        raise ValueError(f"cannot make digit {digit} {factor} times its share of {share:.3f}")
+    weights = np.where(labels == digit, factor, (1 - share * factor) / (1 - share))
+    return random.choice(len(labels), count, p=weights / weights.sum())
+
+
+def weights_like(digits: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much each of `digits` must count so that every digit has the share that it has in `wanted`; all 1 if none does."""
+    shares, target = (np.bincount(values.astype(int), minlength=10) / len(values) for values in (digits, wanted))
+    weights = np.divide(target, shares, out=np.zeros(10), where=shares > 0)[digits.astype(int)]
+    return weights if weights.any() else np.ones(len(digits))
+
+
+def _grey(values: NDArray[np.floating[Any]]) -> Images:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _warp(images: Images, matrix: NDArray[np.float64], offset: NDArray[np.float64]) -> Images:
+    """Every image through one affine map of (y, x) about the middle, interpolated linearly.
+
+    The map is the same for all, so it is a sparse 784 x 784 matrix of at most four weights a pixel, made once.
+    """
+    from scipy.sparse import csr_array  # scipy.sparse takes 0.2 s to import
+
+    middle = (SIZE - 1) / 2
+    target = np.indices((SIZE, SIZE)).reshape(2, -1) - middle
+    source = np.linalg.solve(matrix, target - offset[:, None]) + middle
+    low = np.floor(source).astype(int)
+    part = source - low
+    weights, columns = [], []
+    for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        row, column = low[0] + y, low[1] + x
+        weight = (part[0] if y else 1 - part[0]) * (part[1] if x else 1 - part[1])
+        inside = (row >= 0) & (row < SIZE) & (column >= 0) & (column < SIZE)
+        weights.append(np.where(inside, weight, 0))
+        columns.append(np.where(inside, row * SIZE + column, 0))
+    rows = np.tile(np.arange(SIZE * SIZE), 4)
+    pixels = csr_array((np.concatenate(weights), (rows, np.concatenate(columns))), shape=(SIZE**2, SIZE**2))
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    return _grey((pixels.astype(np.float32) @ flat.T).T).reshape(images.shape)
+
+
+def _grow(images: Images, width: float, extreme: Callable[..., NDArray[np.uint8]]) -> Images:
+    """The brightest or darkest of each 2 x 2 neighbourhood, once per px of width, the last px mixed in by its fraction.
+
+    The mean over the four ways to place the neighbourhood, so that nothing moves.
+    """
+    while width > 0:
+        padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+        pairs = extreme(padded[:, :, 1:], padded[:, :, :-1])
+        squares = extreme(pairs[:, 1:], pairs[:, :-1]).astype(np.float32)  # (n, 29, 29), one for each corner
+        grown = (squares[:, 1:, 1:] + squares[:, 1:, :-1] + squares[:, :-1, 1:] + squares[:, :-1, :-1]) / 4
+        share = np.float32(min(width, 1))
+        images = _grey(images * (1 - share) + share * grown)
+        width -= 1
+    return images
