@@ -44,7 +44,13 @@ def append(
     engine: Engine, action: Action, from_version: str | None, to_version: str, why: str, evidence: Mapping[str, Any]
 ) -> None:
     """Record a change of the champion, made now by the user of this process."""
-    row = {"action": action, "from_version": from_version, "to_version": to_version, "why": why, "evidence": dict(evidence)}
+    row = {
+        "action": action,
+        "from_version": from_version,
+        "to_version": to_version,
+        "why": why,
+        "evidence": dict(evidence),
+    }
     with engine.begin() as connection:
         connection.execute(insert(_ledger).values(at=datetime.now(UTC), by=_user(), **row))
 
@@ -53,10 +59,7 @@ def entries(engine: Engine) -> list[Entry]:
     """All entries, oldest first."""
     with engine.connect() as connection:
         rows = connection.execute(select(_ledger).order_by(_ledger.c.number)).mappings().all()
-    return [
-        Entry(**{**{name: row[name] for name in row if name != "number"}, "at": _utc(row["at"])})
-        for row in rows
-    ]
+    return [Entry(**{**{name: row[name] for name in row if name != "number"}, "at": _utc(row["at"])}) for row in rows]
 
 
 def _utc(at: datetime) -> datetime:
