@@ -15,8 +15,8 @@ help:
 	$(PYTHON) -m venv .uv
 	.uv/bin/pip install --quiet uv
 
-setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)  ## install everything into .venv, as uv.lock says
-	@$(UV) sync --quiet --locked
+setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)  ## install everything into .venv, as uv.lock says; compiled once here, not at each start
+	@$(UV) sync --quiet --locked --compile-bytecode
 
 up: setup  ## start the platform: train a first champion, serve it, print the addresses
 	@.venv/bin/digits up

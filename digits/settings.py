@@ -55,6 +55,16 @@ class Settings(BaseSettings):
     watch_seconds: float = Field(2.0, gt=0, description="How often the service looks whether the champion changed.")
 
     @property
+    def service_url(self) -> str:
+        """The endpoint as this machine reaches it."""
+        return f"http://{self.host}:{self.service_port}"
+
+    @property
+    def downloads(self) -> Path:
+        """Fetched source files."""
+        return self.home / "downloads"
+
+    @property
     def datasets(self) -> Path:
         """Stored data sets, one folder per fingerprint."""
         return self.home / "datasets"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from xmlrpc.client import Fault, ServerProxy
 import httpx
 from digits.settings import Settings
 
-PATIENCE_SECONDS = 180  # the slowest start seen on two busy cores was 54 s
+PATIENCE_SECONDS = 180  # the slowest start seen on two busy cores was 87 s
+DEATHS = 3  # early deaths after which a process is not waited for any longer
 
 # Nothing of the platform reports home, and MLflow starts without the job runners it would add (13 processes, 1.7 GB).
 ENVIRONMENT = {
@@ -98,7 +100,7 @@ def processes(where: Settings) -> list[Process]:
         name="reports",
         what="Evidently: drift reports",
         command=[
-            *(*python, "evidently", "ui", *host, "--port", str(where.reports_port)),
+            *(_script("evidently"), "ui", *host, "--port", str(where.reports_port)),
             *("--workspace", str(where.workspace)),
         ],
         priority=2,
@@ -115,6 +117,11 @@ def processes(where: Settings) -> list[Process]:
     local_mlflow = [mlflow] if where.mlflow_tracking_uri.endswith(f"127.0.0.1:{where.mlflow_port}") else []
     local_prefect = [prefect] if where.prefect_api_url.endswith(f"127.0.0.1:{where.prefect_port}/api") else []
     return [*local_mlflow, *local_prefect, service, reports, flows]
+
+
+def _script(name: str) -> str:
+    """A console script of this environment, for a package that cannot be run with `-m`."""
+    return str(Path(sys.executable).with_name(name))
 
 
 def environment(where: Settings) -> dict[str, str]:
@@ -155,17 +162,21 @@ def running(where: Settings) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_healthy(where: Settings, names: list[str], tell: Callable[[str, float], None]) -> None:
-    """Wait until each of the processes answers; raises TimeoutError that names the log of the one that does not."""
+    """Wait until each of the processes answers; raises RuntimeError with the log of the one that does not."""
     started = time.monotonic()
     waiting = [process for process in processes(where) if process.name in names]
+    deaths: Counter[str] = Counter()
+    before: dict[str, str] = {}
     while waiting:
         for process in [process for process in waiting if is_healthy(where, process)]:
             tell(process.name, time.monotonic() - started)
             waiting.remove(process)
-        if time.monotonic() - started > PATIENCE_SECONDS:
-            raise TimeoutError(
-                f"{waiting[0].name} does not answer after {PATIENCE_SECONDS} s; read {log_of(where, waiting[0].name)}"
-            )
+        now = states(where)
+        deaths.update(name for name, state in now.items() if state == "BACKOFF" and before.get(name) != "BACKOFF")
+        before = now
+        for process in waiting:
+            if deaths[process.name] >= DEATHS or time.monotonic() - started > PATIENCE_SECONDS:
+                raise RuntimeError(f"{process.name} does not start; read {log_of(where, process.name)}")
         time.sleep(0.2)
 
 

@@ -30,7 +30,7 @@ def promote(
     current = registry.alias("champion")
     if version == current:
         raise ValueError(f"digits v{version} is the champion already")
-    champion.fetch(registry.uri, version, cache)
+    champion.fetch_version(registry.uri, version, cache)
     if current is not None:
         registry.point("previous", current)
     registry.point("champion", version)
