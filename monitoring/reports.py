@@ -1,0 +1,226 @@
+"""What monitoring leaves behind: a verdict other programs read, Evidently's report for people, and its history as a dashboard."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from digits.predictions import Window
+from digits.reference import Reference
+from monitoring import accuracy, drift
+from monitoring.features import Columns
+
+PROJECT = "digits"  # in the Evidently workspace
+REPORT = "report.html"
+VERDICT = "verdict.json"
+
+_DISTANCE = "digits_distance"  # our scores under the names Evidently knows them by
+_SHARE_CHANGE = "digits_share_change"
+_CORRECT = "correct"  # 1 or 0 where feedback told the true digit
+
+
+class Verdict(BaseModel):
+    """Everything monitoring has to say about one window."""
+
+    model_config = ConfigDict(frozen=True)
+
+    since: datetime | None  # first and last prediction, UTC; None for an empty window
+    until: datetime | None
+    count: int
+    versions: tuple[str, ...]  # that answered in this window
+    drift: drift.Drift
+    accuracy: accuracy.Accuracy
+    words: str
+    advice: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where the report of one window is; without enough data there is a verdict only."""
+
+    verdict: Path
+    html: Path | None
+    run: str | None  # its id in the Evidently workspace
+
+
+def judge(
+    reference: Reference, window: Window, policy: drift.Policy | None = None, minimum_labels: int = 50
+) -> Verdict:
+    """Drift and accuracy of a window, against the reference sample of the version that answered it."""
+    found = drift.compare(reference, window, policy)
+    right = accuracy.assess(reference, window, minimum_labels)
+    return Verdict(
+        since=min(window.at, default=None),
+        until=max(window.at, default=None),
+        count=len(window),
+        versions=tuple(sorted(set(window.versions))),
+        drift=found,
+        accuracy=right,
+        words=f"{found.words} {right.words}",
+        advice=_advice(found, right),
+    )
+
+
+def _advice(found: drift.Drift, right: accuracy.Accuracy) -> tuple[str, ...]:
+    """What to do, each thing once; a loss of accuracy without drift has causes that no image statistic shows."""
+    advice = tuple(dict.fromkeys(cause.advice for cause in found.causes))
+    if right.verdict == "worse" and not advice:
+        return ("Look at the labels and at the digits that are answered wrongly; then retrain with the labelled ones.",)
+    return advice
+
+
+def write(folder: Path, workspace: Path, reference: Reference, window: Window, verdict: Verdict) -> Written:
+    """`verdict.json` and `report.html` in the folder, and the run in the workspace that the Evidently UI shows.
+
+    Written again for the same folder, the files and the run are replaced, so a window can be recomputed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, html, marker = folder / VERDICT, folder / REPORT, folder / "workspace_run"
+    _replace(path, verdict.model_dump_json(indent=2))
+    if not verdict.drift.columns:
+        return Written(path, None, None)
+    with _quiet():
+        snapshot = _run(reference, window, verdict)
+        snapshot.save_html(str(folder / f".{REPORT}"))
+        os.replace(folder / f".{REPORT}", html)
+        run = _add(workspace, snapshot, marker.read_text() if marker.exists() else None)
+    _replace(marker, run)
+    return Written(path, html, run)
+
+
+def _replace(path: Path, text: str) -> None:
+    """The file is the old one or the new one, never a half."""
+    half = path.with_name(f".{path.name}")
+    half.write_text(text, encoding="utf-8")
+    os.replace(half, path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the deprecation warnings of Evidently's own imports, and without Plotly's theme.
+
+    The theme is repeated in every figure: two figures for each of 37 columns take 0.5 MB of HTML with it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import plotly.io  # type: ignore[import-untyped]  # ships no types; comes with Evidently, 3 to 8 s to import
+
+        theme, plotly.io.templates.default = plotly.io.templates.default, "none"
+        try:
+            yield
+        finally:
+            plotly.io.templates.default = theme
+
+
+def _run(reference: Reference, window: Window, verdict: Verdict) -> Any:
+    """Evidently's snapshot of the window: every column by our own score and threshold. It sends nothing anywhere."""
+    from evidently import DataDefinition, Dataset, Report  # 3 to 8 s
+
+    before, now = drift.tables(reference, window)
+    numeric = [name for name in before if name != drift.DIGIT]
+    definition = DataDefinition(numerical_columns=[*numeric, _CORRECT], categorical_columns=[drift.DIGIT])
+    frames = (
+        _frame(now, window.digits, window.labels),
+        _frame(before, before[drift.DIGIT], reference.labels.astype(np.int8)),
+    )
+    current, known = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
+    report = Report(_metrics(verdict), include_tests=True)
+    metadata = {"versions": ", ".join(verdict.versions), "verdict": verdict.drift.verdict, "words": verdict.words}
+    return report.run(current, known, timestamp=verdict.until, metadata=metadata, tags=["monitor"])
+
+
+def _frame(columns: Columns, digits: Any, labels: Any) -> Any:
+    import pandas as pd  # 1.4 s
+
+    frame = pd.DataFrame(columns)
+    frame[drift.DIGIT] = frame[drift.DIGIT].astype(int).astype(str)
+    frame[_CORRECT] = np.where(labels >= 0, (digits == labels).astype(float), np.nan)
+    return frame
+
+
+def _metrics(verdict: Verdict) -> list[Any]:
+    """The dashboard's numbers first, then a panel per column, the most exceeding first.
+
+    One drifted column is drift: the thresholds hold for all columns together.
+    """
+    from evidently.metrics import DriftedColumnsCount, MeanValue, RowCount, ValueDrift
+
+    _register()
+    methods = {column.name: _method(column.name) for column in verdict.drift.columns}
+    limits = {column.name: column.threshold for column in verdict.drift.columns}
+    count = DriftedColumnsCount(
+        columns=list(methods),
+        per_column_method=methods,
+        per_column_threshold=limits,
+        drift_share=0.5 / len(methods),
+    )
+    right = [MeanValue(column=_CORRECT, tests=[])] if verdict.accuracy.labelled else []
+    drifts = [ValueDrift(column=name, method=methods[name], threshold=limits[name]) for name in methods]
+    return [RowCount(tests=[]), *right, MeanValue(column=drift.CONFIDENCE, tests=[]), count, *drifts]
+
+
+def _method(name: str) -> str:
+    return _SHARE_CHANGE if name == drift.DIGIT else _DISTANCE
+
+
+def _register() -> None:
+    """Makes our two scores Evidently's: its own K-S test reports p-values, which at our thresholds all print as 0.00.
+
+    Doing it again replaces the same entries.
+    """
+    from evidently.legacy.calculations.stattests import StatTest, register_stattest
+    from evidently.legacy.core import ColumnType
+
+    def scored(column: str) -> Any:
+        def judged(reference: Any, current: Any, _type: Any, threshold: float) -> tuple[float, bool]:
+            score = drift.score(column, reference.to_numpy().astype(float), current.to_numpy().astype(float))
+            return score, score > threshold
+
+        return judged
+
+    distance = StatTest(_DISTANCE, "Kolmogorov-Smirnov distance", [ColumnType.Numerical])
+    change = StatTest(_SHARE_CHANGE, "largest change of one digit's share", [ColumnType.Categorical])
+    register_stattest(distance, scored("any numeric column"))
+    register_stattest(change, scored(drift.DIGIT))
+
+
+def _add(workspace: Path, snapshot: Any, replaced: str | None) -> str:
+    """The run's id, once it is in the workspace in place of the one it replaces."""
+    from evidently.ui.workspace import Workspace  # another second
+
+    opened = Workspace.create(str(workspace))
+    found = opened.search_project(PROJECT)
+    project = found[0] if found else _project(opened)
+    if replaced and replaced in {str(run) for run in opened.list_runs(project.id)}:
+        opened.delete_run(project.id, replaced)
+    return str(opened.add_run(project.id, snapshot, include_data=False).id)
+
+
+def _project(opened: Any) -> Any:
+    """The project with its dashboard: drift, accuracy, confidence and traffic over time."""
+    from evidently.sdk.models import PanelMetric
+    from evidently.sdk.panels import line_plot_panel
+
+    project = opened.create_project(PROJECT, "Handwritten digits in production against what the version was tested on")
+    for title, legend, metric, labels in (
+        ("Share of columns that drifted", "share", "DriftedColumnsCount", {"value_type": "share"}),
+        ("Accuracy on labelled predictions", "accuracy", "MeanValue", {"column": _CORRECT}),
+        ("Mean confidence", "confidence", "MeanValue", {"column": drift.CONFIDENCE}),
+        ("Predictions in the window", "count", "RowCount", {}),
+    ):
+        value = PanelMetric(metric=metric, metric_labels=labels, legend=legend)
+        project.dashboard.add_panel(line_plot_panel(title=title, size="half", values=[value]), tab="Monitoring")
+    dashboard = project.dashboard.model()
+    for tab in dashboard.tabs:
+        tab.panels = list(
+            dict.fromkeys(tab.panels)
+        )  # Evidently 0.7.23 lists the second and later panels of a tab twice
+    opened.save_dashboard(project.id, dashboard)
+    return project
