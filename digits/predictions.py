@@ -8,12 +8,12 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ from digits.images import SIZE, Images, Labels
 log = logging.getLogger("digits.predictions")
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -89,6 +90,10 @@ feedback = Table(
 
 class UnknownPrediction(LookupError):
     """No answer has this id."""
+
+
+class LogAway(ConnectionError):
+    """The database of the log does not answer."""
 
 
 @dataclass(frozen=True)
@@ -303,6 +308,30 @@ class PredictionLog:
             target = self._taken
             self._wake.set()
             return self._progress.wait_for(lambda: self._done >= target, timeout_seconds)
+
+    def label(self, id: str, digit: int, source: str) -> None:
+        """As the function `label`, for an answer that may not be written yet; raises LogAway while the database is away."""
+        self._ask(lambda engine: label(engine, id, digit, source))
+
+    def find(self, id: str) -> Prediction:
+        """As the function `find`, for an answer that may not be written yet; raises LogAway while the database is away."""
+        return self._ask(lambda engine: find(engine, id))
+
+    def _ask(self, question: Callable[[Engine], T]) -> T:
+        """Ask at once, and when the id is unknown again after what waits here and in other workers was written."""
+        try:
+            with suppress(UnknownPrediction):
+                return question(self._connected())
+            self.flush()
+            time.sleep(2 * self._interval_seconds)
+            return question(self._connected())
+        except SQLAlchemyError as error:
+            raise LogAway("the prediction log's database does not answer; send this again later") from error
+
+    def _connected(self) -> Engine:
+        if self.engine is None:
+            raise LogAway("the prediction log's database does not answer; send this again later")
+        return self.engine
 
     def close(self, timeout_seconds: float = 10.0) -> None:
         """Write what waits and stop; call it before the process ends."""

@@ -54,6 +54,14 @@ class Settings(BaseSettings):
     recipe: str = Field("compact", description="Recipe of the scheduled retraining.")
     watch_seconds: float = Field(2.0, gt=0, description="How often the service looks whether the champion changed.")
 
+    service_workers: int = Field(1, ge=1, description="Processes that answer requests.")
+    body_limit_bytes: int = Field(16_000_000, gt=0, description="Larger requests are refused.")
+    access_log: bool = Field(False, description="Whether the service prints a line per request.")
+    traces: bool = Field(False, description="Whether the service records OpenTelemetry traces.")
+    bulk_log_share: float = Field(1.0, ge=0, le=1, description="Share of the answers of `/classify_bulk` that is logged.")
+    audit_share: float = Field(0.02, ge=0, le=1, description="Share of the logged answers drawn at random for labelling.")
+    keep_days: float = Field(90, gt=0, description="How long answers stay in the prediction log.")
+
     @property
     def service_url(self) -> str:
         """The endpoint as this machine reaches it."""
@@ -73,6 +81,11 @@ class Settings(BaseSettings):
     def champions(self) -> Path:
         """Verified copies of served versions, for a start without the registry."""
         return self.home / "champions"
+
+    @property
+    def spool(self) -> Path:
+        """Answers that wait for the database."""
+        return self.home / "spool"
 
     @property
     def reports(self) -> Path:
