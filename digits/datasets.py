@@ -640,7 +640,8 @@ def save(dataset: Dataset, folder: Path) -> Path:
                 _flush(file)
             _write(whole / "manifest.json", json.dumps(about, indent=2).encode())
             whole.rename(target)
-    log.info("stored data set %s (%s): %s images", dataset.fingerprint, dataset.source, about["images"])
+    counts = ", ".join(f"{count:,} {name}" for name, count in about["images"].items())
+    log.info("stored data set %s (%s): %s images", dataset.fingerprint, dataset.source, counts)
     return target
 
 

@@ -5,14 +5,14 @@ import subprocess
 import sys
 
 import httpx
-from digits import datasets
-from digits.datasets import Unavailable
-from digits.settings import Settings
-from models import champion
 from rich.console import Console
 from rich.table import Table
 
+from digits import datasets
+from digits.datasets import Unavailable
+from digits.settings import Settings
 from flows import processes
+from models import champion
 
 console = Console(highlight=False)
 log = logging.getLogger("digits.up")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from digits.settings import Settings, settings
 from pydantic import ValidationError
+
+from digits.settings import Settings, settings
 
 app = typer.Typer(
     help="Trains, promotes, serves and watches handwritten-digit recognisers.",
@@ -29,8 +30,9 @@ Reason = Annotated[str, typer.Option("--why", help="Recorded in the ledger.")]
 
 def main() -> None:
     """Run a command; what goes wrong ends in one sentence and a non-zero exit."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("digits").setLevel(logging.INFO)
+    log = logging.getLogger("digits")
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler())  # not the root: Prefect's lines are for its server
     try:
         app(standalone_mode=True)
     except ValidationError as error:
@@ -79,7 +81,6 @@ def status() -> None:
 def ingest(data: Data = "mnist") -> None:
     """Read, check and store a data set; the next retraining starts from it."""
     from digits import datasets
-
     from flows.ingest import store
 
     where = settings()
@@ -117,7 +118,7 @@ def retrain(
     with _flows():
         from flows.retrain import retrain
 
-        print(retrain(recipe, data, seed))
+        retrain(recipe, data, seed)
 
 
 @app.command()
@@ -143,10 +144,11 @@ def rollback(why: Reason = "by hand") -> None:
 @app.command()
 def ledger() -> None:
     """Every promotion and rollback, oldest first."""
-    from digits import database
-    from digits import ledger as book
     from rich.console import Console
     from rich.table import Table
+
+    from digits import database
+    from digits import ledger as book
 
     table = Table("when (UTC)", "what", "from", "to", "by", "why", box=None, pad_edge=False)
     for entry in book.entries(database.connect(settings().database_url)):
@@ -158,9 +160,10 @@ def ledger() -> None:
 @app.command()
 def recipes() -> None:
     """The recipes that can be trained."""
-    from models.recipes import RECIPES
     from rich.console import Console
     from rich.table import Table
+
+    from models.recipes import RECIPES
 
     table = Table("recipe", "layers", "optimiser", "epochs", "batch", "reported", box=None, pad_edge=False)
     for recipe in RECIPES.values():
@@ -204,9 +207,9 @@ def traffic(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Send real test digits, plain or changed, to the endpoint."""
-    from digits import datasets
     from tqdm import tqdm
 
+    from digits import datasets
     from flows import traffic as requests
 
     where = settings()

@@ -1,13 +1,10 @@
 """`digits ingest`: from a source to a stored data set, checked on the way in."""
 
-import logging
-
-from digits import datasets
-from digits.settings import Settings, settings
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-log = logging.getLogger("digits.ingest")
+from digits import datasets
+from digits.settings import Settings, settings
 
 
 @flow(name="ingest")
@@ -23,7 +20,4 @@ def ingest(data: str = "mnist") -> str:
 def store(data: str, where: Settings) -> str:
     """The source under `var/datasets/<fingerprint>`; the fingerprint."""
     dataset = datasets.read(data, mnist=where.mnist, cache=where.downloads)
-    folder = datasets.save(dataset, where.datasets)
-    counts = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits().items())
-    log.info("stored %s as %s: %s", data, folder.name, counts)
-    return folder.name
+    return datasets.save(dataset, where.datasets).name

@@ -2,17 +2,14 @@
 
 import logging
 import re
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from digits import database, predictions, reference
-from digits.predictions import Window
-from digits.reference import Reference
-from digits.settings import Settings, settings
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+
+from digits import reference
+from digits.settings import Settings, settings
 
 if TYPE_CHECKING:
     from models.champion import Champion

@@ -19,6 +19,7 @@ from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
 import httpx
+
 from digits.settings import Settings
 
 PATIENCE_SECONDS = 180  # the slowest start seen on two busy cores was 87 s
@@ -33,6 +34,7 @@ ENVIRONMENT = {
     "ITERATIVE_DO_NOT_TRACK": "1",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "digits",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "PYTHONUNBUFFERED": "1",
 }

@@ -4,18 +4,18 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from digits import database, datasets, inbox
-from digits.settings import Settings, settings
-from models import gate, recipes
-from models.gate import Verdict
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 
+from digits import database, datasets, inbox
+from digits.settings import Settings, settings
 from flows.ingest import store
 from flows.train import train_on
+from models import gate, recipes
+from models.gate import Verdict
 
 log = logging.getLogger("digits.retrain")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import httpx
 import numpy as np
+
 from digits.datasets import Split
 from digits.images import Images
 

@@ -4,17 +4,17 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from digits import datasets
-from digits.datasets import Dataset
-from digits.reference import Reference
-from digits.settings import settings
-from models.recipes import COMPACT, Recipe
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from digits import datasets
+from digits.datasets import Dataset
+from digits.reference import Reference
+from digits.settings import settings
 from flows.ingest import store
+from models.recipes import COMPACT, Recipe
 
 if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s
     from models.evaluation import Evaluation

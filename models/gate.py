@@ -75,6 +75,8 @@ def judge(candidate: Answers, champion: Answers, labels: Labels, policy: Policy)
         "champion_corruption_accuracy": champion.corruption_accuracy,
     }
     counts = f"{gained} images only the candidate gets right, {lost} only the champion"
+    if not (candidate.digits != champion.digits).any():
+        return Verdict("not enough evidence", ["the candidate answers every test image as the champion does"], evidence)
     harm = _harm(candidate, champion, labels, policy)
     if gain < 0:
         harm.insert(0, f"test accuracy falls by {-100 * gain:.2f} points ({counts})")

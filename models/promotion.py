@@ -35,7 +35,7 @@ def promote(
         registry.point("previous", current)
     registry.point("champion", version)
     ledger.append(engine, action, current, version, why, evidence or {})
-    log.info("promoted digits v%s (was v%s): %s", version, current, why)
+    log.info("%s: digits v%s is the champion (before: %s): %s", action, version, current and f"v{current}", why)
 
 
 def roll_back(registry: Registry, engine: Engine, why: str, cache: Path) -> str:

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version as installed
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 NAME = "digits"  # of the experiment and of the registered model
 LIBRARIES = ("keras", "tensorflow", "numpy", "onnx", "onnxruntime", "tf2onnx", "scikit-learn", "mlflow")
 ENVIRONMENT = {
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_UV_AUTO_DETECT": "false",  # else every logged model records all packages of uv.lock as its requirements
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 retry a server that is down for four minutes
@@ -123,8 +125,12 @@ class Registry:
             for name, content in {**files, "card.json": json.dumps(full_card, indent=2).encode()}.items():
                 Path(folder, name).write_bytes(content)
             self.client.log_model_artifacts(info.model_id, folder)
-        version = self.mlflow.register_model(info.model_uri, NAME, tags=_version_tags(card))
-        return str(version.version)
+        with suppress(self.mlflow.exceptions.MlflowException):  # it is there from the second version on
+            self.client.create_registered_model(NAME, description="Handwritten-digit recognisers.")
+        made = self.client.create_model_version(
+            NAME, info.model_uri, run_id=card["run_id"], model_id=info.model_id, tags=_version_tags(card)
+        )
+        return str(made.version)
 
     def alias(self, alias: str) -> str | None:
         """The version an alias points to."""

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from digits.datasets import Dataset, Split
 from digits.images import SIZE, Images, Labels
+from models import backend
 from models.distort import distort
 from models.recipes import Recipe
 
@@ -87,7 +88,7 @@ def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda epoch, figu
 
 def build(recipe: Recipe) -> Any:
     """The untrained `keras.Model`: (n, 28, 28) `uint8` images -> (n, 10) logits."""
-    import keras  # 11 s
+    keras, _ = backend.load()
 
     images = keras.Input((SIZE, SIZE), dtype="uint8", name="images")
     flow = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
@@ -108,7 +109,7 @@ class Network:
     """One network in training: its weights, its optimiser and the compiled epoch."""
 
     def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
-        import keras
+        keras, _ = backend.load()
 
         keras.utils.set_random_seed(recipe.seed)
         self.recipe, self.train, self.validation = recipe, dataset.train, dataset.validation
@@ -168,7 +169,7 @@ def _distorted(images: Images, recipe: Recipe, epoch: int) -> Images:
 
 
 def _optimizer(recipe: Recipe, steps: int) -> Any:
-    import keras
+    keras, _ = backend.load()
 
     rate: Any = recipe.learning_rate
     if recipe.schedule == "cosine":
@@ -185,9 +186,7 @@ def _compile_epoch(model: Any, optimizer: Any, batch_size: int) -> Any:
 
     It returns the sum of the losses and the number of right answers over the epoch, as they were before each step.
     """
-    import tensorflow as tf
-
-    tf.get_logger().setLevel("ERROR")  # else the epochs of a committee's members look like retracing to it
+    _, tf = backend.load()
 
     def step(images: Any, labels: Any) -> tuple[Any, Any]:
         with tf.GradientTape() as tape:
@@ -199,7 +198,7 @@ def _compile_epoch(model: Any, optimizer: Any, batch_size: int) -> Any:
         correct = tf.equal(tf.argmax(logits, 1, tf.int32), labels)
         return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(correct, tf.float32))
 
-    @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]  # TensorFlow has no types
+    @tf.function(jit_compile=True)
     def epoch(images: Any, labels: Any, order: Any) -> tuple[Any, Any]:
         n = images.shape[0]
         loss, correct = tf.constant(0.0), tf.constant(0.0)
@@ -251,7 +250,7 @@ def fit_temperature(logits: NDArray[np.float32], labels: Labels) -> float:
 
 def _average(models: list[Any]) -> Any:
     """One model whose logits are the mean of the members' logits (their normalised geometric mean of probabilities)."""
-    import keras
+    keras, _ = backend.load()
 
     if len(models) == 1:
         return models[0]
@@ -263,7 +262,7 @@ def _average(models: list[Any]) -> Any:
 
 def _with_probabilities(logits: Any, temperature: float) -> Any:
     """The model with its temperature and softmax as last layers, so that every copy of it answers alike."""
-    import keras
+    keras, _ = backend.load()
 
     scaled = keras.layers.Rescaling(1 / temperature, name="temperature")(logits.output)
     return keras.Model(logits.input, keras.layers.Softmax(name="probabilities")(scaled), name=logits.name)

@@ -33,7 +33,7 @@ def test_a_real_improvement_is_promoted_with_its_counts() -> None:
 
 def test_the_same_answers_are_no_evidence() -> None:
     verdict = judge(answers(200), answers(200), LABELS, Policy())
-    assert verdict.decision == "not enough evidence"
+    assert verdict.sentence == "not enough evidence: the candidate answers every test image as the champion does"
 
 
 def test_a_small_gain_within_the_noise_is_no_evidence() -> None:
