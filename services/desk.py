@@ -1,0 +1,115 @@
+"""What the routes share in a worker: the champion and its watcher, the prediction log, the metrics."""
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from digits.images import Images, Labels
+from digits.predictions import Answers, PredictionLog, new_ids
+from digits.settings import Settings
+from models.champion import Champion, Standing, Watcher
+from services.metrics import Metrics
+
+CROWDED = 10_000  # answers waiting to be logged from which on a bulk request waits
+PATIENCE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a request is answered; every array has length n."""
+
+    version: str
+    digits: Labels  # (n,)
+    probabilities: NDArray[np.float32]  # (n, 10)
+    ids: list[str | None]  # None where the answer is not logged
+
+
+class Desk:
+    """Held open by the service from its start to its end."""
+
+    def __init__(self, where: Settings) -> None:
+        logging.getLogger("digits").setLevel(logging.INFO)
+        self.where = where
+        self.log = PredictionLog(
+            where.database_url, where.spool, where.audit_share, timedelta(days=where.keep_days), interval_seconds=0.2
+        )
+        self.metrics = Metrics()
+        self._watcher = Watcher(where.mlflow_tracking_uri, "champion", where.champions, where.watch_seconds)
+        self._watcher.start()
+
+    @property
+    def standing(self) -> Standing:
+        """Who answers, and what is wrong."""
+        return self._watcher.standing
+
+    @property
+    def champion(self) -> Champion | None:
+        """Who answers, None before the first."""
+        return self._watcher.standing.champion
+
+    def answer(self, champion: Champion, images: Images, route: str, share: float = 1.0) -> Reply:
+        """The champion's answers on images (n, 28, 28), a share of them logged under ids."""
+        probabilities = champion.answer(images)
+        digits = probabilities.argmax(1).astype(np.uint8)
+        self.metrics.count_answers(champion.version, digits)
+        if share >= 1:
+            ids = new_ids(len(images))
+            self._log(champion, ids, images, probabilities, route)
+            return Reply(champion.version, digits, probabilities, [*ids])
+        chosen = [index for index in range(len(images)) if random.random() < share]
+        logged: list[str | None] = [None] * len(images)
+        if chosen:
+            ids = new_ids(len(chosen))
+            self._log(champion, ids, images[chosen], probabilities[chosen], route)
+            for index, id in zip(chosen, ids, strict=True):
+                logged[index] = id
+        return Reply(champion.version, digits, probabilities, logged)
+
+    def _log(
+        self, champion: Champion, ids: list[str], images: Images, probabilities: NDArray[np.float32], route: str
+    ) -> None:
+        self.log.append(Answers(ids, datetime.now(UTC), champion.version, images, probabilities, route))
+
+    async def room(self) -> None:
+        """Let a crowded prediction log catch up before a bulk request adds to it; single answers never wait."""
+        waited = 0.0
+        while self.log.depth > CROWDED and waited < PATIENCE_SECONDS:
+            await asyncio.sleep(0.05)
+            waited += 0.05
+
+    def about(self) -> dict[str, Any]:
+        """Which version answers, since when, where it comes from, and what is wrong if anything is."""
+        standing = self.standing
+        card = standing.champion.card if standing.champion else {}
+        return {
+            "model_version": standing.champion and standing.champion.version,
+            "since": standing.since,
+            "trouble": standing.trouble,
+            **{name: card.get(name) for name in ("recipe", "dataset", "metrics", "created_at", "run_id")},
+            "run_link": self._run_link(card),
+            "log": {"waiting": self.log.depth, "spooled_batches": self.log.spooled, "lost": self.log.lost},
+        }
+
+    def _run_link(self, card: dict[str, Any]) -> str | None:
+        """The run in MLflow's UI, without a password that the address may hold."""
+        if not {"run_id", "experiment_id"} <= card.keys():
+            return None
+        public = str(httpx.URL(self.where.mlflow_tracking_uri).copy_with(username=None, password=None))
+        return f"{public.rstrip('/')}/#/experiments/{card['experiment_id']}/runs/{card['run_id']}"
+
+    def update_gauges(self) -> None:
+        """Bring the metrics that are states rather than events up to date."""
+        champion = self.champion
+        self.metrics.set_state(champion.version if champion else "0", self.log.depth, self.log.spooled, self.log.lost)
+
+    def close(self) -> None:
+        """Stop following the champion and write what waits."""
+        self._watcher.stop()
+        self.log.close()

@@ -1,0 +1,93 @@
+"""What stands before every route: a limit on the body, a count and a time for each request, and a sentence when all else fails."""
+
+import logging
+import time
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+
+from services.desk import Desk
+from services.replies import problem
+
+log = logging.getLogger("digits.service")
+
+DRAINED_BYTES = 256_000_000  # of a body that is too large: a client reads the answer only after it has sent it all
+STATE_SECONDS = 1.0
+
+
+class Front:
+    """An ASGI application around the Starlette one; plain, because each layer of middleware costs a tenth of the requests."""
+
+    def __init__(self, routes: Starlette) -> None:
+        self._routes = routes
+        self._known = {getattr(route, "path", "") for route in routes.routes}
+        self._desk: Desk | None = None
+        self._state_at = 0.0
+
+    def open(self, desk: Desk) -> None:
+        """Begin to answer."""
+        self._desk = self._routes.state.desk = desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        desk = self._desk
+        if scope["type"] != "http" or desk is None:
+            raise RuntimeError(f"a {scope['type']} request came before the service was open")
+        started = time.perf_counter()
+        status = 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._routes(scope, _bounded(scope, receive, desk.where.body_limit_bytes), sending)
+        except ClientDisconnect:
+            status = 499  # as nginx counts those who left
+        # An exception that leaves a mounted application would end the connection without an answer.
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            if not status:
+                await problem(500, "the service failed at this request and has logged why")(scope, receive, sending)
+        finally:
+            self._note(desk, scope["path"], status, time.perf_counter() - started)
+
+    def _note(self, desk: Desk, path: str, status: int, seconds: float) -> None:
+        route = path if path in self._known else "other"
+        desk.metrics.count_request(route, status, seconds)
+        now = time.monotonic()
+        if now - self._state_at > STATE_SECONDS:
+            self._state_at = now
+            desk.update_gauges()
+
+
+def _bounded(scope: Scope, receive: Receive, limit: int) -> Receive:
+    """A receive that answers 413 once the body is larger than the limit, without ever holding more of it."""
+    announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    size = 0
+
+    async def receiving() -> Message:
+        nonlocal size
+        if announced.isdigit() and int(announced) > limit:
+            await _refuse(receive, int(announced), limit)
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            await _refuse(receive, size, limit)
+        return message
+
+    return receiving
+
+
+async def _refuse(receive: Receive, size: int, limit: int) -> None:
+    """Read on without keeping, so that the client comes to reading the answer."""
+    drained = 0
+    while drained < DRAINED_BYTES:
+        message = await receive()
+        drained += len(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            break
+    raise HTTPException(413, f"the body has {size:,} bytes or more; send at most {limit:,}", {"Connection": "close"})

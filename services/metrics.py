@@ -1,0 +1,83 @@
+"""What `/metrics` tells Prometheus: requests, their latency, the answers given, the version, the state of the log.
+
+BentoML's workers are processes; prometheus_client shares their figures through files in the folder that BentoML names in
+PROMETHEUS_MULTIPROC_DIR (https://prometheus.github.io/client_python/multiprocess/).
+"""
+
+import os
+
+import numpy as np
+
+from digits.images import Labels
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Metrics:
+    """The figures of this worker; the children of each metric are kept, because looking them up costs more than counting."""
+
+    def __init__(self) -> None:
+        # decides at its import whether it shares figures, and BentoML names the folder only in its workers
+        import prometheus_client as prometheus
+
+        self._prometheus = prometheus
+        self._requests = prometheus.Counter("digits_requests", "Requests answered.", ["route", "status"])
+        self._seconds = prometheus.Histogram("digits_request_seconds", "Time to answer.", ["route"], buckets=SECONDS)
+        self._answers = prometheus.Counter("digits_answers", "Images answered.", ["version", "digit"])
+        gauge = prometheus.Gauge
+        self._version = gauge(
+            "digits_champion_version", "Version that answers, 0 before the first.", multiprocess_mode="livemin"
+        )
+        self._waiting = gauge("digits_log_waiting", "Answers that wait to be logged.", multiprocess_mode="livesum")
+        self._spooled = gauge(
+            "digits_log_spooled_batches", "Batches on disk until the database is back.", multiprocess_mode="livemax"
+        )
+        self._lost = gauge(
+            "digits_log_lost", "Answers that neither database nor disk would take.", multiprocess_mode="livesum"
+        )
+        self._counted: dict[tuple[str, int], prometheus.Counter] = {}
+        self._timed: dict[str, prometheus.Histogram] = {}
+        self._answered: dict[tuple[str, int], prometheus.Counter] = {}
+
+    def count_request(self, route: str, status: int, seconds: float) -> None:
+        """One request; `route` must come from a fixed set."""
+        counter = self._counted.get((route, status))
+        if counter is None:
+            counter = self._counted[route, status] = self._requests.labels(route, str(status))
+        counter.inc()
+        timer = self._timed.get(route)
+        if timer is None:
+            timer = self._timed[route] = self._seconds.labels(route)
+        timer.observe(seconds)
+
+    def count_answers(self, version: str, digits: Labels) -> None:
+        """The answers (n,) of one request."""
+        if len(digits) == 1:
+            self._answer(version, int(digits[0]), 1)
+            return
+        for digit, count in enumerate(np.bincount(digits).tolist()):
+            if count:
+                self._answer(version, digit, count)
+
+    def _answer(self, version: str, digit: int, count: int) -> None:
+        counter = self._answered.get((version, digit))
+        if counter is None:
+            counter = self._answered[version, digit] = self._answers.labels(version, str(digit))
+        counter.inc(count)
+
+    def set_state(self, version: str, waiting: int, spooled: int, lost: int) -> None:
+        """What holds now."""
+        self._version.set(int(version) if version.isdigit() else 0)
+        self._waiting.set(waiting)
+        self._spooled.set(spooled)
+        self._lost.set(lost)
+
+    def render(self) -> tuple[bytes, str]:
+        """The text for Prometheus over all workers, and its content type."""
+        from prometheus_client import multiprocess
+
+        registry = self._prometheus.REGISTRY
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = self._prometheus.CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # shipped without types
+        return self._prometheus.generate_latest(registry), self._prometheus.CONTENT_TYPE_LATEST
