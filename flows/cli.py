@@ -25,6 +25,7 @@ Data = Annotated[
     str,
     typer.Option(help="`mnist`, `bundled`, or a path: .npz, Kaggle .csv[.gz], folder of IDX files, pictures by digit."),
 ]
+CHANGES = "shift, rotate, slant, scale, dim, thicken, thin, noise, blur or invert"
 Reason = Annotated[str, typer.Option("--why", help="Recorded in the ledger.")]
 
 
@@ -201,7 +202,8 @@ def predict(files: list[Path]) -> None:
 @app.command()
 def traffic(
     n: Annotated[int, typer.Option("-n", min=1, help="How many requests.")] = 1000,
-    change: Annotated[str, typer.Option(help="What happens to the images on the way; `plain` leaves them.")] = "plain",
+    change: Annotated[str, typer.Option(help=f"plain, {CHANGES}.")] = "plain",
+    amount: Annotated[float | None, typer.Option(help="How much: pixels, degrees, grey levels or a factor.")] = None,
     labels: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers that get feedback.")] = 0.0,
     data: Data = "mnist",
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -214,7 +216,7 @@ def traffic(
 
     where = settings()
     test = datasets.read(data, mnist=where.mnist, cache=where.downloads).test
-    sending = requests.send(where.service_url, requests.changed(test, change, seed), n, seed, labels)
+    sending = requests.send(where.service_url, requests.changed(test, change, amount), n, seed, labels)
     for sent in tqdm(sending, total=n, unit="request", disable=None):  # noqa: B007  # the last one is printed
         pass
     print(f"{sent.answers} answers, {sent.right / sent.answers:.1%} right, {sent.labelled} labelled")
@@ -226,7 +228,7 @@ def monitor(since: Annotated[str, typer.Option(help="How far back to look: 30m, 
     with _flows():
         from flows.monitor import monitor
 
-        print(monitor(since))
+        monitor(since)
 
 
 def _registry(where: Settings) -> Any:

@@ -1,6 +1,6 @@
 """The schedules: `python -m flows.deployments` registers the flows with Prefect and runs them when they are due."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from prefect import serve
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
@@ -12,11 +12,8 @@ from flows.monitor import monitor
 from flows.retrain import retrain
 from flows.train import train
 
-if TYPE_CHECKING:
-    from prefect.deployments.runner import RunnerDeployment
 
-
-def deployments() -> "list[RunnerDeployment]":
+def deployments() -> list[Any]:  # of Prefect's RunnerDeployment, typed as if it might be a coroutine
     """Every flow that can be started in the Prefect UI; retraining daily and monitoring hourly, never two at once."""
     alone = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
     module = EntrypointType.MODULE_PATH

@@ -8,6 +8,21 @@ import numpy as np
 
 from digits.datasets import Split
 from digits.images import Images
+from monitoring import changes
+from monitoring.changes import Change
+
+CHANGES: dict[str, tuple[Change, float]] = {  # with the amount that is taken when none is given
+    "shift": (changes.shift, 2.0),
+    "rotate": (changes.rotate, 15.0),
+    "slant": (changes.slant, 15.0),
+    "scale": (changes.scale, 0.8),
+    "dim": (changes.dim, 0.6),
+    "thicken": (changes.thicken, 1.0),
+    "thin": (changes.thin, 1.0),
+    "noise": (changes.noise, 30.0),
+    "blur": (changes.blur, 1.0),
+    "invert": (changes.invert, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -17,6 +32,16 @@ class Sent:
     answers: int
     right: int
     labelled: int
+
+
+def changed(test: Split, change: str, amount: float | None) -> Split:
+    """The images after a change of this name; raises ValueError with the names there are."""
+    if change == "plain":
+        return test
+    if change not in CHANGES:
+        raise ValueError(f"there is no change {change!r}; choose one of plain, {', '.join(CHANGES)}")
+    apply, usual = CHANGES[change]
+    return Split(apply(test.images, usual if amount is None else amount), test.labels)
 
 
 def send(url: str, test: Split, n: int, seed: int, label_share: float) -> Iterator[Sent]:

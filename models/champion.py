@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from digits import images as pixels
 from digits import reference
 from digits.images import Images
+from digits.reference import Reference
 
 log = logging.getLogger("digits.champion")
 
@@ -144,6 +145,21 @@ def last_good(alias: str, cache: Path) -> Champion:
     except OSError as error:
         raise NoChampion(f"there is no copy of a {alias} in {cache}") from error
     return verify(version, card, files)
+
+
+def reference_of(champion: Champion, cache: Path) -> Reference:
+    """The reference sample of a version that was fetched into this cache; raises BadArtifact when it is not as registered."""
+    try:
+        content = (cache / champion.version / "reference.npz").read_bytes()
+    except OSError as error:
+        raise BadArtifact(
+            f"{NAME} v{champion.version}: no copy of reference.npz in {cache} ({error.strerror})"
+        ) from error
+    if hashlib.sha256(content).hexdigest() != champion.card["files"]["reference.npz"]:
+        raise BadArtifact(
+            f"{NAME} v{champion.version}: the copy of reference.npz in {cache} is damaged; remove {cache}"
+        )
+    return reference.from_bytes(content)
 
 
 def verify(version: str, card: bytes, files: dict[str, bytes]) -> Champion:

@@ -198,7 +198,7 @@ def _compile_epoch(model: Any, optimizer: Any, batch_size: int) -> Any:
         correct = tf.equal(tf.argmax(logits, 1, tf.int32), labels)
         return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(correct, tf.float32))
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]  # TensorFlow has no types
     def epoch(images: Any, labels: Any, order: Any) -> tuple[Any, Any]:
         n = images.shape[0]
         loss, correct = tf.constant(0.0), tf.constant(0.0)
