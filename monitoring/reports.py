@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from digits.images import Labels
 from digits.predictions import Window
 from digits.reference import Reference
 from monitoring import accuracy, drift
-from monitoring.features import Columns
+from monitoring.features import UNITS, Columns
 
 PROJECT = "digits"  # in the Evidently workspace
 REPORT = "report.html"
@@ -24,6 +26,10 @@ VERDICT = "verdict.json"
 _DISTANCE = "digits_distance"  # our scores under the names Evidently knows them by
 _SHARE_CHANGE = "digits_share_change"
 _CORRECT = "correct"  # 1 or 0 where feedback told the true digit
+_DRIFTED = "drifted_share"  # of the columns: the same in every row, see _metrics
+
+
+_SHOWN = [_DRIFTED, drift.CONFIDENCE, *UNITS]  # means that the dashboard shows over time
 
 
 class Verdict(BaseModel):
@@ -125,10 +131,10 @@ def _run(reference: Reference, window: Window, verdict: Verdict) -> Any:
 
     before, now = drift.tables(reference, window)
     numeric = [name for name in before if name != drift.DIGIT]
-    definition = DataDefinition(numerical_columns=[*numeric, _CORRECT], categorical_columns=[drift.DIGIT])
+    definition = DataDefinition(numerical_columns=[*numeric, _CORRECT, _DRIFTED], categorical_columns=[drift.DIGIT])
     frames = (
-        _frame(now, window.digits, window.labels),
-        _frame(before, before[drift.DIGIT], reference.labels.astype(np.int8)),
+        _frame(now, window.digits, window.labels, verdict.drift.drifted_share),
+        _frame(before, before[drift.DIGIT], reference.labels.astype(np.int8), 0.0),
     )
     current, known = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
     report = Report(_metrics(verdict), include_tests=True)
@@ -136,19 +142,21 @@ def _run(reference: Reference, window: Window, verdict: Verdict) -> Any:
     return report.run(current, known, timestamp=verdict.until, metadata=metadata, tags=["monitor"])
 
 
-def _frame(columns: Columns, digits: Any, labels: Any) -> Any:
+def _frame(columns: Columns, digits: NDArray[Any], labels: Labels | NDArray[np.int8], drifted_share: float) -> Any:
     import pandas as pd  # 1.4 s
 
     frame = pd.DataFrame(columns)
     frame[drift.DIGIT] = frame[drift.DIGIT].astype(int).astype(str)
     frame[_CORRECT] = np.where(labels >= 0, (digits == labels).astype(float), np.nan)
+    frame[_DRIFTED] = drifted_share
     return frame
 
 
 def _metrics(verdict: Verdict) -> list[Any]:
     """The dashboard's numbers first, then a panel per column, the most exceeding first.
 
-    One drifted column is drift: the thresholds hold for all columns together.
+    One drifted column is drift: the thresholds hold for all columns together. Evidently's dashboard draws one line for each set
+    of a metric's parameters, and the thresholds differ in every run: over time it shows means, which have none.
     """
     from evidently.metrics import DriftedColumnsCount, MeanValue, RowCount, ValueDrift
 
@@ -161,9 +169,10 @@ def _metrics(verdict: Verdict) -> list[Any]:
         per_column_threshold=limits,
         drift_share=0.5 / len(methods),
     )
-    right = [MeanValue(column=_CORRECT, tests=[])] if verdict.accuracy.labelled else []
+    known = [_CORRECT] if verdict.accuracy.labelled else []
+    means = [MeanValue(column=name, tests=[]) for name in [*known, *_SHOWN]]
     drifts = [ValueDrift(column=name, method=methods[name], threshold=limits[name]) for name in methods]
-    return [RowCount(tests=[]), *right, MeanValue(column=drift.CONFIDENCE, tests=[]), count, *drifts]
+    return [count, RowCount(tests=[]), *drifts, *means]
 
 
 def _method(name: str) -> str:
@@ -204,19 +213,24 @@ def _add(workspace: Path, snapshot: Any, replaced: str | None) -> str:
 
 
 def _project(opened: Any) -> Any:
-    """The project with its dashboard: drift, accuracy, confidence and traffic over time."""
+    """The project with its dashboard: drift, accuracy, confidence and traffic over time, and what the images look like."""
     from evidently.sdk.models import PanelMetric
     from evidently.sdk.panels import line_plot_panel
 
+    def panel(title: str, metric: str, labels: dict[str, str]) -> Any:
+        value = PanelMetric(metric=metric, metric_labels=labels, legend=title)
+        return line_plot_panel(title=title, size="half", values=[value])
+
     project = opened.create_project(PROJECT, "Handwritten digits in production against what the version was tested on")
-    for title, legend, metric, labels in (
-        ("Share of columns that drifted", "share", "DriftedColumnsCount", {"value_type": "share"}),
-        ("Accuracy on labelled predictions", "accuracy", "MeanValue", {"column": _CORRECT}),
-        ("Mean confidence", "confidence", "MeanValue", {"column": drift.CONFIDENCE}),
-        ("Predictions in the window", "count", "RowCount", {}),
+    for title, name in (
+        ("Share of columns that drifted", _DRIFTED),
+        ("Accuracy on labelled predictions", _CORRECT),
+        ("Mean confidence", drift.CONFIDENCE),
     ):
-        value = PanelMetric(metric=metric, metric_labels=labels, legend=legend)
-        project.dashboard.add_panel(line_plot_panel(title=title, size="half", values=[value]), tab="Monitoring")
+        project.dashboard.add_panel(panel(title, "MeanValue", {"column": name}), tab="Monitoring")
+    project.dashboard.add_panel(panel("Predictions in the window", "RowCount", {}), tab="Monitoring")
+    for name, unit in UNITS.items():
+        project.dashboard.add_panel(panel(f"{name}: {unit}", "MeanValue", {"column": name}), tab="Images")
     dashboard = project.dashboard.model()
     for tab in dashboard.tabs:
         tab.panels = list(
