@@ -559,14 +559,19 @@ def _first_row(path: Path, lines: Iterable[str], columns: int) -> str:
     """The first line that is no header, blank or "" at the end; refuses a header that promises other columns."""
     lines = (line for line in lines if line.strip())
     line = next(iter(lines), "")
-    names = [field.strip(' "\n').lower() for field in line.split(",")]
+    return next(iter(lines), "") if is_header(path.name, line, columns) else line
+
+
+def is_header(file: str, line: str, columns: int) -> bool:
+    """Whether a line of Kaggle's CSV names its columns instead of holding numbers; BadData where it names other columns."""
+    names = [field.strip(' "\r\n').lower() for field in line.split(",")]
     if not line or names[0].isdecimal():
-        return line
+        return False
     expected = "label" if columns > COLUMNS else "pixel0"
     if len(names) != columns or (names[0] == "label") != (expected == "label"):
         start = f"begins with {names[0][:40]!r} and has {len(names)} columns"
-        raise BadData(f"{path.name} {start}, expected {expected!r} and {columns}")
-    return next(iter(lines), "")
+        raise BadData(f"{file} {start}, expected {expected!r} and {columns}")
+    return True
 
 
 def _bad_row(path: Path, columns: int, reason: str) -> BadData:
@@ -579,20 +584,21 @@ def _bad_row(path: Path, columns: int, reason: str) -> BadData:
                 if fields == [""] or (number == 1 and not fields[0].isdecimal()):  # blank, or the header
                     continue
                 row += 1
-                if fault := _fault(fields, columns):
+                if fault := row_fault(fields, columns):
                     return BadData(f"{path.name}, row {row} (line {number}) {fault}")
     except (OSError, EOFError, zlib.error) as error:
         reason = _words(error)
     return BadData(f"{path.name} cannot be read past row {row}: {reason}")
 
 
-def _fault(fields: list[str], columns: int) -> str | None:
+def row_fault(fields: list[str], columns: int) -> str | None:
+    """What is wrong with the values of one row of Kaggle's CSV; None where all is right."""
     if len(fields) != columns:
         return f"has {len(fields)} values, expected {columns}; it begins {','.join(fields)[:40]!r}"
     names = [f"pixel{pixel}" for pixel in range(COLUMNS)]
     for name, field in zip(["label"] * (columns > COLUMNS) + names, fields, strict=True):
         highest = 9 if name == "label" else 255
-        if not re.fullmatch("[+]?[0-9]+", field) or int(field) > highest:
+        if not re.fullmatch("[+]?0*[0-9]{1,3}", field) or int(field) > highest:
             return f"has the {name} {field[:40]!r}, expected a whole number 0 to {highest}"
     return None
 
