@@ -1,0 +1,1 @@
+"""Every performance figure in the docs is one command here."""
