@@ -1,12 +1,15 @@
 """The schedules: `python -m flows.deployments` registers the flows with Prefect and runs them when they are due."""
 
+import time
 from typing import Any
 
+import httpx
 from prefect import serve
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
+from digits.settings import settings
 from flows.ingest import ingest
 from flows.monitor import monitor
 from flows.retrain import retrain
@@ -31,7 +34,19 @@ def deployments() -> list[Any]:  # of Prefect's RunnerDeployment, typed as if it
 
 def main() -> None:
     """Register and run until told to stop; the schedules stay active in Prefect meanwhile."""
+    _wait_for_prefect(f"{settings().prefect_api_url}/health")
     serve(*deployments(), pause_on_shutdown=False, limit=2, print_starting_message=False)
+
+
+def _wait_for_prefect(health: str) -> None:
+    """However long it takes: the server may be starting, or away on another machine."""
+    while True:
+        try:
+            if httpx.get(health, timeout=5).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(1)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -202,11 +202,15 @@ def states(where: Settings) -> dict[str, str]:
 
 def stop(where: Settings) -> bool:
     """Stop a platform that runs on this `DIGITS_HOME` and wait for its end; False when none did."""
-    if not states(where):
+    try:
+        pid = _supervisor(where).getPID()
+        _supervisor(where).shutdown()
+    except (OSError, Fault):
         return False
-    _supervisor(where).shutdown()
-    while states(where):
-        time.sleep(0.2)
+    with suppress(ProcessLookupError):
+        while True:
+            os.kill(pid, 0)  # raises once Supervisor, which outlives its processes, is gone
+            time.sleep(0.2)
     return True
 
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "digits"  # of the experiment and of the registered model
+EXPERIMENT_KIND = (
+    "mlflow.experimentKind",
+    "custom_model_development",
+)  # else MLflow's UI opens its pages for language models
 LIBRARIES = ("keras", "tensorflow", "numpy", "onnx", "onnxruntime", "tf2onnx", "scikit-learn", "mlflow")
 ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
@@ -54,6 +58,8 @@ class Registry:
                 f"MLflow does not answer at {uri}; start it with `digits up` or set MLFLOW_TRACKING_URI"
             ) from error
         self.experiment_id: str = experiment.experiment_id
+        if EXPERIMENT_KIND[0] not in experiment.tags:
+            self.client.set_experiment_tag(self.experiment_id, *EXPERIMENT_KIND)
 
     @contextmanager
     def run(self, recipe: Recipe, fingerprint: str, dataset: Dataset, tags: Mapping[str, str]) -> Iterator[str]:

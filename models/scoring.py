@@ -154,11 +154,8 @@ def chunks(source: Path) -> Iterator[Chunk]:
     """The source, a few megabytes at a time; raises BadData where it is damaged or holds something else."""
     if not source.name.lower().endswith((".csv", ".csv.gz", ".parquet")):
         raise BadData(f"{source.name} is no known kind of file; give {KINDS}")
-    try:
+    with _reading(source):
         yield from _parquet_chunks(source) if _is_parquet(source) else _csv_chunks(source)
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        words = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadData(f"{source.name} cannot be read, it is damaged or cut off: {words}") from error
 
 
 def read(chunk: Chunk) -> Rows:
@@ -169,6 +166,15 @@ def read(chunk: Chunk) -> Rows:
     if images is not None:
         return Rows(images, np.arange(len(images)), {}, chunk.progress)
     return _read_lines(chunk.content, chunk.progress)
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadData(f"{source.name} cannot be read, it is damaged or cut off: {words}") from error
 
 
 def _is_parquet(path: Path) -> bool:
@@ -331,7 +337,9 @@ def write(answers: Iterable[Answered], source: Path, target: Path) -> Count:
 
 def _progress(source: Path) -> "tqdm[Any]":
     if _is_parquet(source):
-        return tqdm(total=pq.read_metadata(source).num_rows, unit=" rows", unit_scale=True, disable=None)
+        with _reading(source):
+            rows = pq.read_metadata(source).num_rows
+        return tqdm(total=rows, unit=" rows", unit_scale=True, disable=None)
     return tqdm(total=source.stat().st_size, unit="B", unit_scale=True, disable=None)
 
 
