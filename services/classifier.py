@@ -4,6 +4,7 @@ Run it from the root of the repository: `bentoml serve services.classifier:Digit
 Give every running service a BENTOML_HOME of its own: BentoML empties the metrics in it at each start.
 """
 
+import gc
 from typing import Any
 
 import bentoml
@@ -23,7 +24,7 @@ def _options(where: Settings) -> dict[str, Any]:
     return {
         "workers": where.service_workers,
         # BentoML keeps a timer for each request this long, about 0.5 kB each
-        "traffic": {"timeout": 15},
+        "traffic": {"timeout": 10},
         "logging": {"access": {"enabled": where.access_log}},
         "tracing": {"excluded_urls": "" if where.traces else ".*"},
         "metrics": {"enabled": False},
@@ -42,6 +43,11 @@ class DigitClassifier:
     def __init__(self) -> None:
         self.desk = Desk(settings())
         front.open(self.desk)
+        # BentoML leaves a timer and a future per request, and looking through them and all imports for garbage took 100 ms each
+        # time: p99 at 8 clients was 100 ms, and is 14 ms like this.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 20)
 
     def __is_ready__(self) -> bool:
         return self.desk.champion is not None

@@ -140,7 +140,7 @@ def serve_registry(port: int = 0) -> tuple[Registry, ThreadingHTTPServer]:
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-            status, body = registry.answer(parts.path, query)
+            status, body = served.answer(parts.path, query)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -151,9 +151,9 @@ def serve_registry(port: int = 0) -> tuple[Registry, ThreadingHTTPServer]:
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
-    registry = Registry(f"http://127.0.0.1:{server.server_port}")
+    served = Registry(f"http://127.0.0.1:{server.server_port}")
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    return registry, server
+    return served, server
 
 
 @pytest.fixture

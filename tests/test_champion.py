@@ -29,7 +29,8 @@ def watcher(registry: Registry, cache: Path) -> Watcher:
 
 
 def version_of(watching: Watcher) -> str | None:
-    return watching.standing.champion and watching.standing.champion.version
+    champion = watching.standing.champion
+    return champion.version if champion else None
 
 
 def test_the_alias_is_fetched_and_answers_as_it_did_when_registered(

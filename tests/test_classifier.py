@@ -1,0 +1,470 @@
+"""The service as strangers meet it: a real process over HTTP, before a champion, with one, swapped, misused and ended."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from conftest import Files, Registry, find_free_port, serve_registry
+from PIL import Image
+
+from digits import database, predictions, reference
+from digits.images import Images
+from models.champion import open_session
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Service:
+    """A running service with a home, a registry and a client of its own."""
+
+    client: httpx.Client
+    home: Path
+    registry: Registry
+    process: subprocess.Popen[bytes]
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, (self.home / "service.log").read_text()
+            assert time.monotonic() < deadline, (self.home / "service.log").read_text()
+            time.sleep(0.05)
+
+    def status(self, path: str) -> int:
+        try:
+            return self.client.get(path).status_code
+        except httpx.TransportError:
+            return 0
+
+    def version(self) -> Any:
+        return self.client.get("/about").json()["model_version"]
+
+    def window(self) -> predictions.Window:
+        engine = database.connect(f"sqlite:///{self.home}/digits.db")
+        try:
+            return predictions.read_window(engine, datetime.now(UTC) - timedelta(hours=1))
+        finally:
+            engine.dispose()
+
+    def stop(self) -> None:
+        """As `docker stop` or Ctrl-C would."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+
+
+@contextmanager
+def serving(home: Path, registry: Registry, **settings: str) -> Iterator[Service]:
+    port = find_free_port()
+    (home / "bentoml").mkdir(parents=True, exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DIGITS_")} | {
+        "DIGITS_HOME": str(home),
+        "DIGITS_WATCH_SECONDS": "0.1",
+        "BENTOML_HOME": str(home / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "MLFLOW_TRACKING_URI": registry.uri,
+        **settings,
+    }
+    command = [
+        "-m",
+        "bentoml",
+        "serve",
+        "services.classifier:DigitClassifier",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    with (
+        (home / "service.log").open("ab") as log,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            service = Service(client, home, registry, process)
+            service.wait_for(lambda: service.status("/livez") == 200)
+            yield service
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def service(champion_files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service with a champion for all tests that leave it as it is."""
+    registry, server = serve_registry()
+    registry.versions["1"] = champion_files
+    registry.aliases["champion"] = "1"
+    with serving(tmp_path_factory.mktemp("service"), registry, DIGITS_BODY_LIMIT_BYTES="3000000") as service:
+        service.wait_for(lambda: service.status("/readyz") == 200)
+        yield service
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def sample(champion_files: Files) -> reference.Reference:
+    return reference.from_bytes(champion_files["reference.npz"])
+
+
+def png(image: Images) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def classify(service: Service, image: Images) -> dict[str, Any]:
+    response = service.client.post("/classify", json={"images": image.tolist()})
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def test_json_png_bulk_and_the_session_itself_give_the_same_answers(
+    service: Service, sample: reference.Reference, champion_files: Files
+) -> None:
+    images = sample.images[:40]
+    direct = open_session(champion_files["model.onnx"]).answer(images)
+    many = service.client.post("/classify", json={"images": images.tolist()}).json()["predictions"]
+    bulk = service.client.post("/classify_bulk", content=images.tobytes()).json()
+    files = [service.client.post("/classify_file", content=png(image)).json() for image in images]
+    singles = [classify(service, image) for image in images]
+    for answers in (many, files, singles):
+        assert [answer["digit"] for answer in answers] == direct.argmax(1).tolist()
+        assert np.allclose([answer["probabilities"] for answer in answers], direct, atol=1e-6)
+        assert np.allclose([answer["probability"] for answer in answers], direct.max(1), atol=1e-6)
+        assert {answer["model_version"] for answer in answers} == {"1"}
+    assert [answer["image"] for answer in files] == images.tolist()
+    assert bulk["digits"] == direct.argmax(1).tolist() and bulk["model_version"] == "1"
+    assert np.allclose(bulk["probabilities"], direct.max(1), atol=1e-6)
+    assert (np.array(bulk["digits"]) == sample.labels[:40]).mean() > 0.8
+
+
+def test_one_image_is_answered_by_an_object_and_a_list_of_one_by_a_list(
+    service: Service, sample: reference.Reference
+) -> None:
+    one = classify(service, sample.images[0])
+    assert set(one) == {"id", "digit", "probability", "probabilities", "model_version"}
+    several = service.client.post("/classify", json={"images": sample.images[:1].tolist()}).json()
+    assert set(several) == {"model_version", "predictions"} and len(several["predictions"]) == 1
+
+
+def test_every_answer_is_logged_with_its_pixels_and_found_by_its_id(
+    service: Service, sample: reference.Reference
+) -> None:
+    one = classify(service, sample.images[3])
+    found = service.client.get(f"/predictions/{one['id']}").json()
+    assert found["image"] == sample.images[3].tolist() and found["digit"] == one["digit"]
+    assert (found["route"], found["model_version"], found["label"]) == ("/classify", "1", None)
+    ids = service.client.post("/classify_bulk", content=sample.images[:25].tobytes()).json()["ids"]
+    assert service.client.get(f"/predictions/{ids[-1]}").json()["image"] == sample.images[24].tolist()
+    window = service.window()
+    assert {one["id"], *ids} <= set(window.ids)
+
+
+def test_a_preview_is_answered_and_not_logged(service: Service, sample: reference.Reference) -> None:
+    before = len(service.window())
+    answer = service.client.post("/classify_file?preview=true", content=png(sample.images[0])).json()
+    marker = classify(service, sample.images[0])
+    assert answer["id"] is None and answer["digit"] == marker["digit"]
+    service.client.get(f"/predictions/{marker['id']}")  # waits until it is written
+    window = service.window()
+    assert len(window) > before and window.ids[-1] == marker["id"]
+
+
+def test_a_picture_may_come_as_a_form_field_of_any_size(service: Service, sample: reference.Reference) -> None:
+    large = Image.fromarray(255 - sample.images[1]).resize((400, 400), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    large.convert("RGB").save(buffer, "JPEG")
+    answer = service.client.post("/classify_file", files={"file": ("digit.jpg", buffer.getvalue())}).json()
+    assert answer["digit"] == int(sample.labels[1])
+    assert np.array(answer["image"]).shape == (28, 28)
+
+
+def test_the_last_word_of_feedback_counts(service: Service, sample: reference.Reference) -> None:
+    id = classify(service, sample.images[0])["id"]
+    for digit in (4, 4, 9):
+        response = service.client.post("/feedback", json={"id": id, "digit": digit, "source": "test"})
+        assert response.json() == {"id": id, "digit": digit, "source": "test"}
+    assert service.client.get(f"/predictions/{id}").json()["label"] == 9
+
+
+def test_about_names_the_version_its_recipe_metrics_and_run(service: Service) -> None:
+    about = service.client.get("/about").json()
+    assert (about["model_version"], about["recipe"]["name"], about["trouble"]) == ("1", "linear", None)
+    assert about["metrics"]["test_accuracy"] > 0.8
+    assert about["run_link"] == f"{service.registry.uri}/#/experiments/1/runs/5f3c"
+
+
+BLANK = [[0] * 28 for _ in range(28)]
+
+
+def spoiled(value: Any) -> str:
+    image = [row[:] for row in BLANK]
+    image[5][7] = "MARK"  # type: ignore[call-overload]
+    return json.dumps({"images": image}).replace('"MARK"', value)
+
+
+BAD: dict[str, tuple[str, dict[str, Any], int, str]] = {
+    "300": ("/classify", {"content": spoiled("300")}, 422, "row 5, column 7 is 300; expected a whole number"),
+    "1.5": ("/classify", {"content": spoiled("1.5")}, 422, "column 7 is 1.5"),
+    "NaN": ("/classify", {"content": spoiled("NaN")}, 400, "the body is no JSON"),
+    "a string": ("/classify", {"content": spoiled('"x"')}, 422, 'column 7 is "x"'),
+    "null": ("/classify", {"content": spoiled("null")}, 422, "column 7 is null"),
+    "true": ("/classify", {"content": spoiled("true")}, 422, "true or false"),
+    "huge number": ("/classify", {"content": spoiled("1e999")}, 400, "no JSON"),
+    "ragged": ("/classify", {"json": {"images": [*BLANK[:27], [0] * 27]}}, 422, "row 27 has 27 numbers"),
+    "wrong shape": ("/classify", {"json": {"images": [[0] * 784]}}, 422, "has 1 rows; expected 28"),
+    "flat": ("/classify", {"json": {"images": [0] * 784}}, 422, "flat list of 784"),
+    "empty": ("/classify", {"json": {"images": []}}, 422, "has 0 rows"),
+    "1,001 images": ("/classify", {"json": {"images": [BLANK] * 1001}}, 422, "holds 1,001 images"),
+    "no images": ("/classify", {"json": {}}, 422, 'the field "images" is missing'),
+    "another field": ("/classify", {"json": {"images": BLANK, "image": 1}}, 422, 'no field "image"'),
+    "a list": ("/classify", {"json": [1]}, 422, "the body is [1]"),
+    "no body": ("/classify", {}, 400, "no JSON"),
+    "half a body": ("/classify", {"content": b'{"images": [['}, 400, "no JSON"),
+    "deep nesting": ("/classify", {"content": b"[" * 100_000}, 400, "no JSON"),
+    "not UTF-8": ("/classify", {"content": b"\xff\xfe{"}, 400, "no JSON"),
+    "text as PNG": (
+        "/classify_file",
+        {"files": {"file": ("a.png", b"hello", "image/png")}},
+        422,
+        "begins with b'hello'",
+    ),
+    "SVG": (
+        "/classify_file",
+        {"content": b"<svg/>", "headers": {"Content-Type": "image/svg+xml"}},
+        422,
+        "is no picture",
+    ),
+    "truncated PNG": (
+        "/classify_file",
+        {"content": png(np.eye(200, dtype=np.uint8))[:90]},
+        422,
+        "cannot be read to its end",
+    ),
+    "blank picture": ("/classify_file", {"content": png(np.zeros((50, 50), np.uint8))}, 422, "blank"),
+    "empty picture": ("/classify_file", {"content": b""}, 422, "the file is empty"),
+    "no file": ("/classify_file", {"files": {"other": ("a.png", b"x")}}, 422, 'no file under the name "file"'),
+    "broken form": (
+        "/classify_file",
+        {"content": b"garbage", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
+        400,
+        "",
+    ),
+    "address for a file": ("/classify_file", {"data": {"file": "http://127.0.0.1/"}}, 415, "form field"),
+    "wrong preview": ("/classify_file?preview=2", {"content": b"x"}, 422, 'preview is "2"'),
+    "783 bytes": ("/classify_bulk", {"content": b"0" * 783}, 422, "has 783 bytes; expected 784"),
+    "no bytes": ("/classify_bulk", {}, 422, "has 0 bytes"),
+    "too large": ("/classify_bulk", {"content": b"0" * 20_000_000}, 413, "send at most 3,000,000"),
+    "too large JSON": ("/classify", {"content": b" " * 4_000_000}, 413, "send at most 3,000,000"),
+    "unknown id": ("/feedback", {"json": {"id": "nobody", "digit": 3}}, 404, 'no prediction has the id "nobody"'),
+    "digit 10": ("/feedback", {"json": {"id": "nobody", "digit": 10}}, 422, "digit is 10"),
+    "digit 3.0": ("/feedback", {"json": {"id": "nobody", "digit": 3.5}}, 422, "digit is 3.5"),
+    "id 5": ("/feedback", {"json": {"id": 5, "digit": 3}}, 422, "id is 5"),
+    "long source": ("/feedback", {"json": {"id": "a", "digit": 3, "source": "x" * 65}}, 422, "source is"),
+    "feedback of a form": ("/feedback", {"data": {"id": "a", "digit": "3"}}, 415, "send application/json"),
+    "nothing there": ("/nothing", {}, 404, "there is nothing at /nothing"),
+    "wrong method": ("/about", {}, 405, "does not take POST"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_answered_by_a_sentence(name: str, service: Service) -> None:
+    path, content, status, sentence = BAD[name]
+    response = service.client.post(path, **content)
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/json")
+    assert set(response.json()) == {"error"} and sentence in response.json()["error"]
+    assert len(response.text) < 400
+    assert service.client.get("/livez").status_code == 200  # and the connection still stands
+
+
+def test_a_body_without_a_length_is_bounded_too(service: Service) -> None:
+    response = service.client.post("/classify_bulk", content=(b"0" * 100_000 for _ in range(60)))
+    assert response.status_code == 413 and "send at most 3,000,000" in response.json()["error"]
+
+
+def test_metrics_count_requests_and_do_not_grow_with_unknown_addresses(service: Service) -> None:
+    for number in range(5):
+        service.client.get(f"/unknown/{number}")
+    text = service.client.get("/metrics").text
+    assert re.search(r'digits_requests_total\{route="/classify",status="200"\} [1-9]', text)
+    assert re.search(r'digits_answers_total\{digit="\d",version="1"\} [1-9]', text)
+    assert re.search(r'digits_request_seconds_bucket\{le="0.01",route="/classify"\} [1-9]', text)
+    assert "digits_champion_version 1.0" in text and "digits_log_waiting" in text
+    assert "unknown" not in text
+
+
+def test_the_openapi_describes_the_real_routes(service: Service) -> None:
+    from services.routes import application
+
+    document = service.client.get("/openapi.json").json()
+    described = {(path, method) for path, item in document["paths"].items() for method in item}
+    hidden = {"/", "/draw", "/docs", "/openapi.json", "/docs.json"}
+    real = {
+        (route.path, method.lower())  # type: ignore[attr-defined]
+        for route in application().routes
+        for method in getattr(route, "methods", ())
+        if route.path not in hidden and method != "HEAD"  # type: ignore[attr-defined]
+    }
+    assert described == real
+    for path, item in document["paths"].items():
+        for name, (asked, _, status, _) in BAD.items():
+            if asked.split("?")[0] == path and status != 405:
+                assert str(status) in item["post"]["responses"], f"{path} answers {status} ({name}) undescribed"
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert references <= set(document["components"]["schemas"])
+
+
+@pytest.mark.parametrize("path", ["/", "/draw", "/docs"])
+def test_pages_load_all_they_need_from_here(path: str, service: Service) -> None:
+    response = service.client.get(path)
+    assert response.status_code == 200 and "default-src 'self'" in response.headers["content-security-policy"]
+    needed = re.findall(r'(?:src|href)="([^"]+)"', response.text)
+    assert needed and all(address.startswith("/") and not address.startswith("//") for address in needed)
+    for address in needed:
+        assert service.client.get(address).status_code == 200, address
+
+
+def test_nobody_waits_for_a_slow_picture_or_a_large_list(service: Service, sample: reference.Reference) -> None:
+    """Single answers go on while large requests are worked on."""
+    large = Image.effect_noise((3000, 3000), 60)
+    buffer = io.BytesIO()
+    large.save(buffer, "JPEG", quality=30)
+    ended = threading.Event()
+
+    def work() -> None:
+        with httpx.Client(base_url=service.client.base_url, timeout=30) as client:
+            for _ in range(3):
+                client.post("/classify_file", content=buffer.getvalue())
+                client.post("/classify_bulk", content=np.tile(sample.images, (6, 1, 1)).tobytes())
+        ended.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    seconds = []
+    while not ended.is_set():
+        started = time.perf_counter()
+        classify(service, sample.images[0])
+        seconds.append(time.perf_counter() - started)
+    assert len(seconds) > 10 and float(np.median(seconds)) < 0.1
+
+
+def test_before_a_champion_it_says_so_and_then_begins_by_itself(
+    registry: Registry, champion_files: Files, sample: reference.Reference, tmp_path: Path
+) -> None:
+    with serving(tmp_path, registry) as service:
+        service.wait_for(lambda: "digits retrain" in service.client.get("/about").text)
+        assert service.status("/readyz") == 503
+        response = service.client.post("/classify", json={"images": BLANK})
+        assert response.status_code == 503 and "digits retrain" in response.json()["error"]
+        assert service.version() is None and service.status("/") == 200
+        registry.versions["1"] = champion_files
+        registry.aliases["champion"] = "1"
+        service.wait_for(lambda: service.status("/readyz") == 200)
+        assert classify(service, sample.images[0])["model_version"] == "1"
+
+
+def test_the_champion_is_swapped_under_load_without_a_failed_request(
+    registry: Registry, champion_files: Files, other_files: Files, sample: reference.Reference, tmp_path: Path
+) -> None:
+    registry.versions |= {"1": champion_files, "2": other_files, "3": {**other_files, "model.onnx": b"rot"}}
+    registry.aliases["champion"] = "1"
+    with serving(tmp_path, registry) as service:
+        service.wait_for(lambda: service.status("/readyz") == 200)
+        ended = threading.Event()
+        seen: list[dict[str, Any]] = []
+        failed: list[dict[str, Any]] = []
+
+        def ask() -> None:
+            with httpx.Client(base_url=service.client.base_url) as client:
+                while not ended.is_set():
+                    response = client.post("/classify", json={"images": sample.images[0].tolist()})
+                    (seen if response.status_code == 200 else failed).append(response.json())
+
+        clients = [threading.Thread(target=ask) for _ in range(3)]
+        for client in clients:
+            client.start()
+        for version in ("2", "1", "2"):
+            registry.aliases["champion"] = version
+            service.wait_for(lambda version=version: service.version() == version)  # type: ignore[misc]
+        registry.aliases["champion"] = "3"
+        service.wait_for(lambda: "checksum of model.onnx" in (service.client.get("/about").json()["trouble"] or ""))
+        time.sleep(0.3)
+        ended.set()
+        for client in clients:
+            client.join()
+        assert not failed and {answer["model_version"] for answer in seen} == {"1", "2"}
+        assert seen[-1]["model_version"] == "2"
+        service.stop()
+        assert {answer["id"] for answer in seen} <= set(service.window().ids)  # nothing is lost on SIGTERM
+        assert (tmp_path / "service.log").read_text().count("checksum of model.onnx") == 1
+
+
+def test_without_registry_and_database_it_answers_from_its_copy_and_keeps_what_it_answered(
+    champion_files: Files, sample: reference.Reference, tmp_path: Path
+) -> None:
+    registry, server = serve_registry()
+    registry.versions["1"] = champion_files
+    registry.aliases["champion"] = "1"
+    with serving(tmp_path, registry) as service:
+        service.wait_for(lambda: service.status("/readyz") == 200)
+    server.shutdown()
+    server.server_close()
+    for path in tmp_path.glob("digits.db*"):
+        path.unlink()
+    (tmp_path / "digits.db").mkdir()  # a folder is no database
+    with serving(tmp_path, registry) as service:
+        service.wait_for(lambda: service.status("/readyz") == 200)
+        answer = classify(service, sample.images[0])
+        assert answer["model_version"] == "1" and "does not answer" in service.client.get("/about").json()["trouble"]
+        assert service.client.post("/feedback", json={"id": answer["id"], "digit": 1}).status_code == 503
+        service.wait_for(lambda: service.client.get("/about").json()["log"]["spooled_batches"] == 1)
+        (tmp_path / "digits.db").rmdir()
+        service.wait_for(lambda: service.client.get("/about").json()["log"]["spooled_batches"] == 0)
+        assert service.client.get(f"/predictions/{answer['id']}").json()["image"] == sample.images[0].tolist()
+
+
+def test_two_workers_share_log_feedback_and_metrics(
+    registry: Registry, champion_files: Files, sample: reference.Reference, tmp_path: Path
+) -> None:
+    registry.versions["1"] = champion_files
+    registry.aliases["champion"] = "1"
+    with serving(tmp_path, registry, DIGITS_SERVICE_WORKERS="2") as service:
+
+        def ask_anew(path: str, **content: Any) -> httpx.Response:
+            """On a connection of its own, so that either worker may take it."""
+            return httpx.post(f"{service.client.base_url}{path}", **content)
+
+        body = {"images": sample.images[0].tolist()}
+        service.wait_for(lambda: all(ask_anew("/classify", json=body).status_code == 200 for _ in range(20)))
+        for digit in range(10):
+            id = ask_anew("/classify", json=body).json()["id"]
+            assert ask_anew("/feedback", json={"id": id, "digit": digit}).status_code == 200
+        counted = 'digits_requests_total{route="/feedback",status="200"} 10.0'
+        service.wait_for(lambda: counted in service.client.get("/metrics").text)
+        service.stop()
+        labels = service.window().labels
+        assert sorted(labels[labels >= 0].tolist()) == list(range(10))
+
+
+def test_serving_needs_none_of_the_training_stack() -> None:
+    heavy = {"tensorflow", "keras", "mlflow", "prefect", "evidently", "onnx", "sklearn", "pandas", "scipy"}
+    program = f"import sys, services.classifier; print({heavy!r} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).strip() == "set()"
