@@ -92,7 +92,7 @@ async function send(picture, isPreview, turn) {
     const answer = await response.json();
     if (turn !== state.turn) return;
     if (response.ok) show(answer);
-    else showNothing(answer.error);
+    else showNothing(isPreview && state.drawing ? "Go on …" : answer.error);
   } catch {
     if (turn === state.turn) showNothing("The service does not answer.");
   }
