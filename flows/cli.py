@@ -223,6 +223,19 @@ def traffic(
 
 
 @app.command()
+def score(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Kaggle `test.csv`, `test.csv.gz`, or a .parquet.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="`submission.csv`, or a .parquet.")],
+) -> None:
+    """Answer a whole file straight from the champion; bad rows go to OUT's `.rejected.csv` with their reason."""
+    with _flows():
+        from flows.score import score
+
+        count = score(source, target)
+    raise SystemExit(0 if count.answered else 1)
+
+
+@app.command()
 def monitor(since: Annotated[str, typer.Option(help="How far back to look: 30m, 24h, 7d.")] = "24h") -> None:
     """Report drift and accuracy of the latest answers against what the champion was trained on."""
     with _flows():
