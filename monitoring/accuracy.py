@@ -78,8 +78,8 @@ def share(right: NDArray[np.bool_]) -> Share:
         right=int(right.sum()),
         count=count,
         value=value,
-        low=max(float(middle - half), 0.0),
-        high=min(float(middle + half), 1.0),
+        low=min(max(float(middle - half), 0.0), value),  # rounding alone can put 0 of n above 0
+        high=max(min(float(middle + half), 1.0), value),
     )
 
 

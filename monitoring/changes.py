@@ -123,7 +123,7 @@ def _warp(images: Images, matrix: NDArray[np.float64], offset: NDArray[np.float6
     rows = np.tile(np.arange(SIZE * SIZE), 4)
     pixels = csr_array((np.concatenate(weights), (rows, np.concatenate(columns))), shape=(SIZE**2, SIZE**2))
     flat = images.reshape(len(images), -1).astype(np.float32)
-    return _grey((pixels.astype(np.float32) @ flat.T).T).reshape(images.shape)
+    return np.ascontiguousarray(_grey(pixels.astype(np.float32) @ flat.T).T).reshape(images.shape)
 
 
 def _grow(images: Images, width: float, extreme: Callable[..., NDArray[np.uint8]]) -> Images:

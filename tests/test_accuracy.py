@@ -1,0 +1,90 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from monitored import held_out, reference, window
+
+from monitoring import accuracy, changes
+
+
+def test_the_interval_is_wilsons() -> None:
+    """Against the closed form's root: the interval holds the p for which the observed share lies 1.96 standard errors away."""
+    for right, count in ((0, 5), (5, 5), (90, 100), (1, 1000)):
+        found = accuracy.share(np.arange(count) < right)
+        assert (found.right, found.count, found.value) == (right, count, right / count)
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        for bound in (found.low, found.high):
+            if 0 < bound < 1:
+                assert abs(found.value - bound) == pytest.approx(
+                    1.959964 * np.sqrt(bound * (1 - bound) / count), rel=1e-4
+                )
+
+
+def test_labelled_traffic_like_the_reference_is_as_expected() -> None:
+    images, labels = held_out()
+    found = accuracy.assess(reference(), window(images, labels))
+    assert found.verdict == "as expected"
+    assert found.labelled is not None and found.labelled.count == len(images)
+    right = window(images).digits == labels
+    assert found.labelled.value == pytest.approx(right.mean())
+    for digit, part in found.per_digit.items():
+        assert part.count == (labels == digit).sum() and part.right == right[labels == digit].sum()
+    assert f"{found.labelled.value:.2%}" in found.words
+
+
+def test_traffic_the_version_gets_wrong_is_worse() -> None:
+    images, labels = held_out()
+    found = accuracy.assess(reference(), window(changes.shift(images, 3), labels))
+    assert found.verdict == "worse" and found.words.startswith("Worse")
+    assert found.labelled is not None and found.labelled.high < found.expected.low
+
+
+def test_only_labelled_predictions_count() -> None:
+    images, labels = held_out()
+    some = np.where(np.arange(len(labels)) % 3 == 0, labels.astype(int), -1)
+    found = accuracy.assess(reference(), window(images, some))
+    assert found.labelled is not None and found.labelled.count == (some >= 0).sum()
+    assert found.count == len(images)
+
+
+@pytest.mark.parametrize("labelled", [0, 49])
+def test_with_few_labels_nothing_is_claimed(labelled: int) -> None:
+    images, labels = held_out()
+    some = np.where(np.arange(len(labels)) < labelled, (labels.astype(int) + 1) % 10, -1)  # every label says: wrong
+    found = accuracy.assess(reference(), window(images, some))
+    assert found.verdict == "not enough labels" and f"{labelled} of at least 50" in found.words
+
+
+def test_a_difference_within_chance_is_as_expected() -> None:
+    """The reference's own uncertainty counts: 90 % of 60 against 93 % of the reference is no evidence."""
+    images, labels = held_out()
+    traffic = window(images[:60], labels[:60])
+    expected = accuracy.assess(reference(), traffic).expected.value
+    wrong = round(60 * (1 - expected + 0.03))
+    told = np.where(np.arange(60) < wrong, (traffic.digits + 1) % 10, traffic.digits).astype(np.int8)
+    assert accuracy.assess(reference(), replace(traffic, labels=told)).verdict == "as expected"
+
+
+def test_an_empty_window() -> None:
+    images, _ = held_out()
+    found = accuracy.assess(reference(), window(images[:0]))
+    assert (found.verdict, found.count, found.labelled) == ("not enough labels", 0, None)
+    assert found.mean_confidence is None and found.estimate is None
+
+
+def test_without_labels_accuracy_is_estimated_from_calibrated_confidence() -> None:
+    images, labels = held_out()
+    found = accuracy.assess(reference(), window(images))
+    true = (window(images).digits == labels).mean()
+    assert found.estimate is not None and found.estimate == pytest.approx(true, abs=0.03)
+    assert found.mean_confidence is not None
+    assert abs(found.estimate - true) < abs(found.mean_confidence - true)  # this version is not sure enough of itself
+
+
+def test_once_labels_come_the_estimate_says_how_wrong_it_was() -> None:
+    images, labels = held_out()
+    shifted = window(changes.shift(images, 3), labels)
+    found = accuracy.assess(reference(), shifted)
+    assert found.estimate is not None and found.labelled is not None and found.estimate_error is not None
+    assert found.estimate_error == pytest.approx(found.estimate - found.labelled.value)
+    assert found.estimate_error > 0.05

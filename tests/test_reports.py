@@ -1,0 +1,112 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from monitored import START, held_out, reference, window
+
+from monitoring import changes, drift, reports
+
+QUICK = drift.Policy(resamples=300)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield tmp_path_factory.mktemp("reports")
+
+
+def written(home: Path, name: str, traffic: Any) -> tuple[reports.Verdict, reports.Written]:
+    verdict = reports.judge(reference(), traffic, QUICK)
+    return verdict, reports.write(home / name, home / "workspace", reference(), traffic, verdict)
+
+
+@pytest.fixture(scope="module")
+def drifted(home: Path) -> tuple[reports.Verdict, reports.Written]:
+    images, labels = held_out()
+    return written(home, "drifted", window(changes.shift(images[:300], 2), labels[:300]))
+
+
+def test_the_verdict_file_says_everything(drifted: tuple[reports.Verdict, reports.Written]) -> None:
+    verdict, files = drifted
+    assert reports.Verdict.model_validate_json(files.verdict.read_text()) == verdict
+    found = json.loads(files.verdict.read_text())
+    assert found["drift"]["verdict"] == "drift" and found["drift"]["causes"][0]["kind"] == "shift"
+    assert found["count"] == 300 and found["versions"] == ["7"]
+    assert found["since"] == START.isoformat().replace("+00:00", "Z")
+    assert found["accuracy"]["labelled"]["count"] == 300
+    assert "px right" in found["words"] and found["advice"]
+
+
+def test_the_report_is_one_page_of_at_most_five_megabytes(drifted: tuple[reports.Verdict, reports.Written]) -> None:
+    _, files = drifted
+    assert files.html is not None
+    page = files.html.read_text()
+    assert page.lstrip().startswith("<") and "stroke_width" in page and "Kolmogorov-Smirnov distance" in page
+    assert 1e6 < files.html.stat().st_size <= 5e6
+
+
+def test_evidently_agrees_with_the_verdict_column_by_column(
+    home: Path, drifted: tuple[reports.Verdict, reports.Written]
+) -> None:
+    from evidently.ui.workspace import Workspace
+
+    verdict, files = drifted
+    workspace = Workspace.create(str(home / "workspace"))
+    (project,) = workspace.search_project(reports.PROJECT)
+    run = workspace.get_run(project.id, files.run)
+    scores, alarms = {}, {}
+    for result in run.metric_results.values():
+        metric = result.metric_value_location.metric.params
+        if metric["type"].endswith("ValueDrift"):
+            scores[metric["column"]] = result.value
+            alarms[metric["column"]] = result.tests[0].status.value == "FAIL"
+    assert scores == pytest.approx({column.name: column.score for column in verdict.drift.columns})
+    assert alarms == {column.name: column.drifted for column in verdict.drift.columns}
+    assert any(alarms.values()) and not all(alarms.values())
+
+
+def test_the_dashboard_shows_each_number_once(home: Path, drifted: tuple[reports.Verdict, reports.Written]) -> None:
+    (dashboard,) = (json.loads(path.read_text()) for path in (home / "workspace").glob("*/dashboard.json"))
+    assert [tab["title"] for tab in dashboard["tabs"]] == ["Monitoring", "Images"]
+    for tab in dashboard["tabs"]:
+        assert len(set(tab["panels"])) == len(tab["panels"])
+    assert len(dashboard["panels"]) == 4 + 13
+
+
+def test_a_window_written_again_replaces_its_run(home: Path) -> None:
+    images = held_out()[0]
+    before = len(list((home / "workspace").glob("*/snapshots/*.json")))
+    _, first = written(home, "again", window(images[:150]))
+    _, second = written(home, "again", window(images[:150]))
+    assert first.run != second.run
+    names = {path.stem for path in (home / "workspace").glob("*/snapshots/*.json")}
+    assert len(names) == before + 1 and second.run in names and first.run not in names
+    assert sorted(path.name for path in (home / "again").iterdir()) == [
+        reports.REPORT,
+        reports.VERDICT,
+        "workspace_run",
+    ]
+
+
+def test_too_few_predictions_leave_a_verdict_and_no_report(home: Path) -> None:
+    for count in (0, 40):
+        verdict, files = written(home, f"few{count}", window(held_out()[0][:count]))
+        assert verdict.drift.verdict == "not enough data" and verdict.count == count
+        assert (files.html, files.run) == (None, None)
+        assert reports.Verdict.model_validate_json(files.verdict.read_text()) == verdict
+
+
+def test_worse_accuracy_without_drift_has_advice_too() -> None:
+    images, labels = held_out()
+    wrong = (labels[:300].astype(int) + (np.arange(300) % 3 == 0)) % 10
+    verdict = reports.judge(reference(), window(images[:300], wrong), QUICK)
+    assert (verdict.drift.verdict, verdict.accuracy.verdict) == ("no drift", "worse")
+    assert len(verdict.advice) == 1
+
+
+def test_plotly_keeps_its_theme(drifted: tuple[reports.Verdict, reports.Written]) -> None:
+    import plotly.io
+
+    assert plotly.io.templates.default == "plotly"
