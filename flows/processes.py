@@ -221,12 +221,12 @@ def log_of(where: Settings, name: str) -> Path:
 
 @contextmanager
 def signals_as_interrupts() -> Iterator[None]:
-    """A closed terminal or a `kill` stops the platform as Ctrl-C does."""
+    """A closed terminal or a `kill` stops the platform as Ctrl-C does, which a shell may have told us to ignore."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

@@ -1,0 +1,327 @@
+"""The whole platform as a user meets it: `digits up` on free ports, on the bundled digits, with no MNIST to be had."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from conftest import find_free_port
+from PIL import Image
+
+from digits import datasets
+from digits.datasets import Dataset
+
+ROOT = Path(__file__).parent.parent
+PORTS = ("DIGITS_SERVICE_PORT", "DIGITS_MLFLOW_PORT", "DIGITS_PREFECT_PORT", "DIGITS_REPORTS_PORT")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+class Platform:
+    """A running `digits up` and its command line."""
+
+    def __init__(self, home: Path) -> None:
+        outside = ("MLFLOW_", "PREFECT_", "DIGITS_", "BENTOML_")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(outside)}
+        ports = {name: str(find_free_port()) for name in PORTS}
+        # Keras's cache and the network are out of reach, so that this is the machine with no MNIST.
+        nowhere = {"HOME": str(home), "KERAS_HOME": str(home / "keras"), "HTTPS_PROXY": "http://127.0.0.1:9"}
+        self.home, self.environment = (
+            home,
+            {**clean, **ports, **nowhere, "NO_PROXY": "127.0.0.1", "DIGITS_HOME": str(home)},
+        )
+        self.url = f"http://127.0.0.1:{ports['DIGITS_SERVICE_PORT']}"
+        self.prefect = f"http://127.0.0.1:{ports['DIGITS_PREFECT_PORT']}/api"
+        self.ports = ports
+
+    def start(self) -> str:
+        """Start it and give what it printed up to the last line."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows", "up"],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        printed = ""
+        for line in self.process.stdout:
+            printed += line
+            if "Ctrl-C stops all of it" in line:
+                return printed
+        raise AssertionError(f"`digits up` ended early:\n{printed}")
+
+    def stop(self) -> int:
+        """Ctrl-C; the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flows", *words]
+        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=300)
+
+    def left_behind(self) -> list[str]:
+        """Processes that still run with this DIGITS_HOME."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("DIGITS_HOME") == str(self.home):
+                    found.append(" ".join(process.cmdline()))
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    platform = Platform(tmp_path_factory.mktemp("home"))
+    platform.printed = platform.start()  # type: ignore[attr-defined]
+    yield platform
+    if platform.process.poll() is None:
+        platform.stop()
+
+
+@pytest.fixture(scope="module")
+def dataset(platform: Platform) -> Dataset:
+    current = datasets.current(platform.home / "datasets")
+    assert current is not None
+    return datasets.load(platform.home / "datasets", current)
+
+
+def test_up_says_plainly_that_mnist_is_missing_and_goes_on(platform: Platform) -> None:
+    printed: str = platform.printed  # type: ignore[attr-defined]
+    assert "MNIST cannot be had here" in printed
+    assert "1,797 digits bundled with scikit-learn" in printed
+    assert "digits v1 is the champion" in printed
+
+
+def test_the_address_table_is_true(platform: Platform) -> None:
+    printed: str = platform.printed  # type: ignore[attr-defined]
+    addresses = re.findall(r"http://127\.0\.0\.1:\d+", printed[printed.index("address") :])
+    assert sorted(addresses) == sorted(f"http://127.0.0.1:{port}" for port in platform.ports.values())
+    for address in addresses:
+        assert httpx.get(address, follow_redirects=True, timeout=30).status_code == 200
+    assert platform.run("status").returncode == 0
+
+
+def test_a_second_up_says_that_it_runs_already(platform: Platform) -> None:
+    again = platform.run("up")
+    assert again.returncode == 1
+    assert again.stderr.startswith("digits: the platform already runs on ")
+    assert len(again.stderr.splitlines()) == 1
+
+
+def test_a_taken_port_is_named_with_its_setting(platform: Platform, tmp_path: Path) -> None:
+    other = Platform(tmp_path)
+    other.environment["DIGITS_SERVICE_PORT"] = platform.ports["DIGITS_SERVICE_PORT"]
+    refused = other.run("up")
+    port = platform.ports["DIGITS_SERVICE_PORT"]
+    assert refused.returncode == 1
+    assert (
+        refused.stderr
+        == f"digits: port {port} for service is taken; end what listens there or set DIGITS_SERVICE_PORT\n"
+    )
+
+
+def test_json_and_png_get_exactly_the_digits_of_the_keras_model(platform: Platform, dataset: Dataset) -> None:
+    keras = _keras_champion(platform)
+    images = dataset.test.images[:200]
+    expected = np.asarray(keras(images, training=False)).argmax(axis=1)
+    with httpx.Client(base_url=platform.url) as client:
+        by_json = [client.post("/classify", json={"images": image.tolist()}).json()["digit"] for image in images]
+        by_file = [client.post("/classify_file", files={"file": _png(image)}).json()["digit"] for image in images]
+    assert by_json == expected.tolist()
+    assert by_file == expected.tolist()
+
+
+def test_predict_answers_about_files(platform: Platform, dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "digit.png").write_bytes(_png(dataset.test.images[0]))
+    (tmp_path / "text.png").write_text("no picture")
+    done = platform.run("predict", str(tmp_path / "digit.png"), str(tmp_path / "text.png"))
+    assert re.search(rf"digit\.png: {dataset.test.labels[0]} \(\d+\.\d%, digits v1\)", done.stdout)
+    assert "text.png: " in done.stdout
+    assert done.returncode == 1
+
+
+def test_plain_traffic_is_no_drift_and_changed_traffic_is(platform: Platform) -> None:
+    sent = platform.run("traffic", "-n", "200", "--labels", "0.5", "--data", "bundled")
+    assert re.search(r"200 answers, \d+\.\d% right, \d+ labelled", sent.stdout)
+    plain = platform.run("monitor", "--since", "1h")
+    assert "No drift" in plain.stderr, plain.stderr
+    for change, cause in (("invert", "invert"), ("shift", "shifted")):
+        version = _forget_answers(platform)
+        platform.run("traffic", "-n", "200", "--change", change, "--data", "bundled")
+        drifted = platform.run("monitor", "--since", "1h")
+        assert cause in drifted.stderr.lower(), drifted.stderr
+        latest = max((platform.home / "reports").iterdir())
+        verdict = json.loads((latest / "verdict.json").read_text())
+        assert verdict["drift"]["verdict"] == "drift"
+        assert verdict["versions"] == [version]
+        assert 10_000 < (latest / "report.html").stat().st_size < 5_000_000
+
+
+def test_too_little_traffic_is_not_judged(platform: Platform) -> None:
+    _forget_answers(platform)
+    platform.run("traffic", "-n", "20", "--data", "bundled")
+    assert "ot enough" in platform.run("monitor").stderr
+
+
+def test_retraining_on_the_same_data_replaces_nothing_and_says_why(platform: Platform) -> None:
+    again = platform.run("retrain")
+    assert again.returncode == 0, again.stderr
+    assert "digits v2: not enough evidence: the candidate answers every test image as the champion does" in again.stderr
+    assert httpx.get(f"{platform.url}/about").json()["model_version"] == "1"
+
+
+def test_the_inbox_is_taken_in_once(platform: Platform, dataset: Dataset) -> None:
+    inbox = platform.home / "inbox"
+    new = 255 - (255 - dataset.train.images[:30]) // 2 * 2  # the same digits with other bits
+    np.savez(inbox / "more.npz", images=new, labels=dataset.train.labels[:30])
+    (inbox / "broken.csv").write_text("label,pixel0\n5,1\n")
+    first = platform.run("retrain")
+    assert first.returncode == 0, first.stderr
+    assert "took in 30 labelled images from more.npz" in first.stderr
+    assert (inbox / "rejected" / "broken.csv.reason.txt").read_text().startswith("broken.csv")
+    grown = datasets.current(platform.home / "datasets")
+    assert grown != dataset.fingerprint and grown is not None
+    extended = datasets.load(platform.home / "datasets", grown)
+    assert len(extended.train) + len(extended.validation) == len(dataset.train) + len(dataset.validation) + 30
+    assert np.array_equal(extended.test.images, dataset.test.images)
+    assert [path.name for path in inbox.iterdir() if path.is_file()] == []
+
+
+def test_promote_and_rollback_are_followed_by_the_service_and_recorded(platform: Platform) -> None:
+    assert platform.run("promote", "2", "--why", "to see it move").returncode == 0
+    _wait_for_version(platform, "2")
+    back = platform.run("rollback", "--why", "to see it back")
+    assert back.returncode == 0, back.stderr
+    _wait_for_version(platform, "1")
+    ledger = platform.run("ledger").stdout
+    assert [line.split()[2] for line in ledger.splitlines() if line.startswith("20")] == [
+        "promotion",
+        "promotion",
+        "rollback",
+    ]
+    missing = platform.run("promote", "99")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("digits: there is no digits v99")
+
+
+def test_two_retrainings_at_once_are_one_too_many(platform: Platform) -> None:
+    command = [sys.executable, "-m", "flows", "retrain"]
+    first = subprocess.Popen(command, cwd=ROOT, env=platform.environment, stderr=subprocess.PIPE, text=True)
+    _wait_for_slot(platform)
+    second = platform.run("retrain")
+    assert second.returncode == 1
+    assert "another retraining is under way" in second.stderr
+    _, printed = first.communicate(timeout=300)
+    assert first.returncode == 0, printed
+
+
+def test_the_schedules_are_in_prefect_and_a_deployment_runs(platform: Platform) -> None:
+    found = httpx.post(f"{platform.prefect}/deployments/filter", json={}).json()
+    schedules = {row["name"]: [one["schedule"]["cron"] for one in row["schedules"]] for row in found}
+    assert schedules["daily"] == ["0 3 * * *"]
+    assert schedules["hourly"] == ["0 * * * *"]
+    monitor = next(row for row in found if row["name"] == "hourly")
+    assert monitor["parameter_openapi_schema"]["properties"]["since"]["default"] == "24h"
+    run = httpx.post(f"{platform.prefect}/deployments/{monitor['id']}/create_flow_run", json={}).json()
+    deadline = time.monotonic() + 120
+    while (state := httpx.get(f"{platform.prefect}/flow_runs/{run['id']}").json()["state"])["type"] != "COMPLETED":
+        assert state["type"] not in ("FAILED", "CRASHED", "CANCELLED"), state
+        assert time.monotonic() < deadline, state
+        time.sleep(0.5)
+
+
+def test_a_killed_service_comes_back(platform: Platform) -> None:
+    servers = [p for p in psutil.process_iter() if _is_service(p, platform)]
+    assert servers
+    for server in servers:
+        server.kill()
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            if httpx.get(f"{platform.url}/readyz").status_code == 200:
+                break
+        except httpx.HTTPError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_ctrl_c_stops_everything_and_up_goes_on_with_the_same_state(platform: Platform) -> None:
+    assert platform.stop() == 0
+    assert platform.left_behind() == []
+    printed = platform.start()
+    assert "training one" not in printed
+    assert httpx.get(f"{platform.url}/about").json()["model_version"] == "1"
+    assert platform.run("down").stdout == "stopped\n"
+    platform.process.wait(30)
+    assert platform.left_behind() == []
+    assert platform.run("status").returncode == 1
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _keras_champion(platform: Platform) -> object:
+    """The Keras model of version 1, as registered."""
+    from models import backend
+
+    keras, _ = backend.load()
+    parameters = {"name": "digits", "version": "1", "path": "model.keras"}
+    mlflow = f"http://127.0.0.1:{platform.ports['DIGITS_MLFLOW_PORT']}"
+    path = platform.home / "model.keras"
+    path.write_bytes(httpx.get(f"{mlflow}/model-versions/get-artifact", params=parameters).content)
+    return keras.models.load_model(path)
+
+
+def _forget_answers(platform: Platform) -> str:
+    """Empty the prediction log; the version that answers."""
+    from datetime import UTC, datetime
+
+    from digits import database, predictions
+
+    time.sleep(0.5)  # the writer's batch
+    engine = database.connect(f"sqlite:///{platform.home}/digits.db")
+    predictions.forget(engine, datetime.now(UTC))
+    version: str = httpx.get(f"{platform.url}/about").json()["model_version"]
+    return version
+
+
+def _wait_for_version(platform: Platform, version: str) -> None:
+    deadline = time.monotonic() + 15
+    while httpx.get(f"{platform.url}/about").json()["model_version"] != version:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _wait_for_slot(platform: Platform) -> None:
+    """Until a retraining holds the only slot."""
+    limit = f"{platform.prefect}/v2/concurrency_limits/digits-retrain"
+    deadline = time.monotonic() + 120
+    while not httpx.get(limit).json().get("active_slots"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def _is_service(process: psutil.Process, platform: Platform) -> bool:
+    try:
+        of_platform = process.environ().get("DIGITS_HOME") == str(platform.home)
+        return of_platform and "services.classifier:DigitClassifier" in process.cmdline()
+    except psutil.Error:
+        return False
