@@ -19,7 +19,7 @@ class Settings(BaseSettings):
     """Laptop defaults; a field `x` is set as `DIGITS_X` in the environment or in `.env`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="DIGITS_", env_file=".env", extra="ignore", frozen=True, validate_default=True
+        env_prefix="DIGITS_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True
     )
 
     home: AbsolutePath = Field(Path("var"), description="Folder of all mutable state; removing it is a clean slate.")
@@ -58,8 +58,12 @@ class Settings(BaseSettings):
     body_limit_bytes: int = Field(16_000_000, gt=0, description="Larger requests are refused.")
     access_log: bool = Field(False, description="Whether the service prints a line per request.")
     traces: bool = Field(False, description="Whether the service records OpenTelemetry traces.")
-    bulk_log_share: float = Field(1.0, ge=0, le=1, description="Share of the answers of `/classify_bulk` that is logged.")
-    audit_share: float = Field(0.02, ge=0, le=1, description="Share of the logged answers drawn at random for labelling.")
+    bulk_log_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the answers of `/classify_bulk` that is logged."
+    )
+    audit_share: float = Field(
+        0.02, ge=0, le=1, description="Share of the logged answers drawn at random for labelling."
+    )
     keep_days: float = Field(90, gt=0, description="How long answers stay in the prediction log.")
 
     @property
