@@ -29,7 +29,7 @@ UNITS = {
 GRID = 4
 BLOCKS = [f"block_{row}_{column}" for row in range(1, GRID + 1) for column in range(1, GRID + 1)]
 
-_CHUNK = 512  # images held as float at once: 1.6 MB each array, so that a pass stays in the cache and memory is bounded
+_CHUNK = 512  # images at once as float, 1.6 MB, so that a pass stays in the cache and memory is bounded
 _BORDER = 2  # px; MNIST keeps its digits inside the middle 20 x 20, so the frame is all but empty
 
 
@@ -105,13 +105,15 @@ def _gradient(pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
 
 
 def _noise(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Noise of each image in grey levels; the median does not see strokes, which cover less than half of a digit."""
-    across = pixels[:, :, 2:] - 2 * pixels[:, :, 1:-1] + pixels[:, :, :-2]
-    both = np.abs(across[:, 2:] - 2 * across[:, 1:-1] + across[:, :-2]).reshape(len(pixels), -1)
+    """Noise of each image in grey levels; the median does not see strokes, which cover less than half of a digit.
+
+    Every fourth response is enough for it, and a quarter of the time.
+    """
+    across = pixels[:, :, 2::2] - 2 * pixels[:, :, 1:-1:2] + pixels[:, :, :-2:2]
+    both = np.abs(across[:, 2::2] - 2 * across[:, 1:-1:2] + across[:, :-2:2]).reshape(len(pixels), -1)
     middle = both.shape[1] // 2
-    return np.partition(both, middle, axis=1)[:, middle] * np.float32(
-        1 / (6 * 0.6745)
-    )  # sd of the response; MAD of a normal
+    # 6 is the norm of the kernel, 0.6745 the median of |x| for a standard normal x
+    return np.partition(both, middle, axis=1)[:, middle] * np.float32(1 / (6 * 0.6745))
 
 
 def distance(before: Values, now: Values, weights: Values | None = None) -> float:
@@ -144,11 +146,14 @@ class Embedding:
 
 
 def embed(images: Images, axes: int = 6) -> Embedding:
-    """The embedding that these images define (principal components of the pixels); each axis points where its largest pixel is positive."""
+    """The principal components of these images' pixels; each axis points where its largest pixel is positive."""
+    from scipy.linalg import eigh  # 0.3 s to import
+
     flat = images.reshape(len(images), -1).astype(np.float32)
     mean = flat.mean(axis=0)
     flat -= mean
-    _, vectors = np.linalg.eigh(flat.T @ flat)
-    leading = vectors[:, ::-1][:, :axes]
+    size = flat.shape[1]
+    _, vectors = eigh(flat.T @ flat, subset_by_index=[size - axes, size - 1])
+    leading = vectors[:, ::-1]
     signs = np.sign(leading[np.abs(leading).argmax(axis=0), np.arange(axes)])
     return Embedding(mean, leading * signs)
