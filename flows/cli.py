@@ -176,6 +176,45 @@ def recipes() -> None:
 
 
 @app.command()
+def leaderboard() -> None:
+    """Recipes side by side: what they reached over their seeds, and what the projects they reproduce report."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from models import leaderboard
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("recipe", "data", "seeds", "accuracy (95 %)", "best", "reported", "log loss", "ECE", "corrupted"):
+        table.add_column(name, no_wrap=name != "recipe")
+    table.add_column("parameters", no_wrap=True, justify="right")
+    table.add_column("seconds", no_wrap=True, justify="right")
+    for row in leaderboard.read(_registry(settings())):
+        table.add_row(*row.cells)
+    Console(width=max(Console().width, 160)).print(table)
+
+
+@app.command()
+def diff(run_a: str, run_b: str) -> None:
+    """Why two runs differ (versions or run ids): data, code, recipe, environment, and a paired test of their answers."""
+    from models import comparison, runs
+
+    where = settings()
+    registry = _registry(where)
+    a, b = runs.find(registry, run_a), runs.find(registry, run_b)
+    print(comparison.compare(registry, a, b, where.datasets, where.champions).text)
+
+
+@app.command()
+def replay(run: Annotated[str, typer.Argument(help="A version or a run id, or the beginning of one.")]) -> None:
+    """Train a run again from its recorded recipe, data and seed, and compare the weights."""
+    with _flows():
+        from flows.replay import replay
+
+        outcome = replay(run)
+    raise SystemExit(0 if outcome.identical else 1)
+
+
+@app.command()
 def predict(files: list[Path]) -> None:
     """Classify pictures from disk through the endpoint."""
     import httpx

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -64,7 +65,7 @@ class Registry:
     @contextmanager
     def run(self, recipe: Recipe, fingerprint: str, dataset: Dataset, tags: Mapping[str, str]) -> Iterator[str]:
         """An MLflow run around a training on the stored data set; it is marked failed when the block raises."""
-        tags = {"recipe": recipe.name, "dataset": fingerprint, **_git_commit(), **tags}
+        tags = {"recipe": recipe.name, "dataset": fingerprint, **git_commit(), **tags}
         with self.mlflow.start_run(run_name=recipe.name, tags=tags) as run:
             self.mlflow.log_params(flat(recipe))
             self.mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
@@ -175,8 +176,19 @@ def environment() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
         **{name: installed(name) for name in LIBRARIES},
     }
+
+
+def _processor() -> str:
+    """The model of the processor: compiled training loops differ by its instructions."""
+    with suppress(OSError):
+        models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if models:
+            return str(models[0])
+    return platform.processor()
 
 
 def _version_tags(card: Mapping[str, Any]) -> dict[str, str]:
@@ -187,7 +199,7 @@ def _version_tags(card: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _git_commit() -> dict[str, str]:
+def git_commit() -> dict[str, str]:
     """The commit of the code, `+` where files differ from it; nothing outside a git checkout."""
     try:
         commit = _git("rev-parse", "HEAD")

@@ -107,7 +107,7 @@ class Count:
 
 def in_threads(function: Callable[[Given], Result], chunks: Iterable[Given]) -> Iterator[Result]:
     """The results in the order of the chunks, on every core of this machine, with few chunks in memory at a time."""
-    workers = len(os.sched_getaffinity(0))
+    workers = os.cpu_count() or 1
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for chunk in chunks:

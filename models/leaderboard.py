@@ -1,0 +1,133 @@
+"""The leaderboard: what each recipe reached over its seeds, beside what the project it reproduces reports."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from models import evaluation, runs
+from models.evaluation import Interval
+from models.recipes import RECIPES, Recipe
+from models.registry import Registry, flat
+from models.runs import Run
+
+DISTORTION = "distortion."
+ASIDE = {"name", "seed", "floor", "reported"}  # fields that do not make another recipe
+MEANS = ("parameters", "train_seconds", "test_log_loss", "test_ece", "corruption_accuracy")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The test images of a data set."""
+
+    source: str
+    images: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe on one data set; what no run has is None."""
+
+    recipe: str  # its name, and what differs from the recipe of that name
+    reported: str  # by the project that the recipe reproduces
+    dataset: str | None = None  # fingerprint
+    source: str | None = None
+    seeds: tuple[int, ...] = ()
+    accuracy: Interval | None = None  # mean over the seeds, on the test images
+    best: Interval | None = None
+    parameters: float | None = None
+    train_seconds: float | None = None  # these and the following are means over the seeds
+    test_log_loss: float | None = None
+    test_ece: float | None = None
+    corruption_accuracy: float | None = None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The row in words: recipe, data, seeds, accuracy, best, reported, then the other figures."""
+        return (
+            self.recipe,
+            f"{self.source} {self.dataset[:6]}" if self.dataset else "–",
+            str(len(self.seeds) or "–"),
+            str(self.accuracy or "not trained"),
+            f"{100 * self.best.value:.2f} %" if self.best else "–",
+            self.reported,
+            *(_number(value, digits=4) for value in (self.test_log_loss, self.test_ece)),
+            f"{100 * self.corruption_accuracy:.2f} %" if self.corruption_accuracy is not None else "–",
+            _number(self.parameters, digits=0),
+            _number(self.train_seconds, digits=1),
+        )
+
+
+def read(registry: Registry) -> list[Row]:
+    """The leaderboard of an MLflow server."""
+    found = [run for run in runs.finished(registry) if "dataset" in run.tags]
+    newest = {run.tags["dataset"]: run for run in reversed(found)}
+    return rows(found, {fingerprint: _tested(registry, run) for fingerprint, run in newest.items()})
+
+
+def rows(found: Sequence[Run], tested: Mapping[str, Tested]) -> list[Row]:
+    """One row per recipe and data set, the data set used last first and on it the most accurate first.
+
+    Runs are given newest first; of several with the same seed the newest counts. Recipes without a run come at the end.
+    """
+    groups: dict[tuple[str, str], dict[int, Run]] = defaultdict(dict)
+    for run in found:
+        groups[run.tags["dataset"], _name(run.params)].setdefault(int(run.params["seed"]), run)
+    order = list(dict.fromkeys(run.tags["dataset"] for run in found))
+    made = [_row(name, list(seeds.values()), tested[fingerprint]) for (fingerprint, name), seeds in groups.items()]
+    made.sort(key=lambda row: (order.index(row.dataset or ""), -(row.accuracy.value if row.accuracy else 0)))
+    trained = {run.params["name"] for run in found}
+    return [*made, *(Row(recipe.name, recipe.reported) for recipe in RECIPES.values() if recipe.name not in trained)]
+
+
+def _row(name: str, seeds: list[Run], tested: Tested) -> Row:
+    """The interval is that of one test of so many images, however many seeds: the seeds share the test images."""
+    accuracies = [run.metrics["test_accuracy"] for run in seeds]
+    mean, best = sum(accuracies) / len(seeds), max(accuracies)
+    return Row(
+        recipe=name,
+        reported=seeds[0].params.get("reported", ""),
+        dataset=seeds[0].tags["dataset"],
+        source=tested.source,
+        seeds=tuple(sorted(int(run.params["seed"]) for run in seeds)),
+        accuracy=evaluation.share(round(mean * tested.images), tested.images),
+        best=evaluation.share(round(best * tested.images), tested.images),
+        **{metric: _mean(run.metrics[metric] for run in seeds if metric in run.metrics) for metric in MEANS},
+    )
+
+
+def _name(params: Mapping[str, str]) -> str:
+    """The recipe's name with what differs from the recipe of that name, or else from the defaults: `compact (epochs 3)`."""
+    name = params["name"]
+    usual = _usual(name)
+    changed = [
+        f"{field} {value}"
+        for field, value in params.items()
+        if field not in ASIDE
+        and value != usual.get(field)
+        and not (field.startswith(DISTORTION) and field not in usual)
+    ]
+    distorted, usually = (any(field.startswith(DISTORTION) for field in fields) for fields in (params, usual))
+    if distorted != usually:
+        changed.append("distorted" if distorted else "not distorted")
+    return name + (f" ({', '.join(changed)})" if changed else "")
+
+
+def _usual(name: str) -> dict[str, str]:
+    """The fields of the recipe of that name, as MLflow has them; of an unknown name, the fields that have a default."""
+    if name in RECIPES:
+        return {field: str(value) for field, value in flat(RECIPES[name]).items()}
+    return {field: str(about.default) for field, about in Recipe.model_fields.items() if not about.is_required()}
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return sum(known) / len(known) if known else None
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _tested(registry: Registry, run: Run) -> Tested:
+    about = runs.read_json(registry, run, "dataset.json")
+    return Tested(str(about["source"]), int(about["images"]["test"]))

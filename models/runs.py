@@ -1,0 +1,96 @@
+"""Runs as MLflow has them, read back: found by version or id, with what they were trained from and what came out."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from models.registry import NAME, Registry
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    id: str
+    version: str | None  # that was registered out of it
+    status: str  # FINISHED, FAILED, RUNNING, …
+    started_at: datetime  # UTC
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+    @property
+    def title(self) -> str:
+        """As people know it."""
+        return f"digits v{self.version} (run {self.id[:8]})" if self.version else f"run {self.id[:8]}"
+
+
+def find(registry: Registry, text: str) -> Run:
+    """The run behind a version (`3`, `v3`) or under an id or the beginning of one; raises LookupError."""
+    versions = _versions(registry)
+    number = re.fullmatch(r"v?(\d+)", text)
+    ids = [run_id for run_id, version in versions.items() if number and version == number[1]]
+    if not ids and re.fullmatch("[0-9a-f]{1,32}", text):
+        ids = [run.id for run in _all(registry, versions) if run.id.startswith(text)]
+    if not ids:
+        raise LookupError(f"there is no version and no run {text!r} in {registry.uri}; see `digits leaderboard`")
+    if len(ids) > 1:
+        raise LookupError(f"{len(ids)} runs begin with {text!r}: {', '.join(sorted(ids)[:3])}; give more of the id")
+    return _run(registry.client.get_run(ids[0]), versions)
+
+
+def finished(registry: Registry) -> list[Run]:
+    """All runs that were tested, newest first; of those nested in another run, only the ones that became a version."""
+    return [
+        run
+        for run in _all(registry, _versions(registry))
+        if run.status == "FINISHED"
+        and "test_accuracy" in run.metrics
+        and (run.version or "mlflow.parentRunId" not in run.tags)
+    ]
+
+
+def read_json(registry: Registry, run: Run, name: str) -> dict[str, Any]:
+    """A JSON file of the run; raises LookupError when it has none of that name."""
+    with TemporaryDirectory() as folder:
+        try:
+            path = registry.client.download_artifacts(run.id, name, folder)
+        except (registry.mlflow.exceptions.MlflowException, OSError) as error:
+            raise LookupError(f"{run.title} has no {name}; it ended as {run.status}") from error
+        content: dict[str, Any] = json.loads(Path(path).read_bytes())
+        return content
+
+
+def _all(registry: Registry, versions: Mapping[str, str]) -> list[Run]:
+    """Every run of the experiment, newest first."""
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = registry.client.search_runs([registry.experiment_id], max_results=1000, page_token=token)
+        runs += [_run(run, versions) for run in page]
+        token = page.token
+        if not token:
+            return runs
+
+
+def _versions(registry: Registry) -> dict[str, str]:
+    """The version registered out of each run, by run id."""
+    found: Sequence[Any] = registry.client.search_model_versions(f"name='{NAME}'", max_results=10_000)
+    return {str(version.run_id): str(version.version) for version in found}
+
+
+def _run(run: Any, versions: Mapping[str, str]) -> Run:
+    return Run(
+        id=run.info.run_id,
+        version=versions.get(run.info.run_id),
+        status=run.info.status,
+        started_at=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
+        tags=run.data.tags,
+        params=run.data.params,
+        metrics=run.data.metrics,
+    )
