@@ -145,6 +145,14 @@ def test_json_and_png_get_exactly_the_digits_of_the_keras_model(platform: Platfo
     assert by_file == expected.tolist()
 
 
+def test_the_curl_of_the_readme_gets_the_right_digit(platform: Platform) -> None:
+    (command,) = re.findall(r"^curl .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    here = command.replace("http://127.0.0.1:3000", platform.url)
+    answer = json.loads(subprocess.run(here, shell=True, cwd=ROOT, check=True, capture_output=True).stdout)
+    assert answer["digit"] == 7
+    assert {"id", "digit", "probability", "probabilities", "model_version", "image"} <= set(answer)
+
+
 def test_predict_answers_about_files(platform: Platform, dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "digit.png").write_bytes(_png(dataset.test.images[0]))
     (tmp_path / "text.png").write_text("no picture")
