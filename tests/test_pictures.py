@@ -4,9 +4,10 @@ import io
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from digits.datasets import Split
 from models import pictures
-from PIL import Image
 
 LABELS = (np.arange(40) % 10).astype(np.uint8)
 SPLIT = Split(np.random.default_rng(0).integers(0, 255, (40, 28, 28)).astype(np.uint8), LABELS)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from flows.cli import app
 
 ROOT = Path(__file__).parent.parent

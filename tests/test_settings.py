@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import pytest
-from digits.settings import Settings
 from pydantic import ValidationError
 
+from digits.settings import Settings
+
 ROOT = Path(__file__).parent.parent
-SHARED = {"mlflow_tracking_uri": "MLFLOW_TRACKING_URI", "prefect_api_url": "PREFECT_API_URL"}  # other tools read them too
+SHARED = {
+    "mlflow_tracking_uri": "MLFLOW_TRACKING_URI",
+    "prefect_api_url": "PREFECT_API_URL",
+}  # other tools read them too
 
 
 @pytest.fixture(autouse=True)
