@@ -16,8 +16,8 @@ MEANS = ("parameters", "train_seconds", "test_log_loss", "test_ece", "corruption
 
 
 @dataclass(frozen=True)
-class Tested:
-    """The test images of a data set."""
+class HeldOut:
+    """The test part of a data set."""
 
     source: str
     images: int
@@ -61,10 +61,10 @@ def read(registry: Registry) -> list[Row]:
     """The leaderboard of an MLflow server."""
     found = [run for run in runs.finished(registry) if "dataset" in run.tags]
     newest = {run.tags["dataset"]: run for run in reversed(found)}
-    return rows(found, {fingerprint: _tested(registry, run) for fingerprint, run in newest.items()})
+    return rows(found, {fingerprint: _held_out(registry, run) for fingerprint, run in newest.items()})
 
 
-def rows(found: Sequence[Run], tested: Mapping[str, Tested]) -> list[Row]:
+def rows(found: Sequence[Run], held_out: Mapping[str, HeldOut]) -> list[Row]:
     """One row per recipe and data set, the data set used last first and on it the most accurate first.
 
     Runs are given newest first; of several with the same seed the newest counts. Recipes without a run come at the end.
@@ -73,13 +73,13 @@ def rows(found: Sequence[Run], tested: Mapping[str, Tested]) -> list[Row]:
     for run in found:
         groups[run.tags["dataset"], _name(run.params)].setdefault(int(run.params["seed"]), run)
     order = list(dict.fromkeys(run.tags["dataset"] for run in found))
-    made = [_row(name, list(seeds.values()), tested[fingerprint]) for (fingerprint, name), seeds in groups.items()]
+    made = [_row(name, list(seeds.values()), held_out[fingerprint]) for (fingerprint, name), seeds in groups.items()]
     made.sort(key=lambda row: (order.index(row.dataset or ""), -(row.accuracy.value if row.accuracy else 0)))
     trained = {run.params["name"] for run in found}
     return [*made, *(Row(recipe.name, recipe.reported) for recipe in RECIPES.values() if recipe.name not in trained)]
 
 
-def _row(name: str, seeds: list[Run], tested: Tested) -> Row:
+def _row(name: str, seeds: list[Run], held_out: HeldOut) -> Row:
     """The interval is that of one test of so many images, however many seeds: the seeds share the test images."""
     accuracies = [run.metrics["test_accuracy"] for run in seeds]
     mean, best = sum(accuracies) / len(seeds), max(accuracies)
@@ -87,10 +87,10 @@ def _row(name: str, seeds: list[Run], tested: Tested) -> Row:
         recipe=name,
         reported=seeds[0].params.get("reported", ""),
         dataset=seeds[0].tags["dataset"],
-        source=tested.source,
+        source=held_out.source,
         seeds=tuple(sorted(int(run.params["seed"]) for run in seeds)),
-        accuracy=evaluation.share(round(mean * tested.images), tested.images),
-        best=evaluation.share(round(best * tested.images), tested.images),
+        accuracy=evaluation.share(round(mean * held_out.images), held_out.images),
+        best=evaluation.share(round(best * held_out.images), held_out.images),
         **{metric: _mean(run.metrics[metric] for run in seeds if metric in run.metrics) for metric in MEANS},
     )
 
@@ -128,6 +128,6 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def _tested(registry: Registry, run: Run) -> Tested:
+def _held_out(registry: Registry, run: Run) -> HeldOut:
     about = runs.read_json(registry, run, "dataset.json")
-    return Tested(str(about["source"]), int(about["images"]["test"]))
+    return HeldOut(str(about["source"]), int(about["images"]["test"]))

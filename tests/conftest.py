@@ -2,14 +2,20 @@
 
 import hashlib
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -59,6 +65,7 @@ def version_files(sharpness: float = 12) -> Files:
     """model.onnx, reference.npz and card.json of a version; another sharpness is another model with the same digits."""
     from sklearn.datasets import load_digits
 
+    from models import certainty
     from models.champion import open_session
 
     digits = load_digits()
@@ -70,6 +77,7 @@ def version_files(sharpness: float = 12) -> Files:
     card: dict[str, Any] = {
         "recipe": {"name": "linear", "seed": 0},
         "dataset": "0123456789abcdef",
+        "certainty": certainty.calibrate(probabilities, sample.labels).to_card(),
         "metrics": {"test_accuracy": float((probabilities.argmax(1) == labels[1200:]).mean())},
         "run_id": "5f3c",
         "experiment_id": "1",
@@ -163,3 +171,92 @@ def registry() -> Iterator[Registry]:
     yield registry
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real MLflow server with an empty SQLite store, for the whole session."""
+    from flows.processes import ENVIRONMENT
+
+    home, port = tmp_path_factory.mktemp("mlflow"), find_free_port()
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts")),
+    ]
+    with (home / "server.log").open("wb") as output:
+        server = subprocess.Popen(
+            command, env={**os.environ, **ENVIRONMENT}, cwd=home, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            _wait_until_healthy(f"http://127.0.0.1:{port}/health", server, home / "server.log")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def _wait_until_healthy(url: str, server: "subprocess.Popen[bytes]", output: Path) -> None:
+    deadline = time.monotonic() + 180  # the slowest start seen on two busy cores was 87 s
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            if httpx.get(url, timeout=5).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    pytest.fail(f"{url} does not answer: {output.read_text()[-2000:]}")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Three trainings on a real MLflow server, with the folders that a DIGITS_HOME holds."""
+
+    uri: str
+    home: Path
+    first: str  # version
+    other_seed: str
+    other_label: str  # trained with one label changed: training image 17
+
+    @property
+    def datasets(self) -> Path:
+        return self.home / "datasets"
+
+    @property
+    def champions(self) -> Path:
+        return self.home / "champions"
+
+
+@pytest.fixture(scope="session")
+def trained_runs(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Logistic regressions on the bundled digits, two epochs each, registered as the flow registers them."""
+    from dataclasses import replace
+
+    from digits import datasets
+    from digits.datasets import Split
+    from models.recipes import SIGMOID
+
+    home = tmp_path_factory.mktemp("home")
+    quick = SIGMOID.model_copy(update={"epochs": 2})
+    bundled = datasets.read("bundled", mnist=None, cache=home)
+    labels = bundled.train.labels.copy()
+    labels[17] = (labels[17] + 1) % 10
+    relabelled = replace(bundled, train=Split(bundled.train.images, labels))
+    trainings = [(quick, bundled), (quick.model_copy(update={"seed": 1}), bundled), (quick, relabelled)]
+    versions = [train_run(mlflow_server, home / "datasets", *training) for training in trainings]
+    return Runs(mlflow_server, home, *versions)
+
+
+def train_run(uri: str, folder: Path, recipe: Any, dataset: Any) -> str:
+    """The version that `digits train` would register, made by its tasks without Prefect."""
+    from digits import datasets
+    from flows import train
+    from models.registry import Registry
+
+    registry = Registry(uri)
+    fingerprint = datasets.save(dataset, folder).name
+    prepared = train.prepare.fn(folder, fingerprint, recipe)
+    with registry.run(recipe, fingerprint, prepared, {}) as run_id:
+        registry.log_json(datasets.manifest(folder, fingerprint), "dataset.json")
+        trained = train.fit.fn(recipe, prepared, registry)
+        evaluation = train.evaluate.fn(trained, prepared)
+        train.record.fn(registry, trained, evaluation, prepared)
+        return train.register.fn(registry, recipe, fingerprint, trained, evaluation, prepared, run_id)

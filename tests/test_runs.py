@@ -1,0 +1,67 @@
+"""Runs are found on a real MLflow server by version, by id and by the beginning of an id."""
+
+import pytest
+from conftest import Runs
+
+from models import runs
+from models.registry import Registry
+
+
+@pytest.fixture(scope="module")
+def registry(trained_runs: Runs) -> Registry:
+    return Registry(trained_runs.uri)
+
+
+def test_a_run_is_found_by_version_and_by_id(registry: Registry, trained_runs: Runs) -> None:
+    run = runs.find(registry, trained_runs.other_seed)
+    assert run.version == trained_runs.other_seed
+    assert (run.status, run.params["seed"], run.tags["recipe"]) == ("FINISHED", "1", "sigmoid")
+    assert run.title == f"digits v{run.version} (run {run.id[:8]})"
+    for text in (f"v{run.version}", run.id, run.id[:12]):
+        assert runs.find(registry, text) == run
+
+
+@pytest.mark.parametrize("text", ["v99999", "99999", "not-a-run", "", "ABCDEF", "0" * 40])
+def test_what_is_not_there_is_said(registry: Registry, text: str) -> None:
+    with pytest.raises(LookupError, match=f"no version and no run '{text}'"):
+        runs.find(registry, text)
+
+
+def test_an_ambiguous_beginning_is_refused(registry: Registry) -> None:
+    made = [registry.client.create_run(registry.experiment_id).info.run_id for _ in range(17)]
+    try:
+        beginnings = [run_id[0] for run_id in made]
+        twice = next(letter for letter in beginnings if beginnings.count(letter) > 1)
+        if not twice.isdecimal():  # 1 may be a version
+            with pytest.raises(LookupError, match=f"runs begin with '{twice}'"):
+                runs.find(registry, twice)
+        unregistered = runs.find(registry, made[0])
+        assert (unregistered.version, unregistered.title) == (None, f"run {made[0][:8]}")
+    finally:
+        for run_id in made:
+            registry.client.delete_run(run_id)
+
+
+def test_files_of_a_run(registry: Registry, trained_runs: Runs) -> None:
+    run = runs.find(registry, trained_runs.first)
+    assert runs.read_json(registry, run, "recipe.json")["epochs"] == 2
+    with pytest.raises(LookupError, match=r"has no weights.json; it ended as FINISHED"):
+        runs.read_json(registry, run, "weights.json")
+
+
+def test_trials_of_a_search_count_only_when_registered(registry: Registry, trained_runs: Runs) -> None:
+    parent = runs.find(registry, trained_runs.first)
+    trial = registry.client.create_run(registry.experiment_id, tags={"mlflow.parentRunId": parent.id}).info.run_id
+    failed = registry.client.create_run(registry.experiment_id).info.run_id
+    for run_id, status in ((trial, "FINISHED"), (failed, "FAILED")):
+        registry.client.log_metric(run_id, "test_accuracy", 0.5)
+        registry.client.set_terminated(run_id, status)
+    try:
+        listed = {run.id for run in runs.finished(registry)}
+        assert parent.id in listed and not {trial, failed} & listed
+        registry.client.set_tag(parent.id, "mlflow.parentRunId", trial)
+        assert parent.id in {run.id for run in runs.finished(registry)}
+    finally:
+        registry.client.delete_tag(parent.id, "mlflow.parentRunId")
+        registry.client.delete_run(trial)
+        registry.client.delete_run(failed)
