@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import httpx
 import numpy as np
 
+from digits import changes
+from digits.changes import Change
 from digits.datasets import Split
 from digits.images import Images
-from monitoring import changes
-from monitoring.changes import Change
 
 CHANGES: dict[str, tuple[Change, float]] = {  # with the amount that is taken when none is given
     "shift": (changes.shift, 2.0),

@@ -103,17 +103,19 @@ def register(
     run_id: str,
 ) -> str:
     """Export, prove the export equal on the test images, and register it with its reference sample; the version."""
-    from models import export
+    from models import certainty, export
     from models.champion import open_session
 
     onnx = export.to_onnx(trained.model)
-    exported = open_session(onnx).answer(dataset.test.images)
+    answer = open_session(onnx).answer
+    exported = answer(dataset.test.images)
     export.check_equal(exported, evaluation.probabilities, dataset.test.images)
     reference = Reference(dataset.test.images, dataset.test.labels, exported)
     card = {
         "recipe": recipe.model_dump(mode="json"),
         "dataset": fingerprint,
         "metrics": {**evaluation.metrics, **trained.metrics},
+        "certainty": certainty.calibrate(answer(dataset.validation.images), dataset.validation.labels).to_card(),
         "run_id": run_id,
         "experiment_id": registry.experiment_id,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),

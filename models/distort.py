@@ -20,7 +20,7 @@ def _distort(images: Images, distortion: Distortion, random: np.random.Generator
     if distortion.elastic_pixels:
         rows += _elastic_field(len(images), distortion, random)
         columns += _elastic_field(len(images), distortion, random)
-    return sample(_thicken(images, distortion.thickness, random), rows, columns)
+    return _sample(_thicken(images, distortion.thickness, random), rows, columns)
 
 
 def _affine_coordinates(
@@ -56,20 +56,20 @@ def _thicken(images: Images, thickness: float, random: np.random.Generator) -> I
     amount = random.uniform(-thickness, thickness, len(images)).astype(np.float32)
     thicker = amount > 0
     extreme = np.empty_like(images)
-    extreme[thicker] = extreme_of_neighbours(images[thicker], np.maximum)
-    extreme[~thicker] = extreme_of_neighbours(images[~thicker], np.minimum)
+    extreme[thicker] = _extreme_of_neighbours(images[thicker], np.maximum)
+    extreme[~thicker] = _extreme_of_neighbours(images[~thicker], np.minimum)
     share = np.abs(amount)[:, None, None]
     return np.rint(images + share * (extreme.astype(np.float32) - images)).astype(np.uint8)
 
 
-def extreme_of_neighbours(images: Images, extreme: np.ufunc) -> Images:
+def _extreme_of_neighbours(images: Images, extreme: np.ufunc) -> Images:
     """The maximum (dilation) or minimum (erosion) over each pixel's 3 × 3 neighbourhood; the frame is paper."""
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
     rows = extreme(extreme(padded[:, :-2], padded[:, 1:-1]), padded[:, 2:])
     return extreme(extreme(rows[:, :, :-2], rows[:, :, 1:-1]), rows[:, :, 2:])
 
 
-def sample(images: Images, rows: NDArray[np.float32], columns: NDArray[np.float32]) -> Images:
+def _sample(images: Images, rows: NDArray[np.float32], columns: NDArray[np.float32]) -> Images:
     """Bilinear values of the images at fractional coordinates of shape (n, 28, 28); paper outside."""
     margin = 2
     side = SIZE + 2 * margin

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from digits import changes
 from digits.datasets import Split
-from digits.images import SIZE, Images, Labels
-from models.distort import CENTRE, extreme_of_neighbours, sample
+from digits.images import Images, Labels
 
 Probabilities = NDArray[np.float32]  # (n, 10)
 
@@ -119,51 +119,24 @@ def most_confused(counts: NDArray[np.int64], most: int = 5) -> list[tuple[int, i
     return [(true, answered, int(mistakes[true, answered])) for true, answered in pairs if mistakes[true, answered]]
 
 
-def corruptions(images: Images, seed: int = 0) -> dict[str, Images]:
-    """The suite: the images shifted, turned, thicker, thinner, noisy, blurred, dimmed and inverted, each of the same shape."""
-    noise = np.random.default_rng(seed).normal(0, 40, images.shape)
+def corruptions(images: Images) -> dict[str, Images]:
+    """The suite: the images shifted, turned, thicker, thinner, noisy, blurred, dimmed and inverted; of the same shape."""
     return {
         **{f"shift_{pixels}": _moved(images, pixels) for pixels in (1, 2, 3)},
-        "rotate_left": _turned(images, -15),
-        "rotate_right": _turned(images, 15),
-        "thicker": extreme_of_neighbours(images, np.maximum),
-        "thinner": _blend(images, extreme_of_neighbours(images, np.minimum), 0.6),
-        "noise": np.clip(images + noise, 0, 255).astype(np.uint8),
-        "blur": _blurred(images),
-        "contrast": (images * 0.5).astype(np.uint8),
-        "inverted": 255 - images,
+        "rotate_left": changes.rotate(images, -15),
+        "rotate_right": changes.rotate(images, 15),
+        "thicker": changes.thicken(images, 1.5),
+        "thinner": changes.thin(images, 1.0),
+        "noise": changes.noise(images, 40),
+        "blur": changes.blur(images, 1.0),
+        "contrast": changes.dim(images, 0.5),
+        "inverted": changes.invert(images),
     }
 
 
 def _moved(images: Images, pixels: int) -> Images:
     """Every image moved by that many pixels, in turn right, left, down and up."""
     moved = np.empty_like(images)
-    padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels)))
-    for turn, (row, column) in enumerate([(0, -1), (0, 1), (-1, 0), (1, 0)]):
-        top, left = pixels * (1 + row), pixels * (1 + column)
-        moved[turn::4] = padded[turn::4, top : top + SIZE, left : left + SIZE]
+    for turn, (right, down) in enumerate([(1, 0), (-1, 0), (0, 1), (0, -1)]):
+        moved[turn::4] = changes.shift(images[turn::4], pixels * right, pixels * down)
     return moved
-
-
-def _turned(images: Images, degrees: float) -> Images:
-    angle = np.deg2rad(degrees)
-    row, column = (axis.astype(np.float32) - CENTRE for axis in np.mgrid[:SIZE, :SIZE])
-    rows = np.cos(angle) * row - np.sin(angle) * column + CENTRE
-    columns = np.sin(angle) * row + np.cos(angle) * column + CENTRE
-    shape = images.shape
-    return sample(images, np.broadcast_to(rows, shape).copy(), np.broadcast_to(columns, shape).copy())
-
-
-def _blend(images: Images, other: Images, amount: float) -> Images:
-    return np.rint(images + amount * (other.astype(np.float32) - images)).astype(np.uint8)
-
-
-def _blurred(images: Images) -> Images:
-    """Twice the binomial filter 1-2-1 in both directions: a Gaussian of one pixel."""
-    blurred: NDArray[np.floating] = images.astype(np.float32)
-    for _ in range(2):
-        for axis in (1, 2):
-            padding = [(1, 1) if a == axis else (0, 0) for a in range(3)]
-            padded = np.moveaxis(np.pad(blurred, padding), axis, 0)
-            blurred = np.moveaxis((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4, 0, axis)
-    return np.rint(blurred).astype(np.uint8)

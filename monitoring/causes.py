@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from digits import changes
 from digits.images import Images
-from monitoring import changes, features
+from monitoring import features
 from monitoring.features import Columns, Values
 
 ADVICE = {

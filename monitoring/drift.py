@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from digits.changes import weights_like
 from digits.images import Images
 from digits.predictions import Window
 from digits.reference import Reference
 from monitoring import features
 from monitoring.causes import Cause, explain
-from monitoring.changes import weights_like
 from monitoring.features import Columns, Values
 
 DIGIT = "digit"  # the column of answers, 0 to 9; every other column is numeric

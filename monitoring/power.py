@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from digits import changes
 from digits.images import Images, Labels
 from digits.reference import Reference
-from monitoring import changes, drift, features
+from monitoring import drift, features
 from monitoring.features import Columns
 
 Answer = Callable[[Images], NDArray[np.float32]]  # the version: (n, 28, 28) to probabilities (n, 10)

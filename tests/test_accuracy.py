@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from monitored import held_out, reference, window
 
-from monitoring import accuracy, changes
+from digits import changes
+from monitoring import accuracy
 
 
 def test_the_interval_is_wilsons() -> None:

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from monitored import held_out, reference, window
 
+from digits import changes
 from digits.images import Images
-from monitoring import changes, drift
+from monitoring import drift
 
 QUICK = drift.Policy(resamples=200)
 

@@ -95,6 +95,9 @@ def damaged(files: Files, how: str, other: Files) -> Files:
         del files["model.onnx"]
     elif how == "card is no JSON":
         files["card.json"] = b"<html>"
+    elif how == "another certainty":
+        card["certainty"] = {"level": 0.9}
+        files["card.json"] = json.dumps(card).encode()
     else:
         wrong = {"no ONNX": ("model.onnx", b"\x00\x01"), "another model": ("model.onnx", other["model.onnx"]),
                  "float model": ("model.onnx", float_model()), "no reference": ("reference.npz", b"PK")}  # fmt: skip
@@ -123,6 +126,7 @@ BAD = {
     "no card": "answered 404 for card.json",
     "no model": "answered 404 for model.onnx",
     "card is no JSON": "card.json holds no checksums",
+    "another certainty": "no readable certainty",
     "no ONNX": "model.onnx does not load",
     "another model": "golden query is answered",
     "float model": "expected tensor\\(uint8\\)",

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from monitored import held_out
 
-from monitoring import changes
+from digits import changes
 
 ALL = [
     (changes.shift, 1.0),

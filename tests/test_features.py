@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from monitored import held_out
 
+from digits import changes
 from digits.images import Images
-from monitoring import changes, features
+from monitoring import features
 
 
 def drawn(*pixels: tuple[slice, slice], level: int = 255) -> Images:

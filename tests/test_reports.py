@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from monitored import START, held_out, reference, window
 
-from monitoring import changes, drift, reports
+from digits import changes
+from monitoring import drift, reports
 
 QUICK = drift.Policy(resamples=300)
 
