@@ -27,6 +27,7 @@ from digits import images as pixels
 from digits import reference
 from digits.images import Images
 from digits.reference import Reference
+from models.certainty import UNCALIBRATED, Certainty
 
 log = logging.getLogger("digits.champion")
 
@@ -74,6 +75,7 @@ class Champion:
     version: str
     card: dict[str, Any]
     model: Model
+    certainty: Certainty
 
     def answer(self, images: Images) -> NDArray[np.float32]:
         """Probabilities (n, 10) of uint8 images (n, 28, 28)."""
@@ -167,15 +169,18 @@ def verify(version: str, card: bytes, files: dict[str, bytes]) -> Champion:
     try:
         facts = json.loads(card)
         checksums = dict(facts["files"])
+        certainty = Certainty(**facts["certainty"]) if "certainty" in facts else UNCALIBRATED
     except (ValueError, KeyError, TypeError) as error:
-        raise BadArtifact(f"{NAME} v{version}: card.json holds no checksums of its files") from error
+        raise BadArtifact(
+            f"{NAME} v{version}: card.json holds no checksums of its files or no readable certainty"
+        ) from error
     for name in FILES:
         if hashlib.sha256(files[name]).hexdigest() != checksums.get(name):
             raise BadArtifact(
                 f"{NAME} v{version}: the checksum of {name} is not the one on its card; register it again"
             )
     try:
-        champion = Champion(version, facts, open_session(files["model.onnx"]))
+        champion = Champion(version, facts, open_session(files["model.onnx"]), certainty)
         golden = reference.from_bytes(files["reference.npz"])
     except ValueError as error:
         raise BadArtifact(f"{NAME} v{version}: {error}") from error
@@ -277,11 +282,22 @@ class Standing:
 
 
 class Watcher:
-    """Follows an alias from a thread of its own: fetches aside, verifies, warms, then swaps by one assignment."""
+    """Follows an alias from a thread of its own: fetches aside, verifies, warms, then swaps by one assignment.
 
-    def __init__(self, uri: str, alias: str, cache: Path, interval_seconds: float, refused_seconds: float = 60) -> None:
+    An optional alias may be missing: then nobody answers, without a word, and also nobody does from a copy.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        alias: str,
+        cache: Path,
+        interval_seconds: float,
+        refused_seconds: float = 60,
+        optional: bool = False,
+    ) -> None:
         self.standing = Standing(trouble=f"the service has just started and looks for the {alias}")
-        self._uri, self._alias, self._cache = uri, alias, cache
+        self._alias, self._cache, self._optional = alias, cache, optional
         self._interval_seconds, self._refused_seconds = interval_seconds, refused_seconds
         self._registry = _registry(uri)
         self._refused: tuple[str, float] = ("", 0.0)  # a version, and when to look at it again
@@ -307,7 +323,10 @@ class Watcher:
             else:
                 self._say(None)
         except NoChampion as error:
-            self._say(str(error))
+            if self._optional:
+                self.standing = Standing()
+            else:
+                self._say(str(error))
         except BadArtifact as error:
             self._refused = (version, time.monotonic() + self._refused_seconds)
             self._fall_back(str(error))
@@ -335,7 +354,7 @@ class Watcher:
 
     def _fall_back(self, trouble: str) -> None:
         """Keep who answers; at the start, that is the last good copy."""
-        if self.standing.champion is None:
+        if self.standing.champion is None and not self._optional:
             with suppress(NoChampion, BadArtifact):
                 champion = last_good(self._alias, self._cache)
                 self.standing = Standing(champion, datetime.now(UTC), self.standing.trouble)

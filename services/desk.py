@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import httpx
@@ -14,8 +16,10 @@ from numpy.typing import NDArray
 from digits.images import Images, Labels
 from digits.predictions import Answers, PredictionLog, new_ids
 from digits.settings import Settings
+from models import certainty
 from models.champion import Champion, Standing, Watcher
 from services.metrics import Metrics
+from services.shadow import Shadow
 
 CROWDED = 10_000  # answers waiting to be logged from which on a bulk request waits
 PATIENCE_SECONDS = 3.0
@@ -28,6 +32,8 @@ class Reply:
     version: str
     digits: Labels  # (n,)
     probabilities: NDArray[np.float32]  # (n, 10)
+    sets: NDArray[np.bool_]  # (n, 10), the digits that cannot be ruled out
+    unsure: NDArray[np.bool_]  # (n,)
     ids: list[str | None]  # None where the answer is not logged
 
 
@@ -41,8 +47,13 @@ class Desk:
             where.database_url, where.spool, where.audit_share, timedelta(days=where.keep_days), interval_seconds=0.2
         )
         self.metrics = Metrics()
-        self._watcher = Watcher(where.mlflow_tracking_uri, "champion", where.champions, where.watch_seconds)
+        follow = partial(
+            Watcher, where.mlflow_tracking_uri, cache=where.champions, interval_seconds=where.watch_seconds
+        )
+        self._watcher = follow("champion")
+        self.shadow = Shadow(follow("challenger", optional=True), self.log)
         self._watcher.start()
+        self.shadow.start()
 
     @property
     def standing(self) -> Standing:
@@ -58,24 +69,35 @@ class Desk:
         """The champion's answers on images (n, 28, 28), a share of them logged under ids."""
         probabilities = champion.answer(images)
         digits = probabilities.argmax(1).astype(np.uint8)
-        self.metrics.count_answers(champion.version, digits)
-        if share >= 1:
-            ids = new_ids(len(images))
-            self._log(champion, ids, images, probabilities, route)
-            return Reply(champion.version, digits, probabilities, [*ids])
-        chosen = [index for index in range(len(images)) if random.random() < share]
-        logged: list[str | None] = [None] * len(images)
-        if chosen:
-            ids = new_ids(len(chosen))
-            self._log(champion, ids, images[chosen], probabilities[chosen], route)
-            for index, id in zip(chosen, ids, strict=True):
-                logged[index] = id
-        return Reply(champion.version, digits, probabilities, logged)
+        blank = certainty.blank(images)
+        unsure = champion.certainty.unsure(probabilities, blank)
+        self.metrics.count_answers(champion.version, digits, unsure)
+        return Reply(
+            champion.version,
+            digits,
+            probabilities,
+            champion.certainty.sets(probabilities, blank),
+            unsure,
+            self._log(champion, images, probabilities, route, share),
+        )
 
     def _log(
-        self, champion: Champion, ids: list[str], images: Images, probabilities: NDArray[np.float32], route: str
-    ) -> None:
-        self.log.append(Answers(ids, datetime.now(UTC), champion.version, images, probabilities, route))
+        self, champion: Champion, images: Images, probabilities: NDArray[np.float32], route: str, share: float
+    ) -> list[str | None]:
+        """Log a share of the answers, and let the challenger answer those too; the ids, None where not logged."""
+        logged: list[str | None] = [None] * len(images)
+        chosen: Sequence[int] = range(len(images))
+        if share < 1:
+            chosen = [index for index in chosen if random.random() < share]
+            images, probabilities = images[chosen], probabilities[chosen]
+        if chosen:
+            ids = new_ids(len(chosen))
+            answers = Answers(ids, datetime.now(UTC), champion.version, images, probabilities, route)
+            self.log.append(answers)
+            self.shadow.take(answers)
+            for index, id in zip(chosen, ids, strict=True):
+                logged[index] = id
+        return logged
 
     async def room(self) -> None:
         """Let a crowded prediction log catch up before a bulk request adds to it; single answers never wait."""
@@ -92,9 +114,23 @@ class Desk:
             "model_version": standing.champion and standing.champion.version,
             "since": standing.since,
             "trouble": standing.trouble,
-            **{name: card.get(name) for name in ("recipe", "dataset", "metrics", "created_at", "run_id")},
+            **{name: card.get(name) for name in ("recipe", "dataset", "metrics", "certainty", "created_at", "run_id")},
             "run_link": self._run_link(card),
             "log": {"waiting": self.log.depth, "spooled_batches": self.log.spooled, "lost": self.log.lost},
+            "challenger": self._challenger(),
+        }
+
+    def _challenger(self) -> dict[str, Any] | None:
+        """Who answers in the champion's shadow, None where there is nobody and nothing is wrong."""
+        standing = self.shadow.standing
+        if standing.champion is None and standing.trouble is None:
+            return None
+        return {
+            "model_version": standing.champion and standing.champion.version,
+            "since": standing.since,
+            "trouble": standing.trouble,
+            "answered": self.shadow.answered,
+            "dropped": self.shadow.dropped,
         }
 
     def _run_link(self, card: dict[str, Any]) -> str | None:
@@ -107,9 +143,17 @@ class Desk:
     def update_gauges(self) -> None:
         """Bring the metrics that are states rather than events up to date."""
         champion = self.champion
-        self.metrics.set_state(champion.version if champion else "0", self.log.depth, self.log.spooled, self.log.lost)
+        self.metrics.set_state(
+            version=champion.version if champion else "0",
+            waiting=self.log.depth,
+            spooled=self.log.spooled,
+            lost=self.log.lost,
+            shadowed=self.shadow.answered,
+            shadow_dropped=self.shadow.dropped,
+        )
 
     def close(self) -> None:
         """Stop following the champion and write what waits."""
+        self.shadow.stop()
         self._watcher.stop()
         self.log.close()

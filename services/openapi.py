@@ -31,13 +31,27 @@ def _object(properties: Schema, required: list[str] | None = None, closed: bool 
     return {**schema, "additionalProperties": False} if closed else schema
 
 
-_ANSWER_FIELDS: Schema = {
+_SET: Schema = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": 10,
+    "uniqueItems": True,
+    "items": _DIGIT,
+    "description": "The digits that cannot be ruled out: the true one is among them with the coverage that /about states, "
+    "for images like those the version was calibrated on",
+}
+_UNSURE: Schema = {
+    "type": "boolean",
+    "description": "Whether the digit is a guess: the calibrated probability is below the limit that /about states, or the image is blank",
+}
+_LOGGED_FIELDS: Schema = {
     "id": _ID,
     "digit": _DIGIT,
     "probability": _PROBABILITY,
     "probabilities": _PROBABILITIES,
     "model_version": {"type": "string"},
 }
+_ANSWER_FIELDS: Schema = {**_LOGGED_FIELDS, "unsure": _UNSURE, "prediction_set": _SET}
 
 SCHEMAS: dict[str, Schema] = {
     "Image": _IMAGE,
@@ -66,6 +80,8 @@ SCHEMAS: dict[str, Schema] = {
             "model_version": {"type": "string"},
             "digits": {"type": "array", "items": _DIGIT},
             "probabilities": {"type": "array", "items": _PROBABILITY, "description": "of each answered digit"},
+            "unsure": {"type": "array", "items": _UNSURE},
+            "prediction_sets": {"type": "array", "items": _SET},
             "ids": {"type": "array", "items": {"type": ["string", "null"]}, "description": "null where not logged"},
         }
     ),
@@ -86,7 +102,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Prediction": _object(
         {
-            **_ANSWER_FIELDS,
+            **_LOGGED_FIELDS,
             "at": {"type": "string", "format": "date-time"},
             "route": {"type": "string"},
             "label": {"type": ["integer", "null"], "description": "the true digit, where feedback told it"},
@@ -104,10 +120,18 @@ SCHEMAS: dict[str, Schema] = {
             "recipe": {"type": ["object", "null"]},
             "dataset": _TEXT_OR_NULL,
             "metrics": {"type": ["object", "null"]},
+            "certainty": {
+                "type": ["object", "null"],
+                "description": "coverage of the prediction sets, and unsure_below, the probability below which an answer is unsure",
+            },
             "created_at": _TEXT_OR_NULL,
             "run_id": _TEXT_OR_NULL,
             "run_link": _TEXT_OR_NULL,
             "log": {"type": "object"},
+            "challenger": {
+                "type": ["object", "null"],
+                "description": "the version that answers the same images in the background, for the log alone",
+            },
         }
     ),
     "Problem": _object({"error": {"type": "string", "description": "one sentence"}}),

@@ -2,11 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from services.desk import Reply
+
+_CODES = 1 << np.arange(10)
+_DIGITS = [[digit for digit in range(10) if code >> digit & 1] for code in range(1024)]
 
 
 def json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -32,5 +37,12 @@ def entry(reply: Reply, index: int = 0) -> dict[str, Any]:
         "digit": digit,
         "probability": reply.probabilities[index, digit],
         "probabilities": reply.probabilities[index],
+        "unsure": reply.unsure[index],
+        "prediction_set": np.flatnonzero(reply.sets[index]),
         "model_version": reply.version,
     }
+
+
+def set_lists(sets: NDArray[np.bool_]) -> list[list[int]]:
+    """The digits of each of many sets (n, 10)."""
+    return [_DIGITS[code] for code in (sets @ _CODES).tolist()]

@@ -24,7 +24,7 @@ from digits.predictions import LogAway, UnknownPrediction
 from models.champion import Champion
 from services import openapi
 from services.desk import Desk
-from services.replies import entry, json, problem, unprocessable
+from services.replies import entry, json, problem, set_lists, unprocessable
 
 PAGE = Path(__file__).parent / "page"
 LARGE_BYTES = 100_000  # a body from which on checking and answering would hold up other requests
@@ -141,6 +141,8 @@ def _classify_bulk(desk: Desk, champion: Champion, images: Images) -> Response:
             "model_version": reply.version,
             "digits": reply.digits,
             "probabilities": reply.probabilities.max(1),
+            "unsure": reply.unsure,
+            "prediction_sets": set_lists(reply.sets),
             "ids": reply.ids,
         }
     )

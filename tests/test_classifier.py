@@ -161,7 +161,10 @@ def test_one_image_is_answered_by_an_object_and_a_list_of_one_by_a_list(
     service: Service, sample: reference.Reference
 ) -> None:
     one = classify(service, sample.images[0])
-    assert set(one) == {*("id", "digit", "probability", "probabilities"), *("unsure", "prediction_set", "model_version")}
+    assert set(one) == {
+        *("id", "digit", "probability", "probabilities"),
+        *("unsure", "prediction_set", "model_version"),
+    }
     several = service.client.post("/classify", json={"images": sample.images[:1].tolist()}).json()
     assert set(several) == {"model_version", "predictions"} and len(several["predictions"]) == 1
 

@@ -1,0 +1,72 @@
+"""How sure an answer is: which digits cannot be ruled out at a stated coverage, and which answers are better called unsure.
+
+Prediction sets are split conformal (Vovk, Gammerman and Shafer 2005; Angelopoulos and Bates 2021, https://arxiv.org/abs/2107.07511)
+on the validation images: a digit belongs to the set while it is not too much less probable than the answer. The score is the ratio
+of the two probabilities, the margin error of Johansson et al. (2017, "Model-agnostic nonconformity functions for conformal
+classification") in logits. It never gives an empty set, as 1 - probability (LAC, Sadinle et al. 2019) does on a good model. And a
+temperature raises every ratio to one power, which leaves their order and so the sets as they are: that the temperature was fitted on
+the same validation images takes nothing from the coverage. Where those also chose the weights (`patience`), the coverage is stated a
+little too high.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digits.images import Images, Labels
+
+Probabilities = NDArray[np.float32]  # (n, 10)
+
+COVERAGES = (0.995, 0.99, 0.95, 0.9)  # the first that the validation images are enough for is promised
+FEWEST_OUTSIDE = 2  # validation images left outside their sets, so that a single mislabelled one does not decide
+UNSURE_BELOW = 0.9  # of calibrated confidence: more than one such answer in ten would be wrong
+LEAST_CONTRAST = 10  # between the darkest and the lightest of 255; with less, an image is blank
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """What a version knows about its own certainty; it travels on the version's card."""
+
+    coverage: float  # share of images whose true digit is promised to be in the set
+    ratio: float  # of a digit's probability to the answer's, from which on it is in the set
+    unsure_below: float  # confidence
+    images: int  # that it was calibrated on
+
+    def sets(self, probabilities: Probabilities, blank: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which digits cannot be ruled out, (n, 10): all ten on a blank image (n,)."""
+        return (probabilities >= self.ratio * probabilities.max(1, keepdims=True)) | blank[:, None]
+
+    def unsure(self, probabilities: Probabilities, blank: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which answers are guesses, (n,)."""
+        return (probabilities.max(1) < self.unsure_below) | blank
+
+    def to_card(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+UNCALIBRATED = Certainty(coverage=1.0, ratio=0.0, unsure_below=UNSURE_BELOW, images=0)
+"""Of a version with too few validation images, or registered without: every set holds all ten digits."""
+
+
+def calibrate(probabilities: Probabilities, labels: Labels) -> Certainty:
+    """From a model's answers (n, 10) on labelled images that it was not trained on.
+
+    On a new image from where these come from, the true digit is in the set with at least the stated probability, which holds on
+    average over validation sets. With k images outside, the coverage itself scatters by about its shortfall over the root of k.
+    """
+    likely = probabilities[np.arange(len(labels)), labels] / probabilities.max(1)
+    for coverage in COVERAGES:
+        outside = int((len(labels) + 1) * (1 - coverage) + 1e-9)
+        if outside >= FEWEST_OUTSIDE:
+            ratio = float(np.sort(likely)[outside - 1])
+            return Certainty(coverage, ratio, UNSURE_BELOW, len(labels))
+    return UNCALIBRATED
+
+
+def blank(images: Images) -> NDArray[np.bool_]:
+    """Which images (n, 28, 28) show nothing, (n,)."""
+    flat = images.reshape(len(images), -1)
+    return flat.max(1) < flat.min(1).astype(np.int16) + LEAST_CONTRAST
