@@ -147,6 +147,14 @@ def new_ids(count: int = 1) -> list[str]:
     return [f"{stem}{position:04x}" for position in range(count)]
 
 
+def shadow_id(id: str) -> str:
+    """The id of the challenger's answer on the image of a champion's answer, so that one can be found from the other.
+
+    Times in milliseconds begin with a 0 until the year 10889.
+    """
+    return f"c{id[1:]}"
+
+
 def read_window(
     engine: Engine,
     since: datetime,
