@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import JSON, Column, DateTime, Engine, Integer, String, Table, Text, insert, select
+from sqlalchemy import JSON, Column, Engine, Integer, String, Table, Text, insert, select
 
-from digits.database import metadata
+from digits.database import UtcDateTime, metadata
 
 Action = Literal["promotion", "rollback"]
 
@@ -17,7 +17,7 @@ _ledger = Table(
     "ledger",
     metadata,
     Column("number", Integer, primary_key=True, autoincrement=True),
-    Column("at", DateTime(timezone=True), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
     Column("action", String(16), nullable=False),
     Column("from_version", String(32)),
     Column("to_version", String(32), nullable=False),
@@ -59,12 +59,7 @@ def entries(engine: Engine) -> list[Entry]:
     """All entries, oldest first."""
     with engine.connect() as connection:
         rows = connection.execute(select(_ledger).order_by(_ledger.c.number)).mappings().all()
-    return [Entry(**{**{name: row[name] for name in row if name != "number"}, "at": _utc(row["at"])}) for row in rows]
-
-
-def _utc(at: datetime) -> datetime:
-    """SQLite gives times back without a zone; they were stored as UTC."""
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
+    return [Entry(**{name: row[name] for name in row if name != "number"}) for row in rows]
 
 
 def _user() -> str:

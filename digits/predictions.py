@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from sqlalchemy import (
     Boolean,
     Column,
-    DateTime,
     Engine,
     Float,
     Index,
@@ -30,7 +29,6 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Table,
-    TypeDecorator,
     delete,
     func,
     insert,
@@ -48,24 +46,11 @@ Row = dict[str, Any]
 T = TypeVar("T")
 
 
-class UtcDateTime(TypeDecorator[datetime]):
-    """Moments with a time zone, stored as UTC: SQLite forgets the zone."""
-
-    impl = DateTime
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        return None if value is None else value.replace(tzinfo=UTC)
-
-
 predictions = Table(
     "predictions",
     database.metadata,
     Column("id", String(32), primary_key=True),  # begins with the time, so that new rows go to the end of the index
-    Column("at", UtcDateTime, nullable=False),
+    Column("at", database.UtcDateTime, nullable=False),
     Column("version", String(32), nullable=False),
     Column("digit", SmallInteger, nullable=False),
     Column("probability", Float, nullable=False),
@@ -83,7 +68,7 @@ feedback = Table(
     Column("sequence", Integer, primary_key=True, autoincrement=True),
     Column("prediction_id", String(32), nullable=False, index=True),
     Column("digit", SmallInteger, nullable=False),
-    Column("at", UtcDateTime, nullable=False),
+    Column("at", database.UtcDateTime, nullable=False),
     Column("source", String(64), nullable=False),
 )
 
