@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -20,7 +20,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from digits.reference import Reference
+from digits.reference import Reference, from_bytes
+
+if TYPE_CHECKING:
+    from serving import Service
 
 Files = dict[str, bytes]
 
@@ -230,13 +233,13 @@ def trained_runs(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -
     """Logistic regressions on the bundled digits, two epochs each, registered as the flow registers them."""
     from dataclasses import replace
 
-    from digits import datasets
+    from digits import sources
     from digits.datasets import Split
     from models.recipes import SIGMOID
 
     home = tmp_path_factory.mktemp("home")
     quick = SIGMOID.model_copy(update={"epochs": 2})
-    bundled = datasets.read("bundled", mnist=None, cache=home)
+    bundled = sources.read("bundled", mnist=None, cache=home)
     labels = bundled.train.labels.copy()
     labels[17] = (labels[17] + 1) % 10
     relabelled = replace(bundled, train=Split(bundled.train.images, labels))
@@ -260,3 +263,24 @@ def train_run(uri: str, folder: Path, recipe: Any, dataset: Any) -> str:
         evaluation = train.evaluate.fn(trained, prepared)
         train.record.fn(registry, trained, evaluation, prepared)
         return train.register.fn(registry, recipe, fingerprint, trained, evaluation, prepared, run_id)
+
+
+@pytest.fixture(scope="session")
+def sample(champion_files: Files) -> Reference:
+    """The champion's held-out digits with its answers."""
+    return from_bytes(champion_files["reference.npz"])
+
+
+@pytest.fixture(scope="session")
+def service(champion_files: Files, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Service]":
+    """One service with a champion for all tests that leave it as it is."""
+    from serving import serving  # which needs what stands above
+
+    registry, server = serve_registry()
+    registry.versions["1"] = champion_files
+    registry.aliases["champion"] = "1"
+    with serving(tmp_path_factory.mktemp("service"), registry, DIGITS_BODY_LIMIT_BYTES="3000000") as service:
+        service.wait_for(lambda: service.status("/readyz") == 200)
+        yield service
+    server.shutdown()
+    server.server_close()
