@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from digits import datasets
-from digits.datasets import COLUMNS
-from digits.images import Images
+from digits import sources
+from digits.images import PIXELS, Images
 from digits.settings import settings
 from models import export, recipes, scoring, training
 
@@ -31,7 +30,7 @@ def main() -> None:
     from models.champion import open_session
 
     where = settings()
-    dataset = datasets.read("mnist" if where.mnist else "bundled", mnist=where.mnist, cache=where.downloads)
+    dataset = sources.read("mnist" if where.mnist else "bundled", mnist=where.mnist, cache=where.downloads)
     model = training.fit(recipes.COMPACT.model_copy(update={"epochs": 1}), dataset).model
     training.forward(model, dataset.test.images[:1])  # Keras exports no model that was never called
     onnx = export.to_onnx(model)
@@ -71,8 +70,8 @@ def _print(seconds: dict[str, float]) -> None:
 
 def _write_kaggle(path: Path, images: Images) -> None:
     with path.open("w") as file:
-        file.write(",".join(scoring.PIXELS) + "\n")
-        np.savetxt(file, images.reshape(ROWS, COLUMNS), "%d", ",")
+        file.write(",".join(scoring.PIXEL_NAMES) + "\n")
+        np.savetxt(file, images.reshape(ROWS, PIXELS), "%d", ",")
 
 
 def _read(source: Path) -> list[scoring.Rows]:
@@ -88,7 +87,7 @@ def _answer(rows: list[scoring.Rows], answer: scoring.Answer, source: Path, targ
 def _pandas(source: Path) -> None:
     import pandas as pd
 
-    assert pd.read_csv(source, engine="pyarrow").shape == (ROWS, COLUMNS)
+    assert pd.read_csv(source, engine="pyarrow").shape == (ROWS, PIXELS)
 
 
 def _bare(onnx: bytes, images: Images, threads: int) -> Callable[[], object]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
 SIZE = 28
+PIXELS = SIZE * SIZE
 Images = NDArray[np.uint8]  # (n, 28, 28), 0 = paper, 255 = ink
 Labels = NDArray[np.uint8]  # (n,), 0 to 9
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 
-from digits import datasets
+from digits import datasets, sources
 from digits.datasets import BadData, Split
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def read_inbox(inbox: Path, settle_seconds: float = 1.0) -> Taken:
         if not _settled(stamp, settle_seconds):
             continue
         try:
-            split, reason = datasets.read_labelled(path), ""
+            split, reason = sources.read_labelled(path), ""
         except BadData as error:
             split, reason = None, str(error)
         if _stamp(path) != stamp:

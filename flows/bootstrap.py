@@ -8,9 +8,9 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from digits import datasets
-from digits.datasets import Unavailable
+from digits import datasets, sources
 from digits.settings import Settings
+from digits.sources import Unavailable
 from flows import processes
 from models import champion
 
@@ -54,7 +54,7 @@ def _train_first(where: Settings) -> None:
 
 def _first_source(where: Settings) -> str:
     try:
-        datasets.read("mnist", mnist=where.mnist, cache=where.downloads)
+        sources.read("mnist", mnist=where.mnist, cache=where.downloads)
     except Unavailable as reason:
         console.print(f"{reason}\nGoing on with the 1,797 digits bundled with scikit-learn.")
         return "bundled"

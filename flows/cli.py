@@ -250,11 +250,11 @@ def traffic(
     """Send real test digits, plain or changed, to the endpoint."""
     from tqdm import tqdm
 
-    from digits import datasets
+    from digits import sources
     from flows import traffic as requests
 
     where = settings()
-    test = datasets.read(data, mnist=where.mnist, cache=where.downloads).test
+    test = sources.read(data, mnist=where.mnist, cache=where.downloads).test
     sending = requests.send(where.service_url, requests.changed(test, change, amount), n, seed, labels)
     for sent in tqdm(sending, total=n, unit="request", disable=None):  # noqa: B007  # the last one is printed
         pass

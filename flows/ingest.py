@@ -3,7 +3,7 @@
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from digits import datasets
+from digits import datasets, sources
 from digits.settings import Settings, settings
 
 
@@ -19,5 +19,5 @@ def ingest(data: str = "mnist") -> str:
 @task(cache_policy=NO_CACHE)
 def store(data: str, where: Settings) -> str:
     """The source under `var/datasets/<fingerprint>`; the fingerprint."""
-    dataset = datasets.read(data, mnist=where.mnist, cache=where.downloads)
+    dataset = sources.read(data, mnist=where.mnist, cache=where.downloads)
     return datasets.save(dataset, where.datasets).name

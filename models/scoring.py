@@ -23,21 +23,22 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from digits.datasets import COLUMNS, MIN_INK, BadData, is_header, row_fault
-from digits.images import SIZE, Images, Labels
+from digits.datasets import BadData
+from digits.images import PIXELS, SIZE, Images, Labels
+from digits.sources import MIN_INK, is_header, row_fault
 
 log = logging.getLogger("digits.score")
 
 CHUNK_BYTES = 4 << 20  # of CSV, about 2,300 rows: smaller ones parse slower, larger ones only need more memory
 CHUNK_ROWS = 4096  # of Parquet
 WRITTEN_ROWS = 1 << 20  # answers held back, so that Parquet gets row groups of that many
-PIXELS = [f"pixel{pixel}" for pixel in range(COLUMNS)]
+PIXEL_NAMES = [f"pixel{pixel}" for pixel in range(PIXELS)]
 SCHEMA = pa.schema([("ImageId", pa.int64()), ("Label", pa.uint8())])
 KINDS = "a Kaggle .csv, .csv.gz or .parquet"
 
-_READ = pa_csv.ReadOptions(column_names=PIXELS, use_threads=False, block_size=4 * CHUNK_BYTES)
+_READ = pa_csv.ReadOptions(column_names=PIXEL_NAMES, use_threads=False, block_size=4 * CHUNK_BYTES)
 _PARSE = pa_csv.ParseOptions(quote_char=False)
-_CONVERT = pa_csv.ConvertOptions(column_types=dict.fromkeys(PIXELS, pa.uint8()), null_values=[])
+_CONVERT = pa_csv.ConvertOptions(column_types=dict.fromkeys(PIXEL_NAMES, pa.uint8()), null_values=[])
 _PLAIN = re.compile("[0-9]{1,3}(,[0-9]{1,3})*")
 
 Given = TypeVar("Given")
@@ -203,7 +204,7 @@ def _csv_chunks(path: Path) -> Iterator[Chunk]:
 def _without_header(name: str, content: bytes) -> bytes:
     content = content.removeprefix(b"\xef\xbb\xbf").lstrip()  # a byte order mark, as some editors write it
     line, _, rest = content.partition(b"\n")
-    return rest if is_header(name, line.decode(errors="replace"), COLUMNS) else content
+    return rest if is_header(name, line.decode(errors="replace"), PIXELS) else content
 
 
 def _read_lines_strictly(content: bytes) -> Images | None:
@@ -237,8 +238,8 @@ def _read_lines(content: bytes, progress: int) -> Rows:
 def _numbers(line: str) -> list[int] | str:
     """The 784 pixels of a line, or its fault. The pattern spares most lines the look at each field, ten times as slow."""
     fields = [field.strip() for field in line.split(",")]
-    if not (len(fields) == COLUMNS and _PLAIN.fullmatch(line)) or max(map(int, fields)) > 255:
-        fault = row_fault(fields, COLUMNS)
+    if not (len(fields) == PIXELS and _PLAIN.fullmatch(line)) or max(map(int, fields)) > 255:
+        fault = row_fault(fields, PIXELS)
         if fault:
             return fault
     return [int(field) for field in fields]
@@ -260,15 +261,15 @@ def _pixel_columns(name: str, schema: Any) -> list[str]:
     if "image" in schema.names:
         kind = schema.field("image").type
         if not (_is_bytes(kind) or (_is_list(kind) and pa.types.is_integer(kind.value_type))):
-            raise BadData(f"{name}: the column image holds {kind}, expected {COLUMNS} bytes or whole numbers per row")
+            raise BadData(f"{name}: the column image holds {kind}, expected {PIXELS} bytes or whole numbers per row")
         return ["image"]
-    missing = [pixel for pixel in PIXELS if pixel not in schema.names]
+    missing = [pixel for pixel in PIXEL_NAMES if pixel not in schema.names]
     if missing:
         raise BadData(f"{name} has no column image and no {missing[0]}; it has {', '.join(schema.names)[:80]!r}")
-    for pixel in PIXELS:
+    for pixel in PIXEL_NAMES:
         if not pa.types.is_integer(schema.field(pixel).type):
             raise BadData(f"{name}: the column {pixel} holds {schema.field(pixel).type}, expected whole numbers")
-    return PIXELS
+    return PIXEL_NAMES
 
 
 def _is_bytes(kind: Any) -> bool:
@@ -288,9 +289,9 @@ def _read_batch(batch: Any, progress: int) -> Rows:
     else:
         length = pc.binary_length if _is_bytes(whole.type) else pc.list_value_length
         lengths = length(whole).fill_null(-1).to_numpy()
-        faults = {int(place): _length_fault(lengths[place]) for place in np.flatnonzero(lengths != COLUMNS)}
-        places = np.flatnonzero(lengths == COLUMNS)
-        table, absent = _table(whole.filter(pa.array(lengths == COLUMNS)))
+        faults = {int(place): _length_fault(lengths[place]) for place in np.flatnonzero(lengths != PIXELS)}
+        places = np.flatnonzero(lengths == PIXELS)
+        table, absent = _table(whole.filter(pa.array(lengths == PIXELS)))
     out_of_range = absent | (table < 0) | (table > 255)
     for row in np.flatnonzero(out_of_range.any(axis=1)):
         pixel = int(out_of_range[row].argmax())
@@ -301,17 +302,17 @@ def _read_batch(batch: Any, progress: int) -> Rows:
 
 
 def _length_fault(length: int) -> str:
-    return "has no image" if length < 0 else f"has an image of {length} values, expected {COLUMNS}"
+    return "has no image" if length < 0 else f"has an image of {length} values, expected {PIXELS}"
 
 
 def _table(images: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """The numbers of a column of 784 each, (n, 784), and which of them are absent."""
     if _is_bytes(images.type):
-        table = np.frombuffer(b"".join(images.to_pylist()), np.uint8).reshape(-1, COLUMNS)
+        table = np.frombuffer(b"".join(images.to_pylist()), np.uint8).reshape(-1, PIXELS)
         return table, np.zeros(table.shape, bool)
     values = pc.list_flatten(images)
-    absent = values.is_null().to_numpy(zero_copy_only=False).reshape(-1, COLUMNS)
-    return values.fill_null(0).to_numpy().reshape(-1, COLUMNS), absent
+    absent = values.is_null().to_numpy(zero_copy_only=False).reshape(-1, PIXELS)
+    return values.fill_null(0).to_numpy().reshape(-1, PIXELS), absent
 
 
 # Writing

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from digits import datasets
+from digits import datasets, sources
 from digits.images import Images, Labels
 from digits.predictions import Window
 from digits.reference import Reference
@@ -21,7 +21,7 @@ START = datetime(2026, 1, 5, 8, tzinfo=UTC)
 def digits() -> tuple[Images, Labels]:
     """MNIST's 10,000 test digits where `DIGITS_MNIST` is set, else scikit-learn's 1,797; in random order."""
     mnist = os.environ.get("DIGITS_MNIST")
-    dataset = datasets.read("mnist" if mnist else "bundled", mnist=Path(mnist) if mnist else None, cache=Path("none"))
+    dataset = sources.read("mnist" if mnist else "bundled", mnist=Path(mnist) if mnist else None, cache=Path("none"))
     split = dataset.test if mnist else datasets.join(dataset.train, dataset.validation, dataset.test)
     order = np.random.default_rng(0).permutation(len(split.images))
     return split.images[order], split.labels[order]

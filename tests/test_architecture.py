@@ -92,7 +92,7 @@ def test_scikit_learn_is_only_in_models_and_the_bundled_data_set() -> None:
         for module, _ in imports(path)
         if module.split(".")[0] == "sklearn"
     }
-    assert {user for user in users if not user.startswith("models/")} <= {"digits/datasets.py"}
+    assert {user for user in users if not user.startswith("models/")} <= {"digits/sources.py"}
 
 
 def test_digits_imports_nothing_heavy() -> None:
@@ -101,7 +101,7 @@ def test_digits_imports_nothing_heavy() -> None:
         for path in files("digits")
         for module, _ in imports(path)
         if (top := module.split(".")[0]) not in STANDARD | LIGHT | {"digits"}
-        and (path.name, top) != ("datasets.py", "sklearn")
+        and (path.name, top) != ("sources.py", "sklearn")
     }
     assert not heavy
 

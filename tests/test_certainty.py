@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from digits import datasets
+from digits import datasets, sources
 from digits.settings import settings
 from models import certainty
 from models.certainty import Certainty
@@ -104,7 +104,7 @@ def test_coverage_holds_on_held_out_digits_of_a_trained_and_calibrated_model(
 
     recipe: Recipe = COMPACT.model_copy(update={"epochs": 3})
     assert recipe.validation_fraction is not None
-    dataset = datasets.read(source, mnist=settings().mnist, cache=tmp_path_factory.mktemp("cache"))
+    dataset = sources.read(source, mnist=settings().mnist, cache=tmp_path_factory.mktemp("cache"))
     dataset = datasets.resplit(dataset, recipe.validation_fraction, recipe.seed)
     model = training.fit(recipe, dataset).model
     known = certainty.calibrate(training.forward(model, dataset.validation.images), dataset.validation.labels)

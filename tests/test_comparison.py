@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import Runs
 
-from digits import datasets
+from digits import datasets, sources
 from digits.datasets import Dataset, Split
 from models import comparison, runs
 from models.comparison import Paired
@@ -18,7 +18,7 @@ from models.registry import Registry
 
 @pytest.fixture(scope="module")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return datasets.read("bundled", mnist=None, cache=tmp_path_factory.mktemp("cache"))
+    return sources.read("bundled", mnist=None, cache=tmp_path_factory.mktemp("cache"))
 
 
 def relabelled(split: Split, row: int, label: int) -> Split:
@@ -46,10 +46,10 @@ def test_a_label_changed_in_the_source_is_named_though_the_split_moves(bundled: 
     """The split is drawn per digit: one other label at the source lets other images move to another part."""
     everything = datasets.join(bundled.train, bundled.validation, bundled.test)
     arrays = {"images": everything.images, "labels": everything.labels}
-    before = datasets.read(_npz(tmp_path / "a.npz", arrays), mnist=None, cache=tmp_path)
+    before = sources.read(_npz(tmp_path / "a.npz", arrays), mnist=None, cache=tmp_path)
     was = int(everything.labels[40])
     arrays["labels"] = relabelled(everything, 40, (was + 1) % 10).labels
-    now = datasets.read(_npz(tmp_path / "b.npz", arrays), mnist=None, cache=tmp_path)
+    now = sources.read(_npz(tmp_path / "b.npz", arrays), mnist=None, cache=tmp_path)
     lines = comparison.differing_data(before, now)
     assert lines[0].startswith("1 label differs: ") and lines[0].endswith(f"is {(was + 1) % 10}, was {was}")
     split, row = lines[0].removeprefix("1 label differs: ").split(" image ")
@@ -178,7 +178,7 @@ def test_two_seeds_differ_in_the_seed_alone(registry: Registry, trained_runs: Ru
     assert found["environment"] == ["the same"]
     assert found["data"][0].startswith("the same (")
     assert found["weights"] == ["different"]
-    n = len(datasets.read("bundled", mnist=None, cache=trained_runs.home).test)
+    n = len(sources.read("bundled", mnist=None, cache=trained_runs.home).test)
     assert found["answers"][0] == f"on {n} test images"
     assert "exact McNemar" in found["answers"][1]
 
@@ -186,7 +186,7 @@ def test_two_seeds_differ_in_the_seed_alone(registry: Registry, trained_runs: Ru
 def test_a_changed_label_is_named_between_real_runs(registry: Registry, trained_runs: Runs) -> None:
     found = sections(registry, trained_runs, trained_runs.first, trained_runs.other_label)
     assert found["recipe"] == ["the same"]
-    label = int(datasets.read("bundled", mnist=None, cache=trained_runs.home).train.labels[17])
+    label = int(sources.read("bundled", mnist=None, cache=trained_runs.home).train.labels[17])
     assert found["data"][1:] == [f"1 label differs: train image 17 is {(label + 1) % 10}, was {label}"]
     assert found["weights"] == ["different"]
     assert found["answers"][0].endswith("test images common to both data sets")

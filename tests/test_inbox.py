@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from digits import datasets, inbox
+from digits import datasets, inbox, sources
 from digits.datasets import Dataset, Split
 
 read_now = partial(inbox.read_inbox, settle_seconds=0)
@@ -20,7 +20,7 @@ read_now = partial(inbox.read_inbox, settle_seconds=0)
 
 @pytest.fixture(scope="session")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return datasets.read("bundled", mnist=None, cache=tmp_path_factory.mktemp("cache"))
+    return sources.read("bundled", mnist=None, cache=tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_a_file_that_grows_while_it_is_read_is_left(
     row = path.read_text().splitlines()[-1] + "\n"
     if so_far == "bad":
         path.write_text(path.read_text() + row[:100])
-    read = datasets.read_labelled
+    read = sources.read_labelled
 
     def read_while_it_grows(source: Path) -> Split:
         try:
@@ -229,7 +229,7 @@ def test_a_file_that_grows_while_it_is_read_is_left(
         finally:
             source.write_text(source.read_text() + (row[100:] if so_far == "bad" else row))
 
-    monkeypatch.setattr(datasets, "read_labelled", read_while_it_grows)
+    monkeypatch.setattr(sources, "read_labelled", read_while_it_grows)
     assert read_now(path.parent) == inbox.Taken(None)
     monkeypatch.undo()
     assert len(read_now(path.parent).labelled or ()) == 6

@@ -20,13 +20,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from digits import datasets, reference
+from digits import reference, sources
 from digits.datasets import BadData
 from models import scoring
 from models.champion import Model, open_session
-from models.scoring import PIXELS
+from models.scoring import PIXEL_NAMES
 
-HEADER = ",".join(PIXELS)
+HEADER = ",".join(PIXEL_NAMES)
 Table = NDArray[np.int_]
 
 
@@ -89,7 +89,7 @@ def test_kaggles_test_file_becomes_a_submission(name: str, table: Table, model: 
     [
         lambda path, rows: write_csv(path, rows, header=None),
         lambda path, rows: write_csv(path, rows, end="\r\n"),
-        lambda path, rows: write_csv(path, rows, header=",".join(f'"{name}"' for name in PIXELS)),
+        lambda path, rows: write_csv(path, rows, header=",".join(f'"{name}"' for name in PIXEL_NAMES)),
         lambda path, rows: write_csv(path, [*rows[:7], "", "  ", *rows[7:], ""]),
         lambda path, rows: path.write_bytes(b"\xef\xbb\xbf" + f"{HEADER}\n{chr(10).join(rows)}".encode()),
     ],
@@ -173,8 +173,8 @@ PARQUET: dict[str, Callable[[Table], dict[str, Any]]] = {
     "bytes": lambda t: {"image": pa.array([row.astype(np.uint8).tobytes() for row in t])},
     "lists": lambda t: {"image": pa.array(t.tolist())},
     "fixed-size lists": lambda t: {"image": pa.array(t.tolist(), pa.list_(pa.uint8(), 784))},
-    "pixel columns": lambda t: {name: t[:, i] for i, name in reversed(list(enumerate(PIXELS)))},
-    "pixel columns of bytes": lambda t: {name: t[:, i].astype(np.uint8) for i, name in enumerate(PIXELS)},
+    "pixel columns": lambda t: {name: t[:, i] for i, name in reversed(list(enumerate(PIXEL_NAMES)))},
+    "pixel columns of bytes": lambda t: {name: t[:, i].astype(np.uint8) for i, name in enumerate(PIXEL_NAMES)},
 }
 
 
@@ -201,7 +201,7 @@ BAD_PARQUET: dict[str, tuple[Callable[[Table], dict[str, Any]], dict[int, str]]]
     "pixel columns": (
         lambda t: {name: pa.array([(None if i == 70 else 256 if i == 71 else -1 if i == 72 else value)
                                    if name == "pixel5" else value for i, value in enumerate(t[:, int(name[5:])].tolist())])
-                   for name in PIXELS},
+                   for name in PIXEL_NAMES},
         {71: "has no value in pixel5", 72: "has the value 256 in pixel5", 73: "has the value -1 in pixel5"},
     ),
 }  # fmt: skip
@@ -222,7 +222,7 @@ def test_bad_rows_of_parquet(kind: str, table: Table, model: Model, tmp_path: Pa
 
 
 def pixel_table(kind: pa.DataType) -> pa.Table:
-    return pa.table({name: pa.array([0], kind) for name in PIXELS})
+    return pa.table({name: pa.array([0], kind) for name in PIXEL_NAMES})
 
 
 REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
@@ -345,4 +345,4 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, champion_files: File
 
 
 def test_the_names_of_the_columns_are_kaggles() -> None:
-    assert datasets.is_header("test.csv", HEADER, 784)
+    assert sources.is_header("test.csv", HEADER, 784)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from digits import datasets
+from digits import sources
 from digits.datasets import Dataset
 from models import evaluation, training
 from models.recipes import COMPACT, SIGMOID, Distortion, Recipe
@@ -15,7 +15,7 @@ QUICK = COMPACT.model_copy(update={"epochs": 3, "batch_size": 16})
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return datasets.read("bundled", mnist=None, cache=tmp_path_factory.mktemp("cache"))
+    return sources.read("bundled", mnist=None, cache=tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
