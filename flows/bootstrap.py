@@ -1,8 +1,8 @@
 """`digits up`: start the processes, see to it that there is a champion, print where everything is, and wait."""
 
-import logging
 import subprocess
 import sys
+import time
 
 import httpx
 from rich.console import Console
@@ -15,7 +15,6 @@ from flows import processes
 from models import champion
 
 console = Console(highlight=False)
-log = logging.getLogger("digits.up")
 
 
 def up(where: Settings) -> None:
@@ -63,8 +62,6 @@ def _first_source(where: Settings) -> str:
 
 def _wait_ready(where: Settings) -> None:
     """Until the endpoint has the champion; its own words where it does not come."""
-    import time
-
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if httpx.get(f"{where.service_url}/readyz", timeout=5).is_success:
@@ -75,7 +72,7 @@ def _wait_ready(where: Settings) -> None:
 
 def print_status(where: Settings) -> bool:
     """The address table with the state of each process; whether all of them answer."""
-    table = Table("", "address", "state", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
     states = processes.states(where)
     healthy = True
     for process in processes.processes(where):
@@ -84,5 +81,18 @@ def print_status(where: Settings) -> bool:
         address = f"http://{where.host}:{process.port}" if process.port else ""
         state = "[green]up[/]" if answers else f"[red]{states.get(process.name, 'down').lower()}[/]"
         table.add_row(process.what, address, state)
+    table.add_row("answering", *_champion(where))
     console.print(table)
     return healthy
+
+
+def _champion(where: Settings) -> tuple[str, str]:
+    """The version that answers and what it is worth."""
+    try:
+        about = httpx.get(f"{where.service_url}/about", timeout=5).json()
+    except httpx.HTTPError:
+        return "nobody", ""
+    if about["model_version"] is None:
+        return "nobody yet", ""
+    accuracy = about["metrics"]["test_accuracy"]
+    return f"digits v{about['model_version']}", f"{about['recipe']['name']}, {accuracy:.2%} of its test images"

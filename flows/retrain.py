@@ -103,9 +103,10 @@ def act(version: str, verdict: Verdict, where: Settings) -> None:
     from models import promotion
     from models.registry import Registry
 
-    log.info("digits v%s: %s", version, verdict.sentence)
     _publish(version, verdict)
-    if verdict.decision == "promote":
+    if verdict.decision != "promote":
+        log.info("digits v%s: %s", version, verdict.sentence)
+    else:
         registry = Registry(where.mlflow_tracking_uri)
         engine = database.connect(where.database_url)
         promotion.promote(registry, engine, version, "; ".join(verdict.reasons), where.champions, verdict.evidence)

@@ -35,7 +35,8 @@ def promote(
         registry.point("previous", current)
     registry.point("champion", version)
     ledger.append(engine, action, current, version, why, evidence or {})
-    log.info("%s: digits v%s is the champion (before: %s): %s", action, version, current and f"v{current}", why)
+    before = f"v{current}" if current else "none"
+    log.info("%s: digits v%s is the champion (before: %s): %s", action, version, before, why)
 
 
 def roll_back(registry: Registry, engine: Engine, why: str, cache: Path) -> str:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -108,7 +109,7 @@ def test_up_says_plainly_that_mnist_is_missing_and_goes_on(platform: Platform) -
 
 def test_the_address_table_is_true(platform: Platform) -> None:
     printed: str = platform.printed  # type: ignore[attr-defined]
-    addresses = re.findall(r"http://127\.0\.0\.1:\d+", printed[printed.index("address") :])
+    addresses = re.findall(r"http://127\.0\.0\.1:\d+", printed)
     assert sorted(addresses) == sorted(f"http://127.0.0.1:{port}" for port in platform.ports.values())
     for address in addresses:
         assert httpx.get(address, follow_redirects=True, timeout=30).status_code == 200
@@ -268,6 +269,26 @@ def test_a_killed_service_comes_back(platform: Platform) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.skipif("DIGITS_MNIST" not in os.environ, reason="DIGITS_MNIST names no mnist.npz")
+def test_compact_on_mnist_is_as_good_as_reported_and_served_exactly(platform: Platform) -> None:
+    trained = platform.run("train", "--recipe", "compact", "--data", os.environ["DIGITS_MNIST"])
+    assert trained.returncode == 0, trained.stderr
+    version = re.search(r"digits v(\d+) is registered", trained.stdout)[1]  # type: ignore[index]
+    assert platform.run("promote", version).returncode == 0
+    _wait_for_version(platform, version)
+    about = httpx.get(f"{platform.url}/about").json()
+    assert about["metrics"]["test_accuracy"] >= 0.9765
+    images = np.load(os.environ["DIGITS_MNIST"])["x_test"][:1000]
+    expected = np.asarray(_keras_champion(platform, version)(images, training=False)).argmax(axis=1)
+    with httpx.Client(base_url=platform.url) as client:
+        by_json = [client.post("/classify", json={"images": image.tolist()}).json()["digit"] for image in images]
+        by_file = [client.post("/classify_file", files={"file": _png(image)}).json()["digit"] for image in images]
+    assert by_json == expected.tolist()
+    assert by_file == expected.tolist()
+    assert platform.run("rollback").returncode == 0
+    _wait_for_version(platform, "1")
+
+
 def test_ctrl_c_stops_everything_and_up_goes_on_with_the_same_state(platform: Platform) -> None:
     assert platform.stop() == 0
     assert platform.left_behind() == []
@@ -286,12 +307,12 @@ def _png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _keras_champion(platform: Platform) -> object:
-    """The Keras model of version 1, as registered."""
+def _keras_champion(platform: Platform, version: str = "1") -> Any:
+    """The Keras model of a version, as registered."""
     from models import backend
 
     keras, _ = backend.load()
-    parameters = {"name": "digits", "version": "1", "path": "model.keras"}
+    parameters = {"name": "digits", "version": version, "path": "model.keras"}
     mlflow = f"http://127.0.0.1:{platform.ports['DIGITS_MLFLOW_PORT']}"
     path = platform.home / "model.keras"
     path.write_bytes(httpx.get(f"{mlflow}/model-versions/get-artifact", params=parameters).content)
