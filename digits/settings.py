@@ -51,6 +51,9 @@ class Settings(BaseSettings):
         validation_alias=_named("PREFECT_API_URL"),
         description="Prefect API.",
     )
+    dask_address: str | None = Field(
+        None, description="Scheduler of a Dask cluster, `tcp://host:8786`; a cluster on this machine unless set."
+    )
     recipe: str = Field("compact", description="Recipe of the scheduled retraining.")
     watch_seconds: float = Field(2.0, gt=0, description="How often the service looks whether the champion changed.")
 
