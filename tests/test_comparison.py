@@ -125,14 +125,17 @@ def test_code_is_compared_by_commit() -> None:
 
 
 def test_files_that_differ_between_commits_are_listed() -> None:
-    root = Path(__file__).parent.parent
-    log = subprocess.run(
-        ["git", "log", "-2", "--format=%H", "--", "models"], cwd=root, capture_output=True, text=True, check=False
-    )
-    if len(log.stdout.split()) < 2:
+    log = git("log", "-2", "--format=%H", "--", "models")
+    if len(log) < 2:
         pytest.skip("there are no two commits to compare outside a full git checkout")
-    now, before = log.stdout.split()
-    assert "models/" in comparison.differing_code(before, now)[0]
+    now, before = log
+    first = git("diff", "--name-only", before, now, "--", "digits", "models", "flows")[0]
+    assert comparison.differing_code(before, now)[0].startswith(f"{before[:8]} → {now[:8]}: {first}")
+
+
+def git(*words: str) -> list[str]:
+    root = Path(__file__).parent.parent
+    return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout.split()
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 0), (5, 5), (3, 14), (40, 22), (0, 9)])
