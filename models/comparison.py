@@ -120,7 +120,7 @@ def differing_code(before: str | None, now: str | None, sides: tuple[str, str] =
         unsure = f"both at {now[:8]} with changes that were not committed: it may differ"
         return [unsure] if now.endswith("+") else []
     files = _changed_files(before.rstrip("+"), now.rstrip("+"))
-    about = f": {_listed(files)} differ" if files else ""
+    about = f": {_listed(files)}" if files else ""
     loose = [
         f"{side} has changes that were not committed" for side, commit in commits.items() if str(commit).endswith("+")
     ]
