@@ -12,7 +12,9 @@ from prefect.types.entrypoint import EntrypointType
 from digits.settings import settings
 from flows.ingest import ingest
 from flows.monitor import monitor
+from flows.replay import replay
 from flows.retrain import retrain
+from flows.score import score
 from flows.train import train
 
 
@@ -29,6 +31,8 @@ def deployments() -> list[Any]:  # of Prefect's RunnerDeployment, typed as if it
         ),
         train.to_deployment("by-hand", entrypoint_type=module),
         ingest.to_deployment("by-hand", entrypoint_type=module),
+        score.to_deployment("by-hand", entrypoint_type=module),
+        replay.to_deployment("by-hand", entrypoint_type=module),
     ]
 
 

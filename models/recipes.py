@@ -82,9 +82,9 @@ CLASSIC = Recipe(
     name="classic",
     hidden=(128, 256),
     loss="categorical_crossentropy",
-    epochs=12,
+    epochs=20,
     batch_size=64,
-    validation_fraction=0.1,
+    validation_fraction=0.05,
     reported="over 97.91 %",
 )
 """784-128-256-10 with cross-entropy."""
