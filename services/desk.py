@@ -17,9 +17,12 @@ from digits.images import Images, Labels
 from digits.predictions import Answers, PredictionLog, new_ids
 from digits.settings import Settings
 from models import certainty
-from models.champion import Champion, Standing, Watcher
+from models.champion import BadArtifact, Champion, Standing, Watcher, reference_of
+from services import samples
 from services.metrics import Metrics
 from services.shadow import Shadow
+
+log = logging.getLogger("digits.service")
 
 CROWDED = 10_000  # answers waiting to be logged from which on a bulk request waits
 PATIENCE_SECONDS = 3.0
@@ -47,6 +50,7 @@ class Desk:
             where.database_url, where.spool, where.audit_share, timedelta(days=where.keep_days), interval_seconds=0.2
         )
         self.metrics = Metrics()
+        self._samples: tuple[str, list[dict[str, Any]]] = ("", [])  # of a version
         follow = partial(
             Watcher, where.mlflow_tracking_uri, cache=where.champions, interval_seconds=where.watch_seconds
         )
@@ -119,6 +123,18 @@ class Desk:
             "log": {"waiting": self.log.depth, "spooled_batches": self.log.spooled, "lost": self.log.lost},
             "challenger": self._challenger(),
         }
+
+    def samples(self, champion: Champion) -> list[dict[str, Any]]:
+        """Held-out digits to try this champion on; none where the disk would not take its copy."""
+        version, chosen = self._samples
+        if version != champion.version:
+            try:
+                chosen = samples.choose(reference_of(champion, self.where.champions))
+            except BadArtifact as error:
+                log.warning("%s", error)
+                chosen = []
+            self._samples = champion.version, chosen
+        return chosen
 
     def _challenger(self) -> dict[str, Any] | None:
         """Who answers in the champion's shadow, None where there is nobody and nothing is wrong."""

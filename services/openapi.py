@@ -109,6 +109,15 @@ SCHEMAS: dict[str, Schema] = {
             "image": {"$ref": "#/components/schemas/Image"},
         }
     ),
+    "Samples": _object(
+        {
+            "model_version": {"type": "string"},
+            "samples": {
+                "type": "array",
+                "items": _object({"image": {"$ref": "#/components/schemas/Image"}, "label": _DIGIT}),
+            },
+        }
+    ),
     "About": _object(
         {
             "model_version": _TEXT_OR_NULL,
@@ -223,6 +232,13 @@ def document() -> Schema:
                     _content("Prediction"),
                     (404, 503),
                     parameters=[id_in_path],
+                )
+            },
+            "/samples": {
+                "get": _operation(
+                    "Held-out digits to try the version on that answers: ten plain ones and its ten hardest.",
+                    _content("Samples"),
+                    (503,),
                 )
             },
             "/about": {"get": _operation("The version that answers, its recipe and metrics.", _content("About"), ())},

@@ -49,6 +49,7 @@ def application() -> Starlette:
             Route("/feedback", feedback, methods=["POST"]),
             Route("/predictions/{id}", prediction),
             Route("/about", about),
+            Route("/samples", samples),
             Route("/metrics", metrics),
             Route("/openapi.json", description),
             Route("/docs.json", description),  # in the place of BentoML's own, which knows none of these routes
@@ -189,6 +190,12 @@ async def about(request: Request) -> Response:
     """The version that answers."""
     desk: Desk = request.app.state.desk
     return json(await _aside(desk.about))
+
+
+async def samples(request: Request) -> Response:
+    """Digits to try the version on that answers."""
+    desk, champion = _at_work(request)
+    return json({"model_version": champion.version, "samples": await _aside(desk.samples, champion)})
 
 
 async def metrics(request: Request) -> Response:

@@ -1,0 +1,86 @@
+// What this visit brought: the answers so far, kept until the tab is closed, and samples to try.
+
+import { article } from "/page/answer.js";
+import { toImageData } from "/page/paper.js";
+
+const MOST = 24;
+const element = (id) => document.getElementById(id);
+const answers = load(); // newest first
+
+function load() {
+  try {
+    return JSON.parse(sessionStorage.getItem("answers")) ?? [];
+  } catch {
+    return [];
+  }
+}
+
+// An answer is kept under its id; one that replaces another (more strokes of the same drawing) takes its place.
+export function remember(answer, replaced) {
+  const place = answers.findIndex((one) => one.id === replaced);
+  if (place >= 0) answers.splice(place, 1, answer);
+  else answers.unshift(answer);
+  answers.length = Math.min(answers.length, MOST);
+  keep();
+}
+
+export function correct(id, digit) {
+  const answer = answers.find((one) => one.id === id);
+  if (answer) answer.label = digit;
+  keep();
+}
+
+function keep() {
+  try {
+    sessionStorage.setItem("answers", JSON.stringify(answers));
+  } catch {
+    // a full or forbidden storage costs only the history after a reload
+  }
+  draw();
+}
+
+let open = () => {};
+
+export function onOpen(listener) {
+  open = listener;
+  draw();
+}
+
+function draw() {
+  element("visit").hidden = answers.length === 0;
+  const corrected = answers.filter((one) => "label" in one);
+  const right = corrected.filter((one) => one.label === one.digit).length;
+  element("tally").textContent = corrected.length ? `you judged ${corrected.length}, ${right} ${right === 1 ? "was" : "were"} right` : "";
+  element("history").replaceChildren(...answers.map((answer) => thumbnail(answer.image, caption(answer), title(answer), () => open(answer))));
+}
+
+function caption(answer) {
+  if (!("label" in answer)) return answer.unsure ? `${answer.digit}?` : `${answer.digit}`;
+  return answer.label === answer.digit ? `${answer.digit} ✓` : `${answer.digit} → ${answer.label}`;
+}
+
+function title(answer) {
+  const said = "label" in answer ? `, and you said it was ${article(answer.label)}` : "";
+  return `answered ${answer.digit}${answer.unsure ? ", not sure" : ""}${said}; show it again`;
+}
+
+function thumbnail(image, text, title, listener) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.title = title;
+  button.setAttribute("aria-label", title);
+  const picture = document.createElement("canvas");
+  picture.width = picture.height = 28;
+  picture.getContext("2d").putImageData(toImageData(image), 0, 0);
+  button.append(picture, text);
+  button.addEventListener("click", listener);
+  return button;
+}
+
+export async function showSamples(listener) {
+  const response = await fetch("/samples");
+  if (!response.ok) return;
+  const { samples } = await response.json();
+  const buttons = samples.map((sample) => thumbnail(sample.image, "", `try this ${sample.label}`, () => listener(sample)));
+  element("samples").replaceChildren(...buttons);
+}
