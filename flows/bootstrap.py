@@ -95,4 +95,4 @@ def _champion(where: Settings) -> tuple[str, str]:
     if about["model_version"] is None:
         return "nobody yet", ""
     accuracy = about["metrics"]["test_accuracy"]
-    return f"digits v{about['model_version']}", f"{about['recipe']['name']}, {accuracy:.2%} of its test images"
+    return f"digits v{about['model_version']}", f"{about['recipe']['name']}, {accuracy:.2%} right"

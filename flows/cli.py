@@ -215,27 +215,22 @@ def replay(run: Annotated[str, typer.Argument(help="A version or a run id, or th
 
 
 @app.command()
-def predict(files: list[Path]) -> None:
-    """Classify pictures from disk through the endpoint."""
-    import httpx
+def predict(
+    files: list[Path],
+    direct: Annotated[bool, typer.Option("--direct", help="Load the champion instead of asking the endpoint.")] = False,
+) -> None:
+    """Classify pictures from disk."""
+    from flows import predict
 
-    where = settings()
-    with httpx.Client(base_url=f"http://{where.host}:{where.service_port}", timeout=30) as client:
-        wrong = 0
+    refused = 0
+    with (predict.champion if direct else predict.endpoint)(settings()) as ask:
         for file in files:
             try:
-                response = client.post("/classify_file", files={"file": (file.name, file.read_bytes())})
-            except httpx.TransportError as error:
-                raise ConnectionError(
-                    f"the endpoint does not answer at {client.base_url}; start it with `digits up`"
-                ) from error
-            answer = response.json()
-            if response.is_error:
-                wrong += 1
-                print(f"{file}: {answer['error']}")
-            else:
-                print(f"{file}: {answer['digit']} ({answer['probability']:.1%}, digits v{answer['model_version']})")
-    raise SystemExit(1 if wrong else 0)
+                print(f"{file}: {ask(file.read_bytes())}")
+            except (ValueError, IsADirectoryError, FileNotFoundError) as error:
+                refused += 1
+                print(f"{file}: {error.strerror if isinstance(error, OSError) else error}")
+    raise SystemExit(1 if refused else 0)
 
 
 @app.command()

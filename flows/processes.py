@@ -112,7 +112,7 @@ def processes(where: Settings) -> list[Process]:
     )
     flows = Process(
         name="flows",
-        what="retraining and monitoring on their schedules",
+        what="flows on their schedules",
         command=[*python, "flows.deployments"],
         priority=3,
     )
