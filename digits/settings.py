@@ -55,6 +55,7 @@ class Settings(BaseSettings):
         None, description="Scheduler of a Dask cluster, `tcp://host:8786`; a cluster on this machine unless set."
     )
     recipe: str = Field("compact", description="Recipe of the scheduled retraining.")
+    gate: dict[str, float] = Field({}, description='Policy of the gate where it differs, like {"minimum_gain": 0.005}.')
     watch_seconds: float = Field(2.0, gt=0, description="How often the service looks whether the champion changed.")
 
     service_workers: int = Field(1, ge=1, description="Processes that answer requests.")
@@ -93,6 +94,11 @@ class Settings(BaseSettings):
     def spool(self) -> Path:
         """Answers that wait for the database."""
         return self.home / "spool"
+
+    @property
+    def sweeps(self) -> Path:
+        """The trials of every sweep, and a lock for each that is under way."""
+        return self.home / "sweeps"
 
     @property
     def reports(self) -> Path:

@@ -76,23 +76,20 @@ def gather(data: str | None, where: Settings) -> str:
 @task(cache_policy=NO_CACHE)
 def judge(version: str, fingerprint: str, floor: float, where: Settings) -> Verdict:
     """Candidate against champion on the test images of the candidate's data set."""
-    from models import champion, evaluation
+    from models import contest  # ONNX Runtime and scikit-learn
     from models.registry import Registry
 
     test = datasets.load(where.datasets, fingerprint).test
+    policy = gate.Policy.model_validate(where.gate)
     registry = Registry(where.mlflow_tracking_uri)
     current = registry.alias("champion")
-
-    def answers(of: str) -> gate.Answers:
-        model = champion.fetch_version(where.mlflow_tracking_uri, of, where.champions)
-        evaluated = evaluation.evaluate(model.answer, test)
-        return gate.Answers(evaluated.digits, evaluated.metrics["corruption_accuracy"])
-
-    candidate = answers(version)
+    candidate = contest.Contestant.fetch(where.mlflow_tracking_uri, version, where.champions)
     if current is None:
-        verdict = gate.judge_first(float((candidate.digits == test.labels).mean()), floor)
+        verdict = gate.judge_first(candidate.accuracy(test), floor, candidate.facts(test), policy)
     else:
-        verdict = gate.judge(candidate, answers(current), test.labels, gate.Policy())
+        champion = contest.Contestant.fetch(where.mlflow_tracking_uri, current, where.champions)
+        samples = [contest.sample("test images", test, candidate, champion)]
+        verdict = gate.judge(samples, candidate.facts(test), champion.facts(test), policy)
     registry.tag_version(version, {"gate": verdict.decision, "gate_reasons": "; ".join(verdict.reasons)})
     return verdict
 

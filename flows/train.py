@@ -1,6 +1,7 @@
 """`digits train`: from a stored data set to a registered candidate; the heavy libraries are imported where they are used."""
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +31,14 @@ def train(recipe: Recipe = COMPACT, data: str = "mnist") -> str:
     return train_on(store(data, settings()), recipe)
 
 
-def train_on(fingerprint: str, recipe: Recipe) -> str:
+def train_on(fingerprint: str, recipe: Recipe, tags: Mapping[str, str] | None = None) -> str:
     """Train the recipe on a stored data set inside the current flow; the version of the candidate."""
     from models.registry import Registry
 
     where = settings()
     registry = Registry(where.mlflow_tracking_uri)
     dataset = prepare(where.datasets, fingerprint, recipe)
-    with registry.run(recipe, fingerprint, dataset, _prefect_run()) as run_id:
+    with registry.run(recipe, fingerprint, dataset, {**_prefect_run(), **(tags or {})}) as run_id:
         registry.log_json(datasets.manifest(where.datasets, fingerprint), "dataset.json")
         trained = fit(recipe, dataset, registry)
         evaluation = evaluate(trained, dataset)
@@ -124,6 +125,7 @@ def register(
         "model.onnx": onnx,
         "model.keras": export.to_keras(trained.model),
         "reference.npz": reference.sample(5000, seed=0).to_bytes(),
+        "trained_on.npy": export.to_npy(datasets.digests(datasets.join(dataset.train, dataset.validation).images)),
     }
     return registry.register(card, files)
 

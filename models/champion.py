@@ -119,6 +119,12 @@ def fetch_version(uri: str, version: str, cache: Path) -> Champion:
         return _fetch_version(registry, version, cache)
 
 
+def download(uri: str, version: str, name: str) -> bytes:
+    """One file of a version, as it is. Raises NoChampion, BadArtifact or Unreachable."""
+    with _registry(uri) as registry:
+        return _download(registry, version, name)
+
+
 def version(uri: str, alias: str = "champion") -> str | None:
     """The version an alias points to, None when there is none; raises Unreachable."""
     with _registry(uri) as registry, suppress(NoChampion):

@@ -49,10 +49,7 @@ def evaluate(answer: Callable[[Images], Probabilities], test: Split) -> Evaluati
     """Everything measured on the test images and on their corruptions; `answer` maps (n, 28, 28) to (n, 10)."""
     probabilities = answer(test.images)
     exact = accuracy(probabilities, test.labels)
-    corrupted = {
-        f"corruption_{name}": accuracy(answer(images), test.labels).value
-        for name, images in corruptions(test.images).items()
-    }
+    corrupted = corruption_accuracies(answer, test)
     metrics = {
         "test_accuracy": exact.value,
         "test_accuracy_low": exact.low,
@@ -64,6 +61,17 @@ def evaluate(answer: Callable[[Images], Probabilities], test: Split) -> Evaluati
         **per_digit(probabilities, test.labels),
     }
     return Evaluation(metrics, probabilities, confusion(probabilities, test.labels))
+
+
+def corruption_accuracies(answer: Callable[[Images], Probabilities], test: Split) -> dict[str, float]:
+    """Accuracy on each corruption of the test images, as `corruption_<name>`."""
+    suite = corruptions(test.images)
+    return {f"corruption_{name}": accuracy(answer(images), test.labels).value for name, images in suite.items()}
+
+
+def corruption_accuracy(answer: Callable[[Images], Probabilities], test: Split) -> float:
+    """The mean of the suite, the one figure for how much a model stands."""
+    return float(np.mean(list(corruption_accuracies(answer, test).values())))
 
 
 def share(successes: int, n: int) -> Interval:

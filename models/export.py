@@ -1,5 +1,6 @@
 """From Keras to ONNX: the file that is served, proven to answer as the Keras model does."""
 
+import io
 import logging
 import tempfile
 import warnings
@@ -31,6 +32,13 @@ def to_keras(model: Any) -> bytes:
         path = Path(folder) / "model.keras"
         model.save(path)
         return path.read_bytes()
+
+
+def to_npy(array: NDArray[Any]) -> bytes:
+    """The `.npy` file of an array of numbers."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def check_equal(exported: NDArray[np.float32], expected: NDArray[np.float32], images: Images) -> float:

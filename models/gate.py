@@ -1,5 +1,6 @@
-"""The gate: whether a candidate replaces the champion, judged on the same test images; pure, no I/O."""
+"""The gate: whether a candidate replaces the champion, judged on the same images; pure, no I/O."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,24 +10,37 @@ from digits.images import Labels
 
 
 class Policy(BaseModel):
-    """What counts as better."""
+    """What counts as better, and what as harm."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    significance: float = Field(0.05, gt=0, lt=1, description="Largest one-sided McNemar p-value of a promotion.")
-    minimum_gain: float = Field(0.001, ge=0, le=1, description="Least gain in test accuracy of a promotion.")
-    digit_loss: float = Field(0.02, ge=0, le=1, description="Largest loss of recall allowed on any one digit.")
-    corruption_loss: float = Field(
-        0.01, ge=0, le=1, description="Largest loss of accuracy allowed on the corruption suite."
-    )
+    significance: float = Field(0.01, gt=0, lt=1, description="Largest one-sided McNemar p-value that is evidence.")
+    minimum_gain: float = Field(0.002, ge=0, le=1, description="Least gain in accuracy that is worth a promotion.")
+    allowed_loss: float = Field(0.002, ge=0, le=1, description="Loss of accuracy from which on evidence of it is harm.")
+    digit_loss: float = Field(0.02, ge=0, le=1, description="Loss of one digit's recall from which on it is harm.")
+    corruption_loss: float = Field(0.02, ge=0, le=1, description="Loss of accuracy on corrupted images that is harm.")
+    largest_bytes: int = Field(50_000_000, gt=0, description="Largest model file that may be served.")
+    slowest_milliseconds: float = Field(20.0, gt=0, description="Longest median time for one image that may be served.")
 
 
 @dataclass(frozen=True)
-class Answers:
-    """One model on the test images."""
+class Sample:
+    """Labelled images that both models answered; every array has length n."""
 
-    digits: Labels  # (n,)
+    name: str  # "test images", "new traffic", ...
+    labels: Labels
+    candidate: Labels  # the digits it answered
+    champion: Labels
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One model beside its answers."""
+
     corruption_accuracy: float
+    size_bytes: int
+    milliseconds: float  # median for one image
+    trained_on: int = 0  # how many of the judged images were among its training images
 
 
 @dataclass(frozen=True)
@@ -43,73 +57,154 @@ class Verdict:
         return f"{self.decision}: {'; '.join(self.reasons)}"
 
 
-def judge_first(accuracy: float, floor: float) -> Verdict:
-    """A first version is promoted when its test accuracy reaches the floor of its recipe."""
-    evidence = {"accuracy": accuracy, "floor": floor}
-    if accuracy >= floor:
-        return Verdict(
-            "promote",
-            [f"there is no champion, and test accuracy {accuracy:.4f} reaches the floor {floor:.4f}"],
-            evidence,
+@dataclass(frozen=True)
+class Paired:
+    """A sample seen as pairs: only images that exactly one of the two gets right say which is better."""
+
+    name: str
+    gained: int  # only the candidate is right
+    lost: int  # only the champion is right
+    n: int
+
+    @property
+    def gain(self) -> float:
+        return (self.gained - self.lost) / self.n
+
+    @property
+    def p_better(self) -> float:
+        """Exact one-sided McNemar test (Dietterich 1998, "Approximate statistical tests for comparing ...")."""
+        return sign_test(self.gained, self.lost)
+
+    @property
+    def p_worse(self) -> float:
+        return sign_test(self.lost, self.gained)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: only the candidate is right on {self.gained} of {self.n}, only the champion on {self.lost}"
         )
-    return Verdict("hold", [f"test accuracy {accuracy:.4f} is below the recipe's floor {floor:.4f}"], evidence)
 
 
-def judge(candidate: Answers, champion: Answers, labels: Labels, policy: Policy) -> Verdict:
-    """Candidate against champion on the same test images, all of shape (n,).
+def judge_first(accuracy: float, floor: float, candidate: Facts, policy: Policy) -> Verdict:
+    """A first version is promoted when its test accuracy reaches the floor of its recipe."""
+    evidence = {"accuracy": accuracy, "floor": floor, **_facts("candidate", candidate)}
+    reasons = _unfit("candidate", candidate, policy)
+    if accuracy < floor:
+        reasons.append(f"test accuracy {accuracy:.4f} is below the recipe's floor {floor:.4f}")
+    if reasons:
+        return Verdict("hold", reasons, evidence)
+    reason = f"there is no champion, and test accuracy {accuracy:.4f} reaches the floor {floor:.4f}"
+    return Verdict("promote", [reason], evidence)
 
-    Paired, because both see the same images: only those that exactly one of them gets right say which is better
-    (exact McNemar test; Dietterich 1998, "Approximate statistical tests for comparing supervised classification learners").
+
+def judge(samples: Sequence[Sample], candidate: Facts, champion: Facts, policy: Policy) -> Verdict:
+    """Candidate against champion; the first sample are the test images, of which no digit may suffer.
+
+    To be promoted, the candidate must be better on one of the samples by more than chance (corrected for their number) and do no
+    harm on any.
     """
-    right, right_before = candidate.digits == labels, champion.digits == labels
-    gained, lost = int((right & ~right_before).sum()), int((right_before & ~right).sum())
-    gain = (gained - lost) / len(labels)
-    p_better = _sign_test(gained, lost)
-    evidence = {
-        "accuracy": float(right.mean()),
-        "champion_accuracy": float(right_before.mean()),
-        "only_candidate_right": gained,
-        "only_champion_right": lost,
-        "p_value": p_better,
-        "corruption_accuracy": candidate.corruption_accuracy,
-        "champion_corruption_accuracy": champion.corruption_accuracy,
-    }
-    counts = f"{gained} images only the candidate gets right, {lost} only the champion"
-    if not (candidate.digits != champion.digits).any():
-        return Verdict("not enough evidence", ["the candidate answers every test image as the champion does"], evidence)
-    harm = _harm(candidate, champion, labels, policy)
-    if gain < 0:
-        harm.insert(0, f"test accuracy falls by {-100 * gain:.2f} points ({counts})")
+    pairs = [_pair(sample) for sample in samples]
+    evidence = _evidence(samples, pairs) | _facts("candidate", candidate) | _facts("champion", champion)
+    harm = [
+        *_unfit("candidate", candidate, policy),
+        *(_leak("champion", champion)),
+        *(reason for pair in pairs for reason in _loss(pair, policy)),
+        *_suffering_digits(samples[0], policy),
+        *_corruption(candidate, champion, policy),
+    ]
     if harm:
         return Verdict("hold", harm, evidence)
-    if p_better > policy.significance:
+    if all((sample.candidate == sample.champion).all() for sample in samples):
+        reason = "the candidate answers every one of the images as the champion does"
+        return Verdict("not enough evidence", [reason], evidence)
+    better = [pair for pair in pairs if pair.p_better <= policy.significance / len(pairs)]
+    if not better:
+        reasons = [f"{pair}, p = {pair.p_better:.2g}" for pair in pairs]
+        return Verdict("not enough evidence", reasons, evidence)
+    worth = [pair for pair in better if pair.gain >= policy.minimum_gain]
+    if not worth:
+        asked = f"below the {100 * policy.minimum_gain:.2f} points asked for"
         return Verdict(
-            "not enough evidence", [f"{counts}: p = {p_better:.3g}, above {policy.significance:g}"], evidence
+            "hold", [f"{pair}, a gain of {100 * pair.gain:.2f} points, {asked}" for pair in better], evidence
         )
-    if gain < policy.minimum_gain:
-        return Verdict(
-            "hold", [f"{100 * gain:.2f} points more are below the {100 * policy.minimum_gain:.2f} asked for"], evidence
-        )
-    return Verdict("promote", [f"{100 * gain:.2f} points more test accuracy: {counts}, p = {p_better:.3g}"], evidence)
+    reasons = [f"{pair}, a gain of {100 * pair.gain:.2f} points, p = {pair.p_better:.2g}" for pair in worth]
+    return Verdict("promote", reasons, evidence)
 
 
-def _harm(candidate: Answers, champion: Answers, labels: Labels, policy: Policy) -> list[str]:
-    """What got worse by more than the policy allows; a digit by more than chance too, for one image can be percents of it."""
-    reasons = []
-    for digit in range(10):
-        right, right_before = (model.digits[labels == digit] == digit for model in (candidate, champion))
-        gained, lost = int((right & ~right_before).sum()), int((right_before & ~right).sum())
-        if lost - gained > policy.digit_loss * len(right) and _sign_test(lost, gained) <= policy.significance:
-            reasons.append(f"recall of {digit} falls from {right_before.mean():.3f} to {right.mean():.3f}")
-    if champion.corruption_accuracy - candidate.corruption_accuracy > policy.corruption_loss:
-        reasons.append(
-            f"accuracy on corrupted images falls from {champion.corruption_accuracy:.3f} to {candidate.corruption_accuracy:.3f}"
-        )
-    return reasons
-
-
-def _sign_test(more: int, fewer: int) -> float:
+def sign_test(more: int, fewer: int) -> float:
     """Probability of at least `more` heads out of `more + fewer` throws of a fair coin."""
     from scipy.stats import binomtest  # 1 s, and most users of this room never judge
 
     return float(binomtest(more, more + fewer, 0.5, alternative="greater").pvalue) if more + fewer else 1.0
+
+
+def _pair(sample: Sample) -> Paired:
+    right, right_before = sample.candidate == sample.labels, sample.champion == sample.labels
+    gained, lost = int((right & ~right_before).sum()), int((right_before & ~right).sum())
+    return Paired(sample.name, gained, lost, len(sample.labels))
+
+
+def _evidence(samples: Sequence[Sample], pairs: Sequence[Paired]) -> dict[str, float]:
+    evidence: dict[str, float] = {}
+    for sample, pair in zip(samples, pairs, strict=True):
+        evidence |= {
+            f"{sample.name}: images": pair.n,
+            f"{sample.name}: accuracy": float((sample.candidate == sample.labels).mean()),
+            f"{sample.name}: champion accuracy": float((sample.champion == sample.labels).mean()),
+            f"{sample.name}: only candidate right": pair.gained,
+            f"{sample.name}: only champion right": pair.lost,
+            f"{sample.name}: p better": pair.p_better,
+        }
+    return evidence
+
+
+def _facts(who: str, facts: Facts) -> dict[str, float]:
+    return {
+        f"{who}: corruption accuracy": facts.corruption_accuracy,
+        f"{who}: bytes": facts.size_bytes,
+        f"{who}: milliseconds": facts.milliseconds,
+    }
+
+
+def _leak(who: str, facts: Facts) -> list[str]:
+    if not facts.trained_on:
+        return []
+    return [f"the {who} trained on {facts.trained_on} of these images, so they cannot judge it"]
+
+
+def _unfit(who: str, facts: Facts, policy: Policy) -> list[str]:
+    """Why a model may not be served, or not be judged, whatever it answers."""
+    reasons = _leak(who, facts)
+    if facts.size_bytes > policy.largest_bytes:
+        reasons.append(f"the {who}'s file has {facts.size_bytes:,} bytes, allowed are {policy.largest_bytes:,}")
+    if facts.milliseconds > policy.slowest_milliseconds:
+        allowed = f"allowed are {policy.slowest_milliseconds:g}"
+        reasons.append(f"the {who} takes {facts.milliseconds:.1f} ms for one image, {allowed}")
+    return reasons
+
+
+def _loss(pair: Paired, policy: Policy) -> list[str]:
+    """A loss beyond what is allowed, and beyond chance: one image can be percents of a small sample."""
+    if -pair.gain > policy.allowed_loss and pair.p_worse <= policy.significance:
+        return [f"{pair}, a loss of {-100 * pair.gain:.2f} points, p = {pair.p_worse:.2g}"]
+    return []
+
+
+def _suffering_digits(sample: Sample, policy: Policy) -> list[str]:
+    reasons = []
+    for digit in range(10):
+        chosen = sample.labels == digit
+        one = _pair(Sample(str(digit), sample.labels[chosen], sample.candidate[chosen], sample.champion[chosen]))
+        if one.n and -one.gain > policy.digit_loss and one.p_worse <= policy.significance:
+            before, after = (
+                float((answers[chosen] == digit).mean()) for answers in (sample.champion, sample.candidate)
+            )
+            reasons.append(f"recall of {digit} falls from {before:.3f} to {after:.3f}")
+    return reasons
+
+
+def _corruption(candidate: Facts, champion: Facts, policy: Policy) -> list[str]:
+    before, after = champion.corruption_accuracy, candidate.corruption_accuracy
+    if before - after > policy.corruption_loss:
+        return [f"accuracy on corrupted images falls from {before:.3f} to {after:.3f}"]
+    return []

@@ -6,7 +6,8 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -107,6 +108,46 @@ class Registry:
         """One PNG per picture, under `pictures/` of the current run."""
         for name, figure in pictures.items():
             self.mlflow.log_figure(figure, f"pictures/{name}.png")
+
+    def open_run(self, name: str, tags: Mapping[str, str], recipe: Recipe | None = None, parent: str = "") -> str:
+        """A run that stays open whatever else is logged, as the trials of a sweep do side by side; its id."""
+        nested = {"mlflow.parentRunId": parent} if parent else {}
+        run_id: str = self.client.create_run(self.experiment_id, run_name=name, tags={**tags, **nested}).info.run_id
+        if recipe is not None:
+            params = [self.mlflow.entities.Param(name, str(value)) for name, value in flat(recipe).items()]
+            self.client.log_batch(run_id, params=params)
+            self.client.log_dict(run_id, recipe.model_dump(mode="json"), "recipe.json")
+        return run_id
+
+    def reopen_run(self, run_id: str) -> bool:
+        """Whether the run is still there; then it is open again, and what was left open below it is not."""
+        try:
+            run = self.client.get_run(run_id)
+        except self.mlflow.exceptions.MlflowException:
+            return False
+        if run.info.lifecycle_stage != "active":
+            return False
+        self.client.update_run(run_id, status="RUNNING")
+        below = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+        for left in self.client.search_runs([self.experiment_id], below, max_results=1000):
+            self.client.set_terminated(left.info.run_id, "KILLED")
+        return True
+
+    def log_points(self, run_id: str, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Points (step, figures) on the curves of an open run, in as few calls as MLflow allows."""
+        now = int(time.time() * 1000)
+        metrics = [
+            self.mlflow.entities.Metric(name, value, now, step)
+            for step, figures in points
+            for name, value in figures.items()
+        ]
+        for start in range(0, len(metrics), 1000):  # the most that one call takes
+            self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+    def close_run(self, run_id: str, status: str, tags: Mapping[str, str]) -> None:
+        """End an open run as FINISHED, FAILED or KILLED."""
+        self.client.log_batch(run_id, tags=[self.mlflow.entities.RunTag(*tag) for tag in tags.items()])
+        self.client.set_terminated(run_id, status)
 
     def register(self, card: dict[str, Any], files: Mapping[str, bytes]) -> str:
         """A new version out of the current run: its ONNX model, the other files and a card that lists their checksums."""

@@ -4,54 +4,74 @@ import numpy as np
 import pytest
 
 from digits.images import Labels
-from models.gate import Answers, Policy, judge, judge_first
+from models.gate import Facts, Policy, Sample, Verdict, judge, judge_first
 
 LABELS = (np.arange(10_000) % 10).astype(np.uint8)
+FIT = Facts(corruption_accuracy=0.8, size_bytes=400_000, milliseconds=0.05)
 
 
-def answers(wrong: int, start: int = 0, corruption_accuracy: float = 0.8) -> Answers:
+def answers(wrong: int, start: int = 0) -> Labels:
     """Right but for `wrong` images from `start` on, spread evenly over the digits."""
     digits: Labels = LABELS.copy()
     digits[start : start + wrong] = (digits[start : start + wrong] + 1) % 10
-    return Answers(digits, corruption_accuracy)
+    return digits
+
+
+def verdict(
+    candidate: Labels,
+    champion: Labels,
+    *more: Sample,
+    facts: Facts = FIT,
+    champion_facts: Facts = FIT,
+    policy: Policy | None = None,
+) -> Verdict:
+    labels = LABELS[: len(candidate)]
+    samples = [Sample("test images", labels, candidate, champion), *more]
+    return judge(samples, facts, champion_facts, policy or Policy())
 
 
 def test_a_first_version_needs_the_floor() -> None:
-    assert judge_first(0.95, floor=0.9).decision == "promote"
-    below = judge_first(0.85, floor=0.9)
+    assert judge_first(0.95, 0.9, FIT, Policy()).decision == "promote"
+    below = judge_first(0.85, 0.9, FIT, Policy())
     assert below.decision == "hold"
     assert "0.8500" in below.sentence and "0.9000" in below.sentence
 
 
 def test_a_real_improvement_is_promoted_with_its_counts() -> None:
-    verdict = judge(answers(150, start=100), answers(200), LABELS, Policy())
-    assert verdict.decision == "promote"
-    assert verdict.evidence["only_candidate_right"] == 100
-    assert verdict.evidence["only_champion_right"] == 50
-    assert verdict.evidence["p_value"] == pytest.approx(2.6e-5, rel=0.1)  # P(X >= 100), X ~ binomial(150, 1/2)
+    found = verdict(answers(150, start=100), answers(200))
+    assert found.decision == "promote"
+    assert found.evidence["test images: only candidate right"] == 100
+    assert found.evidence["test images: only champion right"] == 50
+    # P(X >= 100) for X ~ binomial(150, 1/2)
+    assert found.evidence["test images: p better"] == pytest.approx(2.7e-5, rel=0.05)
 
 
 def test_the_same_answers_are_no_evidence() -> None:
-    verdict = judge(answers(200), answers(200), LABELS, Policy())
-    assert verdict.sentence == "not enough evidence: the candidate answers every test image as the champion does"
+    found = verdict(answers(200), answers(200))
+    assert found.sentence == ("not enough evidence: the candidate answers every one of the images as the champion does")
 
 
 def test_a_small_gain_within_the_noise_is_no_evidence() -> None:
-    verdict = judge(answers(195, start=190), answers(200), LABELS, Policy())
-    assert verdict.decision == "not enough evidence"
-    assert verdict.evidence["accuracy"] > verdict.evidence["champion_accuracy"]
+    found = verdict(answers(195, start=190), answers(200))
+    assert found.decision == "not enough evidence"
+    assert found.evidence["test images: accuracy"] > found.evidence["test images: champion accuracy"]
+
+
+def test_a_small_loss_within_the_noise_is_no_evidence_either() -> None:
+    assert verdict(answers(210, start=190), answers(200)).decision == "not enough evidence"
 
 
 def test_a_significant_but_tiny_gain_is_held() -> None:
-    verdict = judge(answers(180), answers(190), LABELS, Policy(minimum_gain=0.002))
-    assert verdict.evidence["p_value"] < 0.05
-    assert verdict.decision == "hold"
+    found = verdict(answers(180), answers(190))
+    assert found.evidence["test images: p better"] < 0.01
+    assert found.decision == "hold"
+    assert "a gain of 0.10 points, below the 0.20 points asked for" in found.sentence
 
 
 def test_a_worse_candidate_is_held() -> None:
-    verdict = judge(answers(300), answers(200), LABELS, Policy())
-    assert verdict.decision == "hold"
-    assert "falls by 1.00 points" in verdict.sentence
+    found = verdict(answers(300), answers(200))
+    assert found.decision == "hold"
+    assert "a loss of 1.00 points" in found.sentence
 
 
 def test_harm_to_one_digit_is_held_whatever_the_total() -> None:
@@ -60,9 +80,9 @@ def test_harm_to_one_digit_is_held_whatever_the_total() -> None:
     champion = LABELS.copy()
     champion[np.flatnonzero(LABELS != 7)[:300]] += 1
     champion %= 10
-    verdict = judge(Answers(candidate, 0.8), Answers(champion, 0.8), LABELS, Policy())
-    assert verdict.decision == "hold"
-    assert "recall of 7 falls from 1.000 to 0.940" in verdict.sentence
+    found = verdict(candidate, champion)
+    assert found.decision == "hold"
+    assert "recall of 7 falls from 1.000 to 0.940" in found.sentence
 
 
 def test_one_lost_image_of_a_rare_digit_is_not_harm() -> None:
@@ -70,16 +90,53 @@ def test_one_lost_image_of_a_rare_digit_is_not_harm() -> None:
     champion, candidate = few.copy(), few.copy()
     champion[:20] = (champion[:20] + 1) % 10
     candidate[np.flatnonzero(few == 7)[-1]] = 1  # 1 of 27, 3.7 %
-    verdict = judge(Answers(candidate, 0.8), Answers(champion, 0.8), few, Policy())
-    assert verdict.decision == "promote"
+    assert verdict(candidate, champion).decision == "promote"
 
 
 def test_worse_answers_on_corrupted_images_are_held() -> None:
-    verdict = judge(answers(100, corruption_accuracy=0.7), answers(200), LABELS, Policy())
-    assert verdict.decision == "hold"
-    assert "corrupted" in verdict.sentence
+    found = verdict(answers(100), answers(200), facts=Facts(0.7, 400_000, 0.05))
+    assert found.decision == "hold"
+    assert "accuracy on corrupted images falls from 0.800 to 0.700" in found.sentence
+
+
+def test_better_on_new_traffic_is_enough_when_nothing_else_suffers() -> None:
+    labels = LABELS[:200]
+    worse_before = labels.copy()
+    worse_before[:60] = (worse_before[:60] + 1) % 10
+    traffic = Sample("new traffic", labels, labels, worse_before)
+    found = verdict(answers(205), answers(200), traffic)
+    assert found.decision == "promote"
+    assert found.reasons == [
+        "new traffic: only the candidate is right on 60 of 200, only the champion on 0, a gain of 30.00 points, p = 8.7e-19"
+    ]
+    assert verdict(answers(300), answers(200), traffic).decision == "hold"
+
+
+@pytest.mark.parametrize("who", ["candidate", "champion"])
+def test_images_that_either_trained_on_judge_nothing(who: str) -> None:
+    seen = Facts(0.8, 400_000, 0.05, trained_on=12)
+    found = verdict(
+        answers(100),
+        answers(200),
+        facts=seen if who == "candidate" else FIT,
+        champion_facts=seen if who == "champion" else FIT,
+    )
+    assert found.decision == "hold"
+    assert found.reasons == [f"the {who} trained on 12 of these images, so they cannot judge it"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (Facts(0.8, 60_000_000, 0.05), "the candidate's file has 60,000,000 bytes, allowed are 50,000,000"),
+        (Facts(0.8, 400_000, 25.0), "the candidate takes 25.0 ms for one image, allowed are 20"),
+    ],
+)
+def test_a_model_too_large_or_too_slow_is_held_even_as_the_first(facts: Facts, words: str) -> None:
+    assert verdict(answers(100), answers(200), facts=facts).reasons == [words]
+    assert judge_first(0.99, 0.9, facts, Policy()).reasons == [words]
 
 
 def test_every_reason_is_collected() -> None:
-    verdict = judge(answers(300, corruption_accuracy=0.7), answers(200), LABELS, Policy())
-    assert len(verdict.reasons) == 2
+    found = verdict(answers(300), answers(200), facts=Facts(0.7, 60_000_000, 25.0))
+    assert len(found.reasons) == 4

@@ -1,0 +1,66 @@
+"""What the gate has to know of two versions: their answers on the same images, their size, their speed, what they trained on."""
+
+import io
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digits.datasets import Split, digests
+from digits.images import Images, Labels
+from models import champion, evaluation, gate
+from models.champion import Champion
+
+TIMED_IMAGES = 200
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A verified version and the digests of its training images."""
+
+    model: Champion
+    size_bytes: int
+    trained_on: NDArray[np.uint64]  # sorted or not, one per training image
+
+    @classmethod
+    def fetch(cls, uri: str, version: str, cache: Path) -> Self:
+        """The version from the registry; raises champion.NoChampion, BadArtifact or Unreachable."""
+        model = champion.fetch_version(uri, version, cache)
+        size_bytes = len(champion.download(uri, version, "model.onnx"))
+        trained_on = np.load(io.BytesIO(champion.download(uri, version, "trained_on.npy")), allow_pickle=False)
+        return cls(model, size_bytes, trained_on)
+
+    def digits(self, images: Images) -> Labels:
+        """The most probable digit of each image, (n,)."""
+        return self.model.answer(images).argmax(axis=1).astype(np.uint8)
+
+    def accuracy(self, split: Split) -> float:
+        """Share of right answers."""
+        return float((self.digits(split.images) == split.labels).mean())
+
+    def facts(self, test: Split) -> gate.Facts:
+        """Everything but the answers themselves."""
+        return gate.Facts(
+            corruption_accuracy=evaluation.corruption_accuracy(self.model.answer, test),
+            size_bytes=self.size_bytes,
+            milliseconds=self._milliseconds(test.images),
+            trained_on=int(np.isin(digests(test.images), self.trained_on).sum()),
+        )
+
+    def _milliseconds(self, images: Images) -> float:
+        """Median time of one image at a time."""
+        times = []
+        for image in images[:TIMED_IMAGES]:
+            started = time.perf_counter()
+            self.model.answer(image[None])
+            times.append(time.perf_counter() - started)
+        return 1000 * statistics.median(times)
+
+
+def sample(name: str, split: Split, candidate: Contestant, champion: Contestant) -> gate.Sample:
+    """Both on the same images."""
+    return gate.Sample(name, split.labels, candidate.digits(split.images), champion.digits(split.images))
