@@ -9,6 +9,15 @@ from models.recipes import Distortion
 CENTRE = (SIZE - 1) / 2
 
 
+def ranges(distortion: Distortion, progress: float) -> Distortion:
+    """The ranges at a moment of the training, from 0 at its start to 1 at its end."""
+    share = 1 - progress * (1 - distortion.final_share)
+    fixed = ("elastic_sigma_pixels", "final_share")
+    return distortion.model_copy(
+        update={name: share * value for name, value in distortion.model_dump().items() if name not in fixed}
+    )
+
+
 def distort(images: Images, distortion: Distortion, random: np.random.Generator, chunk: int = 2000) -> Images:
     """Every image moved, turned, bent and thickened at random; same shape, paper outside the frame stays paper."""
     parts = [_distort(images[start : start + chunk], distortion, random) for start in range(0, len(images), chunk)]

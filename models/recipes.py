@@ -19,6 +19,12 @@ class Distortion(BaseModel):
         4.0, gt=0, description="Smoothness of the elastic field (sigma of Simard et al. 2003)."
     )
     thickness: float = Field(0.4, ge=0, le=1, description="Share of a one-pixel dilation or erosion of the strokes.")
+    final_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of these ranges that is left in the last epoch; they shrink evenly until then.",
+    )
 
 
 class Recipe(BaseModel):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from digits.datasets import Dataset, Split
 from digits.images import SIZE, Images, Labels
 from models import backend
-from models.distort import distort
+from models.distort import distort, ranges
 from models.recipes import Recipe
 
 Epoch = dict[str, float]
@@ -165,7 +165,8 @@ class Network:
 
 def _distorted(images: Images, recipe: Recipe, epoch: int) -> Images:
     assert recipe.distortion is not None
-    return distort(images, recipe.distortion, np.random.default_rng((recipe.seed, epoch, 1)))
+    shrunk = ranges(recipe.distortion, epoch / max(1, recipe.epochs - 1))
+    return distort(images, shrunk, np.random.default_rng((recipe.seed, epoch, 1)))
 
 
 def _optimizer(recipe: Recipe, steps: int) -> Any:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.distort import distort
+from models.distort import distort, ranges
 from models.recipes import Distortion
 
 STILL = dict.fromkeys(("rotation_radians", "scale", "shear", "shift_pixels", "elastic_pixels", "thickness"), 0.0)
@@ -59,3 +59,11 @@ def test_elastic_bending_moves_pixels_by_about_what_is_expected() -> None:
     changed = np.abs(bent.astype(int) - bars(500)).mean()
     assert 10 < changed < 40
     assert len({image.tobytes() for image in bent}) == 500
+
+
+def test_the_ranges_shrink_evenly_to_their_final_share() -> None:
+    distortion = Distortion(shift_pixels=2, final_share=0.25)
+    assert ranges(distortion, 0) == distortion
+    assert ranges(distortion, 0.5).shift_pixels == pytest.approx(1.25)
+    assert ranges(distortion, 1).shift_pixels == pytest.approx(0.5)
+    assert ranges(distortion, 1).elastic_sigma_pixels == distortion.elastic_sigma_pixels
