@@ -2,7 +2,7 @@
 
 import getpass
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -60,6 +60,20 @@ def entries(engine: Engine) -> list[Entry]:
     with engine.connect() as connection:
         rows = connection.execute(select(_ledger).order_by(_ledger.c.number)).mappings().all()
     return [Entry(**{name: row[name] for name in row if name != "number"}) for row in rows]
+
+
+def before(book: Sequence[Entry], current: str) -> str | None:
+    """The champion before the current one, without those that were rolled back; None where the ledger knows of none."""
+    reign: list[str] = []
+    for entry in book:
+        if entry.action == "rollback":
+            while reign and reign[-1] != entry.to_version:
+                reign.pop()
+        elif not reign and entry.from_version:
+            reign.append(entry.from_version)
+        if not reign or reign[-1] != entry.to_version:
+            reign.append(entry.to_version)
+    return reign[-2] if len(reign) > 1 and reign[-1] == current else None
 
 
 def _user() -> str:

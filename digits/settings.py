@@ -8,6 +8,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Url = Annotated[str, AfterValidator(lambda url: url.rstrip("/"))]
+
+
+def _reachable(host: str) -> str:
+    """A host to connect to, as it stands in a URL: a server that listens on all addresses is reached on the loopback."""
+    if host in ("0.0.0.0", "::", ""):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 def _named(name: str) -> AliasChoices:
@@ -41,13 +49,13 @@ class Settings(BaseSettings):
     mlflow_port: Port = Field(5000, description="Port of the MLflow server.")
     prefect_port: Port = Field(4200, description="Port of the Prefect server.")
     reports_port: Port = Field(8000, description="Port of the Evidently UI.")
-    mlflow_tracking_uri: str = Field(
-        default_factory=lambda values: f"http://127.0.0.1:{values['mlflow_port']}",
+    mlflow_tracking_uri: Url = Field(
+        default_factory=lambda values: f"http://{_reachable(values['host'])}:{values['mlflow_port']}",
         validation_alias=_named("MLFLOW_TRACKING_URI"),
         description="MLflow server.",
     )
-    prefect_api_url: str = Field(
-        default_factory=lambda values: f"http://127.0.0.1:{values['prefect_port']}/api",
+    prefect_api_url: Url = Field(
+        default_factory=lambda values: f"http://{_reachable(values['host'])}:{values['prefect_port']}/api",
         validation_alias=_named("PREFECT_API_URL"),
         description="Prefect API.",
     )
@@ -71,9 +79,14 @@ class Settings(BaseSettings):
     keep_days: float = Field(90, gt=0, description="How long answers stay in the prediction log.")
 
     @property
+    def local_host(self) -> str:
+        """The address under which this machine reaches its own servers."""
+        return _reachable(self.host)
+
+    @property
     def service_url(self) -> str:
         """The endpoint as this machine reaches it."""
-        return f"http://{self.host}:{self.service_port}"
+        return f"http://{self.local_host}:{self.service_port}"
 
     @property
     def downloads(self) -> Path:

@@ -1,8 +1,10 @@
 """`digits up`: start the processes, see to it that there is a champion, print where everything is, and wait."""
 
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import httpx
 from rich.console import Console
@@ -22,10 +24,11 @@ def up(where: Settings) -> None:
     try:
         with processes.signals_as_interrupts(), processes.running(where) as supervisor:
             _start(where)
-            supervisor.wait()
-            raise RuntimeError(f"the platform ended by itself; read {processes.log_of(where, 'supervisor')}")
+            if supervisor.wait():
+                raise RuntimeError(f"the platform ended by itself; read {processes.log_of(where, 'supervisor')}")
     except KeyboardInterrupt:
-        console.print("stopped")
+        pass
+    console.print("stopped")
 
 
 def _start(where: Settings) -> None:
@@ -47,8 +50,24 @@ def _train_first(where: Settings) -> None:
         data = ["--data", _first_source(where)]
     console.print("there is no champion yet: training one")
     command = [sys.executable, "-m", "flows", "retrain", *data]
-    if subprocess.run(command, env=processes.environment(where), check=False).returncode:
+    training = subprocess.Popen(command, env=processes.environment(where))
+    try:
+        failed = training.wait()
+    except KeyboardInterrupt:
+        _interrupt(training)
+        raise
+    if failed:
         raise RuntimeError("the first training failed (see above); mend it and start again with `digits up`")
+
+
+def _interrupt(training: subprocess.Popen[bytes]) -> None:
+    """Let it tell MLflow and Prefect that it ends, while both are still there."""
+    training.send_signal(signal.SIGINT)
+    try:
+        training.wait(30)
+    except subprocess.TimeoutExpired:
+        training.kill()
+        training.wait()
 
 
 def _first_source(where: Settings) -> str:
@@ -64,8 +83,9 @@ def _wait_ready(where: Settings) -> None:
     """Until the endpoint has the champion; its own words where it does not come."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if httpx.get(f"{where.service_url}/readyz", timeout=5).is_success:
-            return
+        with suppress(httpx.HTTPError):  # Supervisor may be restarting it
+            if httpx.get(f"{where.service_url}/readyz", timeout=5).is_success:
+                return
         time.sleep(0.2)
     raise TimeoutError(f"the endpoint does not take the champion; read {processes.log_of(where, 'service')}")
 
@@ -78,7 +98,7 @@ def print_status(where: Settings) -> bool:
     for process in processes.processes(where):
         answers = processes.is_healthy(where, process)
         healthy &= answers
-        address = f"http://{where.host}:{process.port}" if process.port else ""
+        address = f"http://{where.local_host}:{process.port}" if process.port else ""
         state = "[green]up[/]" if answers else f"[red]{states.get(process.name, 'down').lower()}[/]"
         table.add_row(process.what, address, state)
     table.add_row("answering", *_champion(where))

@@ -37,7 +37,7 @@ def monitor(since: str = "24h") -> str:
 
 def duration(text: str) -> timedelta:
     """The time that `30m`, `24h` or `7d` stands for; raises ValueError."""
-    match = re.fullmatch(r"(\d+)([mhd])", text)
+    match = re.fullmatch(r"(\d{1,5})([mhd])", text)
     if not match:
         raise ValueError(f"cannot read {text!r} as a time; write it like 30m, 24h or 7d")
     return timedelta(**{UNITS[match[2]]: int(match[1])})

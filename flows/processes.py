@@ -1,6 +1,7 @@
 """The whole platform on this machine: its processes under Supervisor, started, watched, restarted and stopped together."""
 
 import configparser
+import errno
 import hashlib
 import os
 import signal
@@ -11,7 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,7 @@ from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
 import httpx
+import psutil
 
 from digits.settings import Settings
 
@@ -34,6 +36,8 @@ ENVIRONMENT = {
     "ITERATIVE_DO_NOT_TRACK": "1",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "digits",
+    # In memory, the lease of a killed retraining would be forgotten with the server and its slot taken for ever.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "PYTHONUNBUFFERED": "1",
@@ -116,9 +120,15 @@ def processes(where: Settings) -> list[Process]:
         command=[*python, "flows.deployments"],
         priority=3,
     )
-    local_mlflow = [mlflow] if where.mlflow_tracking_uri.endswith(f"127.0.0.1:{where.mlflow_port}") else []
-    local_prefect = [prefect] if where.prefect_api_url.endswith(f"127.0.0.1:{where.prefect_port}/api") else []
+    local_mlflow = [mlflow] if _is_here(where, where.mlflow_tracking_uri, where.mlflow_port) else []
+    local_prefect = [prefect] if _is_here(where, where.prefect_api_url, where.prefect_port) else []
     return [*local_mlflow, *local_prefect, service, reports, flows]
+
+
+def _is_here(where: Settings, url: str, port: int) -> bool:
+    """Whether a setting names the server that this machine would start."""
+    parsed = httpx.URL(url)
+    return parsed.host in ("127.0.0.1", "localhost", "::1", where.host) and parsed.port == port
 
 
 def _script(name: str) -> str:
@@ -142,6 +152,10 @@ def environment(where: Settings) -> dict[str, str]:
 @contextmanager
 def running(where: Settings) -> Iterator[subprocess.Popen[bytes]]:
     """The platform, from starting its processes to the end of the last of them; Supervisor restarts those that die."""
+    if any(character in str(where.home) for character in "%;#"):
+        raise ValueError(
+            f"DIGITS_HOME is {str(where.home)!r}; Supervisor reads no paths with %, ; or #, choose another"
+        )
     if states(where):
         raise AlreadyRunning(
             f"the platform already runs on {where.home}; see `digits status`, stop it with `digits down`"
@@ -164,7 +178,10 @@ def running(where: Settings) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_healthy(where: Settings, names: list[str], tell: Callable[[str, float], None]) -> None:
-    """Wait until each of the processes answers; raises RuntimeError with the log of the one that does not."""
+    """Wait until each of the processes answers; raises RuntimeError with the log of the one that does not.
+
+    The first states to be seen are those of a Supervisor that has started, so an empty answer later means that it has ended.
+    """
     started = time.monotonic()
     waiting = [process for process in processes(where) if process.name in names]
     deaths: Counter[str] = Counter()
@@ -174,6 +191,8 @@ def wait_healthy(where: Settings, names: list[str], tell: Callable[[str, float],
             tell(process.name, time.monotonic() - started)
             waiting.remove(process)
         now = states(where)
+        if before and not now:
+            raise RuntimeError(f"Supervisor has ended; read {log_of(where, 'supervisor')}")
         deaths.update(name for name, state in now.items() if state == "BACKOFF" and before.get(name) != "BACKOFF")
         before = now
         for process in waiting:
@@ -187,7 +206,10 @@ def is_healthy(where: Settings, process: Process) -> bool:
     if process.port is None:
         return states(where).get(process.name) == "RUNNING"
     try:
-        return httpx.get(f"http://{where.host}:{process.port}{process.health}", timeout=2).status_code == httpx.codes.OK
+        return (
+            httpx.get(f"http://{where.local_host}:{process.port}{process.health}", timeout=2).status_code
+            == httpx.codes.OK
+        )
     except httpx.HTTPError:
         return False
 
@@ -207,11 +229,20 @@ def stop(where: Settings) -> bool:
         _supervisor(where).shutdown()
     except (OSError, Fault):
         return False
-    with suppress(ProcessLookupError):
-        while True:
-            os.kill(pid, 0)  # raises once Supervisor, which outlives its processes, is gone
-            time.sleep(0.2)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while _is_alive(pid):  # Supervisor outlives its processes
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"Supervisor (process {pid}) does not end; read {log_of(where, 'supervisor')}")
+        time.sleep(0.2)
     return True
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended and is not yet waited for does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def log_of(where: Settings, name: str) -> Path:
@@ -243,6 +274,10 @@ def _check_ports(host: str, wanted: list[Process]) -> None:
             try:
                 probe.bind((host, process.port))
             except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise OSError(
+                        f"cannot listen on {host}:{process.port} ({error.strerror}); set DIGITS_HOST"
+                    ) from error
                 raise PortTaken(
                     f"port {process.port} for {process.name} is taken; end what listens there or set {process.setting}"
                 ) from error
@@ -250,9 +285,9 @@ def _check_ports(host: str, wanted: list[Process]) -> None:
 
 def _configure(where: Settings, wanted: list[Process]) -> Path:
     """Write the configuration of Supervisor (https://supervisord.org/configuration.html) and make the folders."""
-    for folder in ("run", "logs", "mlflow/artifacts", "prefect", "bentoml", "inbox"):
-        (where.home / folder).mkdir(parents=True, exist_ok=True)
-    where.workspace.mkdir(parents=True, exist_ok=True)
+    folders = ("run", "logs", "mlflow/artifacts", "prefect", "bentoml")
+    for folder in (*(where.home / name for name in folders), where.inbox, where.workspace):
+        folder.mkdir(parents=True, exist_ok=True)
     config = configparser.RawConfigParser()
     config["unix_http_server"] = {"file": str(_socket(where)), "chmod": "0700"}
     config["rpcinterface:supervisor"] = {

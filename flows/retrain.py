@@ -20,6 +20,7 @@ from models.gate import Verdict
 log = logging.getLogger("digits.retrain")
 
 LIMIT = "digits-retrain"
+LEASE_SECONDS = 60  # the shortest that Prefect gives; after it, the slot of a killed retraining is free again
 
 
 class Busy(RuntimeError):
@@ -49,7 +50,9 @@ def one_at_a_time() -> Iterator[None]:
         client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
     with ExitStack() as held:
         try:
-            held.enter_context(concurrency(LIMIT, occupy=1, timeout_seconds=1, strict=True))
+            held.enter_context(
+                concurrency(LIMIT, occupy=1, timeout_seconds=1, strict=True, lease_duration=LEASE_SECONDS)
+            )
         except TimeoutError as error:
             raise Busy("another retraining is under way; wait for its end, or cancel it in the Prefect UI") from error
         yield
@@ -77,12 +80,13 @@ def gather(data: str | None, where: Settings) -> str:
 def judge(version: str, fingerprint: str, floor: float, where: Settings) -> Verdict:
     """Candidate against champion on the test images of the candidate's data set."""
     from models import contest  # ONNX Runtime and scikit-learn
+    from models.champion import version as champion_version
     from models.registry import Registry
 
     test = datasets.load(where.datasets, fingerprint).test
     policy = gate.Policy.model_validate(where.gate)
     registry = Registry(where.mlflow_tracking_uri)
-    current = registry.alias("champion")
+    current = champion_version(where.mlflow_tracking_uri)
     candidate = contest.Contestant.fetch(where.mlflow_tracking_uri, version, where.champions)
     if current is None:
         verdict = gate.judge_first(candidate.accuracy(test), floor, candidate.facts(test), policy)

@@ -60,7 +60,12 @@ def send(url: str, test: Split, n: int, seed: int, label_share: float) -> Iterat
 
 
 def _answer(client: httpx.Client, image: Images) -> dict[str, int]:
-    response = client.post("/classify", json={"images": image.tolist()})
+    try:
+        response = client.post("/classify", json={"images": image.tolist()})
+    except httpx.TransportError as error:
+        raise ConnectionError(
+            f"the endpoint does not answer at {client.base_url}; start it with `digits up`"
+        ) from error
     if response.is_error:
         raise ConnectionError(f"the endpoint at {client.base_url} answered {response.status_code}: {response.text}")
     answer: dict[str, int] = response.json()

@@ -7,23 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from digits import changes
+from digits import changes, shares
 from digits.datasets import Split
 from digits.images import Images, Labels
+from digits.shares import Share
 
 Probabilities = NDArray[np.float32]  # (n, 10)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A share with its 95 % Wilson score interval (Wilson 1927)."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}]"
 
 
 @dataclass(frozen=True)
@@ -74,17 +63,9 @@ def corruption_accuracy(answer: Callable[[Images], Probabilities], test: Split) 
     return float(np.mean(list(corruption_accuracies(answer, test).values())))
 
 
-def share(successes: int, n: int) -> Interval:
-    """Successes out of n with their interval."""
-    from scipy.stats import binomtest  # 1 s
-
-    interval = binomtest(successes, n).proportion_ci(0.95, method="wilson")
-    return Interval(successes / n, float(interval.low), float(interval.high))
-
-
-def accuracy(probabilities: Probabilities, labels: Labels) -> Interval:
+def accuracy(probabilities: Probabilities, labels: Labels) -> Share:
     """Share of images whose most probable digit is the true one."""
-    return share(int((probabilities.argmax(axis=1) == labels).sum()), len(labels))
+    return shares.of(int((probabilities.argmax(axis=1) == labels).sum()), len(labels))
 
 
 def log_loss(probabilities: Probabilities, labels: Labels) -> float:

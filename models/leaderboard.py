@@ -4,8 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from models import evaluation, runs
-from models.evaluation import Interval
+from digits import shares
+from digits.shares import Share
+from models import runs
 from models.recipes import RECIPES, Recipe
 from models.registry import Registry, flat
 from models.runs import Run
@@ -32,8 +33,8 @@ class Row:
     dataset: str | None = None  # fingerprint
     source: str | None = None
     seeds: tuple[int, ...] = ()
-    accuracy: Interval | None = None  # mean over the seeds, on the test images
-    best: Interval | None = None
+    accuracy: Share | None = None  # mean over the seeds, on the test images
+    best: Share | None = None
     parameters: float | None = None
     train_seconds: float | None = None  # these and the following are means over the seeds
     test_log_loss: float | None = None
@@ -89,8 +90,8 @@ def _row(name: str, seeds: list[Run], held_out: HeldOut) -> Row:
         dataset=seeds[0].tags["dataset"],
         source=held_out.source,
         seeds=tuple(sorted(int(run.params["seed"]) for run in seeds)),
-        accuracy=evaluation.share(round(mean * held_out.images), held_out.images),
-        best=evaluation.share(round(best * held_out.images), held_out.images),
+        accuracy=shares.of(round(mean * held_out.images), held_out.images),
+        best=shares.of(round(best * held_out.images), held_out.images),
         **{metric: _mean(run.metrics[metric] for run in seeds if metric in run.metrics) for metric in MEANS},
     )
 

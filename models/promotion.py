@@ -27,7 +27,7 @@ def promote(
 
     The alias `previous` is moved first and `champion` last, so that there is one valid champion at every moment.
     """
-    current = registry.alias("champion")
+    current = champion.version(registry.uri)
     if version == current:
         raise ValueError(f"digits v{version} is the champion already")
     champion.fetch_version(registry.uri, version, cache)
@@ -41,8 +41,9 @@ def promote(
 
 def roll_back(registry: Registry, engine: Engine, why: str, cache: Path) -> str:
     """Make the previous champion the champion again; its version."""
-    previous = registry.alias("previous")
-    if previous is None:
+    current = champion.version(registry.uri)
+    previous = current and ledger.before(ledger.entries(engine), current)
+    if not previous:
         raise LookupError(
             "there is no previous champion to roll back to; promote a version with `digits promote VERSION`"
         )

@@ -180,13 +180,6 @@ class Registry:
         )
         return str(made.version)
 
-    def alias(self, alias: str) -> str | None:
-        """The version an alias points to."""
-        try:
-            return str(self.client.get_model_version_by_alias(NAME, alias).version)
-        except self.mlflow.exceptions.MlflowException:
-            return None
-
     def point(self, alias: str, version: str) -> None:
         """Move an alias; MLflow does this in one transaction."""
         self.client.set_registered_model_alias(NAME, alias, version)
@@ -245,7 +238,7 @@ def git_commit() -> dict[str, str]:
     try:
         commit = _git("rev-parse", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return {}
     return {"git_commit": commit + ("+" if changed else "")}
 

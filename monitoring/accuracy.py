@@ -6,23 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from digits import shares
 from digits.predictions import Window
 from digits.reference import Reference
+from digits.shares import Share
 
-_Z = 1.959964  # 95 % of a normal distribution lies within
 _BINS = 10
-
-
-class Share(BaseModel):
-    """Right answers among some, with a 95 % interval."""
-
-    model_config = ConfigDict(frozen=True)
-
-    right: int
-    count: int
-    value: float
-    low: float
-    high: float
 
 
 class Accuracy(BaseModel):
@@ -48,11 +37,11 @@ def assess(reference: Reference, window: Window, minimum_labels: int = 50) -> Ac
     intervals); with fewer labels than `minimum_labels` nothing is claimed. Labels that people send are mostly complaints: pass the
     predictions of a random sample to learn the accuracy of all of them.
     """
-    expected = share(reference.probabilities.argmax(axis=1) == reference.labels)
+    expected = _share(reference.probabilities.argmax(axis=1) == reference.labels)
     known = window.labels >= 0
     right = (window.digits == window.labels)[known]
     labels = window.labels[known]
-    labelled = share(right) if right.size else None
+    labelled = _share(right) if right.size else None
     confident = window.probabilities.max(axis=1) if len(window) else np.zeros(0, dtype=np.float32)
     honest = _calibrated(reference, confident)
     verdict = _verdict(expected, labelled, minimum_labels)
@@ -62,25 +51,15 @@ def assess(reference: Reference, window: Window, minimum_labels: int = 50) -> Ac
         count=len(window),
         expected=expected,
         labelled=labelled,
-        per_digit={int(digit): share(right[labels == digit]) for digit in np.unique(labels)},
+        per_digit={int(digit): _share(right[labels == digit]) for digit in np.unique(labels)},
         mean_confidence=float(confident.mean()) if len(window) else None,
         estimate=float(honest.mean()) if len(window) else None,
         estimate_error=float(honest[known].mean()) - labelled.value if labelled else None,
     )
 
 
-def share(right: NDArray[np.bool_]) -> Share:
-    """The share of right answers with Wilson's score interval (J. Am. Stat. Assoc. 22, 1927); at least one answer is needed."""
-    count, value = len(right), float(right.mean())
-    middle = (value + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    half = _Z / (1 + _Z**2 / count) * np.sqrt(value * (1 - value) / count + _Z**2 / (4 * count**2))
-    return Share(
-        right=int(right.sum()),
-        count=count,
-        value=value,
-        low=min(max(float(middle - half), 0.0), value),  # rounding alone can put 0 of n above 0
-        high=max(min(float(middle + half), 1.0), value),
-    )
+def _share(right: NDArray[np.bool_]) -> Share:
+    return shares.of(int(right.sum()), len(right))
 
 
 def _calibrated(reference: Reference, confidence: NDArray[np.float32]) -> NDArray[np.float64]:

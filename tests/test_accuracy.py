@@ -8,19 +8,6 @@ from digits import changes
 from monitoring import accuracy
 
 
-def test_the_interval_is_wilsons() -> None:
-    """Against the closed form's root: the interval holds the p for which the observed share lies 1.96 standard errors away."""
-    for right, count in ((0, 5), (5, 5), (90, 100), (1, 1000)):
-        found = accuracy.share(np.arange(count) < right)
-        assert (found.right, found.count, found.value) == (right, count, right / count)
-        assert 0 <= found.low <= found.value <= found.high <= 1
-        for bound in (found.low, found.high):
-            if 0 < bound < 1:
-                assert abs(found.value - bound) == pytest.approx(
-                    1.959964 * np.sqrt(bound * (1 - bound) / count), rel=1e-4
-                )
-
-
 def test_labelled_traffic_like_the_reference_is_as_expected() -> None:
     images, labels = held_out()
     found = accuracy.assess(reference(), window(images, labels))

@@ -16,14 +16,6 @@ def probabilities(right: int, confidence: float) -> evaluation.Probabilities:
     return (np.full((1000, 10), others) + (confidence - others) * np.eye(10)[answered]).astype(np.float32)
 
 
-def test_the_wilson_interval_of_textbooks() -> None:
-    interval = evaluation.share(81, 263)
-    assert (interval.low, interval.high) == (
-        pytest.approx(0.2553, abs=1e-4),
-        pytest.approx(0.3662, abs=1e-4),
-    )  # Newcombe 1998
-
-
 def test_log_loss_agrees_with_scikit_learn() -> None:
     answers = probabilities(900, 0.8)
     assert evaluation.log_loss(answers, LABELS) == pytest.approx(log_loss(LABELS, answers), rel=1e-5)

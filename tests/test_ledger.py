@@ -3,6 +3,8 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from digits import database, ledger
 
 
@@ -27,3 +29,25 @@ def test_entries_come_back_in_order_with_their_evidence(tmp_path: Path) -> None:
     )
     assert datetime.now(UTC) - first.at < timedelta(minutes=1)
     assert "@" in first.by
+
+
+@pytest.mark.parametrize(
+    ("changes", "previous"),
+    [
+        ([("promotion", None, "1")], None),
+        ([("promotion", None, "1"), ("promotion", "1", "2")], "1"),
+        ([("promotion", None, "1"), ("promotion", "1", "2"), ("rollback", "2", "1")], None),
+        ([("promotion", None, "1"), ("promotion", "1", "2"), ("rollback", "2", "1"), ("promotion", "1", "3")], "1"),
+        ([("promotion", None, "1"), ("promotion", "1", "2"), ("promotion", "2", "3"), ("rollback", "3", "2")], "1"),
+        ([("promotion", None, "1"), ("promotion", "1", "2"), ("promotion", "2", "1")], "2"),
+        ([("promotion", "4", "5")], "4"),
+    ],
+)
+def test_rolling_back_twice_goes_back_two_champions(
+    changes: list[tuple[ledger.Action, str | None, str]], previous: str | None, tmp_path: Path
+) -> None:
+    engine = database.connect(f"sqlite:///{tmp_path}/digits.db")
+    for action, before, after in changes:
+        ledger.append(engine, action, before, after, "why", {})
+    assert ledger.before(ledger.entries(engine), changes[-1][2]) == previous
+    assert ledger.before(ledger.entries(engine), "99") is None

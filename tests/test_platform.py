@@ -187,7 +187,7 @@ def test_plain_traffic_is_no_drift_and_changed_traffic_is(platform: Platform) ->
 def test_retraining_on_the_same_data_replaces_nothing_and_says_why(platform: Platform) -> None:
     again = platform.run("retrain")
     assert again.returncode == 0, again.stderr
-    assert "digits v2: not enough evidence: the candidate answers every test image as the champion does" in again.stderr
+    assert "digits v2: not enough evidence: the candidate answers every one of the images as the champion does" in again.stderr
     assert httpx.get(f"{platform.url}/about").json()["model_version"] == "1"
 
 
