@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import DateTime, Engine, MetaData, TypeDecorator, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 metadata = MetaData()
 
@@ -39,8 +39,8 @@ def connect(url: str, busy_seconds: float = 30) -> Engine:
         event.listen(engine, "connect", _write_ahead)
     try:
         metadata.create_all(engine)
-    except (OperationalError, ProgrammingError):  # another process made the same tables between the look and the making
-        metadata.create_all(engine)
+    except (IntegrityError, OperationalError, ProgrammingError):
+        metadata.create_all(engine)  # another process may have made the same tables between the look and the making
     return engine
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from sqlalchemy import JSON, Column, Engine, Integer, String, Table, Text, insert, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from digits.database import UtcDateTime, metadata
 
@@ -51,8 +52,12 @@ def append(
         "why": why,
         "evidence": dict(evidence),
     }
-    with engine.begin() as connection:
-        connection.execute(insert(_ledger).values(at=datetime.now(UTC), by=_user(), **row))
+    try:
+        with engine.begin() as connection:
+            connection.execute(insert(_ledger).values(at=datetime.now(UTC), by=_user(), **row))
+    except SQLAlchemyError as error:
+        change = f"{action} of v{to_version} (before: {from_version}), {why}"
+        raise ConnectionError(f"the champion has changed, but the ledger does not take it: {change}") from error
 
 
 def entries(engine: Engine) -> list[Entry]:

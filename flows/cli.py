@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,20 +37,33 @@ def main() -> None:
     log.addHandler(logging.StreamHandler())  # not the root: Prefect's lines are for its server
     try:
         app(standalone_mode=True)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except ValidationError as error:
         first = error.errors()[0]
         _fail(f"setting or field {'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}")
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     except (ValueError, LookupError, OSError, RuntimeError) as error:
-        if os.environ.get("DIGITS_TRACEBACK"):
-            raise
         _fail(str(error) or type(error).__name__)
+    except Exception as error:  # the outermost border: no library's exception ends in a traceback on the terminal
+        _fail(
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}; {_keep_traceback()}"
+        )
 
 
 def _fail(sentence: str) -> None:
     sys.stderr.write(f"digits: {sentence}\n")
     raise SystemExit(1)
+
+
+def _keep_traceback() -> str:
+    """Write the traceback of the current exception to a file; where it is, in words."""
+    path = settings().home / "logs" / "traceback.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(traceback.format_exc())
+    except OSError as error:
+        return f"its traceback could not be kept ({error.strerror})"
+    return f"its traceback is in {path}"
 
 
 @app.command()
@@ -81,13 +95,9 @@ def status() -> None:
 @app.command()
 def ingest(data: Data = "mnist") -> None:
     """Read, check and store a data set; the next retraining starts from it."""
-    from digits import datasets
-    from flows.ingest import store
+    from flows.ingest import start_from
 
-    where = settings()
-    fingerprint = store.fn(data, where)
-    datasets.set_current(where.datasets, fingerprint)
-    print(fingerprint)
+    print(start_from.fn(data, settings()))
 
 
 @app.command()
@@ -212,6 +222,23 @@ def replay(run: Annotated[str, typer.Argument(help="A version or a run id, or th
 
         outcome = replay(run)
     raise SystemExit(0 if outcome.identical else 1)
+
+
+@app.command()
+def sweep(
+    name: Annotated[str, typer.Option(help="The same name goes on where the last call ended or was killed.")] = "sweep",
+    data: Data = "mnist",
+    minutes: Annotated[float, typer.Option(min=0, help="For the trials of this call; the best is trained after.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Per trial, at most.")] = 20,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at once; unless set as many as fit.")] = None,
+) -> None:
+    """Search recipes under a time budget, side by side, and register the best as challenger; Ctrl-C keeps what is done."""
+    from flows.processes import signals_as_interrupts
+
+    with _flows() as where, signals_as_interrupts():
+        from flows.sweep import Plan, sweep
+
+        _print_version(where, sweep(Plan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)))
 
 
 @app.command()

@@ -12,10 +12,11 @@ from prefect.concurrency.sync import concurrency
 
 from digits import database, datasets, inbox
 from digits.settings import Settings, settings
-from flows.ingest import store
+from flows.ingest import extended, start_from
 from flows.train import train_on
 from models import gate, recipes
 from models.gate import Verdict
+from models.recipes import Recipe
 
 log = logging.getLogger("digits.retrain")
 
@@ -35,9 +36,13 @@ def retrain(recipe: str | None = None, data: str | None = None, seed: int = 0) -
     """
     where = settings()
     with one_at_a_time():
-        fingerprint = gather(data, where)
         chosen = recipes.find(recipe or where.recipe).model_copy(update={"seed": seed})
-        version = train_on(fingerprint, chosen)
+        fingerprint = gather(data, where)
+        version = trained_before(fingerprint, chosen, where)
+        if version is None:
+            version = train_on(fingerprint, chosen)
+        else:
+            log.info("nothing new to learn: digits v%s has the same data, recipe, code and libraries", version)
         verdict = judge(version, fingerprint, chosen.floor, where)
         act(version, verdict, where)
     return f"digits v{version}: {verdict.sentence}"
@@ -60,20 +65,25 @@ def one_at_a_time() -> Iterator[None]:
 
 @task(cache_policy=NO_CACHE)
 def gather(data: str | None, where: Settings) -> str:
-    """The fingerprint of the data to train on: the given source or the current data set, and what lies in the inbox."""
-    fingerprint = datasets.current(where.datasets)
-    if data is not None or fingerprint is None:
-        fingerprint = store.fn(data or "mnist", where)
+    """The fingerprint of the data to train on: the given source or the current data set, and what lies in the inbox.
+
+    Files leave the inbox last: whatever dies before is done again by the next retraining, to the same end.
+    """
+    current = datasets.current(where.datasets)
+    fingerprint = start_from.fn(data or "mnist", where) if data or current is None else current
     taken = inbox.read_inbox(where.inbox)
-    if taken.labelled is not None:
-        extended = datasets.extend(
-            datasets.load(where.datasets, fingerprint), taken.labelled, validation_fraction=0.1, seed=0
-        )
-        fingerprint = datasets.save(extended, where.datasets).name
-        log.info("took in %d labelled images from %s", len(taken.labelled), ", ".join(taken.names))
+    fingerprint = extended(fingerprint, taken, where)
     datasets.set_current(where.datasets, fingerprint)
     inbox.mark_taken(taken, where.inbox)
     return fingerprint
+
+
+@task(cache_policy=NO_CACHE)
+def trained_before(fingerprint: str, recipe: Recipe, where: Settings) -> str | None:
+    """A version that has these weights already, because its data, recipe, code and libraries are the same."""
+    from models.registry import Registry
+
+    return Registry(where.mlflow_tracking_uri).trained_before(fingerprint, recipe)
 
 
 @task(cache_policy=NO_CACHE)

@@ -38,7 +38,7 @@ def train_on(fingerprint: str, recipe: Recipe, tags: Mapping[str, str] | None = 
     where = settings()
     registry = Registry(where.mlflow_tracking_uri)
     dataset = prepare(where.datasets, fingerprint, recipe)
-    with registry.run(recipe, fingerprint, dataset, {**_prefect_run(), **(tags or {})}) as run_id:
+    with registry.run(recipe, fingerprint, dataset, {**prefect_run(), **(tags or {})}) as run_id:
         registry.log_json(datasets.manifest(where.datasets, fingerprint), "dataset.json")
         trained = fit(recipe, dataset, registry)
         evaluation = evaluate(trained, dataset)
@@ -106,6 +106,7 @@ def register(
     """Export, prove the export equal on the test images, and register it with its reference sample; the version."""
     from models import certainty, export
     from models.champion import open_session
+    from models.registry import inputs as registry_inputs
 
     onnx = export.to_onnx(trained.model)
     answer = open_session(onnx).answer
@@ -115,6 +116,7 @@ def register(
     card = {
         "recipe": recipe.model_dump(mode="json"),
         "dataset": fingerprint,
+        "inputs": registry_inputs(fingerprint, recipe),
         "metrics": {**evaluation.metrics, **trained.metrics},
         "certainty": certainty.calibrate(answer(dataset.validation.images), dataset.validation.labels).to_card(),
         "run_id": run_id,
@@ -130,7 +132,7 @@ def register(
     return registry.register(card, files)
 
 
-def _prefect_run() -> dict[str, str]:
+def prefect_run() -> dict[str, str]:
     """A link from the MLflow run to the Prefect run."""
     return {"prefect_run": flow_run.ui_url or flow_run.id or ""}
 

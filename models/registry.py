@@ -189,9 +189,11 @@ class Registry:
         for name, value in tags.items():
             self.client.set_model_version_tag(NAME, version, name, value)
 
-    def versions(self) -> list[Any]:
-        """All versions, newest first, as MLflow's `ModelVersion`."""
-        return sorted(self.client.search_model_versions(f"name='{NAME}'"), key=lambda v: -int(v.version))
+    def trained_before(self, fingerprint: str, recipe: Recipe) -> str | None:
+        """The newest version with the same data, recipe, code and libraries, whose weights would come out again."""
+        wanted = inputs(fingerprint, recipe)
+        found = [one for one in self.client.search_model_versions(f"name='{NAME}'") if one.tags.get("inputs") == wanted]
+        return max((str(one.version) for one in found), key=int, default=None)
 
     def run_link(self, run_id: str) -> str:
         """Where the run is seen in MLflow's UI."""
@@ -225,10 +227,20 @@ def _processor() -> str:
     return platform.processor()
 
 
+def inputs(fingerprint: str, recipe: Recipe) -> str:
+    """A SHA-256 of all that decides the weights: the data set, the recipe, our code and the libraries."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256(f"{fingerprint} {recipe.model_dump_json()} {json.dumps(environment())}".encode())
+    for path in sorted([*(root / "digits").glob("*.py"), *(root / "models").glob("*.py")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def _version_tags(card: Mapping[str, Any]) -> dict[str, str]:
     return {
         "recipe": card["recipe"]["name"],
         "dataset": card["dataset"],
+        "inputs": card["inputs"],
         "test_accuracy": f"{card['metrics']['test_accuracy']:.4f}",
     }
 

@@ -187,7 +187,13 @@ def test_plain_traffic_is_no_drift_and_changed_traffic_is(platform: Platform) ->
 def test_retraining_on_the_same_data_replaces_nothing_and_says_why(platform: Platform) -> None:
     again = platform.run("retrain")
     assert again.returncode == 0, again.stderr
-    assert "digits v2: not enough evidence: the candidate answers every one of the images as the champion does" in again.stderr
+    assert "nothing new to learn: digits v1 has the same data, recipe, code and libraries" in again.stderr
+    assert (
+        "digits v1: not enough evidence: the candidate answers every one of the images as the champion does"
+        in again.stderr
+    )
+    other = platform.run("retrain", "--seed", "1")
+    assert re.search(r"digits v2: (hold|not enough evidence): ", other.stderr), other.stderr
     assert httpx.get(f"{platform.url}/about").json()["model_version"] == "1"
 
 
@@ -204,7 +210,7 @@ def test_the_inbox_is_taken_in_once_and_one_retraining_runs_at_a_time(platform: 
     assert "another retraining is under way" in second.stderr
     _, printed = first.communicate(timeout=300)
     assert first.returncode == 0, printed
-    assert "took in 30 labelled images from more.npz" in printed
+    assert "took in 30 labelled images, 30 of them new, from more.npz" in printed
     assert (inbox / "rejected" / "broken.csv.reason.txt").read_text().startswith("broken.csv")
     grown = datasets.current(platform.home / "datasets")
     assert grown != dataset.fingerprint and grown is not None
