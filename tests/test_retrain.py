@@ -1,0 +1,77 @@
+"""What a retraining gathers: once, in whatever step it dies, and nothing of it is lost when the source is read anew."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from digits import datasets, inbox
+from digits.datasets import Dataset
+from digits.settings import Settings
+from flows.ingest import start_from
+from flows.retrain import gather
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Settings:
+    """A home with the bundled digits as current data set and thirty new ones in the inbox."""
+    where = Settings(home=tmp_path)
+    start_from.fn("bundled", where)
+    old = current(where)
+    new = 255 - (255 - old.train.images[:30]) // 2 * 2  # the same digits with other bits
+    where.inbox.mkdir(parents=True)
+    np.savez(where.inbox / "more.npz", images=new, labels=old.train.labels[:30])
+    return where
+
+
+@pytest.fixture(autouse=True)
+def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files need not be a second old."""
+    read = inbox.read_inbox
+    monkeypatch.setattr(inbox, "read_inbox", lambda folder: read(folder, settle_seconds=0))
+
+
+def current(where: Settings) -> Dataset:
+    fingerprint = datasets.current(where.datasets)
+    assert fingerprint is not None
+    return datasets.load(where.datasets, fingerprint)
+
+
+def size(dataset: Dataset) -> int:
+    return len(dataset.train) + len(dataset.validation)
+
+
+def test_what_lies_in_the_inbox_is_trained_on_and_never_tested_on(where: Settings) -> None:
+    before = current(where)
+    after = datasets.load(where.datasets, gather.fn(None, where))
+    assert size(after) == size(before) + 30
+    assert np.array_equal(after.test.images, before.test.images)
+    assert [path.name for path in (where.inbox / "taken").iterdir()] == ["more.npz"]
+
+
+def test_gathering_again_changes_nothing(where: Settings) -> None:
+    assert gather.fn(None, where) == gather.fn(None, where)
+
+
+@pytest.mark.parametrize(("module", "step"), [(datasets, "save"), (datasets, "set_current"), (inbox, "mark_taken")])
+def test_killed_in_any_step_the_next_one_ends_as_an_undisturbed_one(
+    where: Settings, module: object, step: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            gather.fn(None, where)
+    assert (where.inbox / "more.npz").exists()
+    fingerprint = gather.fn(None, where)
+    assert datasets.current(where.datasets) == fingerprint
+    assert size(datasets.load(where.datasets, fingerprint)) == 1527 + 30
+    assert [path.name for path in (where.inbox / "taken").iterdir()] == ["more.npz"]
+
+
+def test_reading_the_source_anew_keeps_what_the_inbox_brought(where: Settings) -> None:
+    grown = gather.fn(None, where)
+    assert gather.fn("bundled", where) == grown
+    assert start_from.fn("bundled", where) == grown
