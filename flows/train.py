@@ -82,6 +82,7 @@ def record(registry: "Registry", trained: "Trained", evaluation: "Evaluation", d
     registry.log_metrics({**evaluation.metrics, **trained.metrics})
     registry.tag_run({"weights_hash": trained.weights_hash})
     registry.log_text(trained.summary, "model_summary.txt")
+    registry.log_text(evaluation.confusions, "most_confused.txt")
     registry.log_pictures(
         {
             "learning_curves": pictures.curves(trained.history),

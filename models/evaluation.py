@@ -29,6 +29,11 @@ class Evaluation:
         return self.probabilities.argmax(axis=1).astype(np.uint8)
 
     @property
+    def confusions(self) -> str:
+        """The most frequent mistakes, one line each."""
+        return "".join(f"{true} read as {answered}: {n}\n" for true, answered, n in most_confused(self.counts))
+
+    @property
     def accuracy(self) -> float:
         """On the test images."""
         return self.metrics["test_accuracy"]

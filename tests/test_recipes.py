@@ -29,7 +29,8 @@ def test_an_unknown_name_lists_those_there_are() -> None:
 
 @pytest.mark.parametrize(("name", "widths"), WIDTHS.items())
 def test_the_layers_are_those_of_the_projects(name: str, widths: tuple[int, ...]) -> None:
-    assert recipes.find(name).hidden == widths
+    layers = training.build(recipes.find(name)).layers
+    assert tuple(layer.units for layer in layers if layer.__class__.__name__ == "Dense") == (*widths, 10)
 
 
 def test_compact_has_exactly_the_parameters_it_is_known_for() -> None:

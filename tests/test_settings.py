@@ -62,3 +62,14 @@ def test_every_setting_is_in_the_example_file_and_nothing_else() -> None:
     lines = (ROOT / ".env.example").read_text().splitlines()
     named = [line.removeprefix("#").split("=")[0].strip() for line in lines if "=" in line]
     assert sorted(named) == sorted(SHARED.get(field, f"DIGITS_{field.upper()}") for field in Settings.model_fields)
+
+
+def test_the_example_file_shows_the_defaults(tmp_path: Path) -> None:
+    """Uncommented as it stands, from a folder of its own, it changes nothing."""
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    (tmp_path / ".env").write_text(
+        "\n".join(line.removeprefix("#") for line in lines if "=" in line and line[:2] != "# ")
+    )
+    shown, default = Settings(), Settings(_env_file=None)  # type: ignore[call-arg]
+    assert shown.model_dump(exclude={"database_url"}) == default.model_dump(exclude={"database_url"})
+    assert default.database_url == shown.database_url.replace("///var", f"///{tmp_path}/var")
