@@ -236,7 +236,8 @@ def sweep(
     from flows.processes import signals_as_interrupts
 
     with _flows() as where, signals_as_interrupts():
-        from flows.sweep import Plan, sweep
+        from flows.sweep import sweep
+        from flows.trials import Plan
 
         _print_version(where, sweep(Plan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)))
 

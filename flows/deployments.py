@@ -15,6 +15,7 @@ from flows.monitor import monitor
 from flows.replay import replay
 from flows.retrain import retrain
 from flows.score import score
+from flows.sweep import sweep
 from flows.train import train
 
 
@@ -33,6 +34,7 @@ def deployments() -> list[Any]:  # of Prefect's RunnerDeployment, typed as if it
         ingest.to_deployment("by-hand", entrypoint_type=module),
         score.to_deployment("by-hand", entrypoint_type=module),
         replay.to_deployment("by-hand", entrypoint_type=module),
+        sweep.to_deployment("by-hand", entrypoint_type=module),
     ]
 
 

@@ -1,0 +1,123 @@
+"""`digits sweep`: recipes tried under a time budget, side by side on a Dask cluster, the best registered as challenger."""
+
+import fcntl
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from digits import datasets, shares
+from digits.settings import settings
+from flows import trials
+from flows.ingest import store
+from flows.train import prefect_run, train_on
+from flows.trials import Plan
+
+if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s, Optuna 1 s
+    from models.registry import Registry
+    from models.search import Search
+
+log = logging.getLogger("digits.sweep")
+
+BEST = 5  # lines of the leaderboard
+USUAL = Plan()
+
+
+class Busy(RuntimeError):
+    """The same sweep is under way elsewhere."""
+
+
+class NothingFinished(RuntimeError):
+    """No trial came to its end."""
+
+
+@flow(name="sweep")
+def sweep(plan: Plan = USUAL) -> str:
+    """Try recipes until the time is up, then train the best one as `digits train` does; the version of the challenger.
+
+    A sweep with the same name, data and number of epochs goes on where the last one ended or was killed.
+    """
+    from models.registry import Registry
+    from models.search import Search
+
+    deadline = time.time() + 60 * plan.minutes
+    where = settings()
+    fingerprint = store(plan.data, where)
+    registry = Registry(where.mlflow_tracking_uri)
+    search = Search(where.sweeps, plan.name, fingerprint, plan.epochs)
+    with only_one(where.sweeps, search.title), parent_run(registry, search, fingerprint) as parent:
+        try:
+            trials.run(plan, fingerprint, parent, deadline)
+        finally:
+            publish(search, datasets.manifest(where.datasets, fingerprint)["images"]["validation"])
+        return register_best(search, fingerprint, parent, registry)
+
+
+@contextmanager
+def only_one(folder: Path, title: str) -> Iterator[None]:
+    """Hold the study's lock, which ends with this process however it ends; raises Busy at once."""
+    with (folder / f"{title}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(f"the sweep {title} is under way; wait for its end or choose another --name") from error
+        yield
+
+
+@contextmanager
+def parent_run(registry: "Registry", search: "Search", fingerprint: str) -> Iterator[str]:
+    """The MLflow run around all trials of the study, that of the last call where there was one; its id."""
+    from models.registry import git_commit
+
+    left = search.take_up()
+    if left:
+        log.info("queued %d trials again that were under way when the last call was killed", left)
+    run_id: str | None = search.noted("run")
+    if run_id is None or not registry.reopen_run(run_id):
+        tags = {"dataset": fingerprint, "study": search.title, **git_commit(), **prefect_run()}
+        run_id = registry.open_run(f"sweep {search.name}", tags)
+        search.note("run", run_id)
+    try:
+        yield run_id
+    except BaseException as error:  # an interrupt, too
+        registry.close_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {})
+        raise
+    registry.close_run(run_id, "FINISHED", {})
+
+
+def publish(search: "Search", images: int) -> None:
+    """The best five trials, in lines and on the page of the Prefect run; `images` is the number of validation images."""
+    from models.search import describe
+
+    standings = search.standings()
+    log.info("%d trials so far, %d of them to their end", search.begun(), len(standings))
+    table = "| trial | validation accuracy | seconds | recipe |\n|---|---|---|---|\n"
+    for one in standings[:BEST]:
+        accuracy = shares.of(round(one.accuracy * images), images)
+        log.info("  trial %d: %s %s", one.number, accuracy, describe(one.recipe))
+        table += f"| {one.number} | {accuracy} | {one.seconds:.1f} | {describe(one.recipe)} |\n"
+    create_markdown_artifact(f"# {search.title}\n\n{table}", key="sweep", description=f"sweep {search.name}")
+
+
+def register_best(search: "Search", fingerprint: str, parent: str, registry: "Registry") -> str:
+    """The version of the best recipe, trained now unless it has one already, with the alias `challenger`."""
+    from models import champion
+
+    standings = search.standings()
+    if not standings:
+        raise NothingFinished(
+            f"no trial of {search.name!r} came to its end; its recipes are queued: "
+            f"go on with `digits sweep --name {search.name}` and more minutes"
+        )
+    best = standings[0]
+    version = registry.trained_before(fingerprint, best.recipe)
+    if version is None:
+        version = train_on(fingerprint, best.recipe, {"mlflow.parentRunId": parent, "trial": str(best.number)})
+    if version != champion.version(registry.uri):
+        registry.point("challenger", version)
+    return version
