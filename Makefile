@@ -10,12 +10,12 @@ help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
 .uv/bin/uv:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "digits needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv .uv
-	.uv/bin/pip install --quiet uv
+	.uv/bin/pip install --quiet --disable-pip-version-check uv
 
 setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)  ## install everything into .venv, as uv.lock says; compiled once here, not at each start
+	@$(UV) python find --quiet >/dev/null 2>&1 || \
+		echo "No Python 3.11 or 3.12 is here ($(PYTHON) is $$($(PYTHON) -V 2>&1)): install one, unless uv can fetch it now."
 	@$(UV) sync --quiet --locked --compile-bytecode
 
 up: setup  ## start the platform: train a first champion, serve it, print the addresses
