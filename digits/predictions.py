@@ -29,10 +29,12 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Table,
+    and_,
     delete,
     func,
     insert,
     select,
+    true,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -44,6 +46,7 @@ log = logging.getLogger("digits.predictions")
 
 Row = dict[str, Any]
 T = TypeVar("T")
+AUDITOR = "audit"  # the source of feedback from those who label the audit sample, all of it
 
 
 predictions = Table(
@@ -92,6 +95,7 @@ class Window:
     digits: Labels  # (n,), what was answered
     probabilities: NDArray[np.float32]  # (n, 10)
     labels: NDArray[np.int8]  # (n,), the true digit where feedback told it, else -1
+    audited: NDArray[np.bool_]  # (n,), whether the label belongs to the audit sample
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -153,7 +157,7 @@ def read_window(
     Raises ValueError when a record does not hold an image and ten probabilities.
     """
     chosen = (
-        _with_labels()
+        with_labels()
         .where(predictions.c.at >= since, predictions.c.role == role)
         .order_by(predictions.c.at.desc(), predictions.c.id.desc())
     )
@@ -167,26 +171,52 @@ def read_window(
         ids=[row.id for row in rows],
         at=[row.at for row in rows],
         versions=[row.version for row in rows],
-        images=_stack(rows, "image", np.uint8, SIZE * SIZE).reshape(-1, SIZE, SIZE),
+        images=stack(rows, "image", np.uint8, SIZE * SIZE).reshape(-1, SIZE, SIZE),
         digits=np.array([row.digit for row in rows], np.uint8),
-        probabilities=_stack(rows, "probabilities", np.float32, 10),
+        probabilities=stack(rows, "probabilities", np.float32, 10),
         labels=np.array([_label(row) for row in rows], np.int8),
+        audited=np.array([row.audited for row in rows], np.bool_),
     )
 
 
-def _with_labels() -> Select[Any]:
-    """Every prediction with the last word that feedback had on it."""
-    last = select(func.max(feedback.c.sequence).label("sequence")).group_by(feedback.c.prediction_id).subquery()
-    words = select(feedback).join(last, feedback.c.sequence == last.c.sequence).subquery()
-    joined = predictions.outerjoin(words, predictions.c.id == words.c.prediction_id)
-    return select(predictions, words.c.digit.label("label")).select_from(joined)
+def versions_between(engine: Engine, since: datetime, until: datetime) -> list[str]:
+    """The versions that answered from `since` up to but not including `until`, as champions."""
+    chosen = select(predictions.c.version).distinct().where(predictions.c.at >= since, predictions.c.at < until)
+    with engine.connect() as connection:
+        return sorted(connection.scalars(chosen.where(predictions.c.role == "champion")))
+
+
+def with_labels() -> Select[Any]:
+    """Every prediction with the last word that feedback had on it; the word of an auditor counts more than later ones.
+
+    `audited` says that the answer was drawn for the audit sample and an auditor labelled it: what others say of a drawn answer
+    is said because they chose to, and would make a sample of complaints out of the audit.
+    """
+    said, checked = (
+        select(feedback)
+        .where(
+            feedback.c.sequence.in_(select(func.max(feedback.c.sequence)).where(who).group_by(feedback.c.prediction_id))
+        )
+        .subquery(name)
+        for name, who in (("said", true()), ("checked", feedback.c.source == AUDITOR))
+    )
+    joined = predictions.outerjoin(said, predictions.c.id == said.c.prediction_id)
+    joined = joined.outerjoin(checked, predictions.c.id == checked.c.prediction_id)
+    return select(
+        predictions,
+        func.coalesce(checked.c.digit, said.c.digit).label("label"),
+        func.coalesce(checked.c.sequence, said.c.sequence).label("sequence"),
+        func.coalesce(checked.c.source, said.c.source).label("source"),
+        and_(predictions.c.audit, checked.c.digit.is_not(None)).label("audited"),
+    ).select_from(joined)
 
 
 def _label(row: Any) -> int:
     return -1 if row.label is None else int(row.label)
 
 
-def _stack(rows: Sequence[Any], column: str, dtype: type[Any], length: int) -> NDArray[Any]:
+def stack(rows: Sequence[Any], column: str, dtype: type[Any], length: int) -> NDArray[Any]:
+    """A column of blobs as an array (n, length); raises ValueError for one of another size."""
     size = np.dtype(dtype).itemsize * length
     contents = [getattr(row, column) for row in rows]
     for row, content in zip(rows, contents, strict=True):
@@ -198,11 +228,11 @@ def _stack(rows: Sequence[Any], column: str, dtype: type[Any], length: int) -> N
 def find(engine: Engine, id: str) -> Prediction:
     """The answer with this id; raises UnknownPrediction when there is none."""
     with engine.connect() as connection:
-        row = connection.execute(_with_labels().where(predictions.c.id == id)).one_or_none()
+        row = connection.execute(with_labels().where(predictions.c.id == id)).one_or_none()
     if row is None:
         raise UnknownPrediction(f'no prediction has the id "{id[:40]}"; send the id of an answer')
-    probabilities = _stack([row], "probabilities", np.float32, 10)[0]
-    image = _stack([row], "image", np.uint8, SIZE * SIZE).reshape(SIZE, SIZE)
+    probabilities = stack([row], "probabilities", np.float32, 10)[0]
+    image = stack([row], "image", np.uint8, SIZE * SIZE).reshape(SIZE, SIZE)
     return Prediction(
         row.id, row.at, row.version, row.digit, probabilities, image, row.route, row.role, row.audit, _label(row)
     )

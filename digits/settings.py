@@ -64,6 +64,17 @@ class Settings(BaseSettings):
     )
     recipe: str = Field("compact", description="Recipe of the scheduled retraining.")
     gate: dict[str, float] = Field({}, description='Policy of the gate where it differs, like {"minimum_gain": 0.005}.')
+    feedback: dict[str, float] = Field(
+        {}, description='Policy of what is learned from feedback where it differs, like {"hold_out": 0.5}.'
+    )
+    retrain_labels: int = Field(200, ge=1, description="So many new labels start a retraining.")
+    retrain_cooldown_hours: float = Field(
+        12.0, ge=0, description="Time after a retraining in which neither drift nor new labels start another."
+    )
+    alert_url: str | None = Field(
+        None, repr=False, description="Webhook that is told of drift, lost accuracy and failed retrainings, as JSON."
+    )
+    alert_cooldown_hours: float = Field(12.0, ge=0, description="Time in which the same alert is not sent again.")
     watch_seconds: float = Field(2.0, gt=0, description="How often the service looks whether the champion changed.")
 
     service_workers: int = Field(1, ge=1, description="Processes that answer requests.")
@@ -76,7 +87,7 @@ class Settings(BaseSettings):
     audit_share: float = Field(
         0.02, ge=0, le=1, description="Share of the logged answers drawn at random for labelling."
     )
-    keep_days: float = Field(90, gt=0, description="How long answers stay in the prediction log.")
+    keep_days: float = Field(90, gt=0, description="How long answers stay in the prediction log, and reports on disk.")
 
     @property
     def local_host(self) -> str:

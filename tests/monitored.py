@@ -68,7 +68,9 @@ def held_out() -> tuple[Images, Labels]:
     return images[parts()[2]], labels[parts()[2]]
 
 
-def window(images: Images, labels: NDArray[np.integer] | None = None) -> Window:
+def window(
+    images: Images, labels: NDArray[np.integer] | None = None, audited: NDArray[np.bool_] | None = None
+) -> Window:
     """These images as answered traffic, one a second."""
     count = len(images)
     probabilities = answer(images)
@@ -80,4 +82,5 @@ def window(images: Images, labels: NDArray[np.integer] | None = None) -> Window:
         digits=probabilities.argmax(axis=1).astype(np.uint8),
         probabilities=probabilities,
         labels=np.full(count, -1, np.int8) if labels is None else labels.astype(np.int8),
+        audited=np.zeros(count, np.bool_) if audited is None else audited,
     )
