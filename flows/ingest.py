@@ -5,13 +5,13 @@ import logging
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from digits import datasets, inbox, sources
-from digits.inbox import Taken
+from digits import database, datasets, feedback, inbox, sources
+from digits.datasets import Split
 from digits.settings import Settings, settings
 
 log = logging.getLogger("digits.ingest")
 
-VALIDATION_SHARE = 0.1  # of the images that the inbox brings
+VALIDATION_SHARE = 0.1  # of the images that the inbox and feedback bring
 
 
 @flow(name="ingest")
@@ -22,20 +22,23 @@ def ingest(data: str = "mnist") -> str:
 
 @task(cache_policy=NO_CACHE)
 def start_from(data: str, where: Settings) -> str:
-    """The source and all that the inbox ever brought, as the data set that retraining starts from; its fingerprint."""
-    fingerprint = extended(store.fn(data, where), inbox.read_inbox(where.inbox / "taken"), where)
+    """The source and all that inbox and feedback ever brought, as the data set that retraining starts from; its fingerprint."""
+    fingerprint = store.fn(data, where)
+    before = inbox.read_inbox(where.inbox / "taken")
+    fingerprint = extended(fingerprint, before.labelled, ", ".join(before.names), where)
+    fingerprint = extended(fingerprint, feedback.training(database.connect(where.database_url)), "feedback", where)
     datasets.set_current(where.datasets, fingerprint)
     return fingerprint
 
 
-def extended(fingerprint: str, taken: Taken, where: Settings) -> str:
-    """The stored data set with labelled images of the inbox in its training part; its fingerprint."""
-    if taken.labelled is None:
+def extended(fingerprint: str, labelled: Split | None, source: str, where: Settings) -> str:
+    """The stored data set with more labelled images in its training part; its fingerprint."""
+    if labelled is None:
         return fingerprint
     before = datasets.load(where.datasets, fingerprint)
-    after = datasets.extend(before, taken.labelled, validation_fraction=VALIDATION_SHARE, seed=0)
+    after = datasets.extend(before, labelled, validation_fraction=VALIDATION_SHARE, seed=0)
     added = len(after.train) + len(after.validation) - len(before.train) - len(before.validation)
-    log.info("took in %d labelled images, %d of them new, from %s", len(taken.labelled), added, ", ".join(taken.names))
+    log.info("took in %d labelled images, %d of them new, from %s", len(labelled), added, source)
     return datasets.save(after, where.datasets).name
 
 

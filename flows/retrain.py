@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
@@ -10,8 +11,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 
-from digits import database, datasets, inbox
+from digits import alerts, database, datasets, feedback, inbox, marks
+from digits.alerts import Alert
 from digits.settings import Settings, settings
+from flows import reap
 from flows.ingest import extended, start_from
 from flows.train import train_on
 from models import gate, recipes
@@ -22,6 +25,7 @@ log = logging.getLogger("digits.retrain")
 
 LIMIT = "digits-retrain"
 LEASE_SECONDS = 60  # the shortest that Prefect gives; after it, the slot of a killed retraining is free again
+RETRAINED = "retrained"  # the mark of the last retraining's end
 
 
 class Busy(RuntimeError):
@@ -29,23 +33,57 @@ class Busy(RuntimeError):
 
 
 @flow(name="retrain")
-def retrain(recipe: str | None = None, data: str | None = None, seed: int = 0) -> str:
+def retrain(
+    recipe: str | None = None, data: str | None = None, seed: int = 0, reason: str = "by hand", cooldown: bool = False
+) -> str:
     """Take in new data, train a candidate, and promote it or say why not; the decision in a sentence.
 
-    The recipe is the setting `DIGITS_RECIPE` and the data set the current one unless given.
+    The recipe is the setting `DIGITS_RECIPE` and the data set the current one unless given. With `cooldown`, as for events,
+    nothing is done for a while after the last retraining.
     """
     where = settings()
-    with one_at_a_time():
+    with one_at_a_time(), alarmed(where):
+        if cooldown and (rest := resting(where)):
+            return rest
+        reap.tag(reason)
+        clear_up(where)
         chosen = recipes.find(recipe or where.recipe).model_copy(update={"seed": seed})
         fingerprint = gather(data, where)
         version = trained_before(fingerprint, chosen, where)
         if version is None:
-            version = train_on(fingerprint, chosen)
+            version = train_on(fingerprint, chosen, {"reason": reason})
         else:
             log.info("nothing new to learn: digits v%s has the same data, recipe, code and libraries", version)
         verdict = judge(version, fingerprint, chosen.floor, where)
         act(version, verdict, where)
+        marks.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
     return f"digits v{version}: {verdict.sentence}"
+
+
+def resting(where: Settings) -> str | None:
+    """Why an event starts nothing yet; None when enough time has passed since the last retraining."""
+    last = marks.at(database.connect(where.database_url), RETRAINED)
+    again = last and last + timedelta(hours=where.retrain_cooldown_hours)
+    if again is None or datetime.now(UTC) >= again:
+        return None
+    sentence = (
+        f"the last retraining ended at {last:%Y-%m-%d %H:%M} UTC, events start the next from {again:%Y-%m-%d %H:%M} on"
+    )
+    log.info("%s", sentence)
+    return sentence
+
+
+@contextmanager
+def alarmed(where: Settings) -> Iterator[None]:
+    """Tell the webhook of an error on the way, and pass it on."""
+    try:
+        yield
+    except Exception as error:
+        log.error("the retraining failed: %s", error)
+        alert = Alert("retraining failed", type(error).__name__, f"The retraining failed: {error}")
+        engine = database.connect(where.database_url)
+        alerts.send(where.alert_url, engine, alert, timedelta(hours=where.alert_cooldown_hours))
+        raise
 
 
 @contextmanager
@@ -64,15 +102,34 @@ def one_at_a_time() -> Iterator[None]:
 
 
 @task(cache_policy=NO_CACHE)
-def gather(data: str | None, where: Settings) -> str:
-    """The fingerprint of the data to train on: the given source or the current data set, and what lies in the inbox.
+def clear_up(where: Settings) -> None:
+    """Mend what a retraining left that died: runs that look as if they went on, and a promotion without its record."""
+    from models import promotion
+    from models.registry import Registry
 
-    Files leave the inbox last: whatever dies before is done again by the next retraining, to the same end.
+    registry = Registry(where.mlflow_tracking_uri)
+    reap.dead_runs(registry, timedelta(seconds=LEASE_SECONDS))
+    promotion.mend(registry, database.connect(where.database_url))
+
+
+@task(cache_policy=NO_CACHE)
+def gather(data: str | None, where: Settings) -> str:
+    """The fingerprint of the data to train on: the given source or the current data set, what lies in the inbox, and feedback.
+
+    Files leave the inbox last, and labels once taken are read every time: whatever dies before is done again by the next
+    retraining, to the same end.
     """
+    engine = database.connect(where.database_url)
     current = datasets.current(where.datasets)
     fingerprint = start_from.fn(data or "mnist", where) if data or current is None else current
     taken = inbox.read_inbox(where.inbox)
-    fingerprint = extended(fingerprint, taken, where)
+    fingerprint = extended(fingerprint, taken.labelled, ", ".join(taken.names), where)
+    counts = feedback.take(engine, feedback.Policy.model_validate(where.feedback))
+    if counts:
+        log.info(
+            "took %d labels from feedback: %s", counts.total(), ", ".join(f"{n} {part}" for part, n in counts.items())
+        )
+    fingerprint = extended(fingerprint, feedback.training(engine), "feedback", where)
     datasets.set_current(where.datasets, fingerprint)
     inbox.mark_taken(taken, where.inbox)
     return fingerprint
@@ -88,8 +145,8 @@ def trained_before(fingerprint: str, recipe: Recipe, where: Settings) -> str | N
 
 @task(cache_policy=NO_CACHE)
 def judge(version: str, fingerprint: str, floor: float, where: Settings) -> Verdict:
-    """Candidate against champion on the test images of the candidate's data set."""
-    from models import contest  # ONNX Runtime and scikit-learn
+    """Candidate against champion on the test images of the candidate's data set, and on labelled traffic."""
+    from models import contest, promotion  # ONNX Runtime and scikit-learn
     from models.champion import version as champion_version
     from models.registry import Registry
 
@@ -102,23 +159,27 @@ def judge(version: str, fingerprint: str, floor: float, where: Settings) -> Verd
         verdict = gate.judge_first(candidate.accuracy(test), floor, candidate.facts(test), policy)
     else:
         champion = contest.Contestant.fetch(where.mlflow_tracking_uri, current, where.champions)
-        samples = [contest.sample("test images", test, candidate, champion)]
+        engine = database.connect(where.database_url)
+        traffic, record = feedback.hold_out(engine), feedback.shadow_record(engine, current, version)
+        samples = contest.samples(test, traffic, record, candidate, champion, policy)
         verdict = gate.judge(samples, candidate.facts(test), champion.facts(test), policy)
-    registry.tag_version(version, {"gate": verdict.decision, "gate_reasons": "; ".join(verdict.reasons)})
+    promotion.note(registry, version, verdict)
     return verdict
 
 
 @task(cache_policy=NO_CACHE)
 def act(version: str, verdict: Verdict, where: Settings) -> None:
-    """Promote, or leave the champion where it is; the verdict on the page of the Prefect run."""
+    """Promote, or leave the champion where it is, undecided candidates in its shadow; the verdict on the Prefect run's page."""
     from models import promotion
     from models.registry import Registry
 
     _publish(version, verdict)
+    registry = Registry(where.mlflow_tracking_uri)
     if verdict.decision != "promote":
         log.info("digits v%s: %s", version, verdict.sentence)
+        if verdict.decision == promotion.UNDECIDED:
+            promotion.shadow(registry, version)
     else:
-        registry = Registry(where.mlflow_tracking_uri)
         engine = database.connect(where.database_url)
         promotion.promote(registry, engine, version, "; ".join(verdict.reasons), where.champions, verdict.evidence)
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digits.datasets import Split, digests
+from digits.feedback import Record
 from digits.images import Images, Labels
 from models import champion, evaluation, gate
 from models.champion import Champion
@@ -64,3 +65,36 @@ class Contestant:
 def sample(name: str, split: Split, candidate: Contestant, champion: Contestant) -> gate.Sample:
     """Both on the same images."""
     return gate.Sample(name, split.labels, candidate.digits(split.images), champion.digits(split.images))
+
+
+def samples(
+    test: Split,
+    traffic: Split | None,
+    record: Record | None,
+    candidate: Contestant,
+    champion: Contestant,
+    policy: gate.Policy,
+) -> list[gate.Sample]:
+    """The test images, and where there are enough of them the labelled traffic held out and the candidate's shadow record.
+
+    Traffic that one of the two trained on (it may have come through the inbox too) is left out.
+    """
+    found = [sample("test images", test, candidate, champion)]
+    if traffic is not None:
+        fresh = _untrained(traffic.images, candidate, champion)
+        if fresh.sum() >= policy.smallest_sample:
+            found.append(
+                sample("new traffic", Split(traffic.images[fresh], traffic.labels[fresh]), candidate, champion)
+            )
+    if record is not None:
+        fresh = _untrained(record.images, candidate, champion)
+        if fresh.sum() >= policy.smallest_sample:
+            answers = (record.labels[fresh], record.challenger[fresh], record.champion[fresh])
+            found.append(gate.Sample("shadow record", *answers))
+    return found
+
+
+def _untrained(images: Images, *contestants: Contestant) -> NDArray[np.bool_]:
+    """Which images neither trained on, (n,)."""
+    known = np.concatenate([contestant.trained_on for contestant in contestants])
+    return ~np.isin(digests(images), known)

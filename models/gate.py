@@ -19,6 +19,7 @@ class Policy(BaseModel):
     allowed_loss: float = Field(0.002, ge=0, le=1, description="Loss of accuracy from which on evidence of it is harm.")
     digit_loss: float = Field(0.02, ge=0, le=1, description="Loss of one digit's recall from which on it is harm.")
     corruption_loss: float = Field(0.02, ge=0, le=1, description="Loss of accuracy on corrupted images that is harm.")
+    smallest_sample: int = Field(50, ge=1, description="Fewer images than these beside the test images do not judge.")
     largest_bytes: int = Field(50_000_000, gt=0, description="Largest model file that may be served.")
     slowest_milliseconds: float = Field(20.0, gt=0, description="Longest median time for one image that may be served.")
 

@@ -1,5 +1,6 @@
-"""Changing the champion: load-checked first, one alias moved, recorded in the ledger."""
+"""Changing the champion: load-checked first, one alias moved, recorded in the ledger; and who answers in its shadow."""
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 from sqlalchemy import Engine
 
 from digits import ledger
-from models import champion
+from models import champion, gate
 from models.registry import Registry
 
 log = logging.getLogger("digits.promotion")
+
+UNDECIDED = "not enough evidence"
 
 
 def promote(
@@ -49,3 +52,37 @@ def roll_back(registry: Registry, engine: Engine, why: str, cache: Path) -> str:
         )
     promote(registry, engine, previous, why, cache, action="rollback")
     return previous
+
+
+def note(registry: Registry, version: str, verdict: gate.Verdict) -> None:
+    """The gate's verdict with its evidence, kept beside the version."""
+    evidence = json.dumps(verdict.evidence)
+    tags = {"gate": verdict.decision, "gate_reasons": "; ".join(verdict.reasons), "gate_evidence": evidence}
+    registry.tag_version(version, tags)
+
+
+def mend(registry: Registry, engine: Engine) -> None:
+    """Record the promotion whose process died between moving the alias and writing the ledger."""
+    current = champion.version(registry.uri)
+    book = ledger.entries(engine)
+    last = book[-1].to_version if book else None
+    if current is None or current == last:
+        return
+    tags = registry.version_tags(current)
+    evidence = json.loads(tags.get("gate_evidence", "{}"))
+    why = tags.get("gate_reasons", "found as champion: whoever promoted it did not get to say why")
+    ledger.append(engine, "promotion", last, current, why, evidence)
+    log.warning("digits v%s was made the champion by a process that died; the ledger has it now", current)
+
+
+def shadow(registry: Registry, version: str) -> None:
+    """Let a version that the gate cannot decide on answer in the champion's shadow, where labelled traffic may tell.
+
+    It takes the place of an older undecided one; a challenger that came by another way, like the best of a sweep, stays.
+    """
+    current, sitting = champion.version(registry.uri), champion.version(registry.uri, "challenger")
+    if version in (current, sitting):
+        return
+    if sitting in (None, current) or registry.version_tags(sitting).get("gate") == UNDECIDED:
+        registry.point("challenger", version)
+        log.info("digits v%s answers in the shadow of the champion (before: %s)", version, sitting and f"v{sitting}")

@@ -189,6 +189,15 @@ class Registry:
         for name, value in tags.items():
             self.client.set_model_version_tag(NAME, version, name, value)
 
+    def version_tags(self, version: str) -> dict[str, str]:
+        """What `tag_version` kept, and more."""
+        return dict(self.client.get_model_version(NAME, version).tags)
+
+    def open_runs(self) -> dict[str, dict[str, str]]:
+        """The tags of each run that has not ended, by its id."""
+        found = self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'", max_results=1000)
+        return {run.info.run_id: dict(run.data.tags) for run in found}
+
     def trained_before(self, fingerprint: str, recipe: Recipe) -> str | None:
         """The newest version with the same data, recipe, code and libraries, whose weights would come out again."""
         wanted = inputs(fingerprint, recipe)

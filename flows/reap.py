@@ -1,0 +1,69 @@
+"""Runs in Prefect and MLflow that a dead process left open: they are marked as what they are, so that histories stay true."""
+
+import logging
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState
+from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+from prefect.states import Crashed
+
+if TYPE_CHECKING:  # MLflow takes 4 s
+    from models.registry import Registry
+
+log = logging.getLogger("digits.reap")
+
+OPEN = [StateType.RUNNING, StateType.CANCELLING]
+
+
+def tag(reason: str) -> None:
+    """Why the current flow run was started, as a tag that the Prefect UI shows: the words before the first colon."""
+    if flow_run.id is None:
+        return
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(flow_run.id), tags={*flow_run.tags, reason.split(":")[0]})
+
+
+def dead_runs(registry: "Registry", lease: timedelta) -> None:
+    """Close what other retrainings left open; to be called by the one that holds the only slot.
+
+    Whoever holds the slot knows that every older retraining is dead, though one that is just about to be refused the slot
+    is not: it started within the lease. An MLflow run is dead when its Prefect run has ended.
+    """
+    with get_client(sync_client=True) as client:
+        for run in _open_retrainings(client):
+            started = run.start_time or datetime.now(UTC)
+            if str(run.id) != flow_run.id and datetime.now(UTC) - started > lease:
+                client.set_flow_run_state(run.id, Crashed(message="its process died"), force=True)
+                log.warning(
+                    "the retraining %s of %s died; it is marked as crashed", run.name, f"{started:%Y-%m-%d %H:%M}"
+                )
+        for run_id, tags in registry.open_runs().items():
+            if _is_over(client, tags.get("prefect_run", "")):
+                registry.close_run(run_id, "FAILED", {"reaped": "its process died"})
+                log.warning("the training %s died; its MLflow run is marked as failed", run_id[:8])
+
+
+def _open_retrainings(client: SyncPrefectClient) -> list[FlowRun]:
+    return client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=["retrain"])),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=StateTypes(any_=OPEN))),
+    )
+
+
+def _is_over(client: SyncPrefectClient, link: str) -> bool:
+    """Whether the flow run that an MLflow run points to has ended; one that points nowhere may be anybody's."""
+    ids = re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", link)
+    if not ids:
+        return False
+    try:
+        state = client.read_flow_run(UUID(ids[-1])).state
+    except ObjectNotFound:
+        return False  # another Prefect server's
+    return state is not None and state.is_final()

@@ -1,0 +1,85 @@
+"""Alerts reach a webhook once, come again after the cooldown, and never break who raises them."""
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import find_free_port
+from sqlalchemy import Engine
+
+from digits import alerts, database
+from digits.alerts import Alert
+
+DAY = timedelta(days=1)
+DRIFT = Alert("drift", "digits v3: shift", "Shifted 2.0 px right.", {"severity": "strong"})
+
+
+class Webhook:
+    """A real one, which keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.status, self.received = 200, list[Any]()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                webhook.received.append((self.headers["Content-Type"], json.loads(body)))
+                self.send_response(webhook.status)
+                self.end_headers()
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                """Quiet."""
+
+        webhook = self
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/alerts"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+
+@pytest.fixture
+def webhook() -> Iterator[Webhook]:
+    webhook = Webhook()
+    yield webhook
+    webhook.server.shutdown()
+    webhook.server.server_close()
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return database.connect(f"sqlite:///{tmp_path}/digits.db")
+
+
+def test_an_alert_arrives_as_json_with_its_details(webhook: Webhook, engine: Engine) -> None:
+    assert alerts.send(webhook.url, engine, DRIFT, DAY)
+    ((kind, body),) = webhook.received
+    assert kind == "application/json"
+    assert (body["event"], body["words"], body["severity"]) == ("drift", "Shifted 2.0 px right.", "strong")
+    assert body["at"].endswith("+00:00")
+
+
+def test_the_same_alert_is_sent_once_until_the_cooldown_is_over(webhook: Webhook, engine: Engine) -> None:
+    other = Alert("drift", "digits v3: blur", "Blurred.")
+    sent = [alerts.send(webhook.url, engine, alert, DAY) for alert in (DRIFT, DRIFT, other, other)]
+    assert sent == [True, False, True, False]
+    assert alerts.send(webhook.url, engine, DRIFT, timedelta(0))
+    assert len(webhook.received) == 3
+
+
+def test_what_did_not_arrive_is_sent_again(webhook: Webhook, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    webhook.status = 503
+    assert not alerts.send(webhook.url, engine, DRIFT, DAY)
+    assert "503" in caplog.text and DRIFT.words in caplog.text
+    assert not alerts.send(f"http://127.0.0.1:{find_free_port()}", engine, DRIFT, DAY)
+    assert not alerts.send("no address", engine, DRIFT, DAY)
+    webhook.status = 204
+    assert alerts.send(webhook.url, engine, DRIFT, DAY)
+
+
+def test_without_a_webhook_nothing_is_sent_or_noted(webhook: Webhook, engine: Engine) -> None:
+    assert not alerts.send(None, engine, DRIFT, DAY)
+    assert alerts.send(webhook.url, engine, DRIFT, DAY)
