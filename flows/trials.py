@@ -95,7 +95,7 @@ def cluster(given: str | None, workers: int | None) -> Iterator[str]:
             n_workers=workers or fitting,
             threads_per_worker=1,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,
             silence_logs=logging.CRITICAL,
         )
