@@ -179,6 +179,13 @@ def read_window(
     )
 
 
+def count(engine: Engine, since: datetime, version: str) -> int:
+    """How many answers the version gave as champion since then."""
+    chosen = select(func.count()).where(predictions.c.at >= since, predictions.c.version == version)
+    with engine.connect() as connection:
+        return connection.scalar(chosen.where(predictions.c.role == "champion")) or 0
+
+
 def versions_between(engine: Engine, since: datetime, until: datetime) -> list[str]:
     """The versions that answered from `since` up to but not including `until`, as champions."""
     chosen = select(predictions.c.version).distinct().where(predictions.c.at >= since, predictions.c.at < until)

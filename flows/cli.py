@@ -298,12 +298,46 @@ def score(
 
 
 @app.command()
-def monitor(since: Annotated[str, typer.Option(help="How far back to look: 30m, 24h, 7d.")] = "24h") -> None:
+def monitor(
+    since: Annotated[
+        str, typer.Option(help="How far back to look: 30m, 24h, 7d; of past windows, how long each is.")
+    ] = "24h",
+    begin: Annotated[
+        str | None, typer.Option("--from", help="Compute past windows again, from this day (UTC) …")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="… up to this one.")] = None,
+    power: Annotated[bool, typer.Option("--power", help="What the detector would catch at the window's size.")] = False,
+) -> None:
     """Report drift and accuracy of the latest answers against what the champion was trained on."""
+    if power:
+        _print_power(since)
+        return
+    if (begin is None) != (end is None):
+        raise ValueError("--from and --to go together")
     with _flows():
-        from flows.monitor import monitor
+        if begin and end:
+            from flows.backfill import backfill
 
-        monitor(since)
+            backfill(begin, end, since)
+        else:
+            from flows.monitor import monitor
+
+            monitor(since)
+
+
+def _print_power(since: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from flows.power import measure
+
+    count, found = measure(since, settings())
+    table = Table("change", "strength", "caught", "windows", box=None, pad_edge=False)
+    for one in found:
+        change = "none: false alarms" if one.change == "none" else one.change
+        table.add_row(change, one.strength, f"{one.share:.1%}", str(one.windows))
+    print(f"windows of {count} answers")
+    Console().print(table)
 
 
 def _registry(where: Settings) -> Any:

@@ -24,38 +24,40 @@ class Accuracy(BaseModel):
     count: int  # predictions
     expected: Share  # of the version on its held-out reference
     labelled: Share | None  # of the labelled predictions; None without labels
+    audited: Share | None  # of those that were drawn at random to be labelled; None without any
     per_digit: dict[int, Share]  # by true digit, those that have labels
     mean_confidence: float | None  # over all predictions; None when there are none
     estimate: float | None  # without labels, from calibrated confidence, over all predictions
-    estimate_error: float | None  # the same estimate of the labelled predictions alone, minus their accuracy
+    estimate_error: float | None  # the same estimate of the predictions judged by alone, minus their accuracy
 
 
 def assess(reference: Reference, window: Window, minimum_labels: int = 50) -> Accuracy:
     """The window's accuracy against the version's own on held-out images.
 
     *Worse* when the 95 % interval of the difference lies below 0 (Newcombe, Statist. Med. 17, 1998, method 10: made of the two Wilson
-    intervals); with fewer labels than `minimum_labels` nothing is claimed. Labels that people send are mostly complaints: pass the
-    predictions of a random sample to learn the accuracy of all of them.
+    intervals); with fewer labels than `minimum_labels` nothing is claimed. Labels that people send are mostly complaints, so the
+    audit sample judges as soon as it has that many.
     """
     expected = _share(reference.probabilities.argmax(axis=1) == reference.labels)
     known = window.labels >= 0
-    right = (window.digits == window.labels)[known]
-    labels = window.labels[known]
-    labelled = _share(right) if right.size else None
+    judged = window.audited if window.audited.sum() >= minimum_labels else known
+    right = window.digits == window.labels
     confident = window.probabilities.max(axis=1) if len(window) else np.zeros(0, dtype=np.float32)
     honest = _calibrated(reference, confident)
-    verdict = _verdict(expected, labelled, minimum_labels)
-    return Accuracy(
-        verdict=verdict,
-        words=_words(verdict, expected, labelled, minimum_labels),
+    judging = _share(right[judged]) if judged.any() else None
+    found = Accuracy(
+        verdict=_verdict(expected, judging, minimum_labels),
+        words="",
         count=len(window),
         expected=expected,
-        labelled=labelled,
-        per_digit={int(digit): _share(right[labels == digit]) for digit in np.unique(labels)},
+        labelled=_share(right[known]) if known.any() else None,
+        audited=_share(right[window.audited]) if window.audited.any() else None,
+        per_digit={int(digit): _share(right[window.labels == digit]) for digit in np.unique(window.labels[known])},
         mean_confidence=float(confident.mean()) if len(window) else None,
         estimate=float(honest.mean()) if len(window) else None,
-        estimate_error=float(honest[known].mean()) - labelled.value if labelled else None,
+        estimate_error=float(honest[judged].mean()) - judging.value if judging else None,
     )
+    return found.model_copy(update={"words": _words(found, judging, minimum_labels)})
 
 
 def _share(right: NDArray[np.bool_]) -> Share:
@@ -86,10 +88,14 @@ def _verdict(
     return "worse" if labelled.value - expected.value + highest < 0 else "as expected"
 
 
-def _words(verdict: str, expected: Share, labelled: Share | None, minimum_labels: int) -> str:
-    known = f"the version had {expected.value:.2%} on {expected.count} held-out images"
-    if verdict == "not enough labels":
-        return f"Not enough labels: {labelled.count if labelled else 0} of at least {minimum_labels}; {known}."
-    assert labelled is not None
-    was = f"{labelled.value:.2%} ({labelled.low:.2%} to {labelled.high:.2%}) of {labelled.count} labelled predictions are right"
-    return f"{verdict.capitalize()}: {was}; {known}."
+def _words(found: Accuracy, judging: Share | None, minimum_labels: int) -> str:
+    known = f"the version had {found.expected.value:.2%} on {found.expected.count} held-out images"
+    estimate = "" if found.estimate is None else f" By its confidence alone {found.estimate:.2%} would be right"
+    if found.verdict == "not enough labels":
+        few = f"Not enough labels: {judging.count if judging else 0} of at least {minimum_labels}; {known}."
+        return f"{few}{estimate}." if estimate else few
+    assert judging is not None and found.estimate_error is not None
+    which = "audited" if judging == found.audited else "labelled"
+    was = f"{judging.value:.2%} ({judging.low:.2%} to {judging.high:.2%}) of {judging.count} {which} predictions are right"
+    more = "more" if found.estimate_error > 0 else "less"
+    return f"{found.verdict.capitalize()}: {was}; {known}.{estimate}, {100 * abs(found.estimate_error):.1f} points {more} than is true."

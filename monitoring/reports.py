@@ -1,11 +1,13 @@
 """What monitoring leaves behind: a verdict other programs read, Evidently's report for people, and its history as a dashboard."""
 
 import os
+import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from digits.images import Labels
 from digits.predictions import Window
 from digits.reference import Reference
-from monitoring import accuracy, drift
+from monitoring import accuracy, drift, pictures
 from monitoring.features import UNITS, Columns
 
 PROJECT = "digits"  # in the Evidently workspace
 REPORT = "report.html"
 VERDICT = "verdict.json"
+PICTURES = "pictures.png"
 
 _DISTANCE = "digits_distance"  # our scores under the names Evidently knows them by
 _SHARE_CHANGE = "digits_share_change"
 _CORRECT = "correct"  # 1 or 0 where feedback told the true digit
+_AUDITED = "audit_correct"  # the same where the label belongs to the audit sample
+_RUN = "workspace_run"  # the file that names the run of a folder
+_MOMENT = "%Y-%m-%dT%H-%M-%SZ"
 _DRIFTED = "drifted_share"  # of the columns: the same in every row, see _metrics
 
 
@@ -53,6 +58,7 @@ class Written:
 
     verdict: Path
     html: Path | None
+    pictures: Path | None
     run: str | None  # its id in the Evidently workspace
 
 
@@ -82,29 +88,98 @@ def _advice(found: drift.Drift, right: accuracy.Accuracy) -> tuple[str, ...]:
     return advice
 
 
+def folder_name(since: datetime, until: datetime, version: str) -> str:
+    """The name of a window's folder, UTC: the same window has the same one, and names sort by time."""
+    start, end = (f"{moment.astimezone(UTC):{_MOMENT}}" for moment in (since, until))
+    return f"{start}--{end}-v{version}"
+
+
 def write(folder: Path, workspace: Path, reference: Reference, window: Window, verdict: Verdict) -> Written:
-    """`verdict.json` and `report.html` in the folder, and the run in the workspace that the Evidently UI shows.
+    """`verdict.json`, `report.html` and `pictures.png` in the folder, and the run in the workspace that the Evidently UI shows.
 
     Written again for the same folder, the files and the run are replaced, so a window can be recomputed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, html, marker = folder / VERDICT, folder / REPORT, folder / "workspace_run"
-    _replace(path, verdict.model_dump_json(indent=2))
+    path, html, shown, marker = (folder / name for name in (VERDICT, REPORT, PICTURES, _RUN))
+    _replace(path, verdict.model_dump_json(indent=2).encode())
     if not verdict.drift.columns:
-        return Written(path, None, None)
+        return Written(path, None, None, None)
+    _replace(shown, pictures.render(reference.images, window.images, window.digits.tolist()))
     with _quiet():
         snapshot = _run(reference, window, verdict)
         snapshot.save_html(str(folder / f".{REPORT}"))
         os.replace(folder / f".{REPORT}", html)
         run = _add(workspace, snapshot, marker.read_text() if marker.exists() else None)
-    _replace(marker, run)
-    return Written(path, html, run)
+    _replace(marker, run.encode())
+    return Written(path, html, shown, run)
 
 
-def _replace(path: Path, text: str) -> None:
+def remove_old(reports: Path, workspace: Path, before: datetime) -> list[str]:
+    """Remove the reports on windows that ended before a moment, with their runs in the workspace; their names.
+
+    The run goes first: a folder that is still there leads to it once more. Folders with other names are left alone.
+    """
+    names = [path.name for path in sorted(reports.glob("*--*-v*")) if (end := _end_of(path.name)) and end < before]
+    runs = [reports / name / _RUN for name in names]
+    _forget({run.read_text() for run in runs if run.exists()}, workspace)
+    for name in names:
+        shutil.rmtree(reports / name)
+    return names
+
+
+def _end_of(name: str) -> datetime | None:
+    found = re.fullmatch(r".+--(.+)-v[^-]+", name)
+    try:
+        return datetime.strptime(found[1], _MOMENT).replace(tzinfo=UTC) if found else None
+    except ValueError:
+        return None
+
+
+def _forget(runs: set[str], workspace: Path) -> None:
+    if not runs:
+        return
+    with _quiet():
+        from evidently.ui.workspace import Workspace  # 3 to 8 s with its own imports
+
+        opened = Workspace.create(str(workspace))
+        for project in opened.search_project(PROJECT):
+            for run in opened.list_runs(project.id):
+                if str(run) in runs:
+                    opened.delete_run(project.id, run)
+
+
+def markdown(version: str, verdict: Verdict, written: Written, history: str) -> str:
+    """The verdict as a page: words, advice, accuracy, what drifted; `history` is the address of the Evidently UI."""
+    advice = "".join(f"- {sentence}\n" for sentence in verdict.advice)
+    rows = "".join(_row(column) for column in verdict.drift.columns if column.drifted)
+    table = (
+        f"| column | before | now | unit | distance | threshold |\n|---|---|---|---|---|---|\n{rows}" if rows else ""
+    )
+    links = f"[history in the Evidently UI]({history}), `{written.html or written.verdict}`"
+    right = _accuracies(verdict.accuracy)
+    parts = [f"# digits v{version}: {verdict.drift.verdict}", verdict.words, advice, right, table, links]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _row(column: drift.Column) -> str:
+    numbers = f"{column.before:.3g} | {column.now:.3g} | {column.unit} | {column.score:.3f} | {column.threshold:.3f}"
+    return f"| {column.name} | {numbers} |\n"
+
+
+def _accuracies(found: accuracy.Accuracy) -> str:
+    """What is known of the accuracy, one row each."""
+    shares = {"expected": found.expected, "labelled predictions": found.labelled, "audit sample": found.audited}
+    digits = {f"labelled {digit}s": share for digit, share in sorted(found.per_digit.items())}
+    rows = [f"| {name} | {share} | {share.count} |\n" for name, share in (shares | digits).items() if share]
+    if found.estimate is not None:
+        rows.append(f"| by confidence alone | {100 * found.estimate:.2f} % | {found.count} |\n")
+    return "| accuracy | share | of |\n|---|---|---|\n" + "".join(rows)
+
+
+def _replace(path: Path, content: bytes) -> None:
     """The file is the old one or the new one, never a half."""
     half = path.with_name(f".{path.name}")
-    half.write_text(text, encoding="utf-8")
+    half.write_bytes(content)
     os.replace(half, path)
 
 
@@ -131,23 +206,29 @@ def _run(reference: Reference, window: Window, verdict: Verdict) -> Any:
 
     before, now = drift.tables(reference, window)
     numeric = [name for name in before if name != drift.DIGIT]
-    definition = DataDefinition(numerical_columns=[*numeric, _CORRECT, _DRIFTED], categorical_columns=[drift.DIGIT])
-    frames = (
-        _frame(now, window.digits, window.labels, verdict.drift.drifted_share),
-        _frame(before, before[drift.DIGIT], reference.labels.astype(np.int8), 0.0),
+    definition = DataDefinition(
+        numerical_columns=[*numeric, _CORRECT, _AUDITED, _DRIFTED], categorical_columns=[drift.DIGIT]
     )
-    current, known = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
+    known = reference.labels.astype(np.int8)
+    frames = (
+        _frame(now, window.digits, window.labels, window.audited, verdict.drift.drifted_share),
+        _frame(before, before[drift.DIGIT], known, np.ones(len(known), np.bool_), 0.0),
+    )
+    current, then = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
     report = Report(_metrics(verdict), include_tests=True)
     metadata = {"versions": ", ".join(verdict.versions), "verdict": verdict.drift.verdict, "words": verdict.words}
-    return report.run(current, known, timestamp=verdict.until, metadata=metadata, tags=["monitor"])
+    return report.run(current, then, timestamp=verdict.until, metadata=metadata, tags=["monitor"])
 
 
-def _frame(columns: Columns, digits: NDArray[Any], labels: Labels | NDArray[np.int8], drifted_share: float) -> Any:
+def _frame(
+    columns: Columns, digits: NDArray[Any], labels: NDArray[np.int8], audited: NDArray[np.bool_], drifted_share: float
+) -> Any:
     import pandas as pd  # 1.4 s
 
     frame = pd.DataFrame(columns)
     frame[drift.DIGIT] = frame[drift.DIGIT].astype(int).astype(str)
     frame[_CORRECT] = np.where(labels >= 0, (digits == labels).astype(float), np.nan)
+    frame[_AUDITED] = np.where(audited, frame[_CORRECT], np.nan)
     frame[_DRIFTED] = drifted_share
     return frame
 
@@ -169,7 +250,7 @@ def _metrics(verdict: Verdict) -> list[Any]:
         per_column_threshold=limits,
         drift_share=0.5 / len(methods),
     )
-    known = [_CORRECT] if verdict.accuracy.labelled else []
+    known = [_CORRECT] * (verdict.accuracy.labelled is not None) + [_AUDITED] * (verdict.accuracy.audited is not None)
     means = [MeanValue(column=name, tests=[]) for name in [*known, *_SHOWN]]
     drifts = [ValueDrift(column=name, method=methods[name], threshold=limits[name]) for name in methods]
     return [count, RowCount(tests=[]), *drifts, *means]
@@ -225,6 +306,7 @@ def _project(opened: Any) -> Any:
     for title, name in (
         ("Share of columns that drifted", _DRIFTED),
         ("Accuracy on labelled predictions", _CORRECT),
+        ("Accuracy on the audit sample", _AUDITED),
         ("Mean confidence", drift.CONFIDENCE),
     ):
         project.dashboard.add_panel(panel(title, "MeanValue", {"column": name}), tab="Monitoring")

@@ -76,3 +76,27 @@ def test_once_labels_come_the_estimate_says_how_wrong_it_was() -> None:
     assert found.estimate is not None and found.labelled is not None and found.estimate_error is not None
     assert found.estimate_error == pytest.approx(found.estimate - found.labelled.value)
     assert found.estimate_error > 0.05
+
+
+def test_the_audit_sample_judges_though_complaints_say_otherwise() -> None:
+    """Complaints are about wrong answers; the sample drawn at random shows that all is well."""
+    images, labels = held_out()
+    right = window(images).digits == labels
+    drawn = np.arange(len(labels)) % 4 == 0
+    known = np.where(drawn | ~right, labels.astype(int), -1)
+    found = accuracy.assess(reference(), window(images, known, audited=drawn))
+    assert found.labelled is not None and found.audited is not None
+    assert found.audited.count == drawn.sum() and found.audited.right == right[drawn].sum()
+    assert found.labelled.value < found.audited.value
+    assert found.verdict == "as expected" and "audited" in found.words
+    complaints = accuracy.assess(reference(), window(images, known))
+    assert complaints.verdict == "worse" and complaints.audited is None
+
+
+def test_words_tell_how_honest_the_estimate_was() -> None:
+    images, labels = held_out()
+    found = accuracy.assess(reference(), window(changes.shift(images, 3), labels))
+    assert found.estimate is not None and found.estimate_error is not None and found.labelled is not None
+    assert found.estimate_error == pytest.approx(found.estimate - found.labelled.value)
+    assert f"{found.estimate:.2%}" in found.words
+    assert f"{100 * found.estimate_error:.1f} points more than is true" in found.words

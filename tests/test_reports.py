@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_the_dashboard_shows_each_number_once(home: Path, drifted: tuple[reports
     assert [tab["title"] for tab in dashboard["tabs"]] == ["Monitoring", "Images"]
     for tab in dashboard["tabs"]:
         assert len(set(tab["panels"])) == len(tab["panels"])
-    assert len(dashboard["panels"]) == 4 + 13
+    assert len(dashboard["panels"]) == 5 + 13
 
 
 def test_a_window_written_again_replaces_its_run(home: Path) -> None:
@@ -85,6 +86,7 @@ def test_a_window_written_again_replaces_its_run(home: Path) -> None:
     names = {path.stem for path in (home / "workspace").glob("*/snapshots/*.json")}
     assert len(names) == before + 1 and second.run in names and first.run not in names
     assert sorted(path.name for path in (home / "again").iterdir()) == [
+        reports.PICTURES,
         reports.REPORT,
         reports.VERDICT,
         "workspace_run",
@@ -95,7 +97,7 @@ def test_too_few_predictions_leave_a_verdict_and_no_report(home: Path) -> None:
     for count in (0, 40):
         verdict, files = written(home, f"few{count}", window(held_out()[0][:count]))
         assert verdict.drift.verdict == "not enough data" and verdict.count == count
-        assert (files.html, files.run) == (None, None)
+        assert (files.html, files.pictures, files.run) == (None, None, None)
         assert reports.Verdict.model_validate_json(files.verdict.read_text()) == verdict
 
 
@@ -105,6 +107,42 @@ def test_worse_accuracy_without_drift_has_advice_too() -> None:
     verdict = reports.judge(reference(), window(images[:300], wrong), QUICK)
     assert (verdict.drift.verdict, verdict.accuracy.verdict) == ("no drift", "worse")
     assert len(verdict.advice) == 1
+
+
+def test_folders_are_named_by_the_window_and_sort_by_time() -> None:
+    hour = timedelta(hours=1)
+    first = reports.folder_name(START, START + hour, "7")
+    assert first == "2026-01-05T08-00-00Z--2026-01-05T09-00-00Z-v7"
+    assert (
+        first < reports.folder_name(START, START + 2 * hour, "7") < reports.folder_name(START + hour, START + hour, "7")
+    )
+
+
+def test_old_reports_go_with_their_runs_and_nothing_else_does(tmp_path: Path) -> None:
+    ends = [START + timedelta(days=day) for day in range(3)]
+    names = [reports.folder_name(end - timedelta(days=1), end, "7") for end in ends]
+    for name in names:
+        written(tmp_path, name, window(held_out()[0][:120]))
+    (tmp_path / "notes").mkdir()
+    kept = (tmp_path / names[2] / "workspace_run").read_text()
+    assert reports.remove_old(tmp_path, tmp_path / "workspace", ends[2]) == names[:2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([names[2], "notes", "workspace"])
+    assert [path.stem for path in (tmp_path / "workspace").glob("*/snapshots/*.json")] == [kept]
+    assert reports.remove_old(tmp_path, tmp_path / "workspace", ends[2]) == []
+
+
+def test_the_page_says_what_drifted_and_what_is_known_of_the_accuracy(
+    drifted: tuple[reports.Verdict, reports.Written],
+) -> None:
+    verdict, files = drifted
+    page = reports.markdown("7", verdict, files, "http://127.0.0.1:8000")
+    assert page.startswith("# digits v7: drift\n\n" + verdict.words)
+    for column in verdict.drift.columns:
+        assert (f"| {column.name} |" in page) == column.drifted
+    assert f"| labelled predictions | {verdict.accuracy.labelled} | 300 |" in page
+    assert "audit sample" not in page
+    assert "(http://127.0.0.1:8000)" in page and str(files.html) in page
+    assert all(f"- {advice}" in page for advice in verdict.advice)
 
 
 def test_plotly_keeps_its_theme(drifted: tuple[reports.Verdict, reports.Written]) -> None:

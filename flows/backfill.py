@@ -1,0 +1,70 @@
+"""`digits monitor --from … --to …`: past windows computed again, each by the version that answered in it."""
+
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from prefect import flow
+
+from digits import database, predictions
+from digits.settings import Settings, settings
+from flows import monitor
+
+log = logging.getLogger("digits.backfill")
+
+MOST_WINDOWS = 2_000
+
+
+@flow(name="backfill")
+def backfill(begin: str, end: str, every: str = "24h") -> list[str]:
+    """Report on every window from one day (2026-01-05) or moment (2026-01-05T08:00) to another, UTC; a line for each.
+
+    Done again, the reports are replaced. Nobody is told and nothing retrained: that time is over.
+    """
+    where = settings()
+    found = [report(window, version, where) for window in windows(begin, end, every) for version in _who(window, where)]
+    if not found:
+        log.info("there are no answers from %s to %s", begin, end)
+    return found
+
+
+def windows(begin: str, end: str, every: str) -> Iterator[tuple[datetime, datetime]]:
+    """From the one to the other, the last one shorter where it does not fit; raises ValueError."""
+    start, stop, step = moment(begin), moment(end), monitor.duration(every)
+    if start >= stop:
+        raise ValueError(f"{begin} is not before {end}; nothing lies between them")
+    if (stop - start) / step > MOST_WINDOWS:
+        raise ValueError(
+            f"from {begin} to {end} there are more than {MOST_WINDOWS:,} windows of {every}; take longer ones"
+        )
+    while start < stop:
+        yield start, min(start + step, stop)
+        start += step
+
+
+def moment(text: str) -> datetime:
+    """The time that `2026-01-05` or `2026-01-05T08:00` stands for, UTC unless it says otherwise; raises ValueError."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(
+            f"cannot read {text!r} as a day or moment; write it like 2026-01-05 or 2026-01-05T08:00"
+        ) from error
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def report(window: tuple[datetime, datetime], version: str, where: Settings) -> str:
+    """Write the report of one window and version; the verdict in a line."""
+    since, until = window
+    version, _, reference = monitor.load(where, version)
+    answers = monitor.read(version, since, until, where)
+    verdict = monitor.judge(reference, answers)
+    written = monitor.write(version, since, until, reference, answers, verdict, where)
+    line = f"{since:%Y-%m-%d %H:%M}, digits v{version}, {verdict.count} answers: {verdict.words}"
+    log.info("%s", line)
+    log.info("report: %s", written.html or written.verdict)
+    return line
+
+
+def _who(window: tuple[datetime, datetime], where: Settings) -> list[str]:
+    return predictions.versions_between(database.connect(where.database_url), *window)
