@@ -318,12 +318,12 @@ class Trials:
             self._set_aside(one)
 
     def _close(self, one: UnderWay, status: str, outcome: str) -> None:
-        """The trial's line on the terminal, and the end of its run."""
+        """The end of the trial's run, and its line on the terminal."""
         from models.search import describe
 
-        log.info("trial %d: %s: %s", one.number, outcome, describe(one.recipe))
         self._flush(one)
         self.registry.close_run(one.run_id, status, {"outcome": outcome[:5000]})
+        log.info("trial %d: %s: %s", one.number, outcome, describe(one.recipe))
 
 
 def _error(future: Any) -> BaseException | None:

@@ -1,0 +1,219 @@
+"""A sweep as a user meets it: killed, interrupted on a cluster, gone on with, and its best recipe the challenger."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from conftest import find_free_port
+
+from models.registry import Registry, flat
+from models.search import Search
+
+ROOT = Path(__file__).parent.parent
+EPOCHS = 3
+COMMAND = [sys.executable, "-m", "flows", "sweep", "--name", "quick", "--data", "bundled", "--epochs", str(EPOCHS)]
+FINISHED = r"^trial (\d+): validation accuracy"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+class Sweep:
+    """A DIGITS_HOME with an MLflow and a Prefect server, and the calls of `digits sweep` on it."""
+
+    def __init__(self, home: Path, mlflow: str, prefect: str) -> None:
+        outside = ("MLFLOW_", "PREFECT_", "DIGITS_")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(outside)}
+        settings = {"DIGITS_HOME": str(home), "MLFLOW_TRACKING_URI": mlflow, "PREFECT_API_URL": prefect}
+        self.home, self.mlflow, self.environment = home, mlflow, {**clean, **settings}
+
+    @contextmanager
+    def call(self, *words: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+        """`digits sweep`, whose lines are read from its standard error."""
+        process = subprocess.Popen(
+            [*COMMAND, *words],
+            cwd=ROOT,
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            for one in psutil.process_iter():
+                if self.owns(one):
+                    one.kill()
+            process.wait()
+
+    def owns(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get("DIGITS_HOME") == str(self.home)
+        except psutil.Error:
+            return False
+
+    def registry(self) -> Registry:
+        return Registry(self.mlflow)
+
+    def search(self) -> Search:
+        """The study, as the last call left it."""
+        (fingerprint,) = [path.name for path in (self.home / "datasets").iterdir() if path.is_dir()]
+        return Search(self.home / "sweeps", "quick", fingerprint, EPOCHS)
+
+    def runs(self) -> tuple[list[Any], list[Any]]:
+        """The parents and the trials, in MLflow; those of other tests left out."""
+        registry = self.registry()
+        found = registry.client.search_runs([registry.experiment_id], max_results=1000)
+        parents = [run for run in found if run.data.tags.get("study") == self.search().title]
+        ids = {run.info.run_id for run in parents}
+        return parents, [run for run in found if run.data.tags.get("mlflow.parentRunId") in ids]
+
+
+@pytest.fixture(scope="module")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from flows.processes import ENVIRONMENT
+
+    home, port = tmp_path_factory.mktemp("prefect"), find_free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with (home / "server.log").open("wb") as output:
+        server = subprocess.Popen(
+            command,
+            env={**outside, **ENVIRONMENT, "PREFECT_HOME": str(home)},
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            wait_for(lambda: answers(f"http://127.0.0.1:{port}/api/health"), seconds=180)
+            yield f"http://127.0.0.1:{port}/api"
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def cluster(sweep: Sweep) -> Iterator[str]:
+    """The address of a Dask cluster of one worker process, with two threads."""
+    address = f"127.0.0.1:{find_free_port()}"
+    python, quiet = [sys.executable, "-m"], {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    host, port = address.split(":")
+    scheduler = subprocess.Popen(
+        [*python, "distributed.cli.dask_scheduler", "--host", host, "--port", port, "--no-dashboard"], cwd=ROOT, **quiet
+    )
+    worker = subprocess.Popen(
+        [*python, "distributed.cli.dask_worker", address, "--nworkers", "1", "--nthreads", "2", "--no-dashboard"],
+        cwd=ROOT,
+        **quiet,
+    )
+    yield f"tcp://{address}"
+    for process in (worker, scheduler):
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def sweep(mlflow_server: str, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    return Sweep(tmp_path_factory.mktemp("home"), mlflow_server, prefect_server)
+
+
+def test_a_killed_sweep_leaves_no_process_behind_and_keeps_its_trials(sweep: Sweep) -> None:
+    with sweep.call("--minutes", "10", "--workers", "2") as process:
+        read_until(process, FINISHED)
+        workers = [
+            child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())
+        ]
+        assert len(workers) == 2
+        process.kill()
+        process.wait()
+        wait_for(lambda: not any(map(sweep.owns, psutil.process_iter())), seconds=20)
+    assert sweep.search().standings()
+    (parent,), trials = sweep.runs()
+    assert parent.info.status == "RUNNING"
+    assert {"FINISHED", "RUNNING"} <= {run.info.status for run in trials}
+
+
+def test_it_goes_on_on_a_cluster_and_ctrl_c_keeps_what_is_done(sweep: Sweep, cluster: str) -> None:
+    before = {one.number for one in sweep.search().standings()}
+    with sweep.call("--minutes", "10", DIGITS_DASK_ADDRESS=cluster) as process:
+        printed = read_until(process, FINISHED)
+        assert re.search(r"^queued \d trials again that were under way when the last call was killed$", printed, re.M)
+        wait_for(lambda: "RUNNING" in {run.info.status for run in sweep.runs()[1]}, seconds=60)
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in printed + rest
+    assert re.search(r"^trial \d+: queued for the next call, after \d of 3 epochs: ", rest, re.M)
+    assert re.search(r"^\d+ trials so far, \d+ of them to their end$", rest, re.M)
+    assert re.search(r"^  trial \d+: \d+\.\d\d % \[", rest, re.M)
+    assert before < {one.number for one in sweep.search().standings()}
+    (parent,), trials = sweep.runs()
+    assert parent.info.status == "KILLED"
+    assert "RUNNING" not in {run.info.status for run in trials}
+
+
+def test_at_the_end_of_the_time_the_best_is_registered_as_challenger(sweep: Sweep) -> None:
+    with sweep.call("--minutes", "0.3", "--workers", "1") as process:
+        printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    version = re.fullmatch(r"digits v(\d+) is registered; make it the champion .*\n", printed)
+    assert version
+    best = sweep.search().standings()[0]
+    registry = sweep.registry()
+    challenger = registry.client.get_model_version_by_alias("digits", "challenger")
+    assert challenger.version == version[1]
+    run = registry.client.get_run(challenger.run_id)
+    assert run.data.params == {name: str(value) for name, value in flat(best.recipe).items()}
+    assert run.data.metrics["test_accuracy"] > 0.8
+    assert run.data.metrics["val_accuracy"] == pytest.approx(best.accuracy, abs=0.02)  # other threads, other bits
+    (parent,), trials = sweep.runs()
+    assert parent.info.status == "FINISHED"
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert "RUNNING" not in {trial.info.status for trial in trials}
+
+
+def test_every_trial_is_a_run_with_its_recipe_and_curves(sweep: Sweep) -> None:
+    _, runs = sweep.runs()
+    numbered = {int(run.data.tags["trial"]): run for run in runs if "outcome" in run.data.tags}
+    client = sweep.registry().client
+    for one in sweep.search().standings():
+        run = numbered[one.number]
+        assert run.data.params == {name: str(value) for name, value in flat(one.recipe).items()}
+        assert run.data.metrics["validation_accuracy"] == one.accuracy
+        assert "test_accuracy" not in run.data.metrics
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "val_accuracy")]
+        assert steps == list(range(1, len(steps) + 1)) and steps
+
+
+def read_until(process: "subprocess.Popen[str]", pattern: str) -> str:
+    """What the process says up to the line that matches."""
+    assert process.stderr is not None
+    printed = ""
+    for line in process.stderr:
+        printed += line
+        if re.search(pattern, line):
+            return printed
+    raise AssertionError(f"the process ended early:\n{printed}")
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def wait_for(condition: Any, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
