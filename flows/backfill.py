@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 
 from prefect import flow
 
@@ -30,7 +30,7 @@ def backfill(begin: str, end: str, every: str = "24h") -> list[str]:
 
 def windows(begin: str, end: str, every: str) -> Iterator[tuple[datetime, datetime]]:
     """From the one to the other, the last one shorter where it does not fit; raises ValueError."""
-    start, stop, step = moment(begin), moment(end), monitor.duration(every)
+    start, stop, step = monitor.moment(begin), monitor.moment(end), monitor.duration(every)
     if start >= stop:
         raise ValueError(f"{begin} is not before {end}; nothing lies between them")
     if (stop - start) / step > MOST_WINDOWS:
@@ -40,17 +40,6 @@ def windows(begin: str, end: str, every: str) -> Iterator[tuple[datetime, dateti
     while start < stop:
         yield start, min(start + step, stop)
         start += step
-
-
-def moment(text: str) -> datetime:
-    """The time that `2026-01-05` or `2026-01-05T08:00` stands for, UTC unless it says otherwise; raises ValueError."""
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(
-            f"cannot read {text!r} as a day or moment; write it like 2026-01-05 or 2026-01-05T08:00"
-        ) from error
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def report(window: tuple[datetime, datetime], version: str, where: Settings) -> str:

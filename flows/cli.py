@@ -300,7 +300,7 @@ def score(
 @app.command()
 def monitor(
     since: Annotated[
-        str, typer.Option(help="How far back to look: 30m, 24h, 7d; of past windows, how long each is.")
+        str, typer.Option(help="How far back to look: 30m, 24h, 7d, or a moment; of past windows, how long each is.")
     ] = "24h",
     begin: Annotated[
         str | None, typer.Option("--from", help="Compute past windows again, from this day (UTC) …")

@@ -29,11 +29,11 @@ DRIFT, LABELS = "digits.drift.detected", "digits.labels.arrived"  # events that 
 
 @flow(name="monitor")
 def monitor(since: str = "24h") -> str:
-    """Report drift and accuracy of the champion's answers in the last 30m, 24h or 7d; the verdict in words."""
+    """Report drift and accuracy of the champion's answers in the last 30m, 24h or 7d, or since a moment; the verdict in words."""
     where = settings()
     version, begun, reference = load(where)
     until = datetime.now(UTC)
-    start = max(until - duration(since), begun)
+    start = max(begin(since, until), begun)
     window = read(version, start, until, where)
     verdict = judge(reference, window)
     written = write(version, start, until, reference, window, verdict, where)
@@ -42,6 +42,22 @@ def monitor(since: str = "24h") -> str:
     ask_for_retraining(version, verdict, where)
     clean(where)
     return verdict.words
+
+
+def begin(since: str, until: datetime) -> datetime:
+    """When a window of `24h`, or one since `2026-01-05T08:00`, begins; raises ValueError."""
+    return until - duration(since) if re.fullmatch(r"\d+\w", since) else moment(since)
+
+
+def moment(text: str) -> datetime:
+    """The time that `2026-01-05` or `2026-01-05T08:00` stands for, UTC unless it says otherwise; raises ValueError."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(
+            f"cannot read {text!r} as a day or moment; write it like 24h, 2026-01-05 or 2026-01-05T08:00"
+        ) from error
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def duration(text: str) -> timedelta:

@@ -10,7 +10,7 @@ from digits import database, datasets, predictions
 from digits.datasets import Split
 from digits.reference import Reference
 from digits.settings import Settings
-from flows.monitor import MOST, duration
+from flows.monitor import MOST, begin
 
 if TYPE_CHECKING:  # SciPy and ONNX Runtime
     from monitoring.power import Power
@@ -48,5 +48,5 @@ def apart(reference: Reference, test: Split) -> tuple[Reference, Split]:
 
 def _window_size(since: str, version: str, where: Settings) -> int:
     engine = database.connect(where.database_url)
-    found = predictions.count(engine, datetime.now(UTC) - duration(since), version)
+    found = predictions.count(engine, begin(since, datetime.now(UTC)), version)
     return min(found, MOST) if found >= LEAST else USUAL

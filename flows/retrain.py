@@ -43,9 +43,9 @@ def retrain(
     """
     where = settings()
     with one_at_a_time(), alarmed(where):
+        reap.tag(reason)
         if cooldown and (rest := resting(where)):
             return rest
-        reap.tag(reason)
         clear_up(where)
         chosen = recipes.find(recipe or where.recipe).model_copy(update={"seed": seed})
         fingerprint = gather(data, where)

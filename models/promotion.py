@@ -55,7 +55,9 @@ def roll_back(registry: Registry, engine: Engine, why: str, cache: Path) -> str:
 
 
 def note(registry: Registry, version: str, verdict: gate.Verdict) -> None:
-    """The gate's verdict with its evidence, kept beside the version."""
+    """The gate's verdict with its evidence, kept beside the version; of the champion, why it was promoted stays."""
+    if version == champion.version(registry.uri):
+        return
     evidence = json.dumps(verdict.evidence)
     tags = {"gate": verdict.decision, "gate_reasons": "; ".join(verdict.reasons), "gate_evidence": evidence}
     registry.tag_version(version, tags)

@@ -1,12 +1,14 @@
 """What a retraining gathers: once, in whatever step it dies, and nothing of it is lost when the source is read anew."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from digits import datasets, inbox
+from digits import database, datasets, feedback, inbox, predictions
 from digits.datasets import Dataset
+from digits.predictions import AUDITOR, Answers, PredictionLog, new_ids
 from digits.settings import Settings
 from flows.ingest import start_from
 from flows.retrain import gather
@@ -53,7 +55,9 @@ def test_gathering_again_changes_nothing(where: Settings) -> None:
     assert gather.fn(None, where) == gather.fn(None, where)
 
 
-@pytest.mark.parametrize(("module", "step"), [(datasets, "save"), (datasets, "set_current"), (inbox, "mark_taken")])
+@pytest.mark.parametrize(
+    ("module", "step"), [(datasets, "save"), (feedback, "training"), (datasets, "set_current"), (inbox, "mark_taken")]
+)
 def test_killed_in_any_step_the_next_one_ends_as_an_undisturbed_one(
     where: Settings, module: object, step: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -75,3 +79,21 @@ def test_reading_the_source_anew_keeps_what_the_inbox_brought(where: Settings) -
     grown = gather.fn(None, where)
     assert gather.fn("bundled", where) == grown
     assert start_from.fn("bundled", where) == grown
+
+
+def test_labels_of_feedback_are_trained_on_once_and_outlive_the_source(where: Settings) -> None:
+    before = current(where)
+    images = 255 - (255 - before.train.images[100:140]) // 2 * 2
+    log = PredictionLog(where.database_url, where.spool, audit_share=1.0)
+    ids = new_ids(40)
+    log.append(Answers(ids, datetime.now(UTC), "1", images, np.full((40, 10), 0.1, np.float32), "/classify"))
+    log.close()
+    engine = database.connect(where.database_url)
+    for id, digit in zip(ids, before.train.labels[100:140].tolist(), strict=True):
+        predictions.label(engine, id, digit, AUDITOR)
+    after = datasets.load(where.datasets, gather.fn(None, where))
+    held_out = feedback.hold_out(engine)
+    assert held_out is not None and 0 < len(held_out) < 40
+    assert size(after) == size(before) + 30 + 40 - len(held_out)
+    assert not np.isin(datasets.digests(held_out.images), datasets.digests(after.train.images)).any()
+    assert gather.fn(None, where) == after.fingerprint == gather.fn("bundled", where)

@@ -1,0 +1,181 @@
+"""A retraining killed in any step and run again ends as an undisturbed one; what the dead one left open is closed."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.states import Completed, Running
+
+from digits import database, datasets, feedback, inbox, ledger, marks, predictions, sources
+from digits.predictions import AUDITOR
+from digits.settings import Settings, settings
+from models import champion, contest, export, recipes
+from models import registry as registries
+from models.registry import Registry
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+QUICK = recipes.SIGMOID.model_copy(update={"epochs": 1, "floor": 0.3})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prefect() -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def where(
+    mlflow_server: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """A home with the bundled digits, thirty new ones in the inbox and forty audited answers; an empty registry."""
+    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+    monkeypatch.setattr(registries, "NAME", name)
+    monkeypatch.setattr(champion, "NAME", name)
+    monkeypatch.setattr(recipes, "find", lambda _: QUICK)
+    read = inbox.read_inbox
+    monkeypatch.setattr(inbox, "read_inbox", lambda folder: read(folder, settle_seconds=0))
+    monkeypatch.setenv("DIGITS_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    bundled = sources.read("bundled", mnist=None, cache=tmp_path)
+    datasets.save(bundled, tmp_path / "datasets")
+    datasets.set_current(tmp_path / "datasets", bundled.fingerprint)
+    new = 255 - (255 - bundled.train.images[:70]) // 2 * 2  # the same digits with other bits
+    (tmp_path / "inbox").mkdir()
+    np.savez(tmp_path / "inbox" / "more.npz", images=new[:30], labels=bundled.train.labels[:30])
+    _answer(settings(), new[30:], bundled.train.labels[30:70])
+    return settings()
+
+
+def _answer(where: Settings, images: np.ndarray, labels: np.ndarray) -> None:
+    """Audited answers in the log, under ids that are the same in every test."""
+    log = predictions.PredictionLog(where.database_url, where.spool, audit_share=1.0)
+    ids = [f"{number:032x}" for number in range(len(images))]
+    at = datetime(2026, 1, 5, 8, tzinfo=UTC)
+    log.append(predictions.Answers(ids, at, "0", images, np.full((len(ids), 10), 0.1, np.float32), "/classify"))
+    log.close()
+    engine = database.connect(where.database_url)
+    for id, digit in zip(ids, labels.tolist(), strict=True):
+        predictions.label(engine, id, digit, AUDITOR)
+
+
+def run() -> str:
+    from flows.retrain import retrain
+
+    return retrain()
+
+
+def state(where: Settings) -> dict[str, Any]:
+    """Everything a retraining leaves behind, without moments and numbers of versions."""
+    engine = database.connect(where.database_url)
+    fingerprint = datasets.current(where.datasets)
+    assert fingerprint is not None
+    version = champion.version(where.mlflow_tracking_uri)
+    assert version is not None
+    registry = Registry(where.mlflow_tracking_uri)
+    run = registry.client.get_run(registry.client.get_model_version(registries.NAME, version).run_id)
+    training, judging = feedback.training(engine), feedback.hold_out(engine)
+    assert training is not None and judging is not None
+    return {
+        "data": fingerprint,
+        "weights": run.data.tags["weights_hash"],
+        "gate": registry.version_tags(version)["gate"],
+        "ledger": [(entry.action, entry.from_version, entry.why.split(",")[0]) for entry in ledger.entries(engine)],
+        "evidence": [sorted(entry.evidence) for entry in ledger.entries(engine)],
+        "points to the champion": ledger.entries(engine)[-1].to_version == version,
+        "taken": sorted(path.name for path in (where.inbox / "taken").iterdir()),
+        "labels": (training.images.tobytes(), judging.images.tobytes(), feedback.waiting(engine)),
+        "ended": marks.at(engine, "retrained") is not None,
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, Any]:
+    """Filled by the first test."""
+    return {}
+
+
+def test_undisturbed(where: Settings, undisturbed: dict[str, Any]) -> None:
+    assert "promote: there is no champion" in run()
+    undisturbed.update(state(where))
+    assert undisturbed["ledger"] == [("promotion", None, "there is no champion")]
+    assert undisturbed["points to the champion"] and undisturbed["ended"]
+    assert undisturbed["labels"][2] == 0
+
+
+STEPS = {
+    "trained": (export, "to_onnx"),
+    "registered": (contest.Contestant, "fetch"),
+    "judged": (Registry, "point"),
+    "promoted": (ledger, "append"),
+    "recorded": (marks, "put"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_after_a_step_the_next_one_ends_as_an_undisturbed_one(
+    step: str, where: Settings, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not undisturbed:
+        pytest.skip("needs the state of the undisturbed run")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*STEPS[step], killed)
+        with pytest.raises(BaseException):  # noqa: B017  # Prefect's words for it differ with where it strikes
+            run()
+    assert marks.at(database.connect(where.database_url), "retrained") is None
+    run()
+    assert state(where) == undisturbed
+
+
+def test_runs_of_a_dead_process_are_closed_and_living_ones_are_not(where: Settings) -> None:
+    from flows import reap
+    from flows.retrain import retrain
+
+    registry = Registry(where.mlflow_tracking_uri)
+    with get_client(sync_client=True) as client:
+        dead = client.create_flow_run(retrain, state=Running())
+        time.sleep(9)
+        starting = client.create_flow_run(retrain, state=Running())
+        ended = client.create_flow_run(retrain, state=Completed())
+        links = {"dead": dead.id, "starting": starting.id, "ended": ended.id}
+        opened = {
+            name: registry.open_run(name, {"prefect_run": f"http://prefect/runs/flow-run/{id}"})
+            for name, id in links.items()
+        }
+        opened["by hand"] = registry.open_run("by hand", {})
+        reap.dead_runs(registry, timedelta(seconds=8))
+        states = {name: client.read_flow_run(UUID(str(id))).state for name, id in links.items()}
+    assert {name: state and state.type for name, state in states.items()} == {
+        "dead": StateType.CRASHED,
+        "starting": StateType.RUNNING,
+        "ended": StateType.COMPLETED,
+    }
+    found = {name: registry.client.get_run(id).info.status for name, id in opened.items()}
+    assert found == {"dead": "FAILED", "starting": "RUNNING", "ended": "FAILED", "by hand": "RUNNING"}
+
+
+def test_an_event_starts_nothing_within_the_cooldown_and_the_reason_is_a_tag(where: Settings) -> None:
+    from flows.retrain import retrain
+
+    assert "promote" in retrain(reason="drift: strokes thicker", cooldown=True)
+    assert "events start the next from" in retrain(reason="drift: strokes thicker", cooldown=True)
+    assert "answers every one" in retrain(reason="labels: 300 new ones")
+    registry = Registry(where.mlflow_tracking_uri)
+    (run,) = registry.client.search_runs([registry.experiment_id])
+    assert run.data.tags["reason"] == "drift: strokes thicker"
+    with get_client(sync_client=True) as client:
+        tags = {tag for run in client.read_flow_runs() for tag in run.tags}
+    assert {"drift", "labels"} <= tags
