@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -90,16 +91,25 @@ def build(recipe: Recipe) -> Any:
     """The untrained `keras.Model`: (n, 28, 28) `uint8` images -> (n, 10) logits."""
     keras, _ = backend.load()
 
+    # As Keras draws them after `set_random_seed`, but not from Python's global generator: other threads draw from it too.
+    random = Random(recipe.seed)
+
+    def seed() -> int:
+        return random.randint(1, int(1e9))
+
+    def dense(width: int, use_bias: bool = True) -> Any:
+        return keras.layers.Dense(width, use_bias=use_bias, kernel_initializer=keras.initializers.GlorotUniform(seed()))
+
     images = keras.Input((SIZE, SIZE), dtype="uint8", name="images")
     flow = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
     for width in recipe.hidden:
-        flow = keras.layers.Dense(width, use_bias=not recipe.batch_norm)(flow)
+        flow = dense(width, use_bias=not recipe.batch_norm)(flow)
         if recipe.batch_norm:
             flow = keras.layers.BatchNormalization()(flow)
         flow = keras.layers.Activation(recipe.activation)(flow)
         if recipe.dropout:
-            flow = keras.layers.Dropout(recipe.dropout)(flow)
-    logits = keras.layers.Dense(10)(flow)
+            flow = keras.layers.Dropout(recipe.dropout, seed=seed())(flow)
+    logits = dense(10)(flow)
     if recipe.output == "sigmoid":  # softmax(log sigmoid(z)) is sigmoid(z) divided by the sum over the digits
         logits = keras.layers.Activation("log_sigmoid")(logits)
     return keras.Model(images, logits, name=recipe.name.replace("-", "_"))

@@ -37,6 +37,21 @@ def test_the_same_seed_gives_the_same_weights(dataset: Dataset, trained: trainin
     assert other.weights_hash != trained.weights_hash
 
 
+def test_other_threads_do_not_change_the_weights() -> None:
+    """Python's generator is shared by all threads, and Keras draws its seeds from it where it is given none."""
+    import keras
+
+    recipe = QUICK.model_copy(update={"dropout": 0.5})
+    keras.utils.set_random_seed(1)
+    first = training.build(recipe)
+    keras.utils.set_random_seed(2)
+    second = training.build(recipe)
+    image = np.full((1, 28, 28), 255, dtype=np.uint8)
+    for ours, theirs in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(first(image, training=True), second(image, training=True))  # the same units dropped
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_an_epoch_equals_keras_fit(dataset: Dataset, optimizer: str) -> None:
     """Same start, same order, same partial last batch: `keras.Model.fit` without shuffling is the oracle."""
