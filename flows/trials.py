@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s, Dask and Optun
 
 log = logging.getLogger("digits.sweep")
 
-WORKER_BYTES = 1_500_000_000  # TensorFlow takes 0.9 GB, MNIST and its distorted copies the rest
+WORKER_BYTES = 2_500_000_000  # 0.9 GB of TensorFlow, MNIST and its distorted copies, 20 to 30 MB for each trial before
 CONNECT_SECONDS = 20
 WORKERLESS_SECONDS = 60  # that the cluster may be without workers; one that died is replaced in 5
 ANSWER_SECONDS = 180  # that a worker waits: twice what MLflow's retries can keep this side from answering
@@ -90,7 +90,7 @@ def cluster(given: str | None, workers: int | None) -> Iterator[str]:
     from distributed.system import MEMORY_LIMIT
 
     fitting = max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES))
-    with deaf_to_interrupts():
+    with interrupts_held():
         local = LocalCluster(
             n_workers=workers or fitting,
             threads_per_worker=1,
@@ -104,16 +104,16 @@ def cluster(given: str | None, workers: int | None) -> Iterator[str]:
 
 
 @contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
-    """Processes started meanwhile do not hear Ctrl-C: a terminal sends it to all, and only this one knows what to do."""
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set and do not arrive
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block; threads begun in it, and the processes they start, never hear it.
+
+    A terminal sends it to all of them, and only the one that judges the trials knows what to do.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def connect(address: str) -> "Client":
@@ -138,12 +138,21 @@ def connect(address: str) -> "Client":
 # In the worker
 
 
-def attempt(recipe: Recipe, number: int, folder: Path, fingerprint: str, channel: str) -> "Attempt":
+@dataclass(frozen=True)
+class Done:
+    """A trial that a worker is through with."""
+
+    tried: "Attempt"
+    worker: str  # its address
+    memory_bytes: int  # of its process
+
+
+def attempt(recipe: Recipe, number: int, folder: Path, fingerprint: str, channel: str) -> Done:
     """One trial in a worker process; after every epoch it reports and waits for the word to go on."""
     # Before TensorFlow is imported. One thread for each worker: more would only take turns on the same cores.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
-    from distributed import Queue
+    from distributed import Queue, get_worker
 
     from models import search
 
@@ -157,7 +166,9 @@ def attempt(recipe: Recipe, number: int, folder: Path, fingerprint: str, channel
                 if about == epoch:  # else it was for a worker that died
                     return bool(word)
 
-        return search.attempt(recipe, load(folder, fingerprint), go_on)
+        tried = search.attempt(recipe, load(folder, fingerprint), go_on)
+        worker = get_worker()
+        return Done(tried, worker.address, worker.monitor.get_process_memory())
 
 
 @lru_cache(maxsize=1)
@@ -184,7 +195,7 @@ class UnderWay:
     number: int
     recipe: Recipe
     run_id: str
-    future: Any  # PrefectDaskFuture[Attempt], which Prefect's annotations do not know
+    future: Any  # PrefectDaskFuture[Done], which Prefect's annotations do not know
     replies: "Queue"
     history: "list[Epoch]" = field(default_factory=list)
     verdict: Literal["go on", "pruned", "out of time"] = "go on"
@@ -271,13 +282,15 @@ class Trials:
         """Write down the trials that came to an end; raises RuntimeError when they do nothing but fail."""
         for one in [one for one in self.under_way.values() if one.future.wrapped_future.done()]:
             del self.under_way[one.number]
-            error = _error(one.future)
-            if error is not None:
-                self._fail(one, error)
+            done = _result(one.future)
+            one.future.wrapped_future.release()  # else Dask does it again when the worker that holds the result dies
+            if not isinstance(done, Done):
+                self._fail(one, done)
             elif one.verdict == "out of time":
                 self._set_aside(one)
             else:
-                self._finish(one, one.future.result())
+                self._finish(one, done.tried)
+                self._renew(done.worker, done.memory_bytes)
 
     def _finish(self, one: UnderWay, tried: "Attempt") -> None:
         """A trial that was trained to its end, or pruned."""
@@ -297,6 +310,14 @@ class Trials:
         best = self.search.standings()[0].accuracy
         self.registry.log_points(self.parent, [(one.number, {"best_validation_accuracy": best})])
         self._close(one, "FINISHED", f"validation accuracy {reached:.2%} in {tried.seconds:.1f} s")
+
+    def _renew(self, worker: str, memory_bytes: int) -> None:
+        """A new process for a worker that has grown too large: TensorFlow keeps every program that it compiled."""
+        known = self.client.scheduler_info(n_workers=-1)["workers"]
+        if memory_bytes > WORKER_BYTES and known.get(worker, {}).get("nanny"):  # who would start it again
+            log.info("a worker that has grown to %.1f GB is started anew", memory_bytes / 1e9)
+            with suppress(TimeoutError):
+                self.client.restart_workers([worker], timeout=WORKERLESS_SECONDS)
 
     def _fail(self, one: UnderWay, error: BaseException) -> None:
         self.search.fail(one.number)
@@ -326,10 +347,8 @@ class Trials:
         log.info("trial %d: %s: %s", one.number, outcome, describe(one.recipe))
 
 
-def _error(future: Any) -> BaseException | None:
-    """What the task raised, or what Dask says of a worker that died again and again."""
+def _result(future: Any) -> Done | BaseException:
+    """What the task returned or raised, or what Dask says of workers that died of it again and again."""
     dask: BaseException | None = future.wrapped_future.exception()
-    if dask is not None:
-        return dask
-    result = future.result(raise_on_failure=False)
-    return result if isinstance(result, BaseException) else None
+    result: Done | BaseException = dask or future.result(raise_on_failure=False)
+    return result

@@ -61,7 +61,7 @@ def test_trials_in_threads_of_one_process_keep_their_seeds_and_the_word_reaches_
         replies = Queue(f"channel-{number}", client=client)
         replies.put((epoch - 1, False))  # of a worker that died
         replies.put((epoch, epoch < last[number]))
-    histories = [future.result(timeout=60).history for future in futures]
+    histories = [future.result(timeout=60).tried.history for future in futures]
     assert histories == [alone[0], alone[1][:1]]
 
 
