@@ -16,6 +16,7 @@ help:
 setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)  ## install everything into .venv, as uv.lock says; compiled once here, not at each start
 	@$(UV) python find --quiet >/dev/null 2>&1 || \
 		echo "No Python 3.11 or 3.12 is here ($(PYTHON) is $$($(PYTHON) -V 2>&1)): install one, unless uv can fetch it now."
+	@[ -d .venv ] || echo "Installing into .venv, once: about 4 GB."
 	@$(UV) sync --quiet --locked --compile-bytecode
 
 up: setup  ## start the platform: train a first champion, serve it, print the addresses

@@ -1,5 +1,6 @@
 """Everything that can be set from outside, in one place: the only reader of the environment and of `.env`."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Url = Annotated[str, AfterValidator(lambda url: url.rstrip("/"))]
+Url = Annotated[str, AfterValidator(lambda url: _address(url))]
+
+
+def _address(url: str) -> str:
+    """An address of a server, without a slash at its end."""
+    if not re.fullmatch(r"https?://[^/\s]+.*", url):
+        raise ValueError(f"expected an address like http://127.0.0.1:5000, got {url!r}")
+    return url.rstrip("/")
 
 
 def _reachable(host: str) -> str:

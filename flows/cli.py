@@ -27,6 +27,7 @@ Data = Annotated[
     typer.Option(help="`mnist`, `bundled`, or a path: .npz, Kaggle .csv[.gz], folder of IDX files, pictures by digit."),
 ]
 CHANGES = "shift, rotate, slant, scale, dim, thicken, thin, noise, blur or invert"
+CurrentData = Annotated[str | None, typer.Option(help="A SOURCE; unless given, the current data set.")]
 Reason = Annotated[str, typer.Option("--why", help="Recorded in the ledger.")]
 
 
@@ -38,10 +39,13 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except KeyboardInterrupt:
+        sys.stderr.write("digits: interrupted\n")
         raise SystemExit(130) from None
     except ValidationError as error:
         first = error.errors()[0]
-        _fail(f"setting or field {'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}")
+        name = ".".join(map(str, first["loc"]))
+        name = f"DIGITS_{name.upper()}" if error.title == "Settings" and name.islower() else name
+        _fail(f"{name}: {first['msg']}, got {first['input']!r}")
     except (ValueError, LookupError, OSError, RuntimeError) as error:
         _fail(str(error) or type(error).__name__)
     except Exception as error:  # the outermost border: no library's exception ends in a traceback on the terminal
@@ -95,6 +99,7 @@ def status() -> None:
 @app.command()
 def ingest(data: Data = "mnist") -> None:
     """Read, check and store a data set; the next retraining starts from it."""
+    _silence_prefect()
     from flows.ingest import start_from
 
     print(start_from.fn(data, settings()))
@@ -103,7 +108,7 @@ def ingest(data: Data = "mnist") -> None:
 @app.command()
 def train(
     recipe: Annotated[str, typer.Option(help="Name of a recipe; see `digits recipes`.")] = "compact",
-    data: Data = "mnist",
+    data: CurrentData = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's own number.")] = None,
 ) -> None:
@@ -263,21 +268,20 @@ def predict(
 
 @app.command()
 def traffic(
-    n: Annotated[int, typer.Option("-n", min=1, help="How many requests.")] = 1000,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many requests.")] = 200,
     change: Annotated[str, typer.Option(help=f"plain, {CHANGES}.")] = "plain",
     amount: Annotated[float | None, typer.Option(help="How much: pixels, degrees, grey levels or a factor.")] = None,
     labels: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers that get feedback.")] = 0.0,
-    data: Data = "mnist",
+    data: CurrentData = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Send real test digits, plain or changed, to the endpoint."""
     from tqdm import tqdm
 
-    from digits import sources
     from flows import traffic as requests
 
     where = settings()
-    test = sources.read(data, mnist=where.mnist, cache=where.downloads).test
+    test = requests.test_images(data, where)
     sending = requests.send(where.service_url, requests.changed(test, change, amount), n, seed, labels)
     for sent in tqdm(sending, total=n, unit="request", disable=None):  # noqa: B007  # the last one is printed
         pass
@@ -358,10 +362,15 @@ def _flows() -> Iterator[Settings]:
     where = settings()
     _check_prefect(where)
     os.environ.update(environment(where))
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # our own lines stay; Prefect's go to its server
+    _silence_prefect()
     started = time.monotonic()
     yield where
     logging.getLogger("digits").info("took %.1f s", time.monotonic() - started)
+
+
+def _silence_prefect() -> None:
+    """Our own lines stay on the terminal; Prefect's go to its server."""
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 
 
 def _check_prefect(where: Settings) -> None:

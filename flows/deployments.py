@@ -40,12 +40,12 @@ def deployments() -> list[Any]:  # of Prefect's RunnerDeployment, typed as if it
         monitor.to_deployment(
             "hourly", schedule=Cron("0 * * * *", timezone="UTC"), concurrency_limit=alone, entrypoint_type=module
         ),
-        backfill.to_deployment("by-hand", entrypoint_type=module),
-        train.to_deployment("by-hand", entrypoint_type=module),
-        ingest.to_deployment("by-hand", entrypoint_type=module),
-        score.to_deployment("by-hand", entrypoint_type=module),
-        replay.to_deployment("by-hand", entrypoint_type=module),
-        sweep.to_deployment("by-hand", entrypoint_type=module),
+        backfill.to_deployment("backfill", entrypoint_type=module),
+        train.to_deployment("train", entrypoint_type=module),
+        ingest.to_deployment("ingest", entrypoint_type=module),
+        score.to_deployment("score", entrypoint_type=module),
+        replay.to_deployment("replay", entrypoint_type=module),
+        sweep.to_deployment("sweep", entrypoint_type=module),
     ]
 
 

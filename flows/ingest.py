@@ -43,7 +43,9 @@ def extended(fingerprint: str, labelled: Split | None, source: str, where: Setti
 
 
 @task(cache_policy=NO_CACHE)
-def store(data: str, where: Settings) -> str:
-    """The source under `var/datasets/<fingerprint>`; the fingerprint."""
-    dataset = sources.read(data, mnist=where.mnist, cache=where.downloads)
+def store(data: str | None, where: Settings) -> str:
+    """The source under `var/datasets/<fingerprint>`, or the current data set where none is named; the fingerprint."""
+    if data is None and (current := datasets.current(where.datasets)):
+        return current
+    dataset = sources.read(data or "mnist", mnist=where.mnist, cache=where.downloads)
     return datasets.save(dataset, where.datasets).name

@@ -266,6 +266,12 @@ def signals_as_interrupts() -> Iterator[None]:
 
 
 def _check_ports(host: str, wanted: list[Process]) -> None:
+    users: dict[int, str] = {}
+    for process in wanted:
+        if process.port and process.setting:
+            other = users.setdefault(process.port, process.setting)
+            if other != process.setting:
+                raise PortTaken(f"{other} and {process.setting} are both {process.port}; change one of them")
     for process in wanted:
         if process.port is None:
             continue

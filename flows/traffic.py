@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import httpx
 import numpy as np
 
-from digits import changes
+from digits import changes, datasets, sources
 from digits.changes import Change
 from digits.datasets import Split
 from digits.images import Images
+from digits.settings import Settings
 
 CHANGES: dict[str, tuple[Change, float]] = {  # with the amount that is taken when none is given
     "shift": (changes.shift, 2.0),
@@ -32,6 +33,14 @@ class Sent:
     answers: int
     right: int
     labelled: int
+
+
+def test_images(data: str | None, where: Settings) -> Split:
+    """Of a SOURCE, or of the current data set where none is named."""
+    fingerprint = datasets.current(where.datasets)
+    if data is None and fingerprint:
+        return datasets.load(where.datasets, fingerprint).test
+    return sources.read(data or "mnist", mnist=where.mnist, cache=where.downloads).test
 
 
 def changed(test: Split, change: str, amount: float | None) -> Split:

@@ -26,8 +26,8 @@ log = logging.getLogger("digits.train")
 
 
 @flow(name="train")
-def train(recipe: Recipe = COMPACT, data: str = "mnist") -> str:
-    """Train the recipe on SOURCE and register the result as a candidate; its version."""
+def train(recipe: Recipe = COMPACT, data: str | None = None) -> str:
+    """Train the recipe on SOURCE or else on the current data set, and register the result as a candidate; its version."""
     return train_on(store(data, settings()), recipe)
 
 

@@ -237,7 +237,7 @@ def _fetch_version(registry: httpx.Client, version: str, cache: Path) -> Champio
 def _download(registry: httpx.Client, version: str, path: str) -> bytes:
     response = _get(registry, "/model-versions/get-artifact", name=NAME, version=version, path=path)
     if response.status_code == 404 and "RESOURCE_DOES_NOT_EXIST" in response.text and "Model Version" in response.text:
-        raise NoChampion(f"there is no {NAME} v{version} in the registry; see its versions with `digits ledger`")
+        raise NoChampion(f"there is no {NAME} v{version} in the registry; see the versions with `digits leaderboard`")
     if response.is_error:
         raise BadArtifact(
             f"{NAME} v{version}: the registry answered {response.status_code} for {path}; register it again"

@@ -30,6 +30,9 @@ def promote(
 
     The alias `previous` is moved first and `champion` last, so that there is one valid champion at every moment.
     """
+    version = version.removeprefix("v")
+    if not version.isdecimal():
+        raise ValueError(f"{version!r} is no version; give its number, see `digits leaderboard`")
     current = champion.version(registry.uri)
     if version == current:
         raise ValueError(f"digits v{version} is the champion already")

@@ -1,9 +1,9 @@
 """The README cannot lie: its commands exist and run, its first screen works, and no command of the platform is missing from it."""
 
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -30,12 +30,13 @@ def test_every_command_is_in_the_readme_and_answers_help(command: str) -> None:
 
 
 def test_help_answers_in_under_a_second() -> None:
-    """The best of three, because the machine has other things to do too."""
+    """Of processor time, because the machine has other things to do too; the best of three."""
     times = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "flows", "--help"], cwd=ROOT, check=True, capture_output=True)
-        times.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 1
 
 
