@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,8 +41,6 @@ WORKERLESS_SECONDS = 60  # that the cluster may be without workers; one that die
 ANSWER_SECONDS = 180  # that a worker waits: twice what MLflow's retries can keep this side from answering
 FLUSH_SECONDS = 10  # between points on the curves of a trial under way
 FAILURES = 3  # in a row; then it is not the recipes' fault
-
-one_at_a_time = threading.Lock()  # in a worker process with threads: TensorFlow's seed is that of the whole process
 
 
 class Plan(BaseModel):
@@ -156,19 +153,18 @@ def attempt(recipe: Recipe, number: int, folder: Path, fingerprint: str, channel
 
     from models import search
 
-    with one_at_a_time:
-        reports, replies = Queue(channel), Queue(f"{channel}-{number}")
+    reports, replies = Queue(channel), Queue(f"{channel}-{number}")
 
-        def go_on(epoch: int, figures: "Epoch") -> bool:
-            reports.put((number, epoch, figures))
-            while True:
-                about, word = replies.get(timeout=ANSWER_SECONDS)
-                if about == epoch:  # else it was for a worker that died
-                    return bool(word)
+    def go_on(epoch: int, figures: "Epoch") -> bool:
+        reports.put((number, epoch, figures))
+        while True:
+            about, word = replies.get(timeout=ANSWER_SECONDS)
+            if about == epoch:  # else it was for a worker that died
+                return bool(word)
 
-        tried = search.attempt(recipe, load(folder, fingerprint), go_on)
-        worker = get_worker()
-        return Done(tried, worker.address, worker.monitor.get_process_memory())
+    tried = search.attempt(recipe, load(folder, fingerprint), go_on)
+    worker = get_worker()
+    return Done(tried, worker.address, worker.monitor.get_process_memory())
 
 
 @lru_cache(maxsize=1)

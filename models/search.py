@@ -12,7 +12,6 @@ import optuna
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 from digits.datasets import Dataset
-from models import backend
 from models.recipes import Distortion, Recipe
 from models.training import Epoch, Network
 
@@ -105,8 +104,6 @@ def _short(value: float) -> float:
 
 def attempt(recipe: Recipe, dataset: Dataset, go_on: Callable[[int, Epoch], bool]) -> Attempt:
     """Train one network on the training images, asking after every epoch whether to; the test images are not touched."""
-    keras, _ = backend.load()
-
     history: list[Epoch] = []
     network = Network(recipe, dataset)
     with closing(network.epochs()) as epochs:  # type: ignore[type-var]  # a generator
@@ -114,9 +111,7 @@ def attempt(recipe: Recipe, dataset: Dataset, go_on: Callable[[int, Epoch], bool
             history.append(figures)
             if not go_on(epoch, figures):
                 break
-    tried = Attempt(history, network.seconds, network.model.count_params())
-    keras.backend.clear_session()  # a worker trains hundreds of networks
-    return tried
+    return Attempt(history, network.seconds, network.model.count_params())
 
 
 def accuracy(recipe: Recipe, history: Sequence[Epoch]) -> float:

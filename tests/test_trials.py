@@ -1,4 +1,4 @@
-"""Trials on a Dask cluster: one at a time in each process, refused where the data is not, and a lock for each study."""
+"""Trials on a Dask cluster: each as if it were alone, refused where the data is not, and a lock for each study."""
 
 from collections.abc import Iterator
 from pathlib import Path
