@@ -2,7 +2,6 @@
 
 import fcntl
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,14 +44,13 @@ def sweep(plan: Plan = USUAL) -> str:
     from models.registry import Registry
     from models.search import Search
 
-    deadline = time.time() + 60 * plan.minutes
     where = settings()
     fingerprint = store(plan.data, where)
     registry = Registry(where.mlflow_tracking_uri)
     search = Search(where.sweeps, plan.name, fingerprint, plan.epochs)
     with only_one(where.sweeps, search.title), parent_run(registry, search, fingerprint) as parent:
         try:
-            trials.run(plan, fingerprint, parent, deadline)
+            trials.run(plan, fingerprint, parent)
         finally:
             publish(search, datasets.manifest(where.datasets, fingerprint)["images"]["validation"])
         return register_best(search, fingerprint, parent, registry)

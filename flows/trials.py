@@ -55,21 +55,21 @@ class Plan(BaseModel):
     workers: int | None = Field(None, ge=1, description="Trials at once, at most; unless set as many as fit.")
 
 
-def run(plan: Plan, fingerprint: str, parent: str, deadline: float) -> None:
-    """Trials until the deadline (seconds since 1970), on the cluster from the settings or on one of this machine."""
+def run(plan: Plan, fingerprint: str, parent: str) -> None:
+    """Trials until the time is up, on the cluster from the settings or on one of this machine."""
     from prefect_dask.task_runners import DaskTaskRunner
 
     if plan.minutes:
         with cluster(settings().dask_address, plan.workers) as address:
             runner: Any = DaskTaskRunner(address=address)  # whose futures Prefect's annotations do not allow for
-            judge_trials.with_options(task_runner=runner)(plan, fingerprint, parent, deadline, address)
+            judge_trials.with_options(task_runner=runner)(plan, fingerprint, parent, address)
 
 
 @flow(name="trials")
-def judge_trials(plan: Plan, fingerprint: str, parent: str, deadline: float, address: str) -> None:
-    """Each trial is a task of this flow on the cluster."""
+def judge_trials(plan: Plan, fingerprint: str, parent: str, address: str) -> None:
+    """Each trial is a task of this flow on the cluster; the time runs from when there is somebody to work."""
     with connect(address) as client:
-        Trials(plan, fingerprint, parent, deadline, client).run()
+        Trials(plan, fingerprint, parent, time.time() + 60 * plan.minutes, client).run()
 
 
 # The cluster

@@ -1,4 +1,4 @@
-"""A sweep as a user meets it: killed, interrupted on a cluster, gone on with, and its best recipe the challenger."""
+"""A sweep as a user meets it: killed, interrupted, gone on with on a cluster, and its best recipe the challenger."""
 
 import os
 import re
@@ -142,13 +142,13 @@ def test_a_killed_sweep_leaves_no_process_behind_and_keeps_its_trials(sweep: Swe
     assert {"FINISHED", "RUNNING"} <= {run.info.status for run in trials}
 
 
-def test_it_goes_on_on_a_cluster_and_ctrl_c_keeps_what_is_done(sweep: Sweep, cluster: str) -> None:
+def test_it_goes_on_where_it_was_and_ctrl_c_keeps_what_is_done(sweep: Sweep) -> None:
     before = {one.number for one in sweep.search().standings()}
-    with sweep.call("--minutes", "10", DIGITS_DASK_ADDRESS=cluster) as process:
+    with sweep.call("--minutes", "10", "--workers", "1") as process:
         printed = read_until(process, FINISHED)
         assert re.search(r"^queued \d trials again that were under way when the last call was killed$", printed, re.M)
         wait_for(lambda: "RUNNING" in {run.info.status for run in sweep.runs()[1]}, seconds=60)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the workers, too
         _, rest = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in printed + rest
@@ -161,12 +161,16 @@ def test_it_goes_on_on_a_cluster_and_ctrl_c_keeps_what_is_done(sweep: Sweep, clu
     assert "RUNNING" not in {run.info.status for run in trials}
 
 
-def test_at_the_end_of_the_time_the_best_is_registered_as_challenger(sweep: Sweep) -> None:
-    with sweep.call("--minutes", "0.3", "--workers", "1") as process:
+def test_on_a_cluster_and_at_the_end_of_the_time_the_best_is_registered_as_challenger(
+    sweep: Sweep, cluster: str
+) -> None:
+    before = sweep.search().begun()
+    with sweep.call("--minutes", "0.2", DIGITS_DASK_ADDRESS=cluster) as process:
         printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     version = re.fullmatch(r"digits v(\d+) is registered; make it the champion .*\n", printed)
     assert version
+    assert sweep.search().begun() > before
     best = sweep.search().standings()[0]
     registry = sweep.registry()
     challenger = registry.client.get_model_version_by_alias("digits", "challenger")
