@@ -120,8 +120,11 @@ class Platform:
         return there
 
     def last_words(self) -> str:
-        """What the flows on their schedules said last."""
-        return "\n".join((self.home / "logs" / "flows.log").read_text().splitlines()[-15:])
+        """What the gate said last, from Prefect's artifacts."""
+        wanted = {"artifacts": {"key": {"any_": ["gate"]}}, "sort": "CREATED_DESC", "limit": 1}
+        prefect = f"http://127.0.0.1:{self.environment['DIGITS_PREFECT_PORT']}/api"
+        found = httpx.post(f"{prefect}/artifacts/filter", json=wanted, timeout=30).json()
+        return str(found[0]["data"]) if found else "nothing"
 
     def wait(self, what: str, condition: Callable[[], Any], seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds

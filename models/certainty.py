@@ -34,13 +34,17 @@ class Certainty:
     unsure_below: float  # confidence
     images: int  # that it was calibrated on
 
-    def sets(self, probabilities: Probabilities, blank: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which digits cannot be ruled out, (n, 10): all ten on a blank image (n,)."""
-        return (probabilities >= self.ratio * probabilities.max(1, keepdims=True)) | blank[:, None]
+    def judge(self, probabilities: Probabilities, images: Images) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which digits cannot be ruled out, (n, 10), and which answers are guesses, (n,).
 
-    def unsure(self, probabilities: Probabilities, blank: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which answers are guesses, (n,)."""
-        return (probabilities.max(1) < self.unsure_below) | blank
+        On a blank image no digit can be ruled out, whatever the model says.
+        """
+        most = np.maximum.reduce(probabilities, axis=1)
+        sets, unsure = probabilities >= (self.ratio * most)[:, None], most < self.unsure_below
+        nothing = blank(images)
+        if nothing.any():
+            sets[nothing] = unsure[nothing] = True
+        return sets, unsure
 
     def to_card(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -69,4 +73,4 @@ def calibrate(probabilities: Probabilities, labels: Labels) -> Certainty:
 def blank(images: Images) -> NDArray[np.bool_]:
     """Which images (n, 28, 28) show nothing, (n,)."""
     flat = images.reshape(len(images), -1)
-    return flat.max(1) < flat.min(1).astype(np.int16) + LEAST_CONTRAST
+    return np.maximum.reduce(flat, axis=1) - np.minimum.reduce(flat, axis=1) < LEAST_CONTRAST

@@ -11,8 +11,8 @@ import bentoml
 
 from digits.settings import Settings, settings
 from services.desk import Desk
-from services.front import Front
-from services.routes import application
+from services.front import Front, Shortcut
+from services.routes import application, classify
 
 
 def _options(where: Settings) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def _options(where: Settings) -> dict[str, Any]:
     }
 
 
-front = Front(application())
+front = Front(application(), direct={"/classify": classify})
 
 
 # BentoML reads the options when the module is imported, so this entry point reads the settings here.
@@ -56,3 +56,6 @@ class DigitClassifier:
     def close(self) -> None:
         """Write what waits in the prediction log; BentoML calls this on SIGTERM."""
         self.desk.close()
+
+
+DigitClassifier.add_asgi_middleware(Shortcut, front=front)  # type: ignore[attr-defined]  # the decorators made it a Service

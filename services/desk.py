@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from digits.images import Images, Labels
 from digits.predictions import Answers, PredictionLog, new_ids
 from digits.settings import Settings
-from models import certainty
 from models.champion import BadArtifact, Champion, Standing, Watcher, reference_of
 from services import samples
 from services.metrics import Metrics
@@ -73,17 +72,10 @@ class Desk:
         """The champion's answers on images (n, 28, 28), a share of them logged under ids."""
         probabilities = champion.answer(images)
         digits = probabilities.argmax(1).astype(np.uint8)
-        blank = certainty.blank(images)
-        unsure = champion.certainty.unsure(probabilities, blank)
+        sets, unsure = champion.certainty.judge(probabilities, images)
         self.metrics.count_answers(champion.version, digits, unsure)
-        return Reply(
-            champion.version,
-            digits,
-            probabilities,
-            champion.certainty.sets(probabilities, blank),
-            unsure,
-            self._log(champion, images, probabilities, route, share),
-        )
+        ids = self._log(champion, images, probabilities, route, share)
+        return Reply(champion.version, digits, probabilities, sets, unsure, ids)
 
     def _log(
         self, champion: Champion, images: Images, probabilities: NDArray[np.float32], route: str, share: float

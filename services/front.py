@@ -2,27 +2,34 @@
 
 import logging
 import time
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive, Scope, Send
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.desk import Desk
-from services.replies import problem
+from services.replies import problem, refusal
 
 log = logging.getLogger("digits.service")
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 DRAINED_BYTES = 256_000_000  # of a body that is too large: a client reads the answer only after it has sent it all
 STATE_SECONDS = 1.0
 
 
 class Front:
-    """An ASGI application around the Starlette one; plain, because each layer of middleware costs a tenth of the requests."""
+    """An ASGI application around the Starlette one; plain, because each layer of middleware costs a tenth of the requests.
 
-    def __init__(self, routes: Starlette) -> None:
-        self._routes = routes
-        self._known = {getattr(route, "path", "") for route in routes.routes}
+    A POST to one of the `direct` paths goes to its endpoint without Starlette's own layers, which take 10 of 150 microseconds.
+    """
+
+    def __init__(self, routes: Starlette, direct: Mapping[str, Endpoint]) -> None:
+        self._routes, self._direct = routes, direct
+        self.paths = {getattr(route, "path", "") for route in routes.routes}
         self._desk: Desk | None = None
         self._state_at = 0.0
 
@@ -44,7 +51,13 @@ class Front:
             await send(message)
 
         try:
-            await self._routes(scope, _bounded(scope, receive, desk.where.body_limit_bytes), sending)
+            bounded = _bounded(scope, receive, desk.where.body_limit_bytes)
+            endpoint = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
+            if endpoint is None:
+                await self._routes(scope, bounded, sending)
+            else:
+                scope["app"] = self._routes
+                await _respond(endpoint, Request(scope, bounded), sending)
         except ClientDisconnect:
             status = 499  # as nginx counts those who left
         # An exception that leaves a mounted application would end the connection without an answer.
@@ -56,12 +69,32 @@ class Front:
             self._note(desk, scope["path"], status, time.perf_counter() - started)
 
     def _note(self, desk: Desk, path: str, status: int, seconds: float) -> None:
-        route = path if path in self._known else "other"
+        route = path if path in self.paths else "other"
         desk.metrics.count_request(route, status, seconds)
         now = time.monotonic()
         if now - self._state_at > STATE_SECONDS:
             self._state_at = now
             desk.update_gauges()
+
+
+class Shortcut:
+    """Middleware of BentoML that hands our routes to the front before BentoML's own routing and context, a tenth of a request."""
+
+    def __init__(self, application: ASGIApp, front: Front) -> None:
+        self._application, self._front = application, front
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ours = scope["type"] == "http" and scope["path"] in self._front.paths
+        await (self._front if ours else self._application)(scope, receive, send)
+
+
+async def _respond(endpoint: Endpoint, request: Request, send: Send) -> None:
+    """What Starlette's routing does around an endpoint."""
+    try:
+        response = await endpoint(request)
+    except HTTPException as error:
+        response = refusal(request, error)
+    await response(request.scope, request.receive, send)
 
 
 def _bounded(scope: Scope, receive: Receive, limit: int) -> Receive:

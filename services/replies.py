@@ -6,6 +6,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 
 from services.desk import Reply
@@ -22,6 +23,17 @@ def json(content: Any, status: int = 200, headers: dict[str, str] | None = None)
 def problem(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
     """`{"error": sentence}`."""
     return json({"error": sentence}, status, headers)
+
+
+def refusal(request: Request, error: HTTPException) -> Response:
+    """An HTTPException as a sentence."""
+    sentence = error.detail
+    if error.status_code == 404 and sentence == "Not Found":
+        sentence = f"there is nothing at {request.url.path[:80]}; the routes are described at /docs"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "GET")
+        sentence = f"{request.url.path[:80]} does not take {request.method}; send {allowed}"
+    return problem(error.status_code, sentence, dict(error.headers or {}))
 
 
 def unprocessable(error: ValueError | str) -> HTTPException:

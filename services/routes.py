@@ -24,7 +24,7 @@ from digits.predictions import LogAway, UnknownPrediction
 from models.champion import Champion
 from services import openapi
 from services.desk import Desk
-from services.replies import entry, json, problem, set_lists, unprocessable
+from services.replies import entry, json, refusal, set_lists, unprocessable
 
 PAGE = Path(__file__).parent / "page"
 LARGE_BYTES = 100_000  # a body from which on checking and answering would hold up other requests
@@ -224,13 +224,7 @@ async def docs(request: Request) -> Response:
 async def refused(request: Request, error: Exception) -> Response:
     """An HTTPException as a sentence."""
     assert isinstance(error, HTTPException)
-    sentence = error.detail
-    if error.status_code == 404 and sentence == "Not Found":
-        sentence = f"there is nothing at {request.url.path[:80]}; the routes are described at /docs"
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "GET")
-        sentence = f"{request.url.path[:80]} does not take {request.method}; send {allowed}"
-    return problem(error.status_code, sentence, dict(error.headers or {}))
+    return refusal(request, error)
 
 
 def _at_work(request: Request) -> tuple[Desk, Champion]:

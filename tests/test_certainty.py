@@ -7,12 +7,18 @@ import pytest
 from numpy.typing import NDArray
 
 from digits import datasets, sources
+from digits.images import Images
 from digits.settings import settings
 from models import certainty
 from models.certainty import Certainty
 from models.recipes import COMPACT, Recipe
 
-NOT_BLANK = np.zeros(1, bool)
+
+def dotted(n: int) -> Images:
+    """(n, 28, 28) that are not blank."""
+    images = np.zeros((n, 28, 28), np.uint8)
+    images[:, 10, 10] = 255
+    return images
 
 
 def answers(rows: list[list[float]]) -> NDArray[np.float32]:
@@ -31,7 +37,7 @@ def synthetic(n: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]
 
 
 def covered(known: Certainty, probabilities: NDArray[np.float32], labels: NDArray[np.uint8]) -> float:
-    sets = known.sets(probabilities, np.zeros(len(labels), bool))
+    sets, _ = known.judge(probabilities, dotted(len(labels)))
     return float(sets[np.arange(len(labels)), labels].mean())
 
 
@@ -51,7 +57,8 @@ def test_the_stated_coverage_holds_on_average_over_calibrations(images: int, cov
 def test_too_few_images_promise_nothing_that_they_cannot_hold() -> None:
     known = certainty.calibrate(*synthetic(15, seed=0))
     assert known == certainty.UNCALIBRATED
-    assert known.sets(answers([[0.99, 0.01]]), NOT_BLANK).all()
+    sets, unsure = known.judge(answers([[0.99, 0.01]]), dotted(1))
+    assert sets.all() and not unsure.any()
 
 
 def test_the_sets_do_not_depend_on_the_temperature() -> None:
@@ -60,23 +67,24 @@ def test_the_sets_do_not_depend_on_the_temperature() -> None:
     for temperature in (0.5, 3.0):
         warmed = [p.astype(float) ** (1 / temperature) for p in (probabilities, others)]
         calibrating, asking = ((p / p.sum(1, keepdims=True)).astype(np.float32) for p in warmed)
-        blank = np.zeros(len(asking), bool)
-        sets = certainty.calibrate(calibrating, labels).sets(asking, blank)
-        expected = certainty.calibrate(probabilities, labels).sets(others, blank)
+        sets, _ = certainty.calibrate(calibrating, labels).judge(asking, dotted(3000))
+        expected, _ = certainty.calibrate(probabilities, labels).judge(others, dotted(3000))
         assert (sets == expected).mean() > 0.9999  # float32 rounds a ratio at the edge
 
 
 def test_a_set_holds_the_answer_and_what_is_not_much_less_probable() -> None:
     known = Certainty(0.99, 0.1, 0.9, 1000)
-    sets = known.sets(answers([[0.5, 0.46, 0.04], [0.999, 0.001]]), np.zeros(2, bool))
+    sets, _ = known.judge(answers([[0.5, 0.46, 0.04], [0.999, 0.001]]), dotted(2))
     assert [np.flatnonzero(row).tolist() for row in sets] == [[0, 1], [0]]
 
 
 def test_unsure_is_below_the_limit_of_confidence_or_blank() -> None:
     known = Certainty(0.99, 0.1, 0.9, 1000)
-    probabilities = answers([[0.89, 0.11], [0.91, 0.09], [1.0]])
-    assert known.unsure(probabilities, np.array([False, False, True])).tolist() == [True, False, True]
-    assert known.sets(probabilities, np.array([False, False, True])).sum(1).tolist() == [2, 1, 10]
+    images = dotted(3)
+    images[2] = 0
+    sets, unsure = known.judge(answers([[0.89, 0.11], [0.91, 0.09], [1.0]]), images)
+    assert unsure.tolist() == [True, False, True]
+    assert sets.sum(1).tolist() == [2, 1, 10]
 
 
 def test_blank_is_an_image_without_contrast_whatever_its_brightness() -> None:
@@ -115,9 +123,8 @@ def test_coverage_holds_on_held_out_digits_of_a_trained_and_calibrated_model(
     error = np.sqrt(shortfall * known.coverage / n + shortfall**2 / k)
     found = covered(known, probabilities, dataset.test.labels)
     assert abs(found - known.coverage) < 3.5 * error, (found, known)
-    sizes = known.sets(probabilities, np.zeros(n, bool)).sum(1)
-    assert 1 <= sizes.mean() < 2
-    guesses = known.unsure(probabilities, certainty.blank(dataset.test.images))
+    sets, guesses = known.judge(probabilities, dataset.test.images)
+    assert 1 <= sets.sum(1).mean() < 2
     right = probabilities.argmax(1) == dataset.test.labels
     assert right[~guesses].mean() > right.mean() > right[guesses].mean()
     assert (~right[guesses]).sum() > 0.4 * (~right).sum()  # the guesses hold much of what is wrong

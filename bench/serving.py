@@ -1,0 +1,262 @@
+"""How fast the service answers, beside the same model in other servers, how soon it is ready and how much memory it takes.
+
+    DIGITS_MNIST=/path/to/mnist.npz python -m bench.serving
+
+One run on the loopback, every server with one worker, the load from one thread of wrk (Debian: `apt-get install wrk`). Ours has
+MLflow to follow, the prediction log (SQLite) and the metrics on. The servers stand side by side and are measured in turn for
+some rounds; each ratio is the median over rounds, so that a busy machine is busy for all. The model is `compact` after two
+epochs: 784-128-64-10.
+"""
+
+import argparse
+import io
+import json
+import os
+import shutil
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnxruntime
+import psutil
+from PIL import Image
+
+from bench import stage
+from bench.stage import Load
+from digits.images import Images
+from digits.settings import Settings
+from flows import processes
+from models.recipes import COMPACT
+
+CONNECTIONS = 8
+BULK_IMAGES = 1_000
+SOAK_REQUESTS = 100_000
+LEAST = {"bare": 0.5, "mlflow": 5.0, "bulk": 0.4}
+MOST_READY_SECONDS, MOST_MEGABYTES = 5.0, 250
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=5)
+    arguments = parser.parse_args()
+    dataset = stage.data()
+    images = dataset.test.images
+    with stage.home() as where, stage.mlflow(where):
+        version = stage.register(where, COMPACT.model_copy(update={"epochs": 2}), dataset)
+        files = fetch(where, version)
+        print(f"{psutil.cpu_count()} cores, load before {psutil.getloadavg()[0]:.1f}", flush=True)
+        single_image(where, files, images, arguments.rounds, arguments.seconds)
+        files_and_bulk(where, files, images, arguments.rounds, arguments.seconds)
+        readiness(where)
+        memory(where, images)
+
+
+def fetch(where: Settings, version: str) -> Path:
+    """A folder with model.onnx and model.keras of the version."""
+    for name in ("model.onnx", "model.keras"):
+        parameters = {"name": "digits", "version": version, "path": name}
+        answer = httpx.get(f"{where.mlflow_tracking_uri}/model-versions/get-artifact", params=parameters, timeout=30)
+        (where.home / name).write_bytes(answer.raise_for_status().content)
+    return where.home
+
+
+def single_image(where: Settings, files: Path, images: Images, rounds: int, seconds: int) -> None:
+    """One image as JSON, 8 connections: ours, bare, `mlflow models serve`, FastAPI with `model.predict`."""
+    ours = stage.script(files, "ours", json.dumps({"images": images[0].tolist()}).encode(), "application/json")
+    theirs = stage.script(files, "mlflow", json.dumps({"inputs": [images[0].tolist()]}).encode(), "application/json")
+    with ExitStack() as servers:
+        urls = {
+            "ours": (f"{where.service_url}/classify", ours),
+            "bare": (servers.enter_context(peer("bare", files / "model.onnx")), ours),
+            "mlflow": (servers.enter_context(mlflow_models_serve(files)), theirs),
+            "keras": (servers.enter_context(peer("keras", files / "model.keras")), ours),
+        }
+        servers.enter_context(stage.service(where))
+        agree(urls)
+        loads: dict[str, list[Load]] = {name: [] for name in urls}
+        for url, script in urls.values():
+            stage.wrk(url, script, 1, CONNECTIONS)  # warm
+        for _ in range(rounds):
+            for name, (url, script) in urls.items():
+                loads[name].append(stage.wrk(url, script, seconds, CONNECTIONS))
+    print(f"one image as JSON, {CONNECTIONS} connections, median of {rounds} rounds of {seconds:g} s")
+    titles = {
+        "ours": "digits: log and metrics on",
+        "bare": "bare Starlette + ONNX Runtime",
+        "mlflow": "mlflow models serve",
+        "keras": "FastAPI + model.predict",
+    }
+    for name, title in titles.items():
+        ratio = statistics.median(
+            our.requests_per_second / their.requests_per_second
+            for our, their in zip(loads["ours"], loads[name], strict=True)
+        )
+        wanted = f" (at least {LEAST[name]:g})" if name in LEAST else ""
+        print(f"  {title:31}{middle(loads[name])}" + (f"   ours is {ratio:.2f} ×{wanted}" if name != "ours" else ""))
+    sys.stdout.flush()
+
+
+def agree(urls: dict[str, tuple[str, Path]]) -> None:
+    """All servers give the same answer, or the comparison means nothing."""
+    probabilities = {}
+    for name, (url, script) in urls.items():
+        body = script.with_suffix(".body").read_bytes()
+        answer = httpx.post(url, content=body, headers={"Content-Type": "application/json"}, timeout=60).json()
+        if name == "mlflow":  # by the name of the model's output, for each image
+            answer = {"probabilities": next(iter(answer["predictions"].values()))[0]}
+        probabilities[name] = answer["probabilities"]
+    for name, values in probabilities.items():
+        if not np.allclose(values, probabilities["ours"], atol=1e-4):
+            raise AssertionError(f"{name} answers {values}, ours {probabilities['ours']}")
+
+
+@contextmanager
+def peer(kind: str, model: Path) -> Iterator[str]:
+    """One of bench/peers.py, up; the address that it answers at."""
+    port = stage.free_port()
+    command = [sys.executable, "-m", "bench.peers", kind, str(model), str(port)]
+    with stage.running(command, model.parent / f"{kind}.log", lambda: listens(port)):
+        yield f"http://127.0.0.1:{port}/classify"
+
+
+@contextmanager
+def mlflow_models_serve(files: Path) -> Iterator[str]:
+    """`mlflow models serve` of the same ONNX model; the address that it answers at."""
+    import mlflow
+    import onnx
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 28, 28))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 10))]),
+    )
+    mlflow.onnx.save_model(
+        onnx.load(files / "model.onnx"),
+        files / "served",
+        signature=signature,
+        pip_requirements=["onnxruntime"],
+        save_as_external_data=False,
+        onnx_execution_providers=["CPUExecutionProvider"],
+    )
+    port = stage.free_port()
+    command = [
+        *(sys.executable, "-m", "mlflow", "models", "serve", "-m", str(files / "served"), "-p", str(port)),
+        *("--env-manager", "local", "--workers", "1"),
+    ]
+    # It looks for uvicorn on the PATH.
+    environment = {**os.environ, **processes.ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    url = f"http://127.0.0.1:{port}"
+    with stage.running(command, files / "served.log", lambda: stage.answers(f"{url}/ping"), environment):
+        yield f"{url}/invocations"
+
+
+def listens(port: int) -> bool:
+    """Whether somebody accepts connections."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def files_and_bulk(where: Settings, files: Path, images: Images, rounds: int, seconds: int) -> None:
+    """Uploaded pictures, and raw bytes beside ONNX Runtime alone, whose images are in memory already."""
+    url = where.service_url
+    small = stage.script(files, "small", png(images[0]), "image/png")
+    large = stage.script(files, "large", drawing(images[0]), "image/png")
+    many = np.resize(images, (BULK_IMAGES, *images.shape[1:]))
+    bulk = stage.script(files, "bulk", many.tobytes(), "application/octet-stream")
+    with stage.service(where):
+        print(f"  /classify_file, 28 x 28 PNG    {stage.wrk(f'{url}/classify_file', small, seconds, CONNECTIONS)}")
+        print(f"  /classify_file, 400 x 400 PNG  {stage.wrk(f'{url}/classify_file', large, seconds, CONNECTIONS)}")
+    alone: list[float] = []
+    print(f"/classify_bulk, {BULK_IMAGES:,} images a request, 2 connections, beside ONNX Runtime alone")
+    for share in ("1", "0.01"):
+        ratios, loads = [], []
+        with stage.service(where, DIGITS_BULK_LOG_SHARE=share):
+            for _ in range(rounds):
+                loads.append(stage.wrk(f"{url}/classify_bulk", bulk, seconds, 2))
+                alone.append(max(onnxruntime_alone(files, many, threads) for threads in (0, 1)))
+                ratios.append(loads[-1].requests_per_second * BULK_IMAGES / alone[-1])
+        speed = statistics.median(load.requests_per_second for load in loads) * BULK_IMAGES
+        failed = sum(load.failed for load in loads)
+        wanted = f" (at least {LEAST['bulk']:g})" if share != "1" else ""
+        print(
+            f"  {float(share):4.0%} of the answers logged   {speed:9,.0f} images/s, {failed} failed"
+            f"   {statistics.median(ratios):.2f} × ONNX Runtime alone{wanted}"
+        )
+    print(f"  ONNX Runtime alone          {statistics.median(alone):9,.0f} images/s", flush=True)
+
+
+def onnxruntime_alone(files: Path, images: Images, threads: int, seconds: float = 1) -> float:
+    """Images per second of the session in a loop; threads 0: as it comes, on all cores."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(files / "model.onnx", options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    session.run(None, {name: images})
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        session.run(None, {name: images})
+        count += len(images)
+    return count / (time.perf_counter() - started)
+
+
+def png(image: Images) -> bytes:
+    """A file of this picture."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def drawing(image: Images) -> bytes:
+    """The digit large, dark on light and off-centre, as somebody would draw it."""
+    paper = np.full((400, 400), 255, np.uint8)
+    paper[90:370, 40:320] = 255 - np.asarray(Image.fromarray(image).resize((280, 280), Image.Resampling.BICUBIC))
+    return png(paper)
+
+
+def readiness(where: Settings) -> None:
+    """From starting the process to the first 200 of /readyz, with a champion that has to be fetched."""
+    seconds = []
+    for _ in range(3):
+        shutil.rmtree(where.champions, ignore_errors=True)
+        started = time.perf_counter()
+        with stage.service(where):
+            seconds.append(time.perf_counter() - started)
+    print(f"ready after {statistics.median(seconds):.1f} s, median of 3 (at most {MOST_READY_SECONDS:g})", flush=True)
+
+
+def memory(where: Settings, images: Images) -> None:
+    """What the process that answers holds while it answers many single images."""
+    script = stage.script(where.home, "soak", json.dumps({"images": images[0].tolist()}).encode(), "application/json")
+    with stage.service(where) as parent:
+        done = 0.0
+        print(f"resident memory of the worker (at most {MOST_MEGABYTES} MB), and of the process that started it")
+        print(f"  before the first request     {resident(parent)}")
+        marks = [SOAK_REQUESTS / 10, SOAK_REQUESTS / 2, SOAK_REQUESTS]
+        while marks:
+            done += stage.wrk(f"{where.service_url}/classify", script, 3, CONNECTIONS).requests_per_second * 3
+            if done >= marks[0]:
+                marks.pop(0)
+                print(f"  after {done:9,.0f} requests     {resident(parent)}", flush=True)
+
+
+def resident(parent: psutil.Process) -> str:
+    worker = max(process.memory_info().rss for process in parent.children(recursive=True))
+    return f"{worker / 1e6:4.0f} MB and {parent.memory_info().rss / 1e6:.0f} MB"
+
+
+def middle(loads: list[Load]) -> Load:
+    """The round in the middle by requests per second."""
+    return sorted(loads, key=lambda load: load.requests_per_second)[len(loads) // 2]
+
+
+if __name__ == "__main__":
+    main()
