@@ -216,7 +216,7 @@ class Trials:
         self.channel = f"digits-{uuid4().hex}"
         self.reports = Queue(self.channel, client=client)
         self.under_way: dict[int, UnderWay] = {}
-        self.failures = 0
+        self.failures: list[int] = []  # in a row
         self.manned_at = time.time()
 
     def run(self) -> None:
@@ -292,7 +292,7 @@ class Trials:
         """A trial that was trained to its end, or pruned."""
         from models.search import accuracy
 
-        self.failures = 0
+        self.failures.clear()
         reached = accuracy(one.recipe, tried.history)
         if one.verdict == "pruned":
             self.search.prune(one.number)
@@ -318,8 +318,10 @@ class Trials:
     def _fail(self, one: UnderWay, error: BaseException) -> None:
         self.search.fail(one.number)
         self._close(one, "FAILED", f"failed: {error}")
-        self.failures += 1
-        if self.failures == FAILURES:
+        self.failures.append(one.number)
+        if len(self.failures) == FAILURES:
+            for number in self.failures:
+                self.search.queue_again(number)
             raise RuntimeError(f"{FAILURES} trials in a row failed, the last one so: {error}") from error
 
     def _set_aside(self, one: UnderWay) -> None:

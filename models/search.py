@@ -175,9 +175,13 @@ class Search:
         self._study.tell(number, state=TrialState.FAIL)
 
     def set_aside(self, number: int) -> bool:
-        """End a trial that was cut off and queue its recipe again, seed included; False when it had its `ATTEMPTS`."""
+        """End a trial that was cut off, and queue its recipe again."""
+        self.fail(number)
+        return self.queue_again(number)
+
+    def queue_again(self, number: int) -> bool:
+        """Let the recipe of a failed trial be tried next, seed included; False when it had its `ATTEMPTS`."""
         trial = self._study.trials[number]
-        self._study.tell(number, state=TrialState.FAIL)
         attempts = trial.user_attrs.get("attempts", 1)
         if attempts >= ATTEMPTS:
             return False

@@ -114,6 +114,18 @@ def test_a_recipe_that_never_comes_to_its_end_is_given_up(tmp_path: Path) -> Non
     assert searched.propose()[1] != recipe
 
 
+def test_a_failed_recipe_is_not_tried_again_unless_it_is_asked_for(tmp_path: Path) -> None:
+    searched = open_search(tmp_path)
+    number, recipe = searched.propose()
+    searched.fail(number)
+    assert searched.propose()[1].hidden != recipe.hidden  # the next of the known ones
+    assert searched.queue_again(number)
+    for _ in STARTS[2:]:
+        searched.propose()
+    assert searched.propose()[1] == recipe
+    assert not searched.standings()
+
+
 def test_a_continued_sweep_does_not_propose_the_same_again(tmp_path: Path) -> None:
     first = open_search(tmp_path)
     before = {search.describe(first.propose()[1]) for _ in range(10)}
