@@ -1,0 +1,122 @@
+"""The pictures of the page in docs/, taken in Chromium of the real service while digits are drawn on it.
+
+    DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures --recipe distorted
+
+Writes docs/page.png (1300 pixels wide, light) and docs/page-phone.png (dark). Needs Debian's chromium and chromium-driver.
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+
+from bench import stage
+from models import recipes
+
+DOCS = Path(__file__).parent.parent / "docs"
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+Stroke = list[tuple[float, float]]  # through these points, across and down, from 0 to 1
+
+NINE: list[Stroke] = [[(0.63, 0.3), (0.5, 0.2), (0.37, 0.31), (0.44, 0.46), (0.6, 0.4), (0.63, 0.29), (0.62, 0.52), (0.57, 0.8)]]  # fmt: skip
+FOUR: list[Stroke] = [[(0.46, 0.16), (0.38, 0.36), (0.3, 0.54), (0.5, 0.53), (0.72, 0.52)], [(0.62, 0.36), (0.59, 0.6), (0.57, 0.84)]]  # fmt: skip
+SEVEN: list[Stroke] = [[(0.3, 0.24), (0.5, 0.22), (0.68, 0.21), (0.58, 0.45), (0.46, 0.82)]]
+THREE: list[Stroke] = [[(0.36, 0.26), (0.5, 0.17), (0.63, 0.28), (0.57, 0.43), (0.46, 0.47), (0.61, 0.54), (0.66, 0.69), (0.53, 0.83), (0.35, 0.77)]]  # fmt: skip
+TWO: list[Stroke] = [[(0.34, 0.33), (0.4, 0.21), (0.53, 0.17), (0.63, 0.28), (0.58, 0.46), (0.45, 0.64), (0.32, 0.79), (0.5, 0.77), (0.69, 0.79)]]  # fmt: skip
+
+
+def main() -> None:
+    """Train, serve, draw, and take the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="compact", choices=recipes.RECIPES)
+    recipe = recipes.find(parser.parse_args().recipe)
+    with stage.home() as where, stage.mlflow(where):
+        stage.register(where, recipe, stage.data())
+        with stage.service(where):
+            with page(where.service_url, 1300, 950, 1, "light") as browser:
+                visit(browser, FOUR, SEVEN, THREE)
+                take(browser, "page.png")
+            with page(where.service_url, 412, 915, 2, "dark") as browser:
+                visit(browser, NINE, TWO)
+                take(browser, "page-phone.png")
+
+
+@contextmanager
+def page(url: str, width: int, height: int, ratio: int, scheme: str) -> Iterator[Chrome]:
+    """The page in a browser of this size."""
+    options = ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    with tempfile.TemporaryDirectory() as folder:
+        for flag in (*FLAGS, f"--user-data-dir={folder}"):
+            options.add_argument(flag)
+        if ratio > 1:
+            metrics = {"width": width, "height": height, "pixelRatio": ratio, "touch": True}
+            options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
+        browser = Chrome(options=options, service=ChromeService(shutil.which("chromedriver")))
+        try:
+            if ratio == 1:
+                size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+                browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            feature = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
+            browser.get(url)
+            time.sleep(2)
+            yield browser
+        finally:
+            browser.quit()
+
+
+def visit(browser: Chrome, *digits: list[Stroke]) -> None:
+    """Draw one digit after the other, and say of the first that it was right."""
+    for number, strokes in enumerate(digits):
+        browser.find_element(By.ID, "clear").click()
+        for stroke in strokes:
+            draw(browser, curve(stroke))
+        time.sleep(2.5)
+        if number == 0:
+            answered = browser.find_element(By.ID, "digit").text
+            browser.find_element(By.CSS_SELECTOR, f"#digits button:nth-child({int(answered) + 1})").click()
+            time.sleep(0.5)
+
+
+def draw(browser: Chrome, stroke: Stroke) -> None:
+    canvas = browser.find_element(By.ID, "canvas")
+    side = canvas.size["width"]
+    chain = ActionChains(browser, duration=8)
+    for index, (x, y) in enumerate(stroke):
+        chain.move_to_element_with_offset(canvas, (x - 0.5) * side, (y - 0.5) * side)
+        if index == 0:
+            chain.click_and_hold()
+    chain.release().perform()
+
+
+def curve(points: Stroke, steps: int = 8) -> Stroke:
+    """A smooth line through the points: Catmull and Rom's spline."""
+    ends = [points[0], *points, points[-1]]
+    before, begin, end, after = (np.array(ends[shift : len(points) - 1 + shift])[:, None] for shift in range(4))
+    t = np.linspace(0, 1, steps, endpoint=False)[:, None]
+    line = begin + t / 2 * (
+        (end - before) + t * (2 * before - 5 * begin + 4 * end - after + t * (3 * (begin - end) + after - before))
+    )
+    return [*map(tuple, line.reshape(-1, 2).tolist()), points[-1]]
+
+
+def take(browser: Chrome, name: str) -> None:
+    browser.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
+    time.sleep(0.5)
+    browser.save_screenshot(DOCS / name)
+    print(f"docs/{name}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

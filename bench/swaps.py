@@ -1,0 +1,96 @@
+"""Ten changes of the champion under load: failed requests, latency before and meanwhile, and who gave the last answers.
+
+    DIGITS_MNIST=/path/to/mnist.npz python -m bench.swaps
+
+wrk keeps 8 connections busy; a client of its own checks that every answer names the version of one champion or the other.
+"""
+
+import statistics
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import orjson
+
+from bench import stage
+from digits.settings import Settings
+from models.recipes import COMPACT
+from models.registry import Registry
+
+SWAPS = 10
+SECONDS = 20  # of load before, and at least so many meanwhile
+MOST_P99 = 2.0  # times that before
+
+
+class Client:
+    """Asks one question after the other from a thread until it is stopped."""
+
+    def __init__(self, url: str, body: bytes) -> None:
+        self.versions: list[str] = []
+        self.failed: list[str] = []
+        self._url, self._body, self._ended = url, body, threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with httpx.Client(timeout=10) as client:
+            while not self._ended.is_set():
+                try:
+                    answer = client.post(self._url, content=self._body, headers={"Content-Type": "application/json"})
+                    self.versions.append(answer.raise_for_status().json()["model_version"])
+                except (httpx.HTTPError, KeyError) as error:
+                    self.failed.append(repr(error))
+
+
+def main() -> None:
+    """Measure and print."""
+    dataset = stage.data()
+    recipe = COMPACT.model_copy(update={"epochs": 2})
+    with stage.home() as where, stage.mlflow(where):
+        versions = [stage.register(where, recipe.model_copy(update={"seed": seed}), dataset) for seed in (0, 1)]
+        body = orjson.dumps({"images": dataset.test.images[0].tolist()})
+        script = stage.script(where.home, "swaps", body, "application/json")
+        url = f"{where.service_url}/classify"
+        with stage.service(where), ThreadPoolExecutor(1) as pool:
+            stage.wrk(url, script, 3)  # warm
+            before = stage.wrk(url, script, SECONDS)
+            client = Client(url, body)
+            client.start()
+            meanwhile = pool.submit(stage.wrk, url, script, SECONDS + 2 * SWAPS)
+            seconds = swap(where, versions)
+            load = meanwhile.result()
+            client.stop()
+            last = versions[(SWAPS + 1) % 2]
+            print(f"before:    {before}")
+            print(f"meanwhile: {load}   p99 {load.p99_ms / before.p99_ms:.2f} × that before (at most {MOST_P99:g})")
+            print(
+                f"{SWAPS} swaps, each seen after {statistics.median(seconds):.1f} s (median; the service looks every {where.watch_seconds:g} s)"
+            )
+            print(f"answers checked: {dict(Counter(client.versions))} by version, {len(client.failed)} failed")
+            print(f"the last 100 are from v{last}: {set(client.versions[-100:]) == {last}}")
+
+
+def swap(where: Settings, versions: list[str]) -> list[float]:
+    """Move the alias to and fro, each time until the service says that it answers with the other; seconds of each."""
+    registry = Registry(where.mlflow_tracking_uri)
+    seconds = []
+    for number in range(SWAPS):
+        started = time.perf_counter()
+        version = versions[number % 2]
+        registry.point("champion", version)
+        while httpx.get(f"{where.service_url}/about", timeout=10).json()["model_version"] != version:
+            time.sleep(0.02)
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
