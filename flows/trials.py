@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
@@ -106,6 +107,7 @@ def interrupts_held() -> Iterator[None]:
 
     A terminal sends it to all of them, and only the one that judges the trials knows what to do.
     """
+    ensure_running()  # multiprocessing's resource tracker unblocks SIGINT in the thread that happens to start it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

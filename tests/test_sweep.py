@@ -126,6 +126,13 @@ def sweep(mlflow_server: str, prefect_server: str, tmp_path_factory: pytest.Temp
     return Sweep(tmp_path_factory.mktemp("home"), mlflow_server, prefect_server)
 
 
+def ignores_interrupts(process: psutil.Process) -> bool:
+    """Whether the mask of its main thread blocks SIGINT."""
+    blocked = re.search(r"^SigBlk:\s+([0-9a-f]+)$", Path(f"/proc/{process.pid}/status").read_text(), re.M)
+    assert blocked
+    return bool(int(blocked[1], 16) >> (signal.SIGINT - 1) & 1)
+
+
 def test_a_killed_sweep_leaves_no_process_behind_and_keeps_its_trials(sweep: Sweep) -> None:
     with sweep.call("--minutes", "10", "--workers", "2") as process:
         read_until(process, FINISHED)
@@ -133,6 +140,7 @@ def test_a_killed_sweep_leaves_no_process_behind_and_keeps_its_trials(sweep: Swe
             child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())
         ]
         assert len(workers) == 2
+        assert all(map(ignores_interrupts, workers))
         process.kill()
         process.wait()
         wait_for(lambda: not any(map(sweep.owns, psutil.process_iter())), seconds=20)
