@@ -8,7 +8,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,8 +39,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from digits import database
+from digits import database, journal
 from digits.images import SIZE, Images, Labels
+from digits.journal import Journal
 
 log = logging.getLogger("digits.predictions")
 
@@ -278,9 +279,9 @@ def forget(engine: Engine, before: datetime) -> int:
 class PredictionLog:
     """The log as the service holds it open: appending costs microseconds, a thread of its own writes in batches.
 
-    While the database is away, batches go to files in the spool folder and are replayed, without doubles, once it is back.
-    Nothing is lost but what a killed process had not written yet (at most `interval_seconds`), or what neither the database nor
-    the disk would take for so long that `limit` answers wait in memory; that is counted in `lost`.
+    While the database is away, batches go to files in the spool folder and are replayed, without doubles, once it is back. What a
+    killed process had not written yet is in its journal, and another process or the next one writes it. Nothing is lost but what
+    neither the database nor the disk would take for so long that `limit` answers wait in memory; that is counted in `lost`.
     """
 
     def __init__(
@@ -299,6 +300,8 @@ class PredictionLog:
         self._interval_seconds, self._retry_seconds = interval_seconds, retry_seconds
         self._lock = threading.Lock()
         self._waiting: list[Answers] = []
+        self._journal = Journal(spool)
+        self._journal.turn(0)
         self._taken = self._done = 0  # answers appended, and those of them that are safe
         self._engine: Engine | None = None
         self._away_until = 0.0
@@ -324,11 +327,13 @@ class PredictionLog:
         return self._engine if time.monotonic() >= self._away_until else None
 
     def append(self, answers: Answers) -> None:
-        """Take a request's answers; never waits for the database or the disk."""
+        """Take a request's answers; waits neither for the database nor for the disk to have them."""
+        record = _pack(answers)
         with self._lock:
             if self.depth + len(answers.ids) > self._limit:
                 self.lost += len(answers.ids)
                 return
+            self._journal.append(record)
             self._waiting.append(answers)
             self._taken += len(answers.ids)
 
@@ -379,6 +384,8 @@ class PredictionLog:
             closing = self._closing
             while self._round():
                 pass
+        with self._lock:
+            self._journal.close(self._taken, self._done)
         if self._engine is not None:
             self._engine.dispose()
 
@@ -390,6 +397,7 @@ class PredictionLog:
         with self._progress:
             if safe:
                 self._done += len(rows)
+                self._journal.forget(self._done)
                 self._progress.notify_all()
             else:
                 self._waiting = batch + self._waiting
@@ -398,6 +406,7 @@ class PredictionLog:
     def _take(self) -> list[Answers]:
         """The oldest that wait, about two thousand, so that a burst does not stand in memory twice."""
         with self._lock:
+            self._journal.turn(self._taken)
             end = count = 0
             while end < len(self._waiting) and count < 2000:
                 count += len(self._waiting[end].ids)
@@ -450,18 +459,24 @@ class PredictionLog:
         return iter(sorted(self.spool.glob("*.jsonl"))) if self.spool.is_dir() else iter(())
 
     def _replay(self, engine: Engine) -> None:
-        """Move the spooled batches into the database, oldest first; another worker may do the same, to the same end."""
+        """Move into the database what waits on disk, oldest first; another worker may do the same, to the same end."""
         for path in self._spool_files():
-            try:
-                rows = [_from_line(line) for line in path.read_text().splitlines()]
-            except FileNotFoundError:
-                continue
-            except (ValueError, KeyError) as error:
-                log.error("%s is no batch of answers (%s); it is set aside", path, error)
-                path.rename(path.with_suffix(".damaged"))
-                continue
+            with suppress(FileNotFoundError):
+                self._move(path, map(_from_line, path.read_bytes().splitlines()), engine)
+        for path, records in journal.left_behind(self.spool):
+            self._move(path, _rows(map(_unpack, records), self._audit_share), engine)
+            log.info("the answers in %s, left by a process that was killed, are in the database", path.name)
+
+    def _move(self, path: Path, contents: Iterable[Row], engine: Engine) -> None:
+        try:
+            rows = list(contents)
+        except (ValueError, KeyError) as error:
+            log.error("%s holds no answers (%s); it is set aside", path, error)
+            path.rename(path.with_suffix(".damaged"))
+            return
+        if rows:
             _insert(engine, rows)
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
     def _forget_old(self, engine: Engine) -> None:
         """Once an hour, what is older than the time answers are kept."""
@@ -473,7 +488,7 @@ class PredictionLog:
             log.info("forgot %d answers older than %s", removed, self._keep)
 
 
-def _rows(batch: list[Answers], audit_share: float) -> Iterator[Row]:
+def _rows(batch: Iterable[Answers], audit_share: float) -> Iterator[Row]:
     for answers in batch:
         digits = answers.probabilities.argmax(1).tolist()
         for index, (id, digit) in enumerate(zip(answers.ids, digits, strict=True)):
@@ -498,12 +513,27 @@ def _insert(engine: Engine, rows: list[Row]) -> None:
         connection.execute(build(predictions).on_conflict_do_nothing(index_elements=["id"]), rows)
 
 
+def _pack(answers: Answers) -> bytes:
+    """As the journal holds it: one line of JSON, the images, the probabilities."""
+    head = json.dumps([answers.ids, answers.at.isoformat(), answers.version, answers.route, answers.role]).encode()
+    return b"".join((head, b"\n", answers.images.tobytes(), answers.probabilities.tobytes()))
+
+
+def _unpack(record: bytes) -> Answers:
+    head, _, arrays = record.partition(b"\n")
+    ids, at, version, route, role = json.loads(head)
+    end = len(ids) * SIZE * SIZE
+    images = np.frombuffer(arrays[:end], np.uint8).reshape(-1, SIZE, SIZE)
+    probabilities = np.frombuffer(arrays[end:], np.float32).reshape(-1, 10)
+    return Answers(ids, datetime.fromisoformat(at), version, images, probabilities, route, role)
+
+
 def _to_line(row: Row) -> str:
     blobs = {name: base64.b64encode(row[name]).decode() for name in ("probabilities", "image")}
     return json.dumps({**row, **blobs, "at": row["at"].isoformat()}) + "\n"
 
 
-def _from_line(line: str) -> Row:
+def _from_line(line: bytes) -> Row:
     row = json.loads(line)
     blobs = {name: base64.b64decode(row[name]) for name in ("probabilities", "image")}
     return {**row, **blobs, "at": datetime.fromisoformat(row["at"])}

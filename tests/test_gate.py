@@ -140,3 +140,17 @@ def test_a_model_too_large_or_too_slow_is_held_even_as_the_first(facts: Facts, w
 def test_every_reason_is_collected() -> None:
     found = verdict(answers(300), answers(200), facts=Facts(0.7, 60_000_000, 25.0))
     assert len(found.reasons) == 4
+
+
+def test_a_large_gain_outweighs_a_small_loss_of_one_digit_but_no_large_one() -> None:
+    """Drifted traffic recovered is worth three points of one digit's recall, not six."""
+    new = (np.arange(400) % 10).astype(np.uint8)
+    blind = np.where(np.arange(400) < 200, (new + 1) % 10, new).astype(np.uint8)
+    traffic = Sample("new traffic", new, candidate=new, champion=blind)
+    for lost, decision in ((30, "promote"), (60, "hold")):
+        fours = np.flatnonzero(LABELS == 4)[:lost]
+        others = np.flatnonzero(LABELS == 7)[:lost]
+        candidate, champion = LABELS.copy(), LABELS.copy()
+        candidate[fours], champion[others] = 9, 1
+        assert verdict(candidate, champion, traffic).decision == decision
+        assert verdict(candidate, champion).decision == "hold"

@@ -233,3 +233,38 @@ def test_several_processes_may_make_the_tables_and_write_at_once(url: str, tmp_p
     engine = database.connect(url)
     assert len(predictions.read_window(engine, NOON)) == 3 * 400
     engine.dispose()
+
+
+def test_a_killed_process_loses_nothing_that_was_appended(url: str, engine: Engine, tmp_path: Path) -> None:
+    program = f"""
+import os, sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from test_predictions import PredictionLog, answers
+log = PredictionLog({url!r}, Path({str(tmp_path)!r}) / "spool", interval_seconds=60)
+for seed in range(40):
+    batch = answers(3, seed=seed)
+    log.append(batch)
+    print(*batch.ids, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    root = Path(__file__).parent.parent
+    killed = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    ids = killed.stdout.split()
+    assert killed.returncode == -9 and len(ids) == 120, killed.stderr
+    assert len(predictions.read_window(engine, NOON)) == 0
+    write(url, tmp_path / "spool", answers(1, seed=99))
+    window = predictions.read_window(engine, NOON)
+    assert set(ids) <= set(window.ids) and len(window) == 121
+    expected = answers(3, seed=7)
+    place = window.ids.index(ids[21])
+    assert np.array_equal(window.images[place], expected.images[0])
+    assert np.array_equal(window.probabilities[place], expected.probabilities[0])
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_a_damaged_journal_is_set_aside(url: str, engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "1-2.journal").write_bytes(b"\x04\0\0\0{no}")
+    write(url, tmp_path, answers(2))
+    assert len(predictions.read_window(engine, NOON)) == 2
+    assert [path.name for path in tmp_path.glob("1-2*")] == ["1-2.damaged"]
