@@ -28,8 +28,8 @@ down:  ## stop a platform started in another terminal
 status:  ## what is up, and where
 	@.venv/bin/digits status
 
-test: setup lint  ## everything CI runs
-	.venv/bin/pytest
+test: setup lint  ## everything CI runs; two files of tests at a time
+	.venv/bin/pytest -n 2 --dist loadfile
 
 test-fast: setup  ## the tests that start no servers
 	.venv/bin/pytest -m "not slow"
