@@ -101,14 +101,21 @@ def open_session(content: bytes) -> Model:
     return Model(session, inputs[0].name)
 
 
+@dataclass(frozen=True)
+class Pointed:
+    """What an alias points to. Numbers begin anew in a new registry, so that only with its run a version is the same."""
+
+    version: str
+    run_id: str | None
+
+
 def fetch(uri: str, alias: str, cache: Path) -> Champion:
     """The version an alias points to, verified; a copy stays in `cache/<version>/` as the last good one of that alias.
 
     Raises NoChampion, BadArtifact or Unreachable.
     """
     with _registry(uri) as registry:
-        version = look_up(registry, alias)
-        champion = _fetch_version(registry, version, cache)
+        champion = _fetch_version(registry, look_up(registry, alias).version, cache)
     remember(champion, alias, cache)
     return champion
 
@@ -128,20 +135,18 @@ def download(uri: str, version: str, name: str) -> bytes:
 def version(uri: str, alias: str = "champion") -> str | None:
     """The version an alias points to, None when there is none; raises Unreachable."""
     with _registry(uri) as registry, suppress(NoChampion):
-        return look_up(registry, alias)
+        return look_up(registry, alias).version
     return None
 
 
-def look_up(registry: httpx.Client, alias: str) -> str:
+def look_up(registry: httpx.Client, alias: str) -> Pointed:
     """The version an alias points to; raises NoChampion or Unreachable."""
     response = _get(registry, "/api/2.0/mlflow/registered-models/alias", name=NAME, alias=alias)
     if response.status_code in (400, 404):  # 404 without the model, 400 without the alias
         raise NoChampion(f"no version of {NAME} has the alias {alias} yet; train and promote one with `digits retrain`")
-    if response.is_error:
-        raise Unreachable(
-            f"the registry at {registry.base_url} answered {response.status_code} {response.reason_phrase}"
-        )
-    return str(response.json()["model_version"]["version"])
+    _check_answered(registry, response)
+    found = response.json()["model_version"]
+    return Pointed(str(found["version"]), found.get("run_id"))
 
 
 def last_good(alias: str, cache: Path) -> Champion:
@@ -221,6 +226,15 @@ def _get(registry: httpx.Client, route: str, **parameters: str) -> httpx.Respons
         ) from error
 
 
+def _check_answered(registry: httpx.Client, response: httpx.Response) -> None:
+    """Raise Unreachable for an answer that says nothing about the version: the server fails, or does not let us in."""
+    if response.status_code in (401, 403) or response.is_server_error:
+        raise Unreachable(
+            f"the registry at {registry.base_url} answered {response.status_code} {response.reason_phrase}; "
+            "see to the MLflow server or to the name and password in MLFLOW_TRACKING_URI"
+        )
+
+
 def _fetch_version(registry: httpx.Client, version: str, cache: Path) -> Champion:
     """From the cache where its card is the registry's, else downloaded, verified and put there."""
     card = _download(registry, version, "card.json")
@@ -238,6 +252,7 @@ def _download(registry: httpx.Client, version: str, path: str) -> bytes:
     response = _get(registry, "/model-versions/get-artifact", name=NAME, version=version, path=path)
     if response.status_code == 404 and "RESOURCE_DOES_NOT_EXIST" in response.text and "Model Version" in response.text:
         raise NoChampion(f"there is no {NAME} v{version} in the registry; see the versions with `digits leaderboard`")
+    _check_answered(registry, response)
     if response.is_error:
         raise BadArtifact(
             f"{NAME} v{version}: the registry answered {response.status_code} for {path}; register it again"
@@ -306,7 +321,8 @@ class Watcher:
         self._alias, self._cache, self._optional = alias, cache, optional
         self._interval_seconds, self._refused_seconds = interval_seconds, refused_seconds
         self._registry = _registry(uri)
-        self._refused: tuple[str, float] = ("", 0.0)  # a version, and when to look at it again
+        self._answering: Pointed | None = None  # once it was fetched
+        self._refused: tuple[Pointed | None, float] = (None, 0.0)  # and when to look at it again
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"watch-{alias}", daemon=True)
 
@@ -321,20 +337,19 @@ class Watcher:
 
     def look(self) -> None:
         """Look once: swap when the alias points to another version, and say what is wrong when that cannot be."""
-        champion = self.standing.champion
         try:
-            version = look_up(self._registry, self._alias)
-            if champion is None or version != champion.version:
-                self._swap(version)
+            pointed = look_up(self._registry, self._alias)
+            if pointed != self._answering:
+                self._swap(pointed)
             else:
                 self._say(None)
         except NoChampion as error:
             if self._optional:
-                self.standing = Standing()
+                self.standing, self._answering = Standing(), None
             else:
                 self._say(str(error))
         except BadArtifact as error:
-            self._refused = (version, time.monotonic() + self._refused_seconds)
+            self._refused = (pointed, time.monotonic() + self._refused_seconds)
             self._fall_back(str(error))
         except Unreachable as error:
             self._fall_back(str(error))
@@ -348,13 +363,14 @@ class Watcher:
             if self._stop.wait(self._interval_seconds):
                 return
 
-    def _swap(self, version: str) -> None:
+    def _swap(self, pointed: Pointed) -> None:
         refused, again = self._refused
-        if version == refused and time.monotonic() < again:
+        if pointed == refused and time.monotonic() < again:
             return
-        champion = _fetch_version(self._registry, version, self._cache)
+        champion = _fetch_version(self._registry, pointed.version, self._cache)
         before = self.standing.champion
         self.standing = Standing(champion, datetime.now(UTC))
+        self._answering = pointed
         remember(champion, self._alias, self._cache)
         log.info("%s v%s answers as %s (before: %s)", NAME, version, self._alias, before and f"v{before.version}")
 

@@ -120,6 +120,8 @@ class Registry:
     """The three routes of MLflow's server that the champion is fetched over, from memory."""
 
     uri: str
+    run_prefix: str = "5f3c"
+    broken: int | None = None  # the status it answers everything with
     versions: dict[str, Files] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -127,6 +129,8 @@ class Registry:
     def answer(self, path: str, query: dict[str, str]) -> tuple[int, bytes]:
         """Status and body, as MLflow 3.17 gives them."""
         self.asked.append(query.get("path", query.get("alias", path)))
+        if self.broken:
+            return self.broken, b"not now"
         if path == "/api/2.0/mlflow/registered-models/alias":
             if not self.versions:
                 return (
@@ -135,7 +139,9 @@ class Registry:
                 )
             if query["alias"] not in self.aliases:
                 return 400, b'{"error_code": "INVALID_PARAMETER_VALUE", "message": "Registered model alias not found."}'
-            return 200, json.dumps({"model_version": {"version": self.aliases[query["alias"]]}}).encode()
+            version = self.aliases[query["alias"]]
+            found = {"version": version, "run_id": f"{self.run_prefix}{version}"}
+            return 200, json.dumps({"model_version": found}).encode()
         if path == "/model-versions/get-artifact":
             files = self.versions.get(query["version"])
             if files is None:

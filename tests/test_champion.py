@@ -232,6 +232,39 @@ def test_an_unreachable_registry_does_not_take_the_champion_away(
     assert version_of(watching) == "2" and watching.standing.trouble is None
 
 
+def test_the_same_number_in_a_new_registry_is_another_version(
+    registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path
+) -> None:
+    publish(registry, "1", champion_files)
+    watching = watcher(registry, tmp_path)
+    watching.look()
+    before = watching.standing.champion
+    registry.run_prefix = "77aa"
+    publish(registry, "1", other_files)
+    watching.look()
+    assert before and watching.standing.champion and version_of(watching) == "1"
+    assert watching.standing.champion.card["files"] != before.card["files"]
+    watching.look()
+    assert registry.asked.count("card.json") == 2
+
+
+@pytest.mark.parametrize("status", [401, 403, 500, 503])
+def test_a_registry_that_fails_or_shuts_the_door_is_not_a_bad_version(
+    status: int, registry: Registry, champion_files: Files, tmp_path: Path
+) -> None:
+    publish(registry, "1", champion_files)
+    watching = watcher(registry, tmp_path)
+    watching.look()
+    registry.broken = status
+    with pytest.raises(Unreachable, match=f"answered {status}"):
+        champion.fetch_version(registry.uri, "1", tmp_path)
+    watching.look()
+    assert version_of(watching) == "1" and f"answered {status}" in (watching.standing.trouble or "")
+    registry.broken = None
+    watching.look()
+    assert watching.standing.trouble is None
+
+
 def test_only_the_newest_copies_are_kept(registry: Registry, champion_files: Files, tmp_path: Path) -> None:
     for version in map(str, range(1, 9)):
         publish(registry, version, champion_files)
