@@ -29,7 +29,7 @@ status:  ## what is up, and where
 	@.venv/bin/digits status
 
 test: setup lint  ## everything CI runs; two files of tests at a time
-	.venv/bin/pytest -n 2 --dist loadfile
+	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup  ## the tests that start no servers
 	.venv/bin/pytest -m "not slow"

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 Files = dict[str, bytes]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start servers come first: two processes share the files, and the longest at the end would run alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def enlarge(small: NDArray[np.float64]) -> NDArray[np.uint8]:
     """scikit-learn's 8 x 8 digits of 0 to 16, each pixel tripled, in the middle of 28 x 28."""
     large = np.kron(small * (255 / 16), np.ones((1, 3, 3)))
