@@ -1,6 +1,6 @@
-"""How accurate a recipe is on MNIST's 10,000 test images, over seeds, and how long it trains.
+"""How accurate recipes are on MNIST's 10,000 test images, over seeds, and how long they train.
 
-    DIGITS_MNIST=/path/to/mnist.npz python -m bench.accuracy compact --seeds 3
+    DIGITS_MNIST=/path/to/mnist.npz python -m bench.accuracy kaggle-sgd classic adam compact sigmoid
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.accuracy distorted --seeds 3 --committee
 
 With `--committee` the networks of all seeds are also averaged into one, as the recipe `committee` does.
@@ -38,16 +38,10 @@ def data_for(recipe: Recipe) -> Dataset:
     return datasets.resplit(data, recipe.validation_fraction, recipe.seed)
 
 
-def main() -> None:
+def measure(recipe: Recipe, seeds: int, committee: bool) -> None:
     """Print a line per seed, then the mean and the spread."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe", choices=RECIPES)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--committee", action="store_true")
-    arguments = parser.parse_args()
-    recipe = recipes.find(arguments.recipe)
     accuracies, logits = [], []
-    for seed in range(arguments.seeds):
+    for seed in range(seeds):
         seeded = recipe.model_copy(update={"seed": seed})
         data = data_for(seeded)
         started = time.perf_counter()
@@ -58,10 +52,24 @@ def main() -> None:
         accuracy = evaluation.accuracy(probabilities, data.test.labels)
         accuracies.append(accuracy.value)
         print(f"{recipe.name} seed {seed}: {accuracy} of {len(data.test):,} in {seconds:.0f} s", flush=True)
-    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
-    print(f"{recipe.name}: mean {statistics.mean(accuracies):.2%}, standard deviation over seeds {spread:.2%}")
-    if arguments.committee:
+    if seeds > 1:
+        spread = statistics.stdev(accuracies)
+        print(f"{recipe.name}: mean {statistics.mean(accuracies):.2%}, standard deviation over seeds {spread:.2%}")
+    if committee:
         print(f"committee of {len(logits)}: {evaluation.accuracy(np.mean(logits, axis=0), data.test.labels)}")
+
+
+def main() -> None:
+    """Measure one recipe after the other, and say how long all of it took."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipes", nargs="+", choices=RECIPES)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--committee", action="store_true")
+    arguments = parser.parse_args()
+    started = time.perf_counter()
+    for name in arguments.recipes:
+        measure(recipes.find(name), arguments.seeds, arguments.committee)
+    print(f"trained and tested in {time.perf_counter() - started:.0f} s together")
 
 
 if __name__ == "__main__":
