@@ -12,7 +12,7 @@ import bentoml
 from digits.settings import Settings, settings
 from services.desk import Desk
 from services.front import Front, Shortcut
-from services.routes import application, classify
+from services.routes import application, classify_body
 
 
 def _options(where: Settings) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def _options(where: Settings) -> dict[str, Any]:
     }
 
 
-front = Front(application(), direct={"/classify": classify})
+front = Front(application(), direct={"/classify": classify_body})
 
 
 # BentoML reads the options when the module is imported, so this entry point reads the settings here.

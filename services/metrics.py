@@ -5,6 +5,8 @@ PROMETHEUS_MULTIPROC_DIR (https://prometheus.github.io/client_python/multiproces
 """
 
 import os
+import threading
+from collections import defaultdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +45,8 @@ class Metrics:
         self._shadow_dropped = gauge(
             "digits_shadow_dropped", "Images the challenger was spared or failed on.", multiprocess_mode="livesum"
         )
+        self._lock = threading.Lock()
+        self._pending: defaultdict[prometheus.Counter, int] = defaultdict(int)
         self._counted: dict[tuple[str, int], prometheus.Counter] = {}
         self._timed: dict[str, prometheus.Histogram] = {}
         self._answered: dict[tuple[str, int], prometheus.Counter] = {}
@@ -52,7 +56,8 @@ class Metrics:
         counter = self._counted.get((route, status))
         if counter is None:
             counter = self._counted[route, status] = self._requests.labels(route, str(status))
-        counter.inc()
+        with self._lock:
+            self._pending[counter] += 1
         timer = self._timed.get(route)
         if timer is None:
             timer = self._timed[route] = self._seconds.labels(route)
@@ -74,12 +79,21 @@ class Metrics:
         counter = self._answered.get((version, digit))
         if counter is None:
             counter = self._answered[version, digit] = self._answers.labels(version, str(digit))
-        counter.inc(count)
+        with self._lock:
+            self._pending[counter] += count
+
+    def flush(self) -> None:
+        """Share what was counted, at least once a second: counting in the shared files took a twelfth of a request's time."""
+        with self._lock:
+            counts, self._pending = self._pending, defaultdict(int)
+        for counter, count in counts.items():
+            counter.inc(count)
 
     def set_state(
         self, *, version: str, waiting: int, spooled: int, lost: int, shadowed: int, shadow_dropped: int
     ) -> None:
         """What holds now."""
+        self.flush()
         self._version.set(int(version) if version.isdigit() else 0)
         self._waiting.set(waiting)
         self._spooled.set(spooled)
@@ -91,6 +105,7 @@ class Metrics:
         """The text for Prometheus over all workers, and its content type."""
         from prometheus_client import multiprocess
 
+        self.flush()
         registry = self._prometheus.REGISTRY
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = self._prometheus.CollectorRegistry()

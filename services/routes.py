@@ -65,8 +65,12 @@ def application() -> Starlette:
 
 async def classify(request: Request) -> Response:
     """One image as rows of numbers, or a list of images."""
-    desk, champion = _at_work(request)
-    body = await request.body()
+    return await classify_body(request.app.state.desk, await request.body())
+
+
+async def classify_body(desk: Desk, body: bytes) -> Response:
+    """The same, from its body alone."""
+    champion = _at_work(desk)
     if len(body) > LARGE_BYTES:
         return await _aside(_classify_json, desk, champion, body)
     return _classify_json(desk, champion, body)
@@ -88,7 +92,8 @@ def _classify_json(desk: Desk, champion: Champion, body: bytes) -> Response:
 
 async def classify_file(request: Request) -> Response:
     """A picture file, as the form field `file` or as the body itself; with `?preview=true` the answer is not logged."""
-    desk, champion = _at_work(request)
+    desk: Desk = request.app.state.desk
+    champion = _at_work(desk)
     preview = request.query_params.get("preview", "false")
     if preview not in ("true", "false"):
         raise unprocessable(f'preview is "{preview[:40]}"; expected true or false')
@@ -123,7 +128,8 @@ async def _picture(request: Request) -> bytes:
 
 async def classify_bulk(request: Request) -> Response:
     """Raw uint8 pixels, 784 bytes per image."""
-    desk, champion = _at_work(request)
+    desk: Desk = request.app.state.desk
+    champion = _at_work(desk)
     body = await request.body()
     size = pixels.SIZE * pixels.SIZE
     if not body or len(body) % size:
@@ -194,7 +200,8 @@ async def about(request: Request) -> Response:
 
 async def samples(request: Request) -> Response:
     """Digits to try the version on that answers."""
-    desk, champion = _at_work(request)
+    desk: Desk = request.app.state.desk
+    champion = _at_work(desk)
     return json({"model_version": champion.version, "samples": await _aside(desk.samples, champion)})
 
 
@@ -227,13 +234,12 @@ async def refused(request: Request, error: Exception) -> Response:
     return refusal(request, error)
 
 
-def _at_work(request: Request) -> tuple[Desk, Champion]:
-    """The desk and the champion that answers this request, whoever takes over meanwhile; 503 before the first one."""
-    desk: Desk = request.app.state.desk
+def _at_work(desk: Desk) -> Champion:
+    """The champion that answers this request, whoever takes over meanwhile; 503 before the first one."""
     standing = desk.standing
     if standing.champion is None:
         raise HTTPException(503, f"there is no champion to answer: {standing.trouble}", {"Retry-After": "5"})
-    return desk, standing.champion
+    return standing.champion
 
 
 def _fields(body: bytes, needed: set[str], known: set[str], example: str) -> dict[str, Any]:
