@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+from scipy.stats import t
 
 from digits import datasets, sources
 from digits.datasets import Dataset, Split
@@ -38,6 +39,13 @@ def data_for(recipe: Recipe) -> Dataset:
     return datasets.resplit(data, recipe.validation_fraction, recipe.seed)
 
 
+def over_seeds(accuracies: list[float]) -> str:
+    """Mean, 95 % interval of the mean (Student's t) and standard deviation."""
+    mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
+    half = float(t.ppf(0.975, len(accuracies) - 1)) * spread / len(accuracies) ** 0.5
+    return f"mean {mean:.2%} [{mean - half:.2%}, {mean + half:.2%}] over {len(accuracies)} seeds, deviation {spread:.2%}"
+
+
 def measure(recipe: Recipe, seeds: int, committee: bool) -> None:
     """Print a line per seed, then the mean and the spread."""
     accuracies, logits = [], []
@@ -53,8 +61,7 @@ def measure(recipe: Recipe, seeds: int, committee: bool) -> None:
         accuracies.append(accuracy.value)
         print(f"{recipe.name} seed {seed}: {accuracy} of {len(data.test):,} in {seconds:.0f} s", flush=True)
     if seeds > 1:
-        spread = statistics.stdev(accuracies)
-        print(f"{recipe.name}: mean {statistics.mean(accuracies):.2%}, standard deviation over seeds {spread:.2%}")
+        print(f"{recipe.name}: {over_seeds(accuracies)}")
     if committee:
         print(f"committee of {len(logits)}: {evaluation.accuracy(np.mean(logits, axis=0), data.test.labels)}")
 
