@@ -1,0 +1,106 @@
+"""How many drawings the endpoint reads: MNIST test digits redrawn large, dark on light, off-centre, with thin and thick pens.
+
+    DIGITS_MNIST=/path/to/mnist.npz python -m bench.drawings --recipe distorted
+
+Each digit is thinned to its skeleton and drawn again with a round pen, as nobody of the training images drew it, then sent as a
+PNG to `/classify_file` of the real service. `--save FOLDER` keeps the pictures.
+"""
+
+import argparse
+import io
+from collections import defaultdict
+from pathlib import Path
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from bench import stage
+from digits import shares
+from models import recipes
+
+PAPER = 400  # pixels a side
+ENLARGED = 8  # times; 20 pixels of a digit become 160
+PENS = (8, 14, 20, 28)  # pixels; MNIST's own pen would have about 20
+LEAST = 0.97
+
+
+def main() -> None:
+    """Train, serve, draw, and print the share of right answers for each pen."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="distorted", choices=recipes.RECIPES)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--save", type=Path)
+    arguments = parser.parse_args()
+    recipe = recipes.find(arguments.recipe)
+    if arguments.epochs:
+        recipe = recipe.model_copy(update={"epochs": arguments.epochs})
+    dataset = stage.data()
+    random = np.random.default_rng(0)
+    chosen = random.choice(len(dataset.test), arguments.count, replace=False)
+    right: dict[int, list[bool]] = defaultdict(list)
+    with stage.home() as where, stage.mlflow(where):
+        stage.register(where, recipe, dataset)
+        with stage.service(where), httpx.Client(base_url=where.service_url, timeout=30) as client:
+            for position, index in enumerate(chosen):
+                pen = PENS[position % len(PENS)]
+                picture = png(draw(dataset.test.images[index], pen, random))
+                answer = client.post("/classify_file", content=picture, headers={"Content-Type": "image/png"})
+                digit, label = answer.json().get("digit"), int(dataset.test.labels[index])
+                right[pen].append(digit == label)
+                if arguments.save:
+                    arguments.save.mkdir(parents=True, exist_ok=True)
+                    (arguments.save / f"{index}-{label}-read-as-{digit}-pen-{pen}.png").write_bytes(picture)
+    for pen in PENS:
+        print(f"pen of {pen:2} pixels: {shares.of(sum(right[pen]), len(right[pen]))} of {len(right[pen])}")
+    total = sum(map(sum, right.values()))
+    print(
+        f"{recipe.name}, {recipe.epochs} epochs: {shares.of(total, len(chosen))} of {len(chosen)} (at least {LEAST:.0%})"
+    )
+
+
+def draw(image: NDArray[np.uint8], pen: int, random: np.random.Generator) -> NDArray[np.uint8]:
+    """A drawing (400, 400) of the digit (28, 28) with a round pen, somewhere on light paper."""
+    large = ndimage.gaussian_filter(ndimage.zoom(image.astype(np.float32), ENLARGED, order=1), ENLARGED / 2)
+    distance = ndimage.distance_transform_edt(~skeleton(large > 110))
+    ink = np.clip(pen / 2 + 0.5 - distance, 0, 1)  # anti-aliased over one pixel
+    rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
+    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    paper, colour = random.uniform(215, 255), random.uniform(0, 70)
+    drawing = np.full((PAPER, PAPER), paper)
+    top, left = (int(random.integers(5, PAPER - side - 5)) for side in ink.shape)
+    drawing[top : top + ink.shape[0], left : left + ink.shape[1]] += ink * (colour - paper)
+    return drawing.round().astype(np.uint8)
+
+
+def skeleton(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Strokes one pixel wide (Zhang and Suen 1984, "A fast parallel algorithm for thinning digital patterns")."""
+    ink = np.pad(ink, 1)
+    changed = True
+    while changed:
+        changed = False
+        for corners in (((0, 2, 4), (2, 4, 6)), ((0, 2, 6), (0, 4, 6))):
+            # the neighbours of each pixel, clockwise from the one above
+            around = [np.roll(ink, shift, (0, 1)) for shift in ((1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1))]  # fmt: skip
+            count = np.sum(around, axis=0)
+            turns = np.sum([~one & other for one, other in zip(around, [*around[1:], around[0]], strict=True)], axis=0)
+            removed = ink & (count >= 2) & (count <= 6) & (turns == 1)
+            for corner in corners:
+                removed &= ~np.logical_and.reduce([around[place] for place in corner])
+            ink = ink & ~removed
+            changed |= bool(removed.any())
+    return ink[1:-1, 1:-1]
+
+
+def png(picture: NDArray[np.uint8]) -> bytes:
+    """A file of it."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    main()
