@@ -1,12 +1,11 @@
 """The prediction log: one record per answer with its pixels, labelled later by feedback, read back in windows."""
 
-import base64
-import json
 import logging
 import os
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ log = logging.getLogger("digits.predictions")
 Row = dict[str, Any]
 T = TypeVar("T")
 BATCH = 2000  # answers written in one transaction
-ROWS_AT_ONCE = 1000  # of 10 values each; SQLite takes 32,766 values in a statement, PostgreSQL 65,535
+ROWS_AT_ONCE = 1024  # of 10 values each; SQLite takes 32,766 values in a statement, PostgreSQL 65,535
 AUDITOR = "audit"  # the source of feedback from those who label the audit sample, all of it
 
 
@@ -284,9 +283,9 @@ def forget(engine: Engine, before: datetime) -> int:
 class PredictionLog:
     """The log as the service holds it open: appending costs microseconds, a thread of its own writes in batches.
 
-    While the database is away, batches go to files in the spool folder and are replayed, without doubles, once it is back. What a
-    killed process had not written yet is in its journal, and another process or the next one writes it. Nothing is lost but what
-    neither the database nor the disk would take for so long that `limit` answers wait in memory; that is counted in `lost`.
+    Every answer is in a journal in the spool folder before it goes out, and in memory until the database has it. While the
+    database is away, journals stay behind there and the memory is free; once it is back they are written, without doubles, as are
+    those of processes that were killed. What the disk does not take waits in memory, and beyond `limit` answers `append` refuses.
     """
 
     def __init__(
@@ -304,7 +303,7 @@ class PredictionLog:
         self._url, self._audit_share, self._keep, self._limit = url, audit_share, keep, limit
         self._interval_seconds, self._retry_seconds = interval_seconds, retry_seconds
         self._lock = threading.Lock()
-        self._waiting: list[Answers] = []
+        self._waiting: deque[Answers] = deque()
         self._journal = Journal(spool)
         self._journal.turn(0)
         self._taken = self._done = 0  # answers appended, and those of them that are safe
@@ -325,23 +324,24 @@ class PredictionLog:
     @property
     def spooled(self) -> int:
         """Batches that wait on disk for the database."""
-        return sum(1 for _ in self._spool_files())
+        return journal.count_left(self.spool)
 
     @property
     def engine(self) -> Engine | None:
         """The database, or None while it is away."""
         return self._engine if time.monotonic() >= self._away_until else None
 
-    def append(self, answers: Answers) -> None:
-        """Take a request's answers; waits neither for the database nor for the disk to have them."""
+    def append(self, answers: Answers) -> bool:
+        """Take a request's answers, without waiting for the database or the disk; False where there is no more room for them."""
         record = _pack(answers)
         with self._lock:
             if self.depth + len(answers.ids) > self._limit:
                 self.lost += len(answers.ids)
-                return
+                return False
             self._journal.append(record)
             self._waiting.append(answers)
             self._taken += len(answers.ids)
+            return True
 
     def flush(self, timeout_seconds: float = 5.0) -> bool:
         """Wait until what was appended before is in the database or on disk; False when that takes longer."""
@@ -396,41 +396,42 @@ class PredictionLog:
             self._engine.dispose()
 
     def _round(self) -> bool:
-        """Write some of what waits: into the database, else onto the disk, else keep it; whether to go on at once.
+        """Write some of what waits: into the database, else leave it on the disk, else keep it; whether to go on at once.
 
         What came in meanwhile waits for the next round: under load, a round for each few answers cost more than the answers.
         """
+        is_away = time.monotonic() < self._away_until and not self._closing
+        if is_away and self.depth < BATCH and self._done >= self._wanted:
+            return False  # more in one journal
         batch = self._take()
-        rows = list(_rows(batch, self._audit_share))
-        safe = self._store(rows) or self._save(rows)
+        if not is_away and self._store(batch):
+            safe = self._done + sum(len(answers.ids) for answers in batch)
+        else:
+            safe = self._leave(batch)
         with self._progress:
-            if safe:
-                self._done += len(rows)
-                self._journal.forget(self._done)
-                self._progress.notify_all()
-            else:
-                self._waiting = batch + self._waiting
-            return safe and (self._done < self._wanted or self.depth >= BATCH)
+            going_on = safe > self._done
+            self._done = safe
+            self._progress.notify_all()
+            return going_on and (self._done < self._wanted or self.depth >= BATCH)
 
     def _take(self) -> list[Answers]:
         """The oldest that wait, about one batch, so that a burst does not stand in memory twice."""
+        batch: list[Answers] = []
+        count = 0
         with self._lock:
             self._journal.turn(self._taken)
-            end = count = 0
-            while end < len(self._waiting) and count < BATCH:
-                count += len(self._waiting[end].ids)
-                end += 1
-            batch, self._waiting = self._waiting[:end], self._waiting[end:]
+            while self._waiting and count < BATCH:
+                batch.append(self._waiting.popleft())
+                count += len(batch[-1].ids)
         return batch
 
-    def _store(self, rows: list[Row]) -> bool:
-        if time.monotonic() < self._away_until and not self._closing:
-            return not rows
+    def _store(self, batch: list[Answers]) -> bool:
         try:
             if self._engine is None:
                 self._engine = database.connect(self._url, busy_seconds=2)
-            if rows:
-                _insert(self._engine, rows)
+            if batch:
+                _insert(self._engine, list(_rows(batch, self._audit_share)))
+                self._journal.forget(self._done + sum(len(answers.ids) for answers in batch))
             self._replay(self._engine)
             self._forget_old(self._engine)
         except (SQLAlchemyError, OSError) as error:
@@ -438,43 +439,35 @@ class PredictionLog:
                 reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
                 log.warning("the database is away (%s); answers go on and are kept in %s", reason, self.spool)
             self._away_until = time.monotonic() + self._retry_seconds
-            return not rows
+            return False
         if self._away_until:
-            log.info("the database is back, and every answer kept in %s is in it", self.spool)
+            log.info("the database is back, and takes the answers that were kept in %s", self.spool)
             self._away_until = 0.0
         return True
 
-    def _save(self, rows: list[Row]) -> bool:
-        """One file per batch, complete or not there at all."""
-        path = self.spool / f"{rows[0]['id']}.jsonl"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            self.spool.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w") as file:
-                file.writelines(_to_line(row) for row in rows)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            log.warning(
-                "%d answers wait in memory: neither the database nor %s takes them (%s)", len(rows), self.spool, error
-            )
-            return False
-        return True
-
-    def _spool_files(self) -> Iterator[Path]:
-        return iter(sorted(self.spool.glob("*.jsonl"))) if self.spool.is_dir() else iter(())
+    def _leave(self, batch: list[Answers]) -> int:
+        """Leave what waits to the disk, which has it; write what the disk refused once more. How many answers are safe."""
+        safe = max(self._journal.leave(), self._done)
+        with self._lock:
+            self._waiting.extendleft(reversed(batch))
+            count = self._done
+            while count < safe:
+                count += len(self._waiting.popleft().ids)
+            if self._journal.drop_torn():
+                log.warning("%d answers wait in memory: neither the database nor %s takes them", self.depth, self.spool)
+                for answers in self._waiting:
+                    self._journal.append(_pack(answers))
+        return safe
 
     def _replay(self, engine: Engine) -> None:
-        """Move into the database what waits on disk, oldest first; another worker may do the same, to the same end."""
-        for path in self._spool_files():
-            with suppress(FileNotFoundError):
-                self._move(path, map(_from_line, path.read_bytes().splitlines()), engine)
+        """Move into the database what was left on disk; another worker may do the same, to the same end.
+
+        What comes in meanwhile does not wait for the end of a long replay.
+        """
         for path, records in journal.left_behind(self.spool):
             self._move(path, _rows(map(_unpack, records), self._audit_share), engine)
-            log.info("the answers in %s, left by a process that was killed, are in the database", path.name)
+            if self.depth >= BATCH:
+                return
 
     def _move(self, path: Path, contents: Iterable[Row], engine: Engine) -> None:
         try:
@@ -486,6 +479,8 @@ class PredictionLog:
         if rows:
             _insert(engine, rows)
         path.unlink(missing_ok=True)
+        if path.suffix == journal.LIVING:
+            log.info("the answers in %s, left by a process that was killed, are in the database", path.name)
 
     def _forget_old(self, engine: Engine) -> None:
         """Once an hour, what is older than the time answers are kept."""
@@ -523,8 +518,12 @@ def _insert(engine: Engine, rows: list[Row]) -> None:
     """
     values = _bind_processors(engine.dialect)
     with engine.begin() as connection:
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            chunk = rows[start : start + ROWS_AT_ONCE]
+        start = 0
+        while start < len(rows):
+            # a power of two, because drivers keep prepared statements, and those for a thousand lengths took 200 MB
+            count = 1 << (min(len(rows) - start, ROWS_AT_ONCE).bit_length() - 1)
+            chunk = rows[start : start + count]
+            start += count
             parameters = tuple(value(row[name]) for row in chunk for name, value in values)
             connection.exec_driver_sql(_insert_statement(engine.dialect, len(chunk)), parameters)
 
@@ -535,7 +534,7 @@ def _bind_processors(dialect: Dialect) -> list[tuple[str, Callable[[Any], Any]]]
     return [(name, processor or (lambda value: value)) for name, processor in processors]
 
 
-@lru_cache(maxsize=256)
+@lru_cache
 def _insert_statement(dialect: Dialect, count: int) -> str:
     mark = "?" if dialect.paramstyle == "qmark" else "%s"
     row = f"({', '.join([mark] * len(_COLUMNS))})"
@@ -556,14 +555,3 @@ def _unpack(record: bytes) -> Answers:
     images = np.frombuffer(arrays[:end], np.uint8).reshape(-1, SIZE, SIZE)
     probabilities = np.frombuffer(arrays[end:], np.float32).reshape(-1, 10)
     return Answers(ids, datetime.fromisoformat(at), version, images, probabilities, route, role)
-
-
-def _to_line(row: Row) -> str:
-    blobs = {name: base64.b64encode(row[name]).decode() for name in ("probabilities", "image")}
-    return json.dumps({**row, **blobs, "at": row["at"].isoformat()}) + "\n"
-
-
-def _from_line(line: bytes) -> Row:
-    row = json.loads(line)
-    blobs = {name: base64.b64decode(row[name]) for name in ("probabilities", "image")}
-    return {**row, **blobs, "at": datetime.fromisoformat(row["at"])}

@@ -58,4 +58,5 @@ class DigitClassifier:
         self.desk.close()
 
 
-DigitClassifier.add_asgi_middleware(Shortcut, front=front)  # type: ignore[attr-defined]  # the decorators made it a Service
+_plain = not (settings().access_log or settings().traces)  # which are layers of BentoML's
+DigitClassifier.add_asgi_middleware(Shortcut, front=front, outermost=_plain)  # type: ignore[attr-defined]  # it is a Service

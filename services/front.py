@@ -86,12 +86,19 @@ class Front:
 
 
 class Shortcut:
-    """Middleware of BentoML that hands our routes to the front before BentoML's own routing and context, a tenth of a request."""
+    """Middleware of BentoML that hands our routes to the front before BentoML's own layers, a third of a small request's time.
 
-    def __init__(self, application: ASGIApp, front: Front) -> None:
-        self._application, self._front = application, front
+    With `outermost` that is before all of them. BentoML puts middleware like this inside its own, so it moves out when the
+    application starts.
+    """
+
+    def __init__(self, application: ASGIApp, front: Front, outermost: bool = False) -> None:
+        self._application, self._front, self._outermost = application, front, outermost
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" and self._outermost:
+            whole = scope["app"]
+            whole.middleware_stack = Shortcut(whole.middleware_stack, self._front)
         ours = scope["type"] == "http" and scope["path"] in self._front.paths
         await (self._front if ours else self._application)(scope, receive, send)
 
