@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+LIVING, LEFT = (
+    ".journal",
+    ".left",
+)  # suffixes: of one that is written to, and of one that its writer has left to whoever can
 _LENGTH = struct.Struct("<I")
 
 
@@ -25,6 +29,15 @@ class _File:
     path: Path
     is_empty: bool = True
     is_whole: bool = True  # False once the disk refused a record: what followed could not be read
+
+    def remove(self) -> None:
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+        self.release()
+
+    def release(self) -> None:
+        with suppress(OSError):
+            os.close(self.descriptor)
 
 
 class Journal:
@@ -50,28 +63,54 @@ class Journal:
 
     def turn(self, taken: int) -> None:
         """Begin a new file after so many answers, unless nothing was written to the current one."""
-        if self._file is None or not self._file.is_empty:
+        if self._file is None or not (self._file.is_empty and self._file.is_whole):
             self._end(taken)
-            with suppress(OSError):
+            try:
                 self._file = self._begin()
+            except OSError:
+                self._file = _File(-1, self._folder / "none", is_whole=False)
 
     def forget(self, safe: int) -> None:
         """Remove the files whose answers are among the first so many."""
         while self._full and self._full[0][0] <= safe:
-            file = self._full.popleft()[1]
-            file.path.unlink(missing_ok=True)
-            os.close(file.descriptor)
+            self._full.popleft()[1].remove()
+
+    def leave(self) -> int:
+        """Let go of the files that hold all they should, for whoever can put their records elsewhere; so many answers are in them.
+
+        Unlike the others they may have to last, so they are forced onto the disk.
+        """
+        safe = 0
+        while self._full and self._full[0][1].is_whole:
+            taken, file = self._full[0]
+            try:
+                os.fsync(file.descriptor)
+                file.path.rename(file.path.with_suffix(LEFT))
+            except OSError:
+                file.is_whole = False
+                break
+            file.release()
+            self._full.popleft()
+            safe = taken
+        return safe
+
+    def drop_torn(self) -> bool:
+        """Remove the files from the first one on that lacks a record, so that they can be written again; whether there was one."""
+        was_torn = bool(self._full)
+        while self._full:
+            self._full.popleft()[1].remove()
+        return was_torn
 
     def close(self, taken: int, safe: int) -> None:
         """Remove what may go; what may not is left for another process."""
         self._end(taken)
         self.forget(safe)
         while self._full:
-            os.close(self._full.popleft()[1].descriptor)
+            self._full.popleft()[1].release()
 
     def _begin(self) -> _File:
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{os.getpid()}-{uuid4().hex}.journal"
+        path = self._folder / f"{os.getpid()}-{uuid4().hex}{LIVING}"
         hidden = path.with_suffix(".tmp")
         descriptor = os.open(hidden, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -85,11 +124,16 @@ class Journal:
 
 
 def left_behind(folder: Path) -> Iterator[tuple[Path, list[bytes]]]:
-    """The journals of processes that died, with their whole records; whoever made them safe removes the file."""
-    for path in sorted(folder.glob("*.journal")):
+    """Journals that were left or whose processes died, with their whole records; whoever made them safe removes the file."""
+    for path in sorted((*folder.glob(f"*{LEFT}"), *folder.glob(f"*{LIVING}"))):
         with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield path, list(_records(file.read()))
+
+
+def count_left(folder: Path) -> int:
+    """Files that wait for somebody to put their records elsewhere, without those of processes that died."""
+    return sum(1 for _ in folder.glob(f"*{LEFT}"))
 
 
 def _records(content: bytes) -> Iterator[bytes]:

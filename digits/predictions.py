@@ -310,6 +310,7 @@ class PredictionLog:
         self._wanted = 0  # so many are to be made safe at once
         self._engine: Engine | None = None
         self._away_until = 0.0
+        self._is_disk_full = False
         self._forget_at = 0.0
         self._wake, self._closing = threading.Event(), False
         self._progress = threading.Condition(self._lock)
@@ -401,8 +402,8 @@ class PredictionLog:
         What came in meanwhile waits for the next round: under load, a round for each few answers cost more than the answers.
         """
         is_away = time.monotonic() < self._away_until and not self._closing
-        if is_away and self.depth < BATCH and self._done >= self._wanted:
-            return False  # more in one journal
+        if is_away and (self._is_disk_full or (self.depth < BATCH and self._done >= self._wanted)):
+            return False
         batch = self._take()
         if not is_away and self._store(batch):
             safe = self._done + sum(len(answers.ids) for answers in batch)
@@ -453,10 +454,12 @@ class PredictionLog:
             count = self._done
             while count < safe:
                 count += len(self._waiting.popleft().ids)
-            if self._journal.drop_torn():
-                log.warning("%d answers wait in memory: neither the database nor %s takes them", self.depth, self.spool)
+            was_full, self._is_disk_full = self._is_disk_full, self._journal.drop_torn()
+            if self._is_disk_full:
                 for answers in self._waiting:
                     self._journal.append(_pack(answers))
+        if self._is_disk_full and not was_full:
+            log.warning("answers wait in memory, at most %d: %s does not take them either", self._limit, self.spool)
         return safe
 
     def _replay(self, engine: Engine) -> None:

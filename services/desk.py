@@ -80,7 +80,7 @@ class Desk:
     def _log(
         self, champion: Champion, images: Images, probabilities: NDArray[np.float32], route: str, share: float
     ) -> list[str | None]:
-        """Log a share of the answers, and let the challenger answer those too; the ids, None where not logged."""
+        """Log a share of the answers, and let the challenger answer those too; the ids, None where not logged or the log is full."""
         logged: list[str | None] = [None] * len(images)
         chosen: Sequence[int] = range(len(images))
         if share < 1:
@@ -89,7 +89,8 @@ class Desk:
         if chosen:
             ids = new_ids(len(chosen))
             answers = Answers(ids, datetime.now(UTC), champion.version, images, probabilities, route)
-            self.log.append(answers)
+            if not self.log.append(answers):
+                return logged
             self.shadow.take(answers)
             for index, id in zip(chosen, ids, strict=True):
                 logged[index] = id

@@ -1,6 +1,7 @@
 """The prediction log: nothing appended is lost, everything is found again, and the last word on a digit counts."""
 
 import logging
+import os
 import sqlite3
 import subprocess
 import sys
@@ -171,8 +172,8 @@ def test_a_spool_left_by_another_process_is_replayed_and_a_damaged_file_set_asid
     blocked.touch()
     spool, batch = tmp_path / "spool", answers(4)
     write(f"sqlite:///{blocked}/digits.db", spool, batch)
-    assert len(list(spool.glob("*.jsonl"))) == 1
-    (spool / "0.jsonl").write_text("{not json")
+    assert len(list(spool.glob("*.left"))) == 1
+    (spool / "0.left").write_bytes(b"\x04\0\0\0{no}")
     write(url, spool)
     write(url, spool)
     assert predictions.read_window(engine, NOON).ids == batch.ids
@@ -183,8 +184,8 @@ def test_a_full_log_counts_what_it_cannot_take(tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
     blocked.touch()
     log = PredictionLog(f"sqlite:///{blocked}/x.db", blocked / "spool", limit=5, interval_seconds=0.01)
-    log.append(answers(4))
-    log.append(answers(4, seed=1))
+    assert log.append(answers(4))
+    assert not log.append(answers(4, seed=1))
     assert (log.depth, log.lost) == (4, 4)
     blocked.unlink()
     log.close()  # the disk is back just in time
@@ -268,3 +269,25 @@ def test_a_damaged_journal_is_set_aside(url: str, engine: Engine, tmp_path: Path
     write(url, tmp_path, answers(2))
     assert len(predictions.read_window(engine, NOON)) == 2
     assert [path.name for path in tmp_path.glob("1-2*")] == ["1-2.damaged"]
+
+
+def test_neither_database_nor_disk_and_then_the_disk(
+    url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a full disk cut short is written again once there is room, while the database is still away."""
+    blocked, write_all = tmp_path / "blocked", os.write
+    blocked.touch()
+    spool = tmp_path / "spool"
+    log = PredictionLog(f"sqlite:///{blocked}/digits.db", spool, interval_seconds=0.01, retry_seconds=0.05)
+    monkeypatch.setattr(os, "write", lambda file, frame: write_all(file, frame[:100]))
+    batches = [answers(2, seed=seed) for seed in range(10)]
+    for batch in batches:
+        log.append(batch)
+        time.sleep(0.02)
+    assert (log.depth, log.spooled) == (20, 0)
+    monkeypatch.undo()
+    wait_until(lambda: log.depth == 0 and log.spooled)
+    log.close()
+    write(url, spool)
+    assert sorted(predictions.read_window(engine, NOON).ids) == sorted(id for batch in batches for id in batch.ids)
+    assert list(spool.iterdir()) == []
