@@ -1,0 +1,23 @@
+"""The page of benchmarks: a section per command, replaced by the next run, and only of benches that exist."""
+
+import re
+from pathlib import Path
+
+from bench.page import PAGE, replaced
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_section_is_added_then_replaced_and_the_others_stay() -> None:
+    page = replaced("# Benchmarks\n", "bench.one", "1\n")
+    page = replaced(page, "bench.two --fast", "2\n")
+    page = replaced(page, "bench.one", "a better one\n")
+    assert re.findall(r"^## python -m (.+)$", page, re.M) == ["bench.one", "bench.two --fast"]
+    assert "```text\na better one\n```" in page and "\n1\n" not in page and "```text\n2\n```" in page
+    assert page == replaced(page, "bench.one", "a better one\n")
+
+
+def test_every_section_names_a_bench_that_is_there() -> None:
+    names = re.findall(r"^## python -m bench\.(\w+)", PAGE.read_text(), re.M)
+    assert names
+    assert all((ROOT / "bench" / f"{name}.py").is_file() for name in names)
