@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from digits.reference import Reference, from_bytes
 
 if TYPE_CHECKING:
+    from postgres import Postgres
     from serving import Service
 
 Files = dict[str, bytes]
@@ -186,6 +187,27 @@ def registry() -> Iterator[Registry]:
     yield registry
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> "Iterator[Postgres]":
+    """A real PostgreSQL server for the whole session; a test that stops it starts it again."""
+    from postgres import programs, running  # which needs what stands above
+
+    bin = programs()
+    if bin is None:
+        pytest.skip("PostgreSQL's server is not installed")
+    with running(bin) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty digits database of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/digits.db"
+    url: str = request.getfixturevalue("postgres").new_database()
+    return url
 
 
 @pytest.fixture(scope="session")

@@ -26,12 +26,14 @@ HOMES = {
     "mlflow": "models",
     "tf2onnx": "models",
     "sqlalchemy": "digits",
+    "alembic": "digits",
+    "psycopg": "digits",
     "optuna": "models",
     "dask": "flows",
     "distributed": "flows",
     "prefect_dask": "flows",
 }
-LIGHT = {"numpy", "PIL", "pydantic", "pydantic_settings", "sqlalchemy", "httpx", "orjson"}
+LIGHT = {"numpy", "PIL", "pydantic", "pydantic_settings", "sqlalchemy", "alembic", "httpx", "orjson"}
 SLOW = {"tensorflow", "keras", "evidently", "mlflow"}  # 11 s, 11 s, 7 s and 4 s to import
 STANDARD = set(sys.stdlib_module_names)
 

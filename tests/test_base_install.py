@@ -4,12 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import Files, Registry
 from serving import ROOT, classify, serving
 
+from digits import database
 from digits.reference import from_bytes
 
 HEAVY = ("tensorflow", "keras", "prefect", "evidently", "mlflow", "sklearn", "pandas", "torch")
@@ -35,6 +37,15 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_training_library_is_installed(python: Path) -> None:
     code = f"import importlib.util as u; print([name for name in {HEAVY!r} if u.find_spec(name)])"
     assert subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_wheel_holds_the_migrations(tmp_path: Path) -> None:
+    subprocess.run([str(UV), "build", "--quiet", "--wheel", "--out-dir", str(tmp_path)], cwd=ROOT, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        held = {Path(name) for name in content.namelist()}
+    migrations = {path.relative_to(ROOT) for path in database.MIGRATIONS.rglob("*.py")}
+    assert len(migrations) > 1 and migrations <= held
 
 
 def test_the_service_answers(

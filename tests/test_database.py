@@ -1,0 +1,155 @@
+"""The schema: migrated when a process connects, once however many do, and never behind what the code says."""
+
+import logging
+import os
+import pkgutil
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from conftest import find_free_port
+from sqlalchemy import Engine, inspect, text
+
+import digits
+from digits import database, marks, predictions
+
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
+ROOT = Path(__file__).parent.parent
+MODULES = [import_module(f"digits.{one.name}") for one in pkgutil.iter_modules(digits.__path__) if not one.ispkg]
+TABLES = set(database.metadata.tables)  # of all modules
+TOGETHER = 4
+CONNECT = (
+    "import sys; from digits import database; print(flush=True); sys.stdin.readline(); database.connect(sys.argv[1])"
+)
+
+
+def differences(engine: Engine) -> object:
+    """Between the database and the tables of the code, as Alembic sees them."""
+    with engine.connect() as connection:
+        return compare_metadata(MigrationContext.configure(connection), database.metadata)
+
+
+def test_the_migrations_make_the_tables_of_the_code(database_url: str) -> None:
+    engine = database.connect(database_url)
+    assert differences(engine) == []
+    assert set(inspect(engine).get_table_names()) == TABLES | {"alembic_version"}
+    engine.dispose()
+
+
+def test_the_numbers_in_the_names_are_one_line_of_migrations() -> None:
+    script = ScriptDirectory(str(database.MIGRATIONS))
+    assert [one.revision for one in script.walk_revisions()] == database._revisions()[::-1]
+    assert script.get_heads() == [database._revisions()[-1]]
+
+
+def test_connecting_again_costs_milliseconds_and_says_nothing(
+    database_url: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    database.connect(database_url).dispose()
+    seconds = []
+    for _ in range(10):
+        began = time.perf_counter()
+        database.connect(database_url).dispose()
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.05
+    assert not [record for record in caplog.records if record.name.startswith("alembic")]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_processes_that_start_at_once_on_an_empty_database_all_come_up(database_url: str) -> None:
+    command = [sys.executable, "-c", CONNECT, database_url]
+    starting = [
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(TOGETHER)
+    ]
+    for process in starting:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+    for process in starting:
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=120)[1] for process in starting]
+    assert [process.returncode for process in starting] == [0] * TOGETHER, said
+    engine = database.connect(database_url)
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def test_a_database_from_before_the_migrations_is_adopted_with_what_it_holds(database_url: str) -> None:
+    before = database.make_engine(database_url)
+    some = [predictions.predictions, predictions.feedback, marks._marks]  # the service made its own and no others
+    database.metadata.create_all(before, some)
+    marks.put(before, "retrained", NOON)
+    before.dispose()
+    engine = database.connect(database_url)
+    assert differences(engine) == []
+    assert marks.at(engine, "retrained") == NOON
+    engine.dispose()
+
+
+def test_a_failing_migration_leaves_nothing_half_done(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alembic.operations import Operations
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Operations, "create_index", full)  # after the first table
+    with pytest.raises(OSError, match="no space left"):
+        database.connect(database_url)
+    monkeypatch.undo()
+    engine = database.make_engine(database_url)
+    assert inspect(engine).get_table_names() == []
+    engine.dispose()
+    assert differences(database.connect(database_url)) == []
+
+
+def test_a_database_of_newer_code_is_refused(database_url: str) -> None:
+    engine = database.connect(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    newest = database._revisions()[-1]
+    with pytest.raises(
+        database.Newer, match=f"has the schema 9999, and this version of digits knows those up to {newest};"
+    ):
+        database.connect(database_url)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
+def test_postgresql_is_reached_however_its_url_begins(scheme: str) -> None:
+    url = database._checked(f"{scheme}://digits:hush@db/digits")
+    assert url.render_as_string(hide_password=False) == "postgresql+psycopg://digits:hush@db/digits"
+
+
+def test_a_database_that_does_not_answer_is_named_without_its_password() -> None:
+    port = find_free_port()
+    with pytest.raises(database.Away, match=rf"127.0.0.1:{port}/digits does not answer: .*refused") as refused:
+        database.connect(f"postgresql://digits:hush@127.0.0.1:{port}/digits")
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("url", "got"), [("mysql://u:hush@db/digits", "mysql://…"), ("var/digits.db", "no URL")])
+def test_another_kind_of_database_is_refused(url: str, got: str) -> None:
+    with pytest.raises(ValueError, match=f"expected a database .* got {got}") as refused:
+        database.connect(url)
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.timeout(120)
+def test_alembics_own_command_finds_the_migrations_and_misses_none(database_url: str) -> None:
+    """As whoever changes a table calls it: `uv run alembic check`."""
+    environment = {**os.environ, "DIGITS_DATABASE_URL": database_url}
+    for word, said in (("upgrade", ""), ("check", "No new upgrade operations detected.")):
+        command = [sys.executable, "-m", "alembic", word, *(["head"] if word == "upgrade" else [])]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
