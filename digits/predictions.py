@@ -482,7 +482,7 @@ class PredictionLog:
         if rows:
             _insert(engine, rows)
         path.unlink(missing_ok=True)
-        if path.suffix == journal.LIVING:
+        if rows and path.suffix == journal.LIVING:
             log.info("the answers in %s, left by a process that was killed, are in the database", path.name)
 
     def _forget_old(self, engine: Engine) -> None:

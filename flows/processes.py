@@ -94,8 +94,7 @@ def processes(where: Settings) -> list[Process]:
         name="service",
         what="endpoint and drawing page",
         command=[
-            *(*python, "bentoml", "serve", "services.classifier:DigitClassifier"),
-            *(*host, "--port", str(where.service_port)),
+            *(*python, "services", *host, "--port", str(where.service_port)),
         ],
         priority=2,
         port=where.service_port,

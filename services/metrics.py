@@ -4,22 +4,58 @@ BentoML's workers are processes; prometheus_client shares their figures through 
 PROMETHEUS_MULTIPROC_DIR (https://prometheus.github.io/client_python/multiprocess/).
 """
 
+import logging
 import os
 import threading
 from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digits.images import Labels
 
+log = logging.getLogger("digits.service")
+
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+FILES = (
+    "counter",
+    "histogram",
+    "gauge_livemin",
+    "gauge_livemax",
+    "gauge_livesum",
+)  # of each process, by kind of figure
+FILE_BYTES = 1 << 16  # which prometheus_client begins with, enough for all figures here
+
+
+def _reserve() -> None:
+    """Take the disk space of this worker's files now: they are mapped into memory, and writing to a hole on a full disk kills.
+
+    Where there is none, the figures of this worker are not shared.
+    """
+    from bentoml._internal.configuration.containers import BentoMLContainer
+
+    if VARIABLE not in os.environ:
+        return
+    folder = Path(BentoMLContainer.prometheus_multiproc_dir.get())
+    try:
+        for kind in FILES:
+            with suppress(FileExistsError), (folder / f"{kind}_{os.getpid()}.db").open("xb") as file:
+                file.write(bytes(FILE_BYTES))
+    except OSError as error:
+        log.warning("%s takes no figures to share (%s); /metrics tells of single workers", folder, error.strerror)
+        del os.environ[VARIABLE]
 
 
 class Metrics:
     """The figures of this worker; the children of each metric are kept, because looking them up costs more than counting."""
 
     def __init__(self) -> None:
+        _reserve()
         # decides at its import whether it shares figures, and BentoML names the folder only in its workers
         import prometheus_client as prometheus
 
@@ -107,7 +143,7 @@ class Metrics:
 
         self.flush()
         registry = self._prometheus.REGISTRY
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        if VARIABLE in os.environ:
             registry = self._prometheus.CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # shipped without types
         return self._prometheus.generate_latest(registry), self._prometheus.CONTENT_TYPE_LATEST

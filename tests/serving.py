@@ -73,16 +73,7 @@ def serving(home: Path, registry: Registry, **settings: str) -> Iterator[Service
         "MLFLOW_TRACKING_URI": registry.uri,
         **settings,
     }
-    command = [
-        "-m",
-        "bentoml",
-        "serve",
-        "services.classifier:DigitClassifier",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
+    command = ["-m", "services", "--host", "127.0.0.1", "--port", str(port)]
     with (
         (home / "service.log").open("ab") as log,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,

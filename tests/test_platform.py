@@ -350,6 +350,6 @@ def _wait_for_slot(platform: Platform) -> None:
 def _is_service(process: psutil.Process, platform: Platform) -> bool:
     try:
         of_platform = process.environ().get("DIGITS_HOME") == str(platform.home)
-        return of_platform and "services.classifier:DigitClassifier" in process.cmdline()
+        return of_platform and bool({"services", "services.classifier:DigitClassifier"} & set(process.cmdline()))
     except psutil.Error:
         return False
