@@ -53,10 +53,10 @@ class Postgres:
             assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "server.log").read_text()
             time.sleep(0.05)
 
-    def stop(self) -> None:
-        """At once, whoever is connected."""
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """At once, whoever is connected; https://www.postgresql.org/docs/15/server-shutdown.html."""
         if self.process is not None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(how)
             self.process.wait(60)
             self.process = None
 
@@ -87,5 +87,5 @@ def running(bin: Path) -> Iterator[Postgres]:
         server.start()
         yield server
     finally:
-        server.stop()
+        server.stop(signal.SIGQUIT)  # without a checkpoint of what is removed anyway
         shutil.rmtree(folder)

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,8 +49,10 @@ def webhook() -> Iterator[Webhook]:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return database.connect(f"sqlite:///{tmp_path}/digits.db")
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = database.connect(database_url)
+    yield engine
+    engine.dispose()
 
 
 def test_an_alert_arrives_as_json_with_its_details(webhook: Webhook, engine: Engine) -> None:

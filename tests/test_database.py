@@ -153,3 +153,8 @@ def test_alembics_own_command_finds_the_migrations_and_misses_none(database_url:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
+
+
+def test_the_folder_of_a_sqlite_file_is_made(tmp_path: Path) -> None:
+    database.connect(f"sqlite:///{tmp_path}/a/b/digits.db").dispose()
+    assert (tmp_path / "a" / "b" / "digits.db").exists()

@@ -1,9 +1,8 @@
 """What feedback brings: each label once, the audit sample above complaints, doubtful ones kept apart with the reason."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +19,10 @@ ALL_TRAIN = Policy(hold_out=0)
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return database.connect(f"sqlite:///{tmp_path}/digits.db")
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = database.connect(database_url)
+    yield engine
+    engine.dispose()
 
 
 def answered(

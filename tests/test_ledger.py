@@ -1,20 +1,18 @@
 """The ledger keeps every change of the champion, in order, with its evidence."""
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from digits import database, ledger
 
 
-def test_entries_come_back_in_order_with_their_evidence(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/deep/digits.db"
-    engine = database.connect(url)
+def test_entries_come_back_in_order_with_their_evidence(database_url: str) -> None:
+    engine = database.connect(database_url)
     assert ledger.entries(engine) == []
     ledger.append(engine, "promotion", None, "1", "reaches the floor", {"accuracy": 0.97})
     ledger.append(engine, "rollback", "2", "1", "worse in production", {})
-    first, second = ledger.entries(database.connect(url))
+    first, second = ledger.entries(database.connect(database_url))
     assert (first.action, first.from_version, first.to_version, first.evidence) == (
         "promotion",
         None,
@@ -44,9 +42,9 @@ def test_entries_come_back_in_order_with_their_evidence(tmp_path: Path) -> None:
     ],
 )
 def test_rolling_back_twice_goes_back_two_champions(
-    changes: list[tuple[ledger.Action, str | None, str]], previous: str | None, tmp_path: Path
+    changes: list[tuple[ledger.Action, str | None, str]], previous: str | None, database_url: str
 ) -> None:
-    engine = database.connect(f"sqlite:///{tmp_path}/digits.db")
+    engine = database.connect(database_url)
     for action, before, after in changes:
         ledger.append(engine, action, before, after, "why", {})
     assert ledger.before(ledger.entries(engine), changes[-1][2]) == previous

@@ -2,27 +2,30 @@
 
 import logging
 import os
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Connection, Engine, func, select, update
 
 from digits import database, predictions
 from digits.predictions import Answers, PredictionLog, new_ids
+
+if TYPE_CHECKING:  # a process that only imports this file need not find it
+    from postgres import Postgres
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/digits.db"
+def url(database_url: str) -> str:
+    return database_url
 
 
 @pytest.fixture
@@ -126,9 +129,19 @@ def test_ids_are_unique_and_sorted_by_time() -> None:
     assert first < new_ids()[0]
 
 
+def lock_table(engine: Engine) -> Connection:
+    """A connection that keeps others from writing until it is closed."""
+    if engine.dialect.name == "sqlite":
+        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection = engine.connect()
+        connection.exec_driver_sql("LOCK TABLE predictions IN ACCESS EXCLUSIVE MODE")
+    return connection
+
+
 def test_appending_does_not_wait_for_a_locked_database(url: str, engine: Engine, tmp_path: Path) -> None:
-    lock = sqlite3.connect(tmp_path / "digits.db", isolation_level=None)
-    lock.execute("BEGIN IMMEDIATE")
+    lock = lock_table(engine)
     log = PredictionLog(url, tmp_path / "spool", interval_seconds=0.01, retry_seconds=0.1)
     batches = [answers(1, seed=seed) for seed in range(200)]
     started = time.monotonic()
@@ -136,7 +149,6 @@ def test_appending_does_not_wait_for_a_locked_database(url: str, engine: Engine,
         log.append(batch)
     assert time.monotonic() - started < 0.2
     wait_until(lambda: log.spooled)  # the writer gave up waiting for the lock
-    lock.execute("ROLLBACK")
     lock.close()
     wait_until(lambda: log.depth == 0 and log.spooled == 0)
     log.close()
@@ -163,6 +175,39 @@ def test_answers_spool_while_the_database_is_away_and_are_replayed_once(
     window = predictions.read_window(database.connect(f"sqlite:///{blocked}/digits.db"), NOON)
     assert sorted(window.ids) == sorted(first.ids + second.ids)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]  # said once, not per batch
+
+
+@pytest.mark.postgres
+def test_a_database_server_that_stops_and_comes_back_gets_every_answer_once(
+    postgres: "Postgres", tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "digits")
+    url, spool = postgres.new_database(), tmp_path / "spool"
+    log = PredictionLog(url, spool, interval_seconds=0.01, retry_seconds=0.05)
+    batches = [answers(50, seed=seed) for seed in range(5)]
+    log.append(batches[0])
+    assert log.flush(60)
+    postgres.stop()
+    try:
+        for batch in batches[1:4]:
+            log.append(batch)
+            assert log.flush(60)  # onto the disk
+        with pytest.raises(predictions.LogAway, match="send this again later"):
+            log.label(batches[0].ids[0], 3, "page")
+        assert log.engine is None
+    finally:
+        postgres.start()
+    log.append(batches[4])
+    wait_until(lambda: log.engine is not None and log.spooled == 0 and log.depth == 0, seconds=60)
+    log.label(batches[0].ids[0], 3, "page")
+    log.close()
+    engine = database.connect(url)
+    window = predictions.read_window(engine, NOON)
+    engine.dispose()
+    assert sorted(window.ids) == sorted(id for batch in batches for id in batch.ids)
+    assert window.labels.tolist().count(3) == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert list(spool.iterdir()) == [] and log.lost == 0
 
 
 def test_a_spool_left_by_another_process_is_replayed_and_a_damaged_file_set_aside(
@@ -214,8 +259,9 @@ def test_old_answers_are_forgotten_with_their_feedback(url: str, engine: Engine,
 def test_a_damaged_record_is_named(url: str, engine: Engine, tmp_path: Path) -> None:
     batch = answers(2)
     write(url, tmp_path, batch)
+    log = predictions.predictions
     with engine.begin() as connection:
-        connection.execute(text("UPDATE predictions SET image = x'00' WHERE id = :id"), {"id": batch.ids[1]})
+        connection.execute(update(log).where(log.c.id == batch.ids[1]).values(image=b"\0"))
     with pytest.raises(ValueError, match=f"{batch.ids[1]} holds 1 bytes of image; expected 784"):
         predictions.read_window(engine, NOON)
 
