@@ -108,20 +108,20 @@ def _quote(value: Any) -> str:
     return text if len(text) <= 44 else f"{text[:40]}..."
 
 
-def decode(body: bytes) -> NDArray[np.uint8]:
+def decode(body: bytes, most_pixels: int = MOST_PIXELS) -> NDArray[np.uint8]:
     """The (28, 28) image that MNIST would hold of an uploaded PNG, JPEG, WebP or BMP picture of any size.
 
     A 28 x 28 grey picture with light ink on dark paper is taken bit by bit. Raises ValueError when the body is no readable picture,
-    is too large, is blank, or reliably shows no digit or several.
+    has more than `most_pixels`, is blank, or reliably shows no digit or several.
     """
-    picture = _open(body)
+    picture = _open(body, most_pixels)
     exact = _already_mnist(picture)
     if exact is not None:
         return exact
     return _centred(_even_stroke(_crop(_ink(_grey(picture)))))
 
 
-def _open(body: bytes) -> Image.Image:
+def _open(body: bytes, most_pixels: int) -> Image.Image:
     """The decoded picture, upright."""
     if not body:
         raise ValueError("the file is empty; send a PNG, JPEG, WebP or BMP picture")
@@ -129,7 +129,7 @@ def _open(body: bytes) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(body), formats=FORMATS)
         kind = f"{picture.format} file"
-        _check_extent(picture)
+        _check_extent(picture, most_pixels)
         picture.draft("L", (2 * _WORK, 2 * _WORK))  # lets a large JPEG be decoded at a fraction of its size
         picture.load()
         return ImageOps.exif_transpose(picture)
@@ -138,7 +138,7 @@ def _open(body: bytes) -> Image.Image:
             f"the file begins with {body.lstrip()[:12]!r} and is no picture; send a PNG, JPEG, WebP or BMP file"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(f"the picture has too many pixels; send one of at most {MOST_PIXELS:,}") from None
+        raise ValueError(f"the picture has too many pixels; send one of at most {most_pixels:,}") from None
     except _Refused:
         raise
     # What Pillow's readers raise on damaged files; the list is theirs, not ours.
@@ -160,10 +160,10 @@ class _Refused(ValueError):
     """A picture that can be read but is not taken."""
 
 
-def _check_extent(picture: Image.Image) -> None:
+def _check_extent(picture: Image.Image, most_pixels: int) -> None:
     width, height = picture.size
-    if width * height > MOST_PIXELS:
-        raise _Refused(f"the picture has {width:,} x {height:,} pixels; send one of at most {MOST_PIXELS:,}")
+    if width * height > most_pixels:
+        raise _Refused(f"the picture has {width:,} x {height:,} pixels; send one of at most {most_pixels:,}")
     # A phone's JPEG may hold a second picture (depth, gain map) and is no animation.
     frames = getattr(picture, "n_frames", 1)
     if picture.format in ("PNG", "WEBP") and frames > 1:

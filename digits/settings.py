@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -52,7 +52,20 @@ class Settings(BaseSettings):
         repr=False,  # it may hold a password
     )
 
-    host: str = Field("127.0.0.1", description="Address every server binds to.")
+    host: str = Field("127.0.0.1", description="Address the servers bind to.")
+    open: bool | None = Field(
+        None,
+        description="Whether the service answers without an API key; unless set, only on connections to 127.0.0.1.",
+    )
+    api_key: str | None = Field(
+        None, repr=False, description="API key that the commands send to a service that wants one."
+    )
+    rate_per_minute: int = Field(
+        6_000, ge=1, description="Requests per minute of an API key without a rate of its own."
+    )
+    cors_origins: list[str] = Field(
+        [], description='Origins whose pages may ask the service, like ["https://example.org"].'
+    )
     service_port: Port = Field(3000, description="Port of the HTTP endpoint and the drawing page.")
     mlflow_port: Port = Field(5000, description="Port of the MLflow server.")
     prefect_port: Port = Field(4200, description="Port of the Prefect server.")
@@ -69,6 +82,15 @@ class Settings(BaseSettings):
     )
     dask_address: str | None = Field(
         None, description="Scheduler of a Dask cluster, `tcp://host:8786`; a cluster on this machine unless set."
+    )
+    work_pool: str = Field("digits", min_length=1, description="Prefect work pool that the flows run in.")
+    work_pool_type: Literal["process", "docker", "kubernetes"] = Field(
+        "process",
+        description="Where the pool's flows run: process (of the worker), docker (a container each) or kubernetes (a job each).",
+    )
+    flows_image: str = Field("digits-flows", description="Image that the flows of a Docker or Kubernetes pool run in.")
+    job_variables: dict[str, Any] = Field(
+        {}, repr=False, description='More job variables of the flows\' deployments, like {"networks": ["digits"]}.'
     )
     recipe: str = Field("compact", description="Recipe of the scheduled retraining.")
     gate: dict[str, float] = Field({}, description='Policy of the gate where it differs, like {"minimum_gain": 0.005}.')
@@ -87,6 +109,15 @@ class Settings(BaseSettings):
 
     service_workers: int = Field(1, ge=1, description="Processes that answer requests.")
     body_limit_bytes: int = Field(16_000_000, gt=0, description="Larger requests are refused.")
+    body_timeout_seconds: float = Field(10.0, gt=0, description="Requests that take longer to arrive are refused.")
+    batch_limit: int = Field(1_000, ge=1, description="Images in one JSON request; more go to `/classify_bulk`.")
+    picture_limit_pixels: int = Field(24_000_000, ge=784, description="Pictures of more pixels are refused.")
+    concurrency_limit: int = Field(
+        128, ge=1, description="Requests that a worker takes at once; more are asked to come back."
+    )
+    log_limit: int = Field(
+        20_000, ge=1, description="Answers that wait in memory when neither the database nor the disk takes them."
+    )
     access_log: bool = Field(False, description="Whether the service prints a line per request.")
     traces: bool = Field(False, description="Whether the service records OpenTelemetry traces.")
     bulk_log_share: float = Field(
@@ -106,6 +137,11 @@ class Settings(BaseSettings):
     def service_url(self) -> str:
         """The endpoint as this machine reaches it."""
         return f"http://{self.local_host}:{self.service_port}"
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """The header that opens the endpoint, empty where no key is set."""
+        return {"X-API-Key": self.api_key} if self.api_key else {}
 
     @property
     def downloads(self) -> Path:

@@ -26,9 +26,14 @@ Data = Annotated[
     str,
     typer.Option(help="`mnist`, `bundled`, or a path: .npz, Kaggle .csv[.gz], folder of IDX files, pictures by digit."),
 ]
+RoleNames = Annotated[list[str], typer.Option("--role", help="predict, feedback or admin; may be given several times.")]
 CHANGES = "shift, rotate, slant, scale, dim, thicken, thin, noise, blur or invert"
 CurrentData = Annotated[str | None, typer.Option(help="A SOURCE; unless given, the current data set.")]
 Reason = Annotated[str, typer.Option("--why", help="Recorded in the ledger.")]
+
+
+keys_app = typer.Typer(help="API keys of the service.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> None:
@@ -173,6 +178,43 @@ def ledger() -> None:
     Console().print(table)
 
 
+@keys_app.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="Whose it is; feedback is kept under it, and `audit` is the auditors'.")],
+    role: RoleNames,
+    rate: Annotated[int | None, typer.Option(min=1, help="Requests per minute, instead of the setting's.")] = None,
+) -> None:
+    """Make a key and print it, this once; what is kept does not tell it."""
+    from digits import database, keys
+
+    print(keys.create(database.connect(settings().database_url), name, role, rate))
+
+
+@keys_app.command("list")
+def list_keys() -> None:
+    """Every key with its roles; revoked ones too."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from digits import database, keys
+
+    table = Table("name", "roles", "requests a minute", "made (UTC)", "revoked (UTC)", box=None, pad_edge=False)
+    where = settings()
+    for key in keys.by_hash(database.connect(where.database_url)).values():
+        revoked = f"{key.revoked_at:%Y-%m-%d %H:%M:%S}" if key.revoked_at else "–"
+        rate = f"{key.rate_per_minute or where.rate_per_minute:,}"
+        table.add_row(key.name, ", ".join(sorted(key.roles)), rate, f"{key.created_at:%Y-%m-%d %H:%M:%S}", revoked)
+    Console().print(table)
+
+
+@keys_app.command("revoke")
+def revoke_key(name: str) -> None:
+    """Refuse the key from now on; every worker knows within seconds."""
+    from digits import database, keys
+
+    keys.revoke(database.connect(settings().database_url), name)
+
+
 @app.command()
 def recipes() -> None:
     """The recipes that can be trained."""
@@ -282,7 +324,7 @@ def traffic(
 
     where = settings()
     test = requests.test_images(data, where)
-    sending = requests.send(where.service_url, requests.changed(test, change, amount), n, seed, labels)
+    sending = requests.send(where, requests.changed(test, change, amount), n, seed, labels)
     for sent in tqdm(sending, total=n, unit="request", disable=None):  # noqa: B007  # the last one is printed
         pass
     print(f"{sent.answers} answers, {sent.right / sent.answers:.1%} right, {sent.labelled} labelled")

@@ -28,7 +28,7 @@ Ask = Callable[[bytes], Answer]  # of a file's content; raises ValueError where 
 @contextmanager
 def endpoint(where: Settings) -> Iterator[Ask]:
     """Ask the running service, which logs the answers."""
-    with httpx.Client(base_url=where.service_url, timeout=30) as client:
+    with httpx.Client(base_url=where.service_url, headers=where.credentials, timeout=30) as client:
 
         def ask(body: bytes) -> Answer:
             try:

@@ -53,12 +53,12 @@ def changed(test: Split, change: str, amount: float | None) -> Split:
     return Split(apply(test.images, usual if amount is None else amount), test.labels)
 
 
-def send(url: str, test: Split, n: int, seed: int, label_share: float) -> Iterator[Sent]:
+def send(where: Settings, test: Split, n: int, seed: int, label_share: float) -> Iterator[Sent]:
     """Send n random test images one request at a time and give feedback on a share of them; the counts so far."""
     random = np.random.default_rng(seed)
     chosen = random.choice(len(test), n, replace=n > len(test))
     right = labelled = 0
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=where.service_url, headers=where.credentials, timeout=30) as client:
         for count, (image, label) in enumerate(zip(test.images[chosen], test.labels[chosen], strict=True), start=1):
             answer = _answer(client, image)
             right += answer["digit"] == label

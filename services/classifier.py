@@ -8,6 +8,8 @@ import gc
 from typing import Any
 
 import bentoml
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from digits.settings import Settings, settings
 from services.desk import Desk
@@ -31,12 +33,21 @@ def _options(where: Settings) -> dict[str, Any]:
     }
 
 
+def _entrance(front: Front, origins: list[str]) -> ASGIApp:
+    """The front, for pages of other origins where some are named."""
+    if not origins:
+        return front
+    headers = ("Authorization", "Content-Type", "X-API-Key")
+    return CORSMiddleware(front, allow_origins=origins, allow_methods=("GET", "POST"), allow_headers=headers)
+
+
 front = Front(application(), direct={"/classify": classify_body})
+entrance = _entrance(front, settings().cors_origins)
 
 
 # BentoML reads the options when the module is imported, so this entry point reads the settings here.
 @bentoml.service(name="digit_classifier", **_options(settings()))
-@bentoml.asgi_app(front, path="/")
+@bentoml.asgi_app(entrance, path="/")
 class DigitClassifier:
     """Answers with the champion, follows it, and logs what it answered."""
 
@@ -59,4 +70,5 @@ class DigitClassifier:
 
 
 _plain = not (settings().access_log or settings().traces)  # which are layers of BentoML's
-DigitClassifier.add_asgi_middleware(Shortcut, front=front, outermost=_plain)  # type: ignore[attr-defined]  # it is a Service
+_ours = {"front": entrance, "paths": front.paths, "outermost": _plain}
+DigitClassifier.add_asgi_middleware(Shortcut, **_ours)  # type: ignore[attr-defined]  # the decorators made it a Service

@@ -18,12 +18,13 @@ from digits.predictions import Answers, PredictionLog, new_ids
 from digits.settings import Settings
 from models.champion import BadArtifact, Champion, Standing, Watcher, reference_of
 from services import samples
+from services.access import Access
 from services.metrics import Metrics
 from services.shadow import Shadow
 
 log = logging.getLogger("digits.service")
 
-CROWDED = 10_000  # answers waiting to be logged from which on a bulk request waits
+CROWDED = 0.5  # of the answers that may wait to be logged, from which on a bulk request waits
 PATIENCE_SECONDS = 3.0
 
 
@@ -46,8 +47,14 @@ class Desk:
         logging.getLogger("digits").setLevel(logging.INFO)
         self.where = where
         self.log = PredictionLog(
-            where.database_url, where.spool, where.audit_share, timedelta(days=where.keep_days), interval_seconds=0.2
+            where.database_url,
+            where.spool,
+            where.audit_share,
+            timedelta(days=where.keep_days),
+            where.log_limit,
+            interval_seconds=0.2,
         )
+        self.access = Access(where.database_url, where.home / "rates", where.open, where.rate_per_minute)
         self.metrics = Metrics()
         self._samples: tuple[str, list[dict[str, Any]]] = ("", [])  # of a version
         follow = partial(
@@ -55,7 +62,8 @@ class Desk:
         )
         self._watcher = follow("champion")
         self.shadow = Shadow(follow("challenger", optional=True), self.log)
-        self._watcher.start()
+        self.access.start()
+        self._watcher.start(PATIENCE_SECONDS)  # requests that wait for a worker in the place of a dead one get an answer
         self.shadow.start()
 
     @property
@@ -99,7 +107,7 @@ class Desk:
     async def room(self) -> None:
         """Let a crowded prediction log catch up before a bulk request adds to it; single answers never wait."""
         waited = 0.0
-        while self.log.depth > CROWDED and waited < PATIENCE_SECONDS:
+        while self.log.depth > CROWDED * self.where.log_limit and waited < PATIENCE_SECONDS:
             await asyncio.sleep(0.05)
             waited += 0.05
 
@@ -163,6 +171,7 @@ class Desk:
 
     def close(self) -> None:
         """Stop following the champion and write what waits."""
+        self.access.stop()
         self.shadow.stop()
         self._watcher.stop()
         self.log.close()

@@ -1,9 +1,10 @@
-"""What stands before every route: a limit on the body, a count and a time for each request, and a sentence when all else fails."""
+"""What stands before every route: keys, limits, a count and a time for each request, and a sentence when all else fails."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
+from contextlib import suppress
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -33,6 +34,7 @@ class Front:
         self._routes, self._direct = routes, direct
         self.paths = {getattr(route, "path", "") for route in routes.routes}
         self._desk: Desk | None = None
+        self._in_flight = 0
         self._state_is_due = False
 
     def open(self, desk: Desk) -> None:
@@ -52,16 +54,21 @@ class Front:
                 status = message["status"]
             await send(message)
 
+        self._in_flight += 1
         try:
+            self._check_room(desk, scope)
+            scope["digits.key"] = desk.access.admit(scope)
             endpoint = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
-            bounded = _bounded(scope, receive, desk.where.body_limit_bytes)
+            bounded = _bounded(scope, receive, desk.where.body_limit_bytes, desk.where.body_timeout_seconds)
             if endpoint is None:
                 await self._routes(scope, bounded, sending)
             else:
-                response = await _respond(endpoint, desk, scope, bounded)
+                response = await endpoint(desk, await _body(bounded))
                 status = response.status_code
                 await send({"type": "http.response.start", "status": status, "headers": response.raw_headers})
                 await send({"type": "http.response.body", "body": response.body})
+        except HTTPException as error:
+            await refusal(Request(scope), error)(scope, receive, sending)
         except ClientDisconnect:
             status = 499  # as nginx counts those who left
         # An exception that leaves a mounted application would end the connection without an answer.
@@ -70,7 +77,14 @@ class Front:
             if not status:
                 await problem(500, "the service failed at this request and has logged why")(scope, receive, sending)
         finally:
+            self._in_flight -= 1
             self._note(desk, scope["path"], status, time.perf_counter() - started)
+
+    def _check_room(self, desk: Desk, scope: Scope) -> None:
+        """503 while too many are under way; the figures can be read even then."""
+        if self._in_flight > desk.where.concurrency_limit and scope["path"] != "/metrics":
+            sentence = f"the service has {desk.where.concurrency_limit} requests under way; ask again in a second"
+            raise HTTPException(503, sentence, {"Retry-After": "1"})
 
     def _note(self, desk: Desk, path: str, status: int, seconds: float) -> None:
         route = path if path in self.paths else "other"
@@ -92,23 +106,15 @@ class Shortcut:
     application starts.
     """
 
-    def __init__(self, application: ASGIApp, front: Front, outermost: bool = False) -> None:
-        self._application, self._front, self._outermost = application, front, outermost
+    def __init__(self, application: ASGIApp, front: ASGIApp, paths: Set[str], outermost: bool = False) -> None:
+        self._application, self._front, self._paths, self._outermost = application, front, paths, outermost
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" and self._outermost:
             whole = scope["app"]
-            whole.middleware_stack = Shortcut(whole.middleware_stack, self._front)
-        ours = scope["type"] == "http" and scope["path"] in self._front.paths
+            whole.middleware_stack = Shortcut(whole.middleware_stack, self._front, self._paths)
+        ours = scope["type"] == "http" and scope["path"] in self._paths
         await (self._front if ours else self._application)(scope, receive, send)
-
-
-async def _respond(endpoint: Endpoint, desk: Desk, scope: Scope, receive: Receive) -> Response:
-    """What the endpoint answers to the body, or why not."""
-    try:
-        return await endpoint(desk, await _body(receive))
-    except HTTPException as error:
-        return refusal(Request(scope), error)
 
 
 async def _body(receive: Receive) -> bytes:
@@ -122,30 +128,41 @@ async def _body(receive: Receive) -> bytes:
             return b"".join(parts)
 
 
-def _bounded(scope: Scope, receive: Receive, limit: int) -> Receive:
-    """A receive that answers 413 once the body is larger than the limit, without ever holding more of it."""
+def _bounded(scope: Scope, receive: Receive, limit: int, seconds: float) -> Receive:
+    """A receive that answers 413 once the body is larger than the limit, without ever holding more of it, and 408 when it is late."""
     announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    size = 0
+    deadline = asyncio.get_running_loop().time() + seconds
+    size, arrived = 0, False
 
     async def receiving() -> Message:
-        nonlocal size
+        nonlocal size, arrived
+        if arrived:  # what comes now is the news that the client has left
+            return await receive()
         if announced.isdigit() and int(announced) > limit:
-            await _refuse(receive, int(announced), limit)
-        message = await receive()
+            await _refuse(receive, int(announced), limit, seconds)
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            sentence = f"the body did not arrive within {seconds:g} s; send it faster, or less at a time"
+            raise HTTPException(408, sentence, {"Connection": "close"}) from None
         size += len(message.get("body", b""))
         if size > limit:
-            await _refuse(receive, size, limit)
+            await _refuse(receive, size, limit, seconds)
+        arrived = not message.get("more_body", False)
         return message
 
     return receiving
 
 
-async def _refuse(receive: Receive, size: int, limit: int) -> None:
-    """Read on without keeping, so that the client comes to reading the answer."""
+async def _refuse(receive: Receive, size: int, limit: int, seconds: float) -> None:
+    """Read on for a while without keeping, so that the client comes to reading the answer."""
     drained = 0
-    while drained < DRAINED_BYTES:
-        message = await receive()
-        drained += len(message.get("body", b""))
-        if message["type"] == "http.disconnect" or not message.get("more_body"):
-            break
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while drained < DRAINED_BYTES:
+                message = await receive()
+                drained += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    break
     raise HTTPException(413, f"the body has {size:,} bytes or more; send at most {limit:,}", {"Connection": "close"})

@@ -148,11 +148,15 @@ SCHEMAS: dict[str, Schema] = {
 
 _PROBLEMS = {
     400: "The body cannot be read.",
+    401: "An API key is needed, or the one sent is none.",
+    403: "The API key was revoked, or does not hold the role for this.",
     404: "Nothing has this id.",
+    408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The content type is none that is taken.",
     422: "What was sent is wrong; the sentence quotes it.",
-    503: "There is no champion yet, or the log's database is away.",
+    429: "The API key has asked too often; Retry-After says when to ask again.",
+    503: "There is no champion yet, too many requests are under way, or the log's database is away.",
 }
 
 
@@ -162,7 +166,8 @@ def _content(name: str, kind: str = "application/json") -> Schema:
 
 def _operation(summary: str, answer: Schema, problems: tuple[int, ...], **more: Any) -> Schema:
     responses = {"200": {"description": "The answer.", "content": answer}}
-    for status in problems:
+    late = (408,) if "requestBody" in more else ()
+    for status in sorted({*problems, *late, 401, 403, 429, 503}):
         responses[str(status)] = {"description": _PROBLEMS[status], "content": _content("Problem")}
     return {"summary": summary, "responses": responses, **more}
 
@@ -171,8 +176,8 @@ def _body(content: Schema) -> Schema:
     return {"required": True, "content": content}
 
 
-def document() -> Schema:
-    """The description, OpenAPI 3.1 (https://spec.openapis.org/oas/v3.1.0)."""
+def document(most_images: int = MOST_IMAGES) -> Schema:
+    """The description with so many images in a list at most, OpenAPI 3.1 (https://spec.openapis.org/oas/v3.1.0)."""
     one_or_many = {"oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Image", "Images")]}
     one_or_many_answers = {"oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Answer", "Answers")]}
     picture: Schema = {"type": "string", "format": "binary"}
@@ -246,5 +251,12 @@ def document() -> Schema:
                 "get": _operation("Figures for Prometheus.", {"text/plain": {"schema": {"type": "string"}}}, ())
             },
         },
-        "components": {"schemas": SCHEMAS},
+        "components": {
+            "schemas": {**SCHEMAS, "Images": {**SCHEMAS["Images"], "maxItems": most_images}},
+            "securitySchemes": {
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            },
+        },
+        "security": [{"key": []}, {"bearer": []}, {}],  # {}: none, where the service is open
     }

@@ -20,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 
 from digits import images as pixels
 from digits.images import Images
+from digits.keys import Key
 from digits.predictions import LogAway, UnknownPrediction
 from models.champion import Champion
 from services import openapi
@@ -29,12 +30,18 @@ from services.replies import entry, json, refusal, set_lists, unprocessable
 PAGE = Path(__file__).parent / "page"
 LARGE_BYTES = 100_000  # a body from which on checking and answering would hold up other requests
 PICTURE_TYPES = ("image/", "application/octet-stream")
-# Nothing that a page of ours shows or asks for comes from another host; Swagger UI styles its elements inline.
+# Nothing that a page of ours shows, runs or asks for comes from another host or stands in the page itself.
 POLICY = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'self'",
-    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
 }
+STYLED = (
+    POLICY["Content-Security-Policy"] + "; style-src 'self' 'unsafe-inline'"
+)  # Swagger UI styles its elements inline
 
 T = TypeVar("T")
 
@@ -81,7 +88,7 @@ def _classify_json(desk: Desk, champion: Champion, body: bytes) -> Response:
         raise unprocessable("images holds true or false; expected whole numbers from 0 to 255")
     value = _fields(body, {"images"}, {"images"}, '{"images": [28 rows of 28 whole numbers]}')["images"]
     try:
-        images = pixels.from_json(value)
+        images = pixels.from_json(value, desk.where.batch_limit)
     except ValueError as error:
         raise unprocessable(error) from error
     reply = desk.answer(champion, images, "/classify")
@@ -102,7 +109,7 @@ async def classify_file(request: Request) -> Response:
 
 def _classify_picture(desk: Desk, champion: Champion, body: bytes, share: float) -> Response:
     try:
-        image = pixels.decode(body)
+        image = pixels.decode(body, desk.where.picture_limit_pixels)
     except ValueError as error:
         raise unprocessable(error) from error
     reply = desk.answer(champion, image[None], "/classify_file", share)
@@ -156,7 +163,7 @@ def _classify_bulk(desk: Desk, champion: Champion, images: Images) -> Response:
 
 
 async def feedback(request: Request) -> Response:
-    """The true digit of an earlier answer."""
+    """The true digit of an earlier answer; said by the request's key, or by whom it names where no key is needed."""
     desk: Desk = request.app.state.desk
     kind = request.headers.get("content-type", "")
     if not kind.lower().startswith("application/json"):  # a page of another site cannot send this type unasked
@@ -169,6 +176,8 @@ async def feedback(request: Request) -> Response:
         raise unprocessable(f"digit is {_quote(digit)}; expected a whole number from 0 to 9")
     if not isinstance(source, str) or not 0 < len(source) <= 64 or not source.isprintable():
         raise unprocessable(f"source is {_quote(source)}; expected who says so in 1 to 64 characters")
+    key: Key | None = request.scope["digits.key"]
+    source = key.name if key else source
     await _aside(_ask_log, partial(desk.log.label, id, digit, source))
     return json({"id": id, "digit": digit, "source": source})
 
@@ -215,7 +224,8 @@ async def metrics(request: Request) -> Response:
 
 async def description(request: Request) -> Response:
     """OpenAPI."""
-    return json(openapi.document())
+    desk: Desk = request.app.state.desk
+    return json(openapi.document(desk.where.batch_limit))
 
 
 async def page(request: Request) -> Response:
@@ -225,7 +235,7 @@ async def page(request: Request) -> Response:
 
 async def docs(request: Request) -> Response:
     """Swagger UI."""
-    return FileResponse(PAGE / "docs.html", headers=POLICY)
+    return FileResponse(PAGE / "docs.html", headers={**POLICY, "Content-Security-Policy": STYLED})
 
 
 async def refused(request: Request, error: Exception) -> Response:

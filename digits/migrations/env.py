@@ -7,11 +7,11 @@ the way back is the backup from before.
 
 from alembic import context
 
-from digits import database, feedback, ledger, marks, predictions
+from digits import database, feedback, keys, ledger, marks, predictions
 from digits.settings import settings
 
 # A table is part of the metadata once its module is imported.
-assert {feedback, ledger, marks, predictions}
+assert {feedback, keys, ledger, marks, predictions}
 
 
 def run() -> None:

@@ -1,0 +1,321 @@
+"""Keys at the door: who is let in where, how often, and what becomes of it when keys are revoked or the database is away."""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import Files, serve_registry
+from serving import Service, png, serving
+from starlette.exceptions import HTTPException
+
+from digits import database, keys
+from digits.reference import Reference
+from services.access import NEEDS, OPEN, Access, Limits
+from services.routes import application
+
+LOCAL, PUBLIC = ("127.0.0.1", 3000), ("192.0.2.7", 3000)
+
+
+def scope(path: str = "/classify", key: str = "", server: tuple[str, int] = PUBLIC) -> dict[str, object]:
+    return {"path": path, "server": server, "headers": [(b"x-api-key", key.encode())] if key else []}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/digits.db"
+
+
+def opened(url: str, tmp_path: Path, open: bool | None = None) -> Access:
+    access = Access(url, tmp_path / "rates", open, rate_per_minute=6000)
+    access._stop.set()  # one look
+    access._run()
+    return access
+
+
+def refusal(access: Access, request: dict[str, object]) -> HTTPException:
+    with pytest.raises(HTTPException) as caught:
+        access.admit(request)
+    return caught.value
+
+
+def test_a_key_has_256_random_bits_and_only_its_hash_is_kept(url: str, tmp_path: Path) -> None:
+    engine = database.connect(url)
+    made = [keys.create(engine, f"app {number}", ["predict"]) for number in range(3)]
+    assert len(set(made)) == 3 and all(re.fullmatch(r"digits_[\w-]{43}", key) for key in made)
+    engine.dispose()
+    files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"app 2" in files and not any(key[7:].encode() in files for key in made)
+    assert list(keys.by_hash(engine)) == [keys.digest(key.encode()) for key in made]
+
+
+@pytest.mark.parametrize(
+    ("name", "roles", "rate", "sentence"),
+    [
+        ("", ["predict"], None, "the name is ''"),
+        ("x" * 65, ["predict"], None, "1 to 64"),
+        (" app", ["predict"], None, "without blanks"),
+        ("a\nb", ["predict"], None, "printable"),
+        ("app", [], None, "the roles are none"),
+        ("app", ["predict", "root"], None, "predict, root; expected some of predict, feedback, admin"),
+        ("app", ["predict"], 0, "the rate is 0"),
+        ("taken", ["predict"], None, "there is a key 'taken' already"),
+    ],
+)
+def test_a_wrong_name_role_or_rate_is_refused(
+    name: str, roles: list[str], rate: int | None, sentence: str, url: str
+) -> None:
+    engine = database.connect(url)
+    keys.create(engine, "taken", ["admin"])
+    keys.revoke(engine, "taken")
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        keys.create(engine, name, roles, rate)
+
+
+def test_every_route_is_either_open_or_for_a_role() -> None:
+    first = {"/" + route.path.split("/")[1] for route in application().routes}  # type: ignore[attr-defined]
+    assert first == NEEDS.keys() | OPEN and not NEEDS.keys() & OPEN
+
+
+@pytest.mark.parametrize("role", ["none", *keys.ROLES])
+@pytest.mark.parametrize("path", [*NEEDS, *OPEN, "/another", "/page/page.js", "/predictions/1", "//classify", "*"])
+def test_a_role_opens_what_it_stands_for(path: str, role: str, url: str, tmp_path: Path) -> None:
+    key = "" if role == "none" else keys.create(database.connect(url), "app", [role])
+    access = opened(url, tmp_path)
+    first = "/" + path.lstrip("/").split("/")[0]
+    needs = NEEDS.get(first, "admin")
+    if first in OPEN:
+        assert access.admit(scope(path, key)) is None
+    elif role == "none":
+        assert refusal(access, scope(path)).status_code == 401
+    elif role in (needs, "admin") or needs is None:
+        admitted = access.admit(scope(path, key))
+        assert admitted and admitted.name == "app"
+    else:
+        refused = refusal(access, scope(path, key))
+        assert refused.status_code == 403 and f"needs the role {needs}" in refused.detail
+
+
+def test_wrong_keys_get_401_and_revoked_ones_403(url: str, tmp_path: Path) -> None:
+    engine = database.connect(url)
+    key = keys.create(engine, "app", ["predict"])
+    access = opened(url, tmp_path)
+    for wrong in (key[:-1], key + "x", key.upper(), keys.digest(key.encode()), "digits_", "\x00"):
+        refused = refusal(access, scope(key=wrong))
+        assert (refused.status_code, (refused.headers or {})["WWW-Authenticate"]) == (401, "Bearer")
+        assert wrong not in refused.detail
+    keys.revoke(engine, "app")
+    access._run()
+    refused = refusal(access, scope(key=key))
+    assert refused.status_code == 403 and "'app' was revoked" in refused.detail
+    with pytest.raises(LookupError, match="no key 'nobody'"):
+        keys.revoke(engine, "nobody")
+
+
+@pytest.mark.parametrize("header", [b"Bearer %s", b"bearer %s", b"BEARER   %s "])
+def test_a_key_may_come_as_a_bearer_token(header: bytes, url: str, tmp_path: Path) -> None:
+    key = keys.create(database.connect(url), "app", ["predict"]).encode()
+    admitted = opened(url, tmp_path).admit({**scope(), "headers": [(b"authorization", header % key)]})
+    assert admitted and admitted.name == "app"
+
+
+@pytest.mark.parametrize(
+    ("open", "server", "needed"),
+    [
+        (None, LOCAL, False),
+        (None, ("::1", 3000), False),
+        (None, PUBLIC, True),
+        (None, None, True),
+        (False, LOCAL, True),
+        (True, PUBLIC, False),
+    ],
+)
+def test_a_key_is_needed_where_other_machines_come_in(
+    open: bool | None, server: tuple[str, int], needed: bool, url: str, tmp_path: Path
+) -> None:
+    access = opened(url, tmp_path, open)
+    if needed:
+        assert refusal(access, scope(server=server)).status_code == 401
+    else:
+        assert access.admit(scope(server=server)) is None
+
+
+def test_the_database_away_locks_out_no_known_key_and_lets_no_unknown_one_in(url: str, tmp_path: Path) -> None:
+    engine = database.connect(url)
+    key = keys.create(engine, "app", ["predict"])
+    access = opened(url, tmp_path)
+    engine.dispose()
+    for file in tmp_path.glob("digits.db*"):
+        file.unlink()
+    (tmp_path / "digits.db").mkdir()  # which no SQLite opens
+    access._run()
+    assert access.admit(scope(key=key))
+    assert refusal(access, scope(key="digits_x")).status_code == 401
+    fresh = opened(url, tmp_path)
+    refused = refusal(fresh, scope(key=key))
+    assert refused.status_code == 503 and (refused.headers or {})["Retry-After"] == "2"
+
+
+def test_a_key_may_ask_as_often_as_its_rate_and_not_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    limits, sibling = Limits(tmp_path / "rates"), Limits(tmp_path / "rates")  # of another worker
+    assert [(limits if turn % 2 else sibling).take(5, 6) for turn in range(6)] == [0] * 6
+    assert limits.take(5, 6) == sibling.take(5, 6) == 10
+    assert limits.take(6, 6) == 0  # another key
+    now += 9.9
+    assert limits.take(5, 6) == 1
+    now += 0.1
+    assert limits.take(5, 6) == 0
+    now -= 3600  # the clock is set back
+    assert limits.take(5, 6) <= 60
+
+
+def test_a_disk_that_takes_no_file_leaves_each_worker_its_own_limits(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    limits = Limits(tmp_path / "file" / "rates")
+    assert [limits.take(1, 2) for _ in range(3)] == [0, 0, 30]
+
+
+def test_over_the_limit_the_answer_is_429_with_when_to_come_back(url: str, tmp_path: Path) -> None:
+    key = keys.create(database.connect(url), "app", ["predict"], rate_per_minute=2)
+    access = opened(url, tmp_path)
+    assert access.admit(scope(key=key)) and access.admit(scope(key=key))
+    refused = refusal(access, scope(key=key))
+    assert refused.status_code == 429 and "2 times a minute" in refused.detail
+    assert (refused.headers or {})["Retry-After"] == "30"
+
+
+# Over HTTP
+
+
+@pytest.fixture(scope="module")
+def locked(champion_files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service of two workers that wants keys, and answers a page of another origin."""
+    registry, server = serve_registry()
+    registry.versions["1"] = champion_files
+    registry.aliases["champion"] = "1"
+    home = tmp_path_factory.mktemp("locked")
+    database.connect(f"sqlite:///{home}/digits.db").dispose()
+    origins = '["https://app.example"]'
+    with serving(home, registry, DIGITS_OPEN="false", DIGITS_SERVICE_WORKERS="2", DIGITS_CORS_ORIGINS=origins) as one:
+        one.wait_for(lambda: one.status("/readyz") == 200)
+        yield one
+    server.shutdown()
+    server.server_close()
+
+
+def key_for(service: Service, name: str, *roles: str, rate: int | None = None) -> dict[str, str]:
+    engine = database.connect(f"sqlite:///{service.home}/digits.db")
+    made = {"X-API-Key": keys.create(engine, name, roles, rate)}
+    engine.dispose()
+    settled(service, made, lambda status: status != 401)
+    return made
+
+
+def settled(service: Service, headers: dict[str, str], wanted: object) -> None:
+    """Until every worker says so: each connection goes to one of them."""
+    agreed, deadline = 0, time.monotonic() + 60
+    while agreed < 12:
+        assert time.monotonic() < deadline
+        status = httpx.get(f"{service.client.base_url}/about", headers=headers, timeout=30).status_code
+        agreed = agreed + 1 if wanted(status) else 0  # type: ignore[operator]
+        time.sleep(0 if agreed else 0.2)
+
+
+pytest_slow = pytest.mark.slow
+
+
+@pytest_slow
+def test_roles_hold_on_every_route_of_the_running_service(locked: Service, sample: Reference) -> None:
+    made = {role: key_for(locked, f"holder of {role}", role) for role in keys.ROLES}
+    image = sample.images[0]
+    answer = locked.client.post("/classify", json={"images": image.tolist()}, headers=made["predict"]).json()
+    asked: dict[str, tuple[str, str, dict[str, object]]] = {
+        "classify": ("POST", "/classify", {"json": {"images": image.tolist()}}),
+        "classify_file": ("POST", "/classify_file", {"content": png(image)}),
+        "classify_bulk": ("POST", "/classify_bulk", {"content": image.tobytes()}),
+        "feedback": ("POST", "/feedback", {"json": {"id": answer["id"], "digit": 3}}),
+        "predictions": ("GET", f"/predictions/{answer['id']}", {}),
+        "samples": ("GET", "/samples", {}),
+        "about": ("GET", "/about", {}),
+        "metrics": ("GET", "/metrics", {}),
+    }
+    assert {f"/{name}" for name in asked} == NEEDS.keys()
+    for name, (method, path, content) in asked.items():
+        needed = NEEDS[f"/{name}"]
+        for role, headers in made.items():
+            status = locked.client.request(method, path, headers=headers, **content).status_code  # type: ignore[arg-type]
+            assert status == (200 if role in (needed, "admin") or needed is None else 403), (name, role)
+        refused = locked.client.request(method, path, **content)  # type: ignore[arg-type]
+        assert refused.status_code == 401 and "an API key is needed" in refused.json()["error"]
+        wrong = locked.client.request(method, path, headers={"X-API-Key": "digits_wrong"}, **content)  # type: ignore[arg-type]
+        assert wrong.status_code == 401 and "no valid API key" in wrong.json()["error"]
+    assert locked.status("/livez") == locked.status("/readyz") == locked.status("/") == locked.status("/docs") == 200
+    assert locked.status("/page/page.js") == locked.status("/openapi.json") == 200
+    assert locked.status("/nothing") == 401
+
+
+@pytest_slow
+def test_a_large_body_without_a_key_is_refused_and_the_connection_stands(locked: Service) -> None:
+    for _ in range(3):
+        assert locked.client.post("/classify_bulk", content=b"0" * 5_000_000).status_code == 401
+
+
+@pytest_slow
+def test_a_revoked_key_is_refused_within_seconds_by_every_worker(locked: Service) -> None:
+    headers = key_for(locked, "to be revoked", "predict")
+    engine = database.connect(f"sqlite:///{locked.home}/digits.db")
+    keys.revoke(engine, "to be revoked")
+    began = time.monotonic()
+    settled(locked, headers, lambda status: status == 403)
+    assert time.monotonic() - began < 30  # 2 s and the requests, on a machine that may be busy
+
+
+@pytest_slow
+def test_all_workers_share_one_limit(locked: Service) -> None:
+    headers = key_for(locked, "in a hurry", "predict", rate=300)
+    time.sleep(5)  # 25 requests' worth, for those that waited for the key
+    statuses: list[int] = []
+
+    def ask() -> None:
+        for _ in range(20):
+            response = httpx.get(f"{locked.client.base_url}/about", headers=headers, timeout=30)
+            statuses.append(response.status_code)
+            if response.status_code == 429:
+                assert 1 <= int(response.headers["Retry-After"]) <= 60
+
+    clients = [threading.Thread(target=ask) for _ in range(4)]
+    engine = database.connect(f"sqlite:///{locked.home}/digits.db")
+    slow = {"X-API-Key": keys.create(engine, "slower", ["predict"], rate_per_minute=10)}
+    settled(locked, slow, lambda status: status == 429)
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert statuses.count(200) == 80  # its limit is its own
+    status = [httpx.get(f"{locked.client.base_url}/about", headers=slow, timeout=30).status_code for _ in range(10)]
+    assert status.count(200) <= 3  # two workers that counted apart would let twice as many through
+
+
+@pytest_slow
+def test_the_source_of_feedback_is_the_keys_name(locked: Service, sample: Reference) -> None:
+    headers = key_for(locked, "alice", "predict", "feedback")
+    response = locked.client.post("/classify", json={"images": sample.images[0].tolist()}, headers=headers)
+    word = {"id": response.json()["id"], "digit": 8, "source": "audit"}
+    assert locked.client.post("/feedback", json=word, headers=headers).json()["source"] == "alice"
+
+
+@pytest_slow
+def test_pages_of_the_named_origins_may_ask_and_no_others(locked: Service, service: Service) -> None:
+    asking = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    for origin, allowed in (("https://app.example", "https://app.example"), ("https://evil.example", None)):
+        answer = locked.client.options("/classify", headers={"Origin": origin, **asking})
+        assert answer.headers.get("access-control-allow-origin") == allowed
+        refused = locked.client.post("/classify", headers={"Origin": origin}, json={})
+        assert refused.status_code == 401 and refused.headers.get("access-control-allow-origin") == allowed
+    off = service.client.options("/classify", headers={"Origin": "https://app.example", **asking})
+    assert off.status_code == 405 and "access-control-allow-origin" not in off.headers
