@@ -54,8 +54,11 @@ def retrain(
             version = train_on(fingerprint, chosen, {"reason": reason})
         else:
             log.info("nothing new to learn: digits v%s has the same data, recipe, code and libraries", version)
-        verdict = judge(version, fingerprint, chosen.floor, where)
-        act(version, verdict, where)
+            if is_champion(version, where):
+                marks.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
+                return f"digits v{version} stays the champion: there is nothing new to learn"
+        judged, verdict = judge(version, fingerprint, chosen.floor, where)
+        act(version, judged, verdict, where)
         marks.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
     return f"digits v{version}: {verdict.sentence}"
 
@@ -143,9 +146,19 @@ def trained_before(fingerprint: str, recipe: Recipe, where: Settings) -> str | N
     return Registry(where.mlflow_tracking_uri).trained_before(fingerprint, recipe)
 
 
+def is_champion(version: str, where: Settings) -> bool:
+    """Whether the version answers already, so that there is nothing to judge."""
+    from models import champion
+
+    return champion.version(where.mlflow_tracking_uri) == version
+
+
 @task(cache_policy=NO_CACHE)
-def judge(version: str, fingerprint: str, floor: float, where: Settings) -> Verdict:
-    """Candidate against champion on the test images of the candidate's data set, and on labelled traffic."""
+def judge(version: str, fingerprint: str, floor: float, where: Settings) -> tuple[str | None, Verdict]:
+    """Candidate against champion on the test images of the candidate's data set, and on labelled traffic.
+
+    The champion's version, None before the first, and the verdict.
+    """
     from models import contest, promotion  # ONNX Runtime and scikit-learn
     from models.champion import version as champion_version
     from models.registry import Registry
@@ -164,18 +177,28 @@ def judge(version: str, fingerprint: str, floor: float, where: Settings) -> Verd
         samples = contest.samples(test, traffic, record, candidate, champion, policy)
         verdict = gate.judge(samples, candidate.facts(test), champion.facts(test), policy)
     promotion.note(registry, version, verdict)
-    return verdict
+    return current, verdict
 
 
 @task(cache_policy=NO_CACHE)
-def act(version: str, verdict: Verdict, where: Settings) -> None:
-    """Promote, or leave the champion where it is, undecided candidates in its shadow; the verdict on the Prefect run's page."""
+def act(version: str, judged: str | None, verdict: Verdict, where: Settings) -> None:
+    """Promote over the champion that was judged, or leave the champion where it is, undecided candidates in its shadow; the verdict on the Prefect run's page."""
     from models import promotion
+    from models.champion import version as champion_version
     from models.registry import Registry
 
     _publish(version, verdict)
     registry = Registry(where.mlflow_tracking_uri)
-    if verdict.decision != "promote":
+    current = champion_version(where.mlflow_tracking_uri)
+    if current not in (judged, version):
+        log.warning(
+            "digits v%s was judged against v%s, and v%s became the champion meanwhile: nothing changes; "
+            "the next retraining judges it again",
+            version,
+            judged,
+            current,
+        )
+    elif verdict.decision != "promote":
         log.info("digits v%s: %s", version, verdict.sentence)
         if verdict.decision == promotion.UNDECIDED:
             promotion.shadow(registry, version)

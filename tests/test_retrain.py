@@ -10,8 +10,11 @@ from digits import database, datasets, feedback, inbox, predictions
 from digits.datasets import Dataset
 from digits.predictions import AUDITOR, Answers, PredictionLog, new_ids
 from digits.settings import Settings
+from flows import retrain
 from flows.ingest import start_from
 from flows.retrain import gather
+from models import champion, gate, promotion
+from models import registry as registries
 
 
 @pytest.fixture
@@ -97,3 +100,17 @@ def test_labels_of_feedback_are_trained_on_once_and_outlive_the_source(where: Se
     assert size(after) == size(before) + 30 + 40 - len(held_out)
     assert not np.isin(datasets.digests(held_out.images), datasets.digests(after.train.images)).any()
     assert gather.fn(None, where) == after.fingerprint == gather.fn("bundled", where)
+
+
+@pytest.mark.parametrize(("current", "promoted"), [("1", ["3"]), ("2", [])])
+def test_a_champion_that_came_meanwhile_is_not_replaced(
+    current: str, promoted: list[str], where: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evidence is about the champion that was judged."""
+    done: list[str] = []
+    monkeypatch.setattr(registries, "Registry", lambda uri: None)
+    monkeypatch.setattr(champion, "version", lambda uri: current)
+    monkeypatch.setattr(promotion, "promote", lambda registry, engine, version, *why: done.append(version))
+    monkeypatch.setattr(retrain, "_publish", lambda version, verdict: None)
+    retrain.act.fn("3", "1", gate.Verdict("promote", ["better"], {}), where)
+    assert done == promoted
