@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digits import images as pixels
+from digits.buckets import Bucket
 from digits.images import PIXELS, Images, Labels
 
 log = logging.getLogger("digits.datasets")
@@ -33,6 +34,7 @@ VALIDATION_SHARE_OF_TRAIN = 1 / 6  # of a training part that comes with a test p
 MIN_CLASS_SHARE = 0.02  # a fifth of an even share; the rarest digit of MNIST has 0.089
 # MemoryError: a damaged header may ask for any size. RuntimeError: an encrypted zip. SyntaxError: a damaged npy header.
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, SyntaxError)
+Storage = Path | Bucket  # where data sets are stored: a folder of this machine, with or without a bucket behind it
 
 
 class BadData(ValueError):
@@ -286,11 +288,16 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def save(dataset: Dataset, folder: Path) -> Path:
-    """Stores the data set as `folder/<fingerprint>/` (`arrays.npz`, `manifest.json`), once; returns that path.
+def save(dataset: Dataset, storage: Storage) -> Path:
+    """Stores the data set as `<fingerprint>/` (`arrays.npz`, `manifest.json`), once; returns that path on this machine."""
+    target = _write(dataset, _folder(storage))
+    if isinstance(storage, Bucket):
+        storage.upload(target)
+    return target
 
-    Written beside and renamed, so that the folder appears whole or not at all; remains of a killed run are swept away.
-    """
+
+def _write(dataset: Dataset, folder: Path) -> Path:
+    """Written beside and renamed, so that it appears whole or not at all; remains of a killed run are swept away."""
     target = folder / dataset.fingerprint
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
@@ -312,19 +319,42 @@ def save(dataset: Dataset, folder: Path) -> Path:
     return target
 
 
-def manifest(folder: Path, fingerprint: str) -> dict[str, Any]:
+def has(storage: Storage, fingerprint: str) -> bool:
+    """Whether the data set is stored there; one that only the bucket has is fetched and verified."""
+    path = _folder(storage) / _checked(fingerprint)
+    if not path.is_dir() and isinstance(storage, Bucket):
+        _fetch(storage, fingerprint)
+    return path.is_dir()
+
+
+def _fetch(bucket: Bucket, fingerprint: str) -> None:
+    bucket.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(bucket.folder), tempfile.TemporaryDirectory(prefix=".part-", dir=bucket.folder) as part:
+        whole, target = Path(part, fingerprint), bucket.folder / fingerprint
+        if target.exists() or not bucket.download(fingerprint, whole):  # another process may have been quicker
+            return
+        try:
+            load(Path(part), fingerprint)
+        except BadData as error:
+            raise BadData(
+                f"the data set {fingerprint} in {bucket.url} is not what was stored there: {error}"
+            ) from error
+        whole.rename(target)
+    log.info("fetched data set %s from %s", fingerprint, bucket.url)
+
+
+def manifest(storage: Storage, fingerprint: str) -> dict[str, Any]:
     """`describe` of a stored data set, and when it was stored (`created_at`, UTC); raises BadData if there is none."""
-    path = folder / _checked(fingerprint) / "manifest.json"
-    if not path.parent.is_dir():
-        raise BadData(f"there is no data set {fingerprint} in {folder}; ingest it again")
+    _check_there(storage, fingerprint)
+    path = _folder(storage) / fingerprint / "manifest.json"
     with reading(path):
         return json.loads(path.read_bytes())
 
 
-def load(folder: Path, fingerprint: str) -> Dataset:
+def load(storage: Storage, fingerprint: str) -> Dataset:
     """The data set stored under the fingerprint; raises BadData if there is none or its content is not what it was."""
-    about = manifest(folder, fingerprint)
-    path = folder / fingerprint
+    about = manifest(storage, fingerprint)
+    path = _folder(storage) / fingerprint
     with reading(path / "arrays.npz"):
         with (path / "arrays.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = ("train", "validation", "test")
@@ -339,17 +369,34 @@ def load(folder: Path, fingerprint: str) -> Dataset:
     return dataset
 
 
-def set_current(folder: Path, fingerprint: str) -> None:
+def set_current(storage: Storage, fingerprint: str) -> None:
     """Makes a stored data set the one that the next retraining starts from."""
-    if not (folder / _checked(fingerprint)).is_dir():
-        raise BadData(f"there is no data set {fingerprint} in {folder}; ingest it again")
-    write_atomically(folder / "current", fingerprint.encode())
+    _check_there(storage, fingerprint)
+    if isinstance(storage, Bucket):
+        storage.upload(storage.folder / fingerprint)
+        storage.point(fingerprint)
+    write_atomically(_folder(storage) / "current", fingerprint.encode())
 
 
-def current(folder: Path) -> str | None:
+def current(storage: Storage) -> str | None:
     """The fingerprint of the data set that the next retraining starts from; None before the first."""
-    pointer = folder / "current"
+    if isinstance(storage, Bucket):
+        pointed = storage.pointed()
+        if pointed is None and (before := current(storage.folder)):  # this machine worked alone until now
+            set_current(storage, before)
+            return before
+        return pointed and _checked(pointed)
+    pointer = storage / "current"
     return _checked(pointer.read_text().strip()) if pointer.exists() else None
+
+
+def _folder(storage: Storage) -> Path:
+    return storage.folder if isinstance(storage, Bucket) else storage
+
+
+def _check_there(storage: Storage, fingerprint: str) -> None:
+    if not has(storage, fingerprint):
+        raise BadData(f"there is no data set {fingerprint} in {storage}; ingest it again")
 
 
 def _checked(fingerprint: str) -> str:

@@ -7,15 +7,25 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from digits.buckets import Bucket
+
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Url = Annotated[str, AfterValidator(lambda url: _address(url))]
+BucketUrl = Annotated[str, AfterValidator(lambda url: _bucket(url))]
 
 
 def _address(url: str) -> str:
     """An address of a server, without a slash at its end."""
     if not re.fullmatch(r"https?://[^/\s]+.*", url):
         raise ValueError(f"expected an address like http://127.0.0.1:5000, got {url!r}")
+    return url.rstrip("/")
+
+
+def _bucket(url: str) -> str:
+    """A bucket and perhaps a prefix, without a slash at its end."""
+    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/\S*)?", url):
+        raise ValueError(f"expected a bucket like s3://digits/datasets, got {url!r}")
     return url.rstrip("/")
 
 
@@ -41,6 +51,10 @@ class Settings(BaseSettings):
     home: AbsolutePath = Field(Path("var"), description="Folder of all mutable state; removing it is a clean slate.")
     mnist: AbsolutePath | None = Field(
         None, description="A local `mnist.npz`, used before Keras's cache and any download."
+    )
+    datasets_url: BucketUrl | None = Field(
+        None,
+        description="Bucket that keeps the data sets for all machines, `s3://bucket/prefix`; only in DIGITS_HOME unless set.",
     )
     inbox: AbsolutePath = Field(
         default_factory=lambda values: values["home"] / "inbox",
@@ -149,9 +163,10 @@ class Settings(BaseSettings):
         return self.home / "downloads"
 
     @property
-    def datasets(self) -> Path:
+    def datasets(self) -> Path | Bucket:
         """Stored data sets, one folder per fingerprint."""
-        return self.home / "datasets"
+        folder = self.home / "datasets"
+        return Bucket(folder, self.datasets_url) if self.datasets_url else folder
 
     @property
     def champions(self) -> Path:

@@ -1,7 +1,7 @@
 """The trials of a sweep: trained side by side on a Dask cluster, judged after every epoch and written down here.
 
 A worker gets a recipe and the fingerprint of the data, and asks after every epoch whether to go on. It needs this code and the
-folder of data sets, but no database and no MLflow.
+folder or bucket of data sets, but no database and no MLflow.
 """
 
 import logging
@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing.resource_tracker import ensure_running
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
@@ -23,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 
 from digits import datasets
-from digits.datasets import Dataset
+from digits.datasets import Dataset, Storage
 from digits.settings import settings
 from flows.train import prefect_run
 from models.recipes import Recipe
@@ -146,7 +145,7 @@ class Done:
     memory_bytes: int  # of its process
 
 
-def attempt(recipe: Recipe, number: int, folder: Path, fingerprint: str, channel: str) -> Done:
+def attempt(recipe: Recipe, number: int, storage: Storage, fingerprint: str, channel: str) -> Done:
     """One trial in a worker process; after every epoch it reports and waits for the word to go on."""
     # Before TensorFlow is imported. One thread for each worker: more would only take turns on the same cores.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
@@ -164,20 +163,20 @@ def attempt(recipe: Recipe, number: int, folder: Path, fingerprint: str, channel
             if about == epoch:  # else it was for a worker that died
                 return bool(word)
 
-    tried = search.attempt(recipe, load(folder, fingerprint), go_on)
+    tried = search.attempt(recipe, load(storage, fingerprint), go_on)
     worker = get_worker()
     return Done(tried, worker.address, worker.monitor.get_process_memory())
 
 
 @lru_cache(maxsize=1)
-def load(folder: Path, fingerprint: str) -> Dataset:
-    """The data set, read once in each worker process; raises FileNotFoundError where this machine does not have it."""
-    if not (folder / fingerprint).is_dir():
+def load(storage: Storage, fingerprint: str) -> Dataset:
+    """The data set, read once in each worker process; raises FileNotFoundError where this machine cannot get at it."""
+    if not datasets.has(storage, fingerprint):
         raise FileNotFoundError(
-            f"the worker on {socket.gethostname()} does not see {folder / fingerprint}; "
-            "let DIGITS_HOME be a folder that all machines of the cluster share"
+            f"the worker on {socket.gethostname()} does not see {storage}/{fingerprint}; "
+            "let DIGITS_HOME be a folder that all machines of the cluster share, or set DIGITS_DATASETS_URL"
         )
-    return datasets.load(folder, fingerprint)
+    return datasets.load(storage, fingerprint)
 
 
 train_attempt = task(name="trial", task_run_name="trial-{number}", cache_policy=NO_CACHE)(attempt)

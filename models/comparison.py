@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from digits import datasets, reference
-from digits.datasets import Dataset, Split
+from digits.datasets import Dataset, Split, Storage
 from digits.images import Labels
 from models import champion, runs
 from models.registry import Registry
@@ -81,8 +81,8 @@ class Place(NamedTuple):
     label: int
 
 
-def compare(registry: Registry, a: Run, b: Run, folder: Path, cache: Path) -> Comparison:
-    """Run A against run B; data sets are looked for in `folder`, and models are kept in `cache`."""
+def compare(registry: Registry, a: Run, b: Run, storage: Storage, cache: Path) -> Comparison:
+    """Run A against run B; data sets are looked for in `storage`, and models are kept in `cache`."""
     recipes, environments = (
         [runs.read_json(registry, run, name) for run in (a, b)] for name in ("recipe.json", "environment.json")
     )
@@ -90,13 +90,13 @@ def compare(registry: Registry, a: Run, b: Run, folder: Path, cache: Path) -> Co
         a,
         b,
         {
-            "data": _data(registry, a, b, folder),
+            "data": _data(registry, a, b, storage),
             "code": differing_code(a.tags.get("git_commit"), b.tags.get("git_commit")) or [SAME],
             "recipe": differing(*recipes) or [SAME],
             "environment": differing(*environments) or [SAME],
             "weights": [_weights(a, b)],
             "figures": [_figure(name, a, b) for name in FIGURES if name in a.metrics and name in b.metrics],
-            "answers": _answers(registry, a, b, folder, cache),
+            "answers": _answers(registry, a, b, storage, cache),
         },
     )
 
@@ -182,13 +182,13 @@ def _weights(a: Run, b: Run) -> str:
     return "identical" if before == now else "different"
 
 
-def _data(registry: Registry, a: Run, b: Run, folder: Path) -> list[str]:
+def _data(registry: Registry, a: Run, b: Run, storage: Storage) -> list[str]:
     """The images where both data sets are stored here, and otherwise what the runs recorded about them."""
     before, now = (run.tags.get("dataset", "–") for run in (a, b))
     if before == now:
         return [f"{SAME} ({now})"]
     try:
-        stored = [datasets.load(folder, fingerprint) for fingerprint in (before, now)]
+        stored = [datasets.load(storage, fingerprint) for fingerprint in (before, now)]
     except datasets.BadData as error:
         manifests = [runs.read_json(registry, run, "dataset.json") for run in (a, b)]
         kept = [{name: about.get(name) for name in ("source", "images", "checksum")} for about in manifests]
@@ -196,13 +196,13 @@ def _data(registry: Registry, a: Run, b: Run, folder: Path) -> list[str]:
     return [f"{before} → {now}", *differing_data(*stored)]
 
 
-def _answers(registry: Registry, a: Run, b: Run, folder: Path, cache: Path) -> list[str]:
+def _answers(registry: Registry, a: Run, b: Run, storage: Storage, cache: Path) -> list[str]:
     """The paired test, on the test images common to both."""
     unregistered = [run.title for run in (a, b) if run.version is None]
     if unregistered:
         return [f"cannot be compared: {' and '.join(unregistered)} became no version"]
     models = [champion.fetch_version(registry.uri, str(run.version), cache) for run in (a, b)]
-    images, what = _test_images(a, b, folder, cache)
+    images, what = _test_images(a, b, storage, cache)
     if images is None:
         return ["cannot be compared: their test images have none in common"]
     a_digits, b_digits = (model.answer(images.images).argmax(axis=1).astype(np.uint8) for model in models)
@@ -210,10 +210,10 @@ def _answers(registry: Registry, a: Run, b: Run, folder: Path, cache: Path) -> l
     return [f"on {counts.n:,} {what}", counts.sentence]
 
 
-def _test_images(a: Run, b: Run, folder: Path, cache: Path) -> tuple[Split | None, str]:
+def _test_images(a: Run, b: Run, storage: Storage, cache: Path) -> tuple[Split | None, str]:
     """From the stored data sets, or from the samples kept with the versions where these are not here."""
     try:
-        tests = [datasets.load(folder, run.tags["dataset"]).test for run in (a, b)]
+        tests = [datasets.load(storage, run.tags["dataset"]).test for run in (a, b)]
         what = "test images" if a.tags["dataset"] == b.tags["dataset"] else "test images common to both data sets"
     except (datasets.BadData, KeyError):
         samples = [reference.from_bytes((cache / str(run.version) / "reference.npz").read_bytes()) for run in (a, b)]

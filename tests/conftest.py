@@ -211,6 +211,40 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server that speaks S3, from memory."""
+    port, output = find_free_port(), tmp_path_factory.mktemp("s3") / "server.log"
+    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+    with output.open("wb") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            wait_until_healthy(f"http://127.0.0.1:{port}/moto-api/", server, output)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of an S3 server with an empty bucket `digits`, and the environment that others find it by."""
+    import boto3
+
+    from digits import buckets
+
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**keys, "AWS_ENDPOINT_URL": s3_server}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    httpx.post(f"{s3_server}/moto-api/reset").raise_for_status()
+    buckets._client.cache_clear()
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="digits")
+    yield client
+    buckets._client.cache_clear()
+
+
+@pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real MLflow server with an empty SQLite store, for the whole session."""
     from flows.processes import ENVIRONMENT
@@ -225,14 +259,14 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             command, env={**os.environ, **ENVIRONMENT}, cwd=home, stdout=output, stderr=subprocess.STDOUT
         )
         try:
-            _wait_until_healthy(f"http://127.0.0.1:{port}/health", server, home / "server.log")
+            wait_until_healthy(f"http://127.0.0.1:{port}/health", server, home / "server.log")
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
             server.wait(20)
 
 
-def _wait_until_healthy(url: str, server: "subprocess.Popen[bytes]", output: Path) -> None:
+def wait_until_healthy(url: str, server: "subprocess.Popen[bytes]", output: Path) -> None:
     deadline = time.monotonic() + 180  # the slowest start seen on two busy cores was 87 s
     while time.monotonic() < deadline and server.poll() is None:
         try:
