@@ -4,10 +4,13 @@
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 PYTHON ?= python3
 
-.PHONY: help setup up down status test test-fast lint format clean
+# Docker where its engine answers, else Podman.
+COMPOSE = $(if $(shell docker info >/dev/null 2>&1 && docker compose version 2>/dev/null),docker compose,$(shell command -v podman-compose || echo .venv/bin/podman-compose)) -f docker/compose.yaml --env-file docker/.env
+
+.PHONY: help setup up down status compose-up compose-down test test-fast lint format clean
 
 help:
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv
@@ -27,6 +30,19 @@ down:  ## stop a platform started in another terminal
 
 status:  ## what is up, and where
 	@.venv/bin/digits status
+
+docker/.env:
+	@umask 077; for name in $$(grep -o '{[A-Z_]*:?' docker/compose.yaml | tr -d '{:?' | sort -u); do \
+		echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@.new && mv $@.new $@
+	@echo "generated the secrets in $@"
+
+compose-up: docker/.env  ## the platform in containers: build, start, leave it running; the secrets are in docker/.env
+	$(COMPOSE) build
+	$(COMPOSE) up -d
+	@echo "MLflow and Prefect ask for the name admin and for MLFLOW_PASSWORD or PREFECT_PASSWORD from docker/.env"
+
+compose-down: docker/.env  ## stop the containers; their state stays in named volumes
+	$(COMPOSE) down
 
 test: setup lint  ## everything CI runs; two files of tests at a time
 	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -47,7 +47,7 @@ def _train_first(where: Settings) -> None:
     """A first champion, on the current data set, MNIST, or where neither can be had the bundled digits."""
     data: list[str] = []
     if datasets.current(where.datasets) is None:
-        data = ["--data", _first_source(where)]
+        data = ["--data", first_source(where)]
     console.print("there is no champion yet: training one")
     command = [sys.executable, "-m", "flows", "retrain", *data]
     training = subprocess.Popen(command, env=processes.environment(where))
@@ -70,7 +70,7 @@ def _interrupt(training: subprocess.Popen[bytes]) -> None:
         training.wait()
 
 
-def _first_source(where: Settings) -> str:
+def first_source(where: Settings) -> str:
     try:
         sources.read("mnist", mnist=where.mnist, cache=where.downloads)
     except Unavailable as reason:

@@ -1,16 +1,31 @@
-"""The schedules: `python -m flows.deployments` registers the flows with Prefect and runs them when they are due."""
+"""The schedules: `python -m flows.deployments` registers the flows on a Prefect work pool and works for it."""
 
+import asyncio
+import os
+import socket
 import time
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
-from prefect import serve
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-from prefect.events import DeploymentEventTrigger
+from prefect.automations import Automation
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
+from prefect.events import DeploymentEventTrigger, EventTrigger
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import Posture
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.processutils import setup_signal_handlers_worker
+from prefect.workers.base import BaseWorker
+from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
-from digits.settings import settings
+from digits.settings import Settings, settings
+from flows import reap
 from flows.backfill import backfill
 from flows.ingest import ingest
 from flows.monitor import DRIFT, LABELS, monitor
@@ -20,14 +35,23 @@ from flows.score import score
 from flows.sweep import sweep
 from flows.train import train
 
+AT_ONCE = 2  # flow runs of one worker
+SILENCE = timedelta(minutes=10)  # without a heartbeat, of which Prefect sends one in three minutes
+HEARTBEAT = "prefect.flow-run.heartbeat"
+ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 
-def deployments() -> list[Any]:  # of Prefect's RunnerDeployment, typed as if it might be a coroutine
+
+def deployments(where: Settings) -> list[Any]:  # of Prefect's RunnerDeployment, typed as if it might be a coroutine
     """Every flow that can be started in the Prefect UI; retraining daily and when monitoring asks for it, monitoring hourly.
 
     Never two at once; what an event starts rests for a while after the last retraining.
     """
     alone = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
-    module = EntrypointType.MODULE_PATH
+    pool: dict[str, Any] = {
+        "work_pool_name": where.work_pool,
+        "job_variables": job_variables(where),
+        "entrypoint_type": EntrypointType.MODULE_PATH,  # found wherever the package is: nothing is pulled
+    }
     return [
         retrain.to_deployment(
             "daily",
@@ -35,18 +59,18 @@ def deployments() -> list[Any]:  # of Prefect's RunnerDeployment, typed as if it
             parameters={"reason": "schedule"},
             triggers=[_asked_for()],
             concurrency_limit=alone,
-            entrypoint_type=module,
+            **pool,
         ),
-        monitor.to_deployment(
-            "hourly", schedule=Cron("0 * * * *", timezone="UTC"), concurrency_limit=alone, entrypoint_type=module
-        ),
-        backfill.to_deployment("backfill", entrypoint_type=module),
-        train.to_deployment("train", entrypoint_type=module),
-        ingest.to_deployment("ingest", entrypoint_type=module),
-        score.to_deployment("score", entrypoint_type=module),
-        replay.to_deployment("replay", entrypoint_type=module),
-        sweep.to_deployment("sweep", entrypoint_type=module),
+        monitor.to_deployment("hourly", schedule=Cron("0 * * * *", timezone="UTC"), concurrency_limit=alone, **pool),
+        *[flow.to_deployment(flow.name, **pool) for flow in (backfill, train, ingest, score, replay, sweep)],
     ]
+
+
+def job_variables(where: Settings) -> dict[str, Any]:
+    """What the pool has to know of each run: the folder a process starts in, where `.env` lies, or the image of a container."""
+    if where.work_pool_type == "process":
+        return {"working_dir": str(Path(__file__).parent.parent), **where.job_variables}
+    return {"image": where.flows_image, **where.job_variables}
 
 
 def _asked_for() -> DeploymentEventTrigger:
@@ -59,17 +83,79 @@ def _asked_for() -> DeploymentEventTrigger:
     )
 
 
+def register(where: Settings) -> None:
+    """Put pool, deployments and the watch over heartbeats into Prefect, or bring those that are there up to date.
+
+    Raises ValueError when the pool is of another type. The base job template of a pool that is there stays as it is.
+    """
+    template = asyncio.run(get_default_base_job_template_for_infrastructure_type(where.work_pool_type))
+    pool = WorkPoolCreate(name=where.work_pool, type=where.work_pool_type, base_job_template=template or {})
+    with get_client(sync_client=True) as client:
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(pool)
+        existing = client.read_work_pool(where.work_pool)
+        if existing.type != where.work_pool_type:
+            raise ValueError(
+                f"the work pool {where.work_pool!r} is of type {existing.type}, not {where.work_pool_type}; "
+                "set DIGITS_WORK_POOL to another name"
+            )
+        silent = silent_runs()
+        known = client.read_automations_by_name(silent.name)
+    for deployment in deployments(where):
+        deployment.apply()
+    if known:
+        silent.id = known[0].id
+        silent.update()
+    else:
+        silent.create()
+
+
+def silent_runs(silence: timedelta = SILENCE) -> Automation:
+    """A run that began to send heartbeats and neither sends more nor ends has died, wherever it ran."""
+    return Automation(
+        name="no heartbeat: crashed",
+        trigger=EventTrigger(
+            after={HEARTBEAT},
+            expect={HEARTBEAT, *ENDS},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=silence,
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {silence}: its process died")],
+    )
+
+
+def worker_of(where: Settings, name: str) -> BaseWorker[Any, Any, Any]:
+    """A worker of the pool; raises ValueError where the pool's kind of worker is not installed."""
+    kind = BaseWorker.get_worker_class_from_type(where.work_pool_type)
+    if kind is None:
+        raise ValueError(
+            f"DIGITS_WORK_POOL_TYPE is {where.work_pool_type!r}, whose worker is not installed here; "
+            "run `uv sync --group pools` or the image of docker/flows.Dockerfile"
+        )
+    return kind(work_pool_name=where.work_pool, name=name, limit=AT_ONCE)
+
+
 def main() -> None:
-    """Register and run until told to stop; the schedules stay active in Prefect meanwhile."""
-    _wait_for_prefect(f"{settings().prefect_api_url}/health")
-    serve(*deployments(), pause_on_shutdown=False, limit=2, print_starting_message=False)
+    """Register, then work for the pool until told to stop; the schedules stay active in Prefect meanwhile."""
+    where, name = settings(), socket.gethostname()
+    wait_for_prefect(where.prefect_api_url)
+    register(where)
+    worker = worker_of(where, name)
+    if where.work_pool_type == "process":
+        reap.orphans(where.work_pool, name)
+    setup_signal_handlers_worker(os.getpid(), "the worker", print)
+    with suppress(KeyboardInterrupt, asyncio.CancelledError):
+        asyncio.run(worker.start())
 
 
-def _wait_for_prefect(health: str) -> None:
+def wait_for_prefect(api: str) -> None:
     """However long it takes: the server may be starting, or away on another machine."""
     while True:
         try:
-            if httpx.get(health, timeout=5).is_success:
+            if httpx.get(f"{api}/health", timeout=5).is_success:
                 return
         except httpx.HTTPError:
             pass

@@ -2,14 +2,24 @@
 
 import logging
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
 from prefect.client.schemas.filters import FlowRunFilterStateType as StateTypes
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Crashed
@@ -48,6 +58,43 @@ def dead_runs(registry: "Registry", lease: timedelta) -> None:
             if _is_over(client, tags.get("prefect_run", "")):
                 registry.close_run(run_id, "FAILED", {"reaped": "its process died"})
                 log.warning("the training %s died; its MLflow run is marked as failed", run_id[:8])
+
+
+def orphans(pool: str, worker: str) -> None:
+    """Mark the runs of a process pool as crashed whose process died with its worker; called by a worker before it works.
+
+    While another worker of the pool is online the runs may be its own: then only their heartbeats tell.
+    """
+    with get_client(sync_client=True) as client:
+        known = client.read_workers_for_work_pool(pool)
+        if any(other.status == WorkerStatus.ONLINE and other.name != worker for other in known):
+            return
+        alive = _running_here()
+        started = [*OPEN, StateType.PENDING]
+        runs = client.read_flow_runs(
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=StateTypes(any_=started))),
+        )
+        dead = [run for run in runs if str(run.id) not in alive]
+        while dead:
+            for run in dead:
+                client.set_flow_run_state(run.id, Crashed(message="its process died with its worker"), force=True)
+                log.warning("%s died with its worker; it is marked as crashed", run.name)
+            children = FlowRunFilterParentFlowRunId(any_=[run.id for run in dead])
+            dead = client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(
+                    parent_flow_run_id=children, state=FlowRunFilterState(type=StateTypes(any_=OPEN))
+                )
+            )
+
+
+def _running_here() -> set[str]:
+    """Ids of the flow runs that a process of this machine is at, though its worker may be dead."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            found.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+    return found
 
 
 def _open_retrainings(client: SyncPrefectClient) -> list[FlowRun]:

@@ -212,8 +212,16 @@ def remember(champion: Champion, alias: str, cache: Path) -> None:
                 shutil.rmtree(path.parent, ignore_errors=True)
 
 
+def address(uri: str) -> str:
+    """The registry's address without the name and password it may hold, to be shown."""
+    return str(httpx.URL(uri).copy_with(username=None, password=None)).rstrip("/")
+
+
 def _registry(uri: str) -> httpx.Client:
-    return httpx.Client(base_url=uri, timeout=TIMEOUT)
+    url = httpx.URL(uri)
+    return httpx.Client(
+        base_url=address(uri), auth=(url.username, url.password) if url.username else None, timeout=TIMEOUT
+    )
 
 
 def _get(registry: httpx.Client, route: str, **parameters: str) -> httpx.Response:
@@ -372,7 +380,7 @@ class Watcher:
         self.standing = Standing(champion, datetime.now(UTC))
         self._answering = pointed
         remember(champion, self._alias, self._cache)
-        log.info("%s v%s answers as %s (before: %s)", NAME, version, self._alias, before and f"v{before.version}")
+        log.info("%s v%s answers as %s (before: %s)", NAME, pointed.version, self._alias, before and f"v{before.version}")
 
     def _fall_back(self, trouble: str) -> None:
         """Keep who answers; at the start, that is the last good copy."""

@@ -69,6 +69,12 @@ def test_a_registry_that_is_away_is_named(free_port: int, tmp_path: Path) -> Non
         champion.fetch(f"http://127.0.0.1:{free_port}", "champion", tmp_path)
 
 
+def test_the_password_of_a_registry_is_not_shown(free_port: int, tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match=f"http://127.0.0.1:{free_port}") as refused:
+        champion.fetch(f"http://admin:hush@127.0.0.1:{free_port}", "champion", tmp_path)
+    assert "hush" not in str(refused.value)
+
+
 def test_a_version_is_downloaded_once_and_again_when_its_copy_is_damaged(
     registry: Registry, champion_files: Files, tmp_path: Path
 ) -> None:

@@ -1,0 +1,48 @@
+"""`python -m flows.first`: has a platform whose flows run elsewhere train its first champion; ends when there is one."""
+
+import time
+from typing import Any
+
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+
+from digits import datasets
+from digits.settings import Settings, settings
+from flows.bootstrap import first_source
+from flows.deployments import wait_for_prefect
+from models import champion
+from models.champion import Unreachable
+
+
+def main() -> None:
+    """Wait for MLflow, Prefect and the deployments, then train until there is a champion; a training that fails ends it."""
+    where = settings()
+    while True:
+        try:
+            if champion.version(where.mlflow_tracking_uri) is not None:
+                return
+            run = train(where)
+        except (Unreachable, ObjectNotFound):  # nothing is registered yet
+            time.sleep(2)
+            continue
+        if run.state is not None and run.state.type == StateType.FAILED:
+            raise SystemExit(f"the first training failed: {run.state.message}; mend it and start again")
+
+
+def train(where: Settings) -> FlowRun:
+    """The end of a retraining on the pool, on the current data set, MNIST, or where neither can be had the bundled digits.
+
+    Raises ObjectNotFound as long as the deployment is not registered.
+    """
+    wait_for_prefect(where.prefect_api_url)
+    data = None if datasets.current(where.datasets) else first_source(where)
+    parameters = {"reason": "first champion", "data": data}
+    run: Any = run_deployment(
+        "retrain/daily", parameters=parameters, as_subflow=False, poll_interval=2
+    )  # not a coroutine
+    return run
+
+
+if __name__ == "__main__":
+    main()

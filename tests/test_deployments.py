@@ -1,0 +1,175 @@
+"""The flows on a work pool of a real Prefect server: registered again and again, and dead runs told from living ones."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from conftest import find_free_port, wait_until_healthy
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.events import emit_event
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Pending, Running
+
+from digits.settings import Settings
+from flows import deployments, reap
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prefect server with all its services."""
+    from flows.processes import ENVIRONMENT
+
+    home, port = tmp_path_factory.mktemp("prefect"), find_free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with (home / "server.log").open("wb") as output:
+        server = subprocess.Popen(
+            command, env={**outside, **ENVIRONMENT, "PREFECT_HOME": str(home)}, stdout=output, stderr=output
+        )
+        try:
+            wait_until_healthy(f"http://127.0.0.1:{port}/api/health", server, home / "server.log")
+            api = f"http://127.0.0.1:{port}/api"
+            with temporary_settings({PREFECT_API_URL: api}):
+                yield api
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def settings_of(prefect: str, **changes: Any) -> Settings:
+    return Settings(_env_file=None, prefect_api_url=prefect, **changes)  # type: ignore[call-arg]
+
+
+def registered(prefect: str) -> dict[str, Any]:
+    found = httpx.post(f"{prefect}/deployments/filter", json={}).json()
+    return {row["name"]: row for row in found}
+
+
+def test_registering_twice_leaves_each_thing_once(prefect: str) -> None:
+    where = settings_of(prefect)
+    deployments.register(where)
+    before = registered(prefect)
+    deployments.register(where)
+    after = registered(prefect)
+    assert {row["id"] for row in after.values()} == {row["id"] for row in before.values()}
+    assert set(after) == {"daily", "hourly", "backfill", "train", "ingest", "score", "replay", "sweep"}
+    assert {row["work_pool_name"] for row in after.values()} == {"digits"}
+    assert {row["job_variables"]["working_dir"] for row in after.values()} == {str(ROOT)}
+    schedules = {name: [one["schedule"]["cron"] for one in row["schedules"]] for name, row in after.items()}
+    assert {name: crons for name, crons in schedules.items() if crons} == {
+        "daily": ["0 3 * * *"],
+        "hourly": ["0 * * * *"],
+    }
+    for name in ("daily", "hourly"):
+        assert after[name]["global_concurrency_limit"]["limit"] == 1
+        assert after[name]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    automations = [row["name"] for row in httpx.post(f"{prefect}/automations/filter", json={}).json()]
+    assert sorted(automations) == ["drift or new labels: retrain", "no heartbeat: crashed"]
+
+
+def test_the_scheduler_plans_runs_of_both_schedules(prefect: str) -> None:
+    deployments.register(settings_of(prefect))
+    ids = {registered(prefect)[name]["id"] for name in ("daily", "hourly")}
+    planned: dict[str, Any] = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "limit": 200}
+    deadline = time.monotonic() + 150  # the scheduler looks once a minute
+    while True:
+        runs = httpx.post(f"{prefect}/flow_runs/filter", json=planned).json()
+        if {run["deployment_id"] for run in runs if run["auto_scheduled"]} == ids:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_the_same_flows_go_to_a_pool_of_containers_by_a_setting(prefect: str, kind: str) -> None:
+    where = settings_of(
+        prefect, work_pool=f"in-{kind}", work_pool_type=kind, flows_image="flows:7", job_variables={"env": {"A": "b"}}
+    )
+    entrypoints = {name: row["entrypoint"] for name, row in registered(prefect).items()}
+    deployments.register(where)
+    pool = httpx.get(f"{prefect}/work_pools/in-{kind}").json()
+    assert pool["type"] == kind
+    assert "image" in pool["base_job_template"]["variables"]["properties"]
+    after = registered(prefect)
+    assert {name: row["entrypoint"] for name, row in after.items()} == entrypoints
+    assert {row["work_pool_name"] for row in after.values()} == {f"in-{kind}"}
+    for row in after.values():
+        assert row["job_variables"] == {"image": "flows:7", "env": {"A": "b"}}
+        assert not row["pull_steps"]
+    deployments.register(settings_of(prefect))  # and back
+    assert {row["work_pool_name"] for row in registered(prefect).values()} == {"digits"}
+    assert {tuple(row["job_variables"]) for row in registered(prefect).values()} == {("working_dir",)}
+
+
+def test_a_pool_of_another_type_is_refused(prefect: str) -> None:
+    deployments.register(settings_of(prefect))
+    with pytest.raises(ValueError, match="the work pool 'digits' is of type process, not docker; set DIGITS_WORK_POOL"):
+        deployments.register(settings_of(prefect, work_pool_type="docker"))
+
+
+def test_a_starting_worker_marks_what_died_with_the_one_before_it(prefect: str) -> None:
+    deployments.register(settings_of(prefect))
+    train = registered(prefect)["train"]["id"]
+    with get_client(sync_client=True) as client:
+        dead, pending, alive, queued = [client.create_flow_run_from_deployment(train) for _ in range(4)]
+        for run, state in ((dead, Running()), (pending, Pending()), (alive, Running())):
+            client.set_flow_run_state(run.id, state, force=True)
+        calling = {"flow_run_id": str(dead.id), "task_key": "trials", "dynamic_key": "0"}
+        task = httpx.post(f"{prefect}/task_runs/", json=calling).json()["id"]
+        child = client.create_flow_run(deployments.ingest, state=Running(), parent_task_run_id=UUID(task))
+        by_hand = client.create_flow_run(deployments.ingest, state=Running())
+        living = subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(300)"],
+            env={**os.environ, "PREFECT__FLOW_RUN_ID": str(alive.id)},
+        )
+        try:
+            httpx.post(f"{prefect}/work_pools/digits/workers/heartbeat", json={"name": "another"}).raise_for_status()
+            reap.orphans("digits", "this")
+            assert _state(client, dead) == StateType.RUNNING  # it may be the other worker's
+            httpx.delete(f"{prefect}/work_pools/digits/workers/another").raise_for_status()
+            reap.orphans("digits", "this")
+        finally:
+            living.kill()
+            living.wait()
+        states = [_state(client, run) for run in (dead, pending, child, alive, queued, by_hand)]
+    assert states == [
+        StateType.CRASHED,
+        StateType.CRASHED,
+        StateType.CRASHED,
+        StateType.RUNNING,
+        StateType.SCHEDULED,
+        StateType.RUNNING,
+    ]
+
+
+def test_a_run_whose_heartbeats_end_is_marked_wherever_it_ran(prefect: str) -> None:
+    automation = deployments.silent_runs(timedelta(seconds=10))
+    automation.name = "soon"
+    automation.create()
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(deployments.ingest, state=Running())
+        emit_event(deployments.HEARTBEAT, resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"})
+        deadline = time.monotonic() + 120
+        while _state(client, run) != StateType.CRASHED:
+            assert time.monotonic() < deadline
+            time.sleep(1)
+
+
+def _state(client: Any, run: FlowRun) -> StateType:
+    state = client.read_flow_run(run.id).state
+    assert state is not None
+    kind: StateType = state.type
+    return kind
