@@ -380,7 +380,9 @@ class Watcher:
         self.standing = Standing(champion, datetime.now(UTC))
         self._answering = pointed
         remember(champion, self._alias, self._cache)
-        log.info("%s v%s answers as %s (before: %s)", NAME, pointed.version, self._alias, before and f"v{before.version}")
+        log.info(
+            "%s v%s answers as %s (before: %s)", NAME, pointed.version, self._alias, before and f"v{before.version}"
+        )
 
     def _fall_back(self, trouble: str) -> None:
         """Keep who answers; at the start, that is the last good copy."""
