@@ -133,13 +133,18 @@ def _check_ink(file: str, name: str, images: NDArray[Any]) -> None:
 # MNIST and the bundled digits
 
 
+def existing_mnist(given: Path) -> Path:
+    """The path that the setting DIGITS_MNIST names; raises BadData when nothing is there."""
+    if not given.exists():
+        raise BadData(f"DIGITS_MNIST names {given}, which does not exist; correct it or unset it")
+    return given
+
+
 def _mnist(given: Path | None, keras_cache: Path, own_cache: Path, seed: int) -> Dataset:
-    """MNIST from the first place that has it. A given file that is bad is refused; a bad cache is passed over."""
-    if given is not None and given.exists():
-        return _read_path(given, "mnist", seed)
-    tried = ["DIGITS_MNIST is not set" if given is None else f"DIGITS_MNIST names {given}, which does not exist"]
+    """MNIST from the first place that has it. A given file that is bad or missing is refused; a bad cache is passed over."""
     if given is not None:
-        log.warning("%s; looking elsewhere", tried[0])
+        return _read_path(existing_mnist(given), "mnist", seed)
+    tried = ["DIGITS_MNIST is not set"]
     for path in (keras_cache, own_cache):
         try:
             if path.exists():

@@ -1,5 +1,6 @@
 """The command line `digits`; each command imports what it needs, so that help answers at once."""
 
+import errno
 import logging
 import os
 import sys
@@ -51,12 +52,27 @@ def main() -> None:
         name = ".".join(map(str, first["loc"]))
         name = f"DIGITS_{name.upper()}" if error.title == "Settings" and name.islower() else name
         _fail(f"{name}: {first['msg']}, got {first['input']!r}")
-    except (ValueError, LookupError, OSError, RuntimeError) as error:
+    except OSError as error:
+        _fail(_reason(error))
+    except (ValueError, LookupError, RuntimeError) as error:
         _fail(str(error) or type(error).__name__)
     except Exception as error:  # the outermost border: no library's exception ends in a traceback on the terminal
         _fail(
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}; {_keep_traceback()}"
         )
+
+
+def _reason(error: OSError) -> str:
+    """Our own sentences as they are; what the operating system says with the file it says it of, and what helps."""
+    if error.errno is None:
+        return str(error) or type(error).__name__
+    advice = {
+        errno.ENOSPC: "; make room there and do it again",
+        errno.EDQUOT: "; make room there and do it again",
+        errno.EROFS: "; set DIGITS_HOME to a folder that can be written",
+        errno.EACCES: "; give yourself the right to it, or set DIGITS_HOME to another folder",
+    }.get(error.errno, "")
+    return f"{error.filename or settings().home}: {os.strerror(error.errno)}{advice}"
 
 
 def _fail(sentence: str) -> None:
@@ -99,6 +115,23 @@ def status() -> None:
 
     if not bootstrap.print_status(settings()):
         raise SystemExit(1)
+
+
+@app.command()
+def backup(target: Annotated[Path, typer.Argument(metavar="FOLDER|FILE.tar")]) -> None:
+    """Copy all state into a new folder or .tar file, also while the platform runs."""
+    from flows import backup
+
+    print(f"backed up to {target}: {backup.back_up(settings(), target)}")
+
+
+@app.command()
+def restore(source: Annotated[Path, typer.Argument(metavar="FOLDER|FILE.tar")]) -> None:
+    """Put what `digits backup` wrote into an empty DIGITS_HOME."""
+    from flows import backup
+
+    where = settings()
+    print(f"restored {source} into {where.home}: {backup.restore(where, source)}; start it with `digits up`")
 
 
 @app.command()
@@ -145,27 +178,28 @@ def retrain(
 @app.command()
 def promote(version: str, why: Reason = "by hand") -> None:
     """Make VERSION the champion, after checking that it loads and answers."""
+    where = settings()
+    registry = _registry(where)
     from digits import database
     from models import promotion
 
-    where = settings()
-    promotion.promote(_registry(where), database.connect(where.database_url), version, why, where.champions)
+    promotion.promote(registry, database.connect(where.database_url), version, why, where.champions)
 
 
 @app.command()
 def rollback(why: Reason = "by hand") -> None:
     """Go back to the previous champion."""
+    where = settings()
+    registry = _registry(where)
     from digits import database
     from models import promotion
 
-    where = settings()
-    promotion.roll_back(_registry(where), database.connect(where.database_url), why, where.champions)
+    promotion.roll_back(registry, database.connect(where.database_url), why, where.champions)
 
 
 @app.command()
 def ledger() -> None:
     """Every promotion and rollback, oldest first."""
-    from rich.console import Console
     from rich.table import Table
 
     from digits import database
@@ -175,7 +209,7 @@ def ledger() -> None:
     for entry in book.entries(database.connect(settings().database_url)):
         when = f"{entry.at:%Y-%m-%d %H:%M:%S}"
         table.add_row(when, entry.action, entry.from_version or "–", entry.to_version, entry.by, entry.why)
-    Console().print(table)
+    _show(table)
 
 
 @keys_app.command("create")
@@ -193,7 +227,6 @@ def create_key(
 @keys_app.command("list")
 def list_keys() -> None:
     """Every key with its roles; revoked ones too."""
-    from rich.console import Console
     from rich.table import Table
 
     from digits import database, keys
@@ -204,7 +237,7 @@ def list_keys() -> None:
         revoked = f"{key.revoked_at:%Y-%m-%d %H:%M:%S}" if key.revoked_at else "–"
         rate = f"{key.rate_per_minute or where.rate_per_minute:,}"
         table.add_row(key.name, ", ".join(sorted(key.roles)), rate, f"{key.created_at:%Y-%m-%d %H:%M:%S}", revoked)
-    Console().print(table)
+    _show(table)
 
 
 @keys_app.command("revoke")
@@ -218,7 +251,6 @@ def revoke_key(name: str) -> None:
 @app.command()
 def recipes() -> None:
     """The recipes that can be trained."""
-    from rich.console import Console
     from rich.table import Table
 
     from models.recipes import RECIPES
@@ -229,13 +261,12 @@ def recipes() -> None:
         table.add_row(
             recipe.name, layers, recipe.optimizer, str(recipe.epochs), str(recipe.batch_size), recipe.reported
         )
-    Console().print(table)
+    _show(table)
 
 
 @app.command()
 def leaderboard() -> None:
     """Recipes side by side: what they reached over their seeds, and what the projects they reproduce report."""
-    from rich.console import Console
     from rich.table import Table
 
     from models import leaderboard
@@ -247,7 +278,7 @@ def leaderboard() -> None:
     table.add_column("seconds", no_wrap=True, justify="right")
     for row in leaderboard.read(_registry(settings())):
         table.add_row(*row.cells)
-    Console(width=max(Console().width, 160)).print(table)
+    _show(table)
 
 
 @app.command()
@@ -336,6 +367,10 @@ def score(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="`submission.csv`, or a .parquet.")],
 ) -> None:
     """Answer a whole file straight from the champion; bad rows go to OUT's `.rejected.csv` with their reason."""
+    if not source.is_file():
+        raise ValueError(f"there is no file {source}; give a Kaggle test.csv, test.csv.gz or a .parquet")
+    if not target.absolute().parent.is_dir():
+        raise ValueError(f"there is no folder {target.absolute().parent} to write {target.name} into; make it first")
     with _flows():
         from flows.score import score
 
@@ -371,8 +406,16 @@ def monitor(
             monitor(since)
 
 
-def _print_power(since: str) -> None:
+def _show(table: Any) -> None:
+    """A table on the terminal, or as wide as it is where there is none."""
     from rich.console import Console
+
+    console = Console()
+    console.width = max(console.width, 160) if console.is_terminal else 10_000
+    console.print(table)
+
+
+def _print_power(since: str) -> None:
     from rich.table import Table
 
     from flows.power import measure
@@ -383,10 +426,13 @@ def _print_power(since: str) -> None:
         change = "none: false alarms" if one.change == "none" else one.change
         table.add_row(change, one.strength, f"{one.share:.1%}", str(one.windows))
     print(f"windows of {count} answers")
-    Console().print(table)
+    _show(table)
 
 
 def _registry(where: Settings) -> Any:
+    from models import champion
+
+    champion.version(where.mlflow_tracking_uri)  # raises at once where MLflow does not answer; to import it takes 4 s
     from models.registry import Registry
 
     return Registry(where.mlflow_tracking_uri)

@@ -119,7 +119,8 @@ def publish(version: str, verdict: "Verdict", written: "Written", where: Setting
     log.info("digits v%s, %d answers: %s", version, verdict.count, verdict.words)
     for advice in verdict.advice:
         log.info("%s", advice)
-    log.info("report: %s", written.html or written.verdict)
+    if written.html:
+        log.info("report: %s", written.html)
     history = f"http://{where.local_host}:{where.reports_port}"
     title = f"digits v{version}: {verdict.drift.verdict}"
     create_markdown_artifact(reports.markdown(version, verdict, written, history), key="drift", description=title)

@@ -12,17 +12,17 @@ from digits.datasets import Split
 from digits.images import Images
 from digits.settings import Settings
 
-CHANGES: dict[str, tuple[Change, float]] = {  # with the amount that is taken when none is given
-    "shift": (changes.shift, 2.0),
-    "rotate": (changes.rotate, 15.0),
-    "slant": (changes.slant, 15.0),
-    "scale": (changes.scale, 0.8),
-    "dim": (changes.dim, 0.6),
-    "thicken": (changes.thicken, 1.0),
-    "thin": (changes.thin, 1.0),
-    "noise": (changes.noise, 30.0),
-    "blur": (changes.blur, 1.0),
-    "invert": (changes.invert, 1.0),
+CHANGES: dict[str, tuple[Change, float, float, float, str]] = {  # the usual amount, the least, the most, and of what
+    "shift": (changes.shift, 2.0, -27.0, 27.0, "pixels"),
+    "rotate": (changes.rotate, 15.0, -180.0, 180.0, "degrees"),
+    "slant": (changes.slant, 15.0, -80.0, 80.0, "degrees"),
+    "scale": (changes.scale, 0.8, 0.1, 10.0, "times the size"),
+    "dim": (changes.dim, 0.6, 0.0, 10.0, "times the ink"),
+    "thicken": (changes.thicken, 1.0, 0.0, 27.0, "pixels"),
+    "thin": (changes.thin, 1.0, 0.0, 27.0, "pixels"),
+    "noise": (changes.noise, 30.0, 0.0, 255.0, "grey levels"),
+    "blur": (changes.blur, 1.0, 0.1, 27.0, "pixels"),
+    "invert": (changes.invert, 1.0, 1.0, 1.0, ""),
 }
 
 
@@ -44,13 +44,16 @@ def test_images(data: str | None, where: Settings) -> Split:
 
 
 def changed(test: Split, change: str, amount: float | None) -> Split:
-    """The images after a change of this name; raises ValueError with the names there are."""
+    """The images after a change of this name; raises ValueError with the names there are, or with the amounts."""
     if change == "plain":
         return test
     if change not in CHANGES:
         raise ValueError(f"there is no change {change!r}; choose one of plain, {', '.join(CHANGES)}")
-    apply, usual = CHANGES[change]
-    return Split(apply(test.images, usual if amount is None else amount), test.labels)
+    apply, usual, least, most, unit = CHANGES[change]
+    amount = usual if amount is None else amount
+    if not least <= amount <= most:
+        raise ValueError(f"--amount is {amount:g}; expected {least:g} to {most:g} {unit}".rstrip() + f" for {change!r}")
+    return Split(apply(test.images, amount), test.labels)
 
 
 def send(where: Settings, test: Split, n: int, seed: int, label_share: float) -> Iterator[Sent]:

@@ -331,11 +331,13 @@ class Watcher:
         self._registry = _registry(uri)
         self._answering: Pointed | None = None  # once it was fetched
         self._refused: tuple[Pointed | None, float] = (None, 0.0)  # and when to look at it again
-        self._stop = threading.Event()
+        self._looked, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"watch-{alias}", daemon=True)
 
-    def start(self) -> None:
+    def start(self, patience_seconds: float = 0) -> None:
+        """Begin to look; back after the first look, unless that takes longer."""
         self._thread.start()
+        self._looked.wait(patience_seconds)
 
     def stop(self) -> None:
         """Stop looking; the champion goes on answering."""
@@ -368,6 +370,7 @@ class Watcher:
                 self.look()
             except Exception:  # whatever went wrong, the champion at hand answers and the next look may do better
                 log.exception("looking for the %s failed", self._alias)
+            self._looked.set()
             if self._stop.wait(self._interval_seconds):
                 return
 

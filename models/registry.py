@@ -66,14 +66,18 @@ class Registry:
 
     @contextmanager
     def run(self, recipe: Recipe, fingerprint: str, dataset: Dataset, tags: Mapping[str, str]) -> Iterator[str]:
-        """An MLflow run around a training on the stored data set; it is marked failed when the block raises."""
+        """An MLflow run around a training on the stored data set; it is marked failed when the block raises, killed on Ctrl-C."""
         tags = {"recipe": recipe.name, "dataset": fingerprint, **git_commit(), **tags}
         with self.mlflow.start_run(run_name=recipe.name, tags=tags) as run:
             self.mlflow.log_params(flat(recipe))
             self.mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
             self.mlflow.log_dict(environment(), "environment.json")
             self._log_dataset(fingerprint, dataset)
-            yield run.info.run_id
+            try:
+                yield run.info.run_id
+            except KeyboardInterrupt:
+                self.mlflow.end_run("KILLED")
+                raise
 
     def _log_dataset(self, fingerprint: str, dataset: Dataset) -> None:
         """The data set as MLflow's UI shows it: a sample stands for the images, the digest is our fingerprint."""

@@ -5,6 +5,7 @@ images stay on the device and the whole epoch is one compiled function (measured
 """
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,8 @@ from digits.images import SIZE, Images, Labels
 from models import backend
 from models.distort import distort, ranges
 from models.recipes import Recipe
+
+log = logging.getLogger("digits.training")
 
 Epoch = dict[str, float]
 OnEpoch = Callable[[int, Epoch], None]
@@ -72,7 +75,9 @@ def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda epoch, figu
     members: list[Any] = []
     history: list[Epoch] = []
     seconds = 0.0
-    with tqdm(total=recipe.members * recipe.epochs, unit="epoch", desc=recipe.name, disable=None) as progress:
+    epochs = recipe.members * recipe.epochs
+    every = -(-epochs // 10)
+    with tqdm(total=epochs, unit="epoch", desc=recipe.name, disable=None) as progress:
         for member in range(recipe.members):
             network = Network(recipe.model_copy(update={"seed": recipe.seed + member}), dataset)
             for figures in network.epochs():
@@ -80,6 +85,9 @@ def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda epoch, figu
                 history.append(figures)
                 progress.update()
                 progress.set_postfix_str(f"validation accuracy {figures['val_accuracy']:.4f}")
+                if progress.disable and len(history) % every == 0:  # nobody sees the bar
+                    reached = f"validation accuracy {figures['val_accuracy']:.4f}"
+                    log.info("%s: epoch %d of %d, %s", recipe.name, len(history), epochs, reached)
             members.append(network.model)
             seconds += network.seconds
     logits = _average(members)

@@ -563,7 +563,7 @@ def test_mnist_comes_from_the_first_place_that_has_it(server: dict[str, Any], bo
     assert server["requests"] == 1 and again.fingerprint == fetched.fingerprint
     for path, marked in ((keras_cache, made_up(1, 600)), (given, made_up(2, 600))):
         np.savez(path, images=marked.images, labels=marked.labels)
-        dataset = read("mnist", cache, keras_cache=keras_cache, mnist=given)
+        dataset = read("mnist", cache, keras_cache=keras_cache, mnist=given if given.exists() else None)
         assert pairs(*dataset.splits().values()) == pairs(marked)
     assert server["requests"] == 1
 
@@ -596,12 +596,21 @@ def test_what_is_not_mnist_is_not_kept(
 ) -> None:
     server.update({"body": body, **answer})
     with pytest.raises(Unavailable) as refusal:
-        read("mnist", tmp_path / "cache", mnist=tmp_path / "missing.npz")
+        read("mnist", tmp_path / "cache")
     sentence = str(refusal.value)
-    assert reason in sentence and f"DIGITS_MNIST names {tmp_path / 'missing.npz'}, which does not exist" in sentence
+    assert reason in sentence and "DIGITS_MNIST is not set" in sentence
     assert sentence.endswith("set DIGITS_MNIST to the path of an mnist.npz, or use `--data bundled`")
     assert "\n" not in sentence
     assert not list(tmp_path.rglob("*.npz*"))
+
+
+def test_a_setting_that_names_no_file_is_an_error(tmp_path: Path) -> None:
+    missing = tmp_path / "mnist.npz"
+    with pytest.raises(
+        BadData, match=f"^DIGITS_MNIST names {missing}, which does not exist; correct it or unset it$"
+    ) as error:
+        read("mnist", tmp_path / "cache", mnist=missing)
+    assert not isinstance(error.value, Unavailable)
 
 
 def test_without_a_network_the_answer_is_quick_and_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

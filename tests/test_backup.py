@@ -1,0 +1,211 @@
+"""Backup and restore: a consistent copy while others write, and nothing but a whole one is ever put in place."""
+
+import json
+import shutil
+import sqlite3
+import tarfile
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from digits import database, ledger, predictions
+from digits.predictions import Answers, PredictionLog, new_ids
+from digits.settings import Settings
+from flows import backup
+
+if TYPE_CHECKING:
+    from postgres import Postgres
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+def answers(count: int = 3) -> Answers:
+    probabilities = np.full((count, 10), 0.1, np.float32)
+    return Answers(new_ids(count), NOON, "1", np.zeros((count, 28, 28), np.uint8), probabilities, "/classify")
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Settings:
+    """A DIGITS_HOME with a little of everything."""
+    where = Settings(home=tmp_path / "home", database_url=f"sqlite:///{tmp_path}/home/digits.db")
+    files = {
+        "datasets/current": b"f1",
+        "datasets/f1/data.npz": bytes(range(256)),
+        "datasets/.f2.tmp/data.npz": b"half of it",
+        "mlflow/artifacts/1/model.onnx": b"\x08" * 1000,
+        "champions/champion.txt": b"1",
+        "champions/1/model.onnx": b"\x08" * 1000,
+        "inbox/more.csv": b"label,pixel0\n",
+        "logs/service.log": b"not kept",
+    }
+    for name, content in files.items():
+        (where.home / name).parent.mkdir(parents=True, exist_ok=True)
+        (where.home / name).write_bytes(content)
+    ledger.append(database.connect(where.database_url), "promotion", None, "1", "it is the first", {"accuracy": 0.98})
+    for name in ("mlflow/mlflow.db", "prefect/prefect.db"):
+        (where.home / name).parent.mkdir(exist_ok=True)
+        with closing(sqlite3.connect(where.home / name)) as connection, connection:
+            connection.execute("CREATE TABLE versions (name)")
+            connection.execute("INSERT INTO versions VALUES ('1')")
+    return where
+
+
+def elsewhere(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "new", database_url=f"sqlite:///{tmp_path}/new/digits.db")
+
+
+def content(home: Path) -> dict[str, bytes]:
+    """Files that are no database, by name."""
+    files = [path for path in home.rglob("*") if path.is_file() and ".db" not in path.name]
+    return {path.relative_to(home).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("name", ["backup", "backup.tar"])
+def test_all_state_comes_back_and_nothing_else(where: Settings, tmp_path: Path, name: str) -> None:
+    target, new = tmp_path / "far" / name, elsewhere(tmp_path)
+    taken = backup.back_up(where, target)
+    restored = backup.restore(new, target)
+    assert (taken.files, taken.bytes) == (restored.files, restored.bytes)
+    kept = content(where.home)
+    del kept["datasets/.f2.tmp/data.npz"], kept["logs/service.log"]
+    assert content(new.home) == kept
+    entries = [ledger.entries(database.connect(one.database_url)) for one in (where, new)]
+    assert entries[0] == entries[1] and len(entries[0]) == 1
+    for database_name in ("mlflow/mlflow.db", "prefect/prefect.db"):
+        with closing(sqlite3.connect(new.home / database_name)) as connection:
+            assert connection.execute("SELECT * FROM versions").fetchall() == [("1",)]
+    assert [path.name for path in target.parent.iterdir()] == [name]
+
+
+def test_every_answer_before_the_backup_is_in_it_though_others_go_on(where: Settings, tmp_path: Path) -> None:
+    log, stop = PredictionLog(where.database_url, where.spool, interval_seconds=0.01), threading.Event()
+    before: list[str] = []
+
+    def send() -> None:
+        while not stop.is_set():
+            batch = answers()
+            log.append(batch)
+            before.extend(batch.ids)
+            stop.wait(0.001)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        for number in range(5):
+            asked, new = list(before), elsewhere(tmp_path / str(number))
+            backup.back_up(where, tmp_path / f"{number}.tar")
+            backup.restore(new, tmp_path / f"{number}.tar")
+            PredictionLog(new.database_url, new.spool).close()  # as the service does at its start
+            found = predictions.read_window(database.connect(new.database_url), NOON).ids
+            assert set(asked) <= set(found) and len(found) == len(set(found))
+    finally:
+        stop.set()
+        sender.join()
+        log.close()
+
+
+def flip(path: Path) -> None:
+    body = bytearray(path.read_bytes())
+    body[len(body) // 2] ^= 1
+    path.write_bytes(body)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a byte of a model": (lambda folder: flip(folder / "mlflow/artifacts/1/model.onnx"), "model.onnx was changed"),
+    "a byte of the database": (lambda folder: flip(folder / "digits.db"), "digits.db was changed"),
+    "a byte of a data set": (lambda folder: flip(folder / "datasets/f1/data.npz"), "data.npz was changed"),
+    "a missing file": (lambda folder: (folder / "datasets/current").unlink(), "datasets/current is missing"),
+    "a file too many": (lambda folder: (folder / "champions/evil").touch(), "champions/evil does not belong"),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "no readable manifest.json"),
+    "a cut manifest": (lambda folder: (folder / "manifest.json").write_text("{"), "no readable manifest.json"),
+    "a changed manifest": (
+        lambda folder: (folder / "manifest.json").write_text(
+            json.dumps(json.loads((folder / "manifest.json").read_text()) | {"taken_at": "never"})
+        ),
+        "manifest.json of the backup was changed",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_backup_is_refused_and_leaves_nothing(where: Settings, tmp_path: Path, damage: str) -> None:
+    new = elsewhere(tmp_path)
+    backup.back_up(where, tmp_path / "backup")
+    change, reason = DAMAGES[damage]
+    change(tmp_path / "backup")
+    with pytest.raises(backup.BadBackup, match=rf"{reason}.*nothing was restored$"):
+        backup.restore(new, tmp_path / "backup")
+    assert list(new.home.iterdir()) == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
+def test_a_truncated_archive_is_refused_and_leaves_nothing(where: Settings, tmp_path: Path, share: float) -> None:
+    new, archive = elsewhere(tmp_path), tmp_path / "backup.tar"
+    backup.back_up(where, archive)
+    archive.write_bytes(archive.read_bytes()[: int(share * archive.stat().st_size)])
+    with pytest.raises(backup.BadBackup, match=r"nothing was restored$"):
+        backup.restore(new, archive)
+    assert list(new.home.iterdir()) == []
+
+
+def test_an_archive_that_reaches_out_of_its_folder_is_refused(where: Settings, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
+        archive.add(where.home / "inbox/more.csv", arcname="../../evil.csv")
+    with pytest.raises(backup.BadBackup, match="nothing was restored"):
+        backup.restore(elsewhere(tmp_path), tmp_path / "evil.tar")
+    assert not list(tmp_path.rglob("evil.csv"))
+
+
+def test_nothing_is_overwritten(where: Settings, tmp_path: Path) -> None:
+    backup.back_up(where, tmp_path / "backup")
+    with pytest.raises(ValueError, match="backup exists already; give the backup another name"):
+        backup.back_up(where, tmp_path / "backup")
+    with pytest.raises(ValueError, match="home is not empty; move it away, or set DIGITS_HOME to an empty folder"):
+        backup.restore(where, tmp_path / "backup")
+    with pytest.raises(ValueError, match=r"there is no backup .*nowhere"):
+        backup.restore(elsewhere(tmp_path), tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"lies in .* itself"):
+        backup.back_up(where, where.home / "backup")
+    with pytest.raises(ValueError, match="there is nothing to back up in"):
+        backup.back_up(elsewhere(tmp_path), tmp_path / "other")
+
+
+def test_a_disk_that_fills_up_leaves_no_half_backup(
+    where: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, target = shutil.copyfile, tmp_path / "far" / "backup.tar"
+
+    def fill(source: Path, copied: Path) -> None:
+        if source.name == "model.onnx":
+            raise OSError(28, "No space left on device", str(copied))
+        copy(source, copied)
+
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    with pytest.raises(OSError, match="No space left"):
+        backup.back_up(where, target)
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.postgres
+def test_postgresql_is_dumped_and_restored_into_an_empty_database(postgres: "Postgres", tmp_path: Path) -> None:
+    urls = [postgres.new_database() for _ in range(2)]
+    old, new = (Settings(home=tmp_path / str(number), database_url=url) for number, url in enumerate(urls))
+    log = PredictionLog(old.database_url, old.spool)
+    batch = answers()
+    log.append(batch)
+    log.close()
+    backup.back_up(old, tmp_path / "backup.tar")
+    backup.restore(new, tmp_path / "backup.tar")
+    assert predictions.read_window(database.connect(new.database_url), NOON).ids == batch.ids
+    assert not (new.home / "digits.dump").exists()
+    shutil.rmtree(new.home)
+    with pytest.raises(ValueError, match="the database of DIGITS_DATABASE_URL is not empty"):
+        backup.restore(new, tmp_path / "backup.tar")
+    with pytest.raises(ValueError, match="holds a database of PostgreSQL, and DIGITS_DATABASE_URL names another kind"):
+        backup.restore(elsewhere(tmp_path), tmp_path / "backup.tar")
