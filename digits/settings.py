@@ -36,6 +36,16 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def _private(values: dict[str, Any]) -> str:
+    """The address of servers that ask nobody for a key: this machine's own, unless everything is open."""
+    host: str = values["host"]
+    return host if values["open"] or _is_loopback(host) else "127.0.0.1"
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
 def _named(name: str) -> AliasChoices:
     """The name other tools use for the same setting, then ours, then the plain field."""
     return AliasChoices(name, f"DIGITS_{name}", name.lower())
@@ -66,7 +76,10 @@ class Settings(BaseSettings):
         repr=False,  # it may hold a password
     )
 
-    host: str = Field("127.0.0.1", description="Address the servers bind to.")
+    host: str = Field(
+        "127.0.0.1",
+        description="Address the service binds to; the other servers ask for no key, and follow where `DIGITS_OPEN` is true.",
+    )
     open: bool | None = Field(
         None,
         description="Whether the service answers without an API key; unless set, only on connections to 127.0.0.1.",
@@ -85,12 +98,12 @@ class Settings(BaseSettings):
     prefect_port: Port = Field(4200, description="Port of the Prefect server.")
     reports_port: Port = Field(8000, description="Port of the Evidently UI.")
     mlflow_tracking_uri: Url = Field(
-        default_factory=lambda values: f"http://{_reachable(values['host'])}:{values['mlflow_port']}",
+        default_factory=lambda values: f"http://{_reachable(_private(values))}:{values['mlflow_port']}",
         validation_alias=_named("MLFLOW_TRACKING_URI"),
         description="MLflow server.",
     )
     prefect_api_url: Url = Field(
-        default_factory=lambda values: f"http://{_reachable(values['host'])}:{values['prefect_port']}/api",
+        default_factory=lambda values: f"http://{_reachable(_private(values))}:{values['prefect_port']}/api",
         validation_alias=_named("PREFECT_API_URL"),
         description="Prefect API.",
     )
@@ -143,14 +156,24 @@ class Settings(BaseSettings):
     keep_days: float = Field(90, gt=0, description="How long answers stay in the prediction log, and reports on disk.")
 
     @property
+    def is_public(self) -> bool:
+        """Whether other machines can reach the service."""
+        return not _is_loopback(self.host)
+
+    @property
+    def private_host(self) -> str:
+        """Address that MLflow, Prefect and the Evidently UI bind to."""
+        return _private({"host": self.host, "open": self.open})
+
+    @property
     def local_host(self) -> str:
-        """The address under which this machine reaches its own servers."""
-        return _reachable(self.host)
+        """The address under which this machine reaches its own servers but the service."""
+        return _reachable(self.private_host)
 
     @property
     def service_url(self) -> str:
         """The endpoint as this machine reaches it."""
-        return f"http://{self.local_host}:{self.service_port}"
+        return f"http://{_reachable(self.host)}:{self.service_port}"
 
     @property
     def credentials(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 // The drawing page: asks the service while you draw (a preview) and once more when you pause (an answer that is logged).
 
 import * as answers from "/page/answer.js";
+import * as key from "/page/key.js";
 import * as paper from "/page/paper.js";
 import * as visit from "/page/visit.js";
 
@@ -56,7 +57,7 @@ async function ask(kind) {
 async function send(picture, kind, turn) {
   let response, answer;
   try {
-    response = await fetch(`/classify_file${kind === "preview" ? "?preview=true" : ""}`, { method: "POST", body: picture });
+    response = await key.ask(`/classify_file${kind === "preview" ? "?preview=true" : ""}`, { method: "POST", body: picture });
     answer = await response.json();
   } catch {
     if (turn === state.turn) answers.showNothing("The service does not answer. Try again in a moment.");
@@ -141,7 +142,7 @@ async function correct(digit) {
   let error = "The service does not answer. Try again in a moment.";
   try {
     const body = JSON.stringify({ id, digit, source: "page" });
-    const response = await fetch("/feedback", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    const response = await key.ask("/feedback", { method: "POST", headers: { "Content-Type": "application/json" }, body });
     error = response.ok ? null : sentence((await response.json()).error);
   } catch {
     // said below
@@ -181,7 +182,7 @@ document.addEventListener("drop", (event) => {
 element("clear").addEventListener("click", clear);
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=password]")) return;
   if (["Delete", "Backspace", "Escape"].includes(event.key)) clear();
   else if (event.key === "p" || event.key === "P") paper.choose("pen");
   else if (event.key === "e" || event.key === "E") paper.choose("eraser");
@@ -189,13 +190,19 @@ document.addEventListener("keydown", (event) => {
 });
 
 async function showVersion() {
-  let about;
+  const line = element("version");
+  let response, about;
   try {
-    about = await (await fetch("/about")).json();
+    response = await key.ask("/about");
+    about = await response.json();
   } catch {
     return void setTimeout(showVersion, 3000);
   }
-  const line = element("version");
+  if (!response.ok) {
+    line.textContent = sentence(about.error);
+    if (response.status !== 401) setTimeout(showVersion, 3000); // a new key is looked at when it is entered
+    return;
+  }
   if (about.model_version === null) {
     line.textContent = sentence(about.trouble);
     return void setTimeout(showVersion, 3000);
@@ -215,6 +222,7 @@ async function showVersion() {
   visit.showSamples(tryOut);
 }
 
+key.onKey(showVersion);
 visit.onOpen(showAgain);
 clear();
 showVersion();

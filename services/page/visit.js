@@ -1,6 +1,7 @@
 // What this visit brought: the answers so far, kept until the tab is closed, and samples to try.
 
 import { article } from "/page/answer.js";
+import { ask } from "/page/key.js";
 import { toImageData } from "/page/paper.js";
 
 const MOST = 24;
@@ -78,7 +79,7 @@ function thumbnail(image, text, title, listener) {
 }
 
 export async function showSamples(listener) {
-  const response = await fetch("/samples");
+  const response = await ask("/samples");
   if (!response.ok) return;
   const { samples } = await response.json();
   const buttons = samples.map((sample) => thumbnail(sample.image, "", `try this ${sample.label}`, () => listener(sample)));

@@ -1,0 +1,192 @@
+"""Limits at their edges: what a setting allows is taken, one more is refused with a sentence."""
+
+import io
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from conftest import Files, serve_registry
+from PIL import Image
+from serving import Service, classify, serving
+
+from digits import database, predictions
+from digits.predictions import Answers, PredictionLog, new_ids
+from digits.reference import Reference
+from digits.settings import Settings
+
+BODY, PIXELS, BATCH, SECONDS, AT_ONCE = 40_000, 10_000, 3, 2, 4
+
+slow = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tight(champion_files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    registry, server = serve_registry()
+    registry.versions["1"] = champion_files
+    registry.aliases["champion"] = "1"
+    settings = {
+        "DIGITS_BODY_LIMIT_BYTES": str(BODY),
+        "DIGITS_PICTURE_LIMIT_PIXELS": str(PIXELS),
+        "DIGITS_BATCH_LIMIT": str(BATCH),
+        "DIGITS_BODY_TIMEOUT_SECONDS": str(SECONDS),
+        "DIGITS_CONCURRENCY_LIMIT": str(AT_ONCE),
+    }
+    with serving(tmp_path_factory.mktemp("tight"), registry, **settings) as service:
+        service.wait_for(lambda: service.status("/readyz") == 200)
+        yield service
+    server.shutdown()
+    server.server_close()
+
+
+def sentence(response: httpx.Response) -> str:
+    words: str = response.json()["error"]
+    return words
+
+
+@slow
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_of_so_many_bytes(announced: bool, tight: Service) -> None:
+    image = np.zeros((28, 28), np.uint8)
+    image[8:20, 13:15] = 255
+    for size, status in ((BODY, 200), (BODY + 1, 413)):
+        body = b'{"images": %s}' % str(image.tolist()).encode()
+        body += b" " * (size - len(body))
+        content = body if announced else (body[start : start + 1000] for start in range(0, len(body), 1000))
+        response = tight.client.post("/classify", content=content)
+        assert response.status_code == status, response.text
+    assert sentence(response) == f"the body has {BODY + 1:,} bytes or more; send at most {BODY:,}"
+
+
+@slow
+def test_a_picture_of_so_many_pixels(tight: Service, sample: Reference) -> None:
+    for width, status in ((100, 200), (101, 422)):
+        buffer = io.BytesIO()
+        Image.fromarray(sample.images[1]).resize((width, 100)).save(buffer, "PNG")
+        response = tight.client.post("/classify_file", content=buffer.getvalue())
+        assert response.status_code == status, response.text
+    assert sentence(response) == "the picture has 101 x 100 pixels; send one of at most 10,000"
+
+
+@slow
+def test_a_list_of_so_many_images(tight: Service, sample: Reference) -> None:
+    for count, status in ((BATCH, 200), (BATCH + 1, 422)):
+        response = tight.client.post("/classify", json={"images": sample.images[:count].tolist()})
+        assert response.status_code == status
+    assert "holds 4 images; expected at most 3" in sentence(response)
+    assert tight.client.get("/openapi.json").json()["components"]["schemas"]["Images"]["maxItems"] == BATCH
+
+
+def begin(service: Service, path: str = "/classify_bulk") -> socket.socket:
+    """A request whose body is announced and not sent."""
+    url = service.client.base_url
+    connection = socket.create_connection((url.host, url.port or 80), timeout=60)
+    connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 784\r\n\r\n" % path.encode())
+    return connection
+
+
+def answer(connection: socket.socket) -> str:
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+        if b"}" in part:
+            break
+    connection.close()
+    return b"".join(parts).decode()
+
+
+@slow
+@pytest.mark.parametrize("path", ["/classify", "/classify_file", "/classify_bulk", "/feedback"])
+def test_a_body_that_takes_longer_is_given_up_and_one_that_does_not_is_answered(path: str, tight: Service) -> None:
+    began = time.monotonic()
+    connection = begin(tight, path)
+    head = b"Content-Type: application/json\r\n"
+    if path == "/feedback":
+        connection.close()
+        url = tight.client.base_url
+        connection = socket.create_connection((url.host, url.port or 80), timeout=60)
+        connection.sendall(b"POST /feedback HTTP/1.1\r\nHost: x\r\nContent-Length: 784\r\n" + head + b"\r\n")
+    said = answer(connection)
+    assert said.startswith("HTTP/1.1 408") and "the body did not arrive within 2 s" in said
+    assert SECONDS - 0.1 < time.monotonic() - began < 30
+
+
+@slow
+def test_a_body_that_trickles_in_is_given_up_too(tight: Service) -> None:
+    connection = begin(tight)
+    began = time.monotonic()
+    with connection:
+        while time.monotonic() - began < 30:
+            try:
+                connection.sendall(b"0")
+            except OSError:
+                break  # it was closed
+            time.sleep(0.1)
+    assert time.monotonic() - began < 20
+
+
+@slow
+def test_a_body_within_the_time_is_answered(tight: Service) -> None:
+    connection = begin(tight)
+    time.sleep(0.5)
+    connection.sendall(b"\x00" * 784)
+    assert answer(connection).startswith("HTTP/1.1 200")
+
+
+@slow
+def test_so_many_requests_at_once(tight: Service, sample: Reference) -> None:
+    waiting = [begin(tight) for _ in range(AT_ONCE - 1)]
+    time.sleep(0.3)
+    assert classify(tight, sample.images[0])["model_version"] == "1"  # the last place
+    waiting.append(begin(tight))
+    time.sleep(0.3)
+    refused = tight.client.post("/classify", json={"images": sample.images[0].tolist()})
+    assert refused.status_code == 503 and refused.headers["Retry-After"] == "1"
+    assert "4 requests under way" in sentence(refused)
+    assert 'route="/classify",status="503"' in tight.client.get("/metrics").text  # which can be read all the while
+    assert tight.status("/livez") == 200
+    for connection in waiting:
+        answer(connection)
+    classify(tight, sample.images[0])
+
+
+@slow
+def test_those_who_leave_make_room(tight: Service, sample: Reference) -> None:
+    for connection in [begin(tight) for _ in range(AT_ONCE)]:
+        connection.close()
+    tight.wait_for(lambda: tight.client.post("/classify", json={"images": sample.images[0].tolist()}).is_success)
+
+
+# The log
+
+
+def answers(count: int) -> Answers:
+    images = np.zeros((count, 28, 28), np.uint8)
+    return Answers(new_ids(count), datetime.now(UTC), "1", images, np.full((count, 10), 0.1, np.float32), "/classify")
+
+
+def test_so_many_answers_wait_where_nothing_takes_them(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()  # nothing can be written below a file
+    log = PredictionLog(f"sqlite:///{tmp_path}/file/digits.db", tmp_path / "file" / "spool", limit=10)
+    for _ in range(10):
+        log.append(answers(1))
+    assert (log.depth, log.lost) == (10, 0)
+    log.append(answers(1))
+    assert (log.depth, log.lost) == (10, 1)
+    log.close()
+
+
+def test_answers_are_kept_so_long(tmp_path: Path) -> None:
+    engine = database.connect(f"sqlite:///{tmp_path}/digits.db")
+    edge = datetime.now(UTC) - timedelta(days=Settings(_env_file=None).keep_days)  # type: ignore[call-arg]
+    with engine.begin() as connection:
+        for id, at in (("a", edge - timedelta(seconds=1)), ("b", edge)):
+            row = {"id": id, "at": at, "version": "1", "digit": 1, "probability": 1.0, "route": "/", "role": "champion"}
+            blobs = {"probabilities": b"0" * 40, "image": b"0" * 784, "audit": False}
+            connection.execute(predictions.predictions.insert(), {**row, **blobs})
+    assert predictions.forget(engine, edge) == 1
+    assert predictions.read_window(engine, edge - timedelta(days=1)).ids == ["b"]
