@@ -10,10 +10,11 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from digits import datasets, sources
+from digits import database, datasets, keys, sources
 from digits.settings import Settings
 from digits.sources import Unavailable
 from flows import processes
+from flows.processes import AlreadyRunning
 from models import champion
 
 console = Console(highlight=False)
@@ -21,6 +22,13 @@ console = Console(highlight=False)
 
 def up(where: Settings) -> None:
     """Everything up, a champion answering, the address table; then wait until Ctrl-C or the end of Supervisor."""
+    """Everything up, a champion answering, the address table; then wait until Ctrl-C or the end of Supervisor."""
+    if processes.states(where):
+        print_status(where)
+        raise AlreadyRunning(f"the platform already runs on {where.home}; stop it with `digits down`")
+    if where.mnist is not None:
+        sources.existing_mnist(where.mnist)
+    _check_door(where)
     try:
         with processes.signals_as_interrupts(), processes.running(where) as supervisor:
             _start(where)
@@ -29,6 +37,17 @@ def up(where: Settings) -> None:
     except KeyboardInterrupt:
         pass
     console.print("stopped")
+
+
+def _check_door(where: Settings) -> None:
+    """Raises PermissionError where other machines would come in, no key exists, and nobody said that all may."""
+    if not where.is_public or where.open:
+        return
+    if not any(key.revoked_at is None for key in keys.by_hash(database.connect(where.database_url)).values()):
+        raise PermissionError(
+            f"DIGITS_HOST is {where.host}, where other machines come in, and there is no API key; make one with "
+            "`digits keys create NAME --role predict`, or set DIGITS_OPEN=true to let everybody in"
+        )
 
 
 def _start(where: Settings) -> None:
@@ -98,7 +117,7 @@ def print_status(where: Settings) -> bool:
     for process in processes.processes(where):
         answers = processes.is_healthy(where, process)
         healthy &= answers
-        address = f"http://{where.local_host}:{process.port}" if process.port else ""
+        address = processes.address(where, process) if process.port else ""
         state = "[green]up[/]" if answers else f"[red]{states.get(process.name, 'down').lower()}[/]"
         table.add_row(process.what, address, state)
     table.add_row("answering", *_champion(where))
@@ -109,9 +128,12 @@ def print_status(where: Settings) -> bool:
 def _champion(where: Settings) -> tuple[str, str]:
     """The version that answers and what it is worth."""
     try:
-        about = httpx.get(f"{where.service_url}/about", timeout=5).json()
+        response = httpx.get(f"{where.service_url}/about", headers=where.credentials, timeout=5)
     except httpx.HTTPError:
         return "nobody", ""
+    if response.is_error:
+        return "not told", response.json()["error"]
+    about = response.json()
     if about["model_version"] is None:
         return "nobody yet", ""
     accuracy = about["metrics"]["test_accuracy"]

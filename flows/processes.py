@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +24,7 @@ import httpx
 import psutil
 
 from digits.settings import Settings
+from flows import launch
 
 PATIENCE_SECONDS = 180  # the slowest start seen on two busy cores was 87 s
 DEATHS = 3  # early deaths after which a process is not waited for any longer
@@ -34,6 +36,7 @@ ENVIRONMENT = {
     "BENTOML_DO_NOT_TRACK": "True",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "ITERATIVE_DO_NOT_TRACK": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "digits",
     # In memory, the lease of a killed retraining would be forgotten with the server and its slot taken for ever.
@@ -67,7 +70,7 @@ class PortTaken(OSError):
 
 def processes(where: Settings) -> list[Process]:
     """What `digits up` starts; a server that a setting names elsewhere is not started here."""
-    python, host = [sys.executable, "-m"], ["--host", where.host]
+    python, host = [sys.executable, "-m"], ["--host", where.private_host]
     mlflow = Process(
         name="mlflow",
         what="MLflow: runs and versions",
@@ -94,7 +97,7 @@ def processes(where: Settings) -> list[Process]:
         name="service",
         what="endpoint and drawing page",
         command=[
-            *(*python, "services", *host, "--port", str(where.service_port)),
+            *(*python, "services", "--host", where.host, "--port", str(where.service_port)),
         ],
         priority=2,
         port=where.service_port,
@@ -127,7 +130,7 @@ def processes(where: Settings) -> list[Process]:
 def _is_here(where: Settings, url: str, port: int) -> bool:
     """Whether a setting names the server that this machine would start."""
     parsed = httpx.URL(url)
-    return parsed.host in ("127.0.0.1", "localhost", "::1", where.host) and parsed.port == port
+    return parsed.host in ("127.0.0.1", "localhost", "::1", where.private_host) and parsed.port == port
 
 
 def _script(name: str) -> str:
@@ -159,6 +162,7 @@ def running(where: Settings) -> Iterator[subprocess.Popen[bytes]]:
         raise AlreadyRunning(
             f"the platform already runs on {where.home}; see `digits status`, stop it with `digits down`"
         )
+    end_left_behind(where)
     wanted = processes(where)
     _check_ports(where.host, wanted)
     # A session of its own: Ctrl-C reaches only this process, which then stops the others in their order.
@@ -174,6 +178,7 @@ def running(where: Settings) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         supervisor.terminate()
         supervisor.wait()
+        end_left_behind(where)
 
 
 def wait_healthy(where: Settings, names: list[str], tell: Callable[[str, float], None]) -> None:
@@ -200,25 +205,52 @@ def wait_healthy(where: Settings, names: list[str], tell: Callable[[str, float],
         time.sleep(0.2)
 
 
+def address(where: Settings, process: Process) -> str:
+    """Where this machine reaches the process."""
+    return where.service_url if process.name == "service" else f"http://{where.local_host}:{process.port}"
+
+
 def is_healthy(where: Settings, process: Process) -> bool:
-    """Whether the process answers, or just runs where it has no port."""
+    """Whether the process answers; of the flows, which have no port, whether they have asked Prefect for work."""
     if process.port is None:
-        return states(where).get(process.name) == "RUNNING"
+        return _is_polling(where, process.name)
     try:
-        return (
-            httpx.get(f"http://{where.local_host}:{process.port}{process.health}", timeout=2).status_code
-            == httpx.codes.OK
-        )
+        return httpx.get(f"{address(where, process)}{process.health}", timeout=2).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
 
 
+def _is_polling(where: Settings, name: str) -> bool:
+    """Whether the process that serves the deployments has asked for their runs since it was started."""
+    info = infos(where).get(name, {})
+    if info.get("statename") not in ("STARTING", "RUNNING"):
+        return False
+    try:
+        found = httpx.post(f"{where.prefect_api_url}/deployments/filter", json={}, timeout=5).raise_for_status().json()
+    except httpx.HTTPError:
+        return False
+    polled = [datetime.fromisoformat(row["last_polled"]).timestamp() for row in found if row["last_polled"]]
+    return max(polled, default=0.0) >= info["start"]
+
+
 def states(where: Settings) -> dict[str, str]:
     """Supervisor's word on each process (RUNNING, STARTING, BACKOFF, ...); empty when the platform does not run."""
+    return {name: info["statename"] for name, info in infos(where).items()}
+
+
+def infos(where: Settings) -> dict[str, dict[str, Any]]:
+    """What Supervisor knows of each process (http://supervisord.org/api.html); empty when the platform does not run."""
     try:
-        return {row["name"]: row["statename"] for row in _supervisor(where).getAllProcessInfo()}
+        return {row["name"]: row for row in _supervisor(where).getAllProcessInfo()}
     except (OSError, Fault):
         return {}
+
+
+def end_left_behind(where: Settings) -> bool:
+    """End the processes of a platform whose Supervisor was killed; whether there were any."""
+    found = launch.left_behind(f"unix://{_socket(where)}")
+    launch.end(found)
+    return bool(found)
 
 
 def stop(where: Settings) -> bool:
@@ -227,12 +259,13 @@ def stop(where: Settings) -> bool:
         pid = _supervisor(where).getPID()
         _supervisor(where).shutdown()
     except (OSError, Fault):
-        return False
+        return end_left_behind(where)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while _is_alive(pid):  # Supervisor outlives its processes
         if time.monotonic() > deadline:
             raise TimeoutError(f"Supervisor (process {pid}) does not end; read {log_of(where, 'supervisor')}")
         time.sleep(0.2)
+    end_left_behind(where)
     return True
 
 
@@ -306,7 +339,7 @@ def _configure(where: Settings, wanted: list[Process]) -> Path:
     }
     for process in wanted:
         config[f"program:{process.name}"] = {
-            "command": " ".join(f'"{_escaped(word)}"' for word in process.command),
+            "command": " ".join(f'"{_escaped(word)}"' for word in _launched(process)),
             "priority": str(process.priority),
             "autorestart": "true",
             "startretries": "1000",
@@ -321,6 +354,11 @@ def _configure(where: Settings, wanted: list[Process]) -> Path:
     with path.open("w") as file:
         config.write(file)
     return path
+
+
+def _launched(process: Process) -> list[str]:
+    """The command of a server, which first ends what listens on its port in the name of a dead one."""
+    return [sys.executable, "-m", "flows.launch", *process.command] if process.port else process.command
 
 
 def _escaped(value: Path | str) -> str:

@@ -1,0 +1,76 @@
+"""A service under load whose worker is killed, whose database is locked and whose disk is full: no answer with an id is lost."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Files, serve_registry
+from serving import Service, serving
+
+from bench import faults
+from bench.faults import CLIENTS, Load
+from digits.reference import Reference
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+DISK_BYTES = 20_000_000
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, bool]]:
+    """A folder, and whether it is a small disk of its own."""
+    folder = tmp_path_factory.mktemp("faults")
+    with faults.small_disk(folder, DISK_BYTES) as is_small:
+        yield folder, is_small
+
+
+@pytest.fixture(scope="module")
+def service(home: tuple[Path, bool], champion_files: Files) -> Iterator[Service]:
+    registry, server = serve_registry()
+    registry.versions["1"] = champion_files
+    registry.aliases["champion"] = "1"
+    with serving(home[0], registry) as service:
+        service.wait_for(lambda: service.status("/readyz") == 200)
+        yield service
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_killed_worker_is_replaced_and_costs_what_was_in_flight(service: Service, sample: Reference) -> None:
+    with Load(str(service.client.base_url), sample.images) as load:
+        wait_for_answers(load, 30)
+        faults.kill(faults.workers(psutil.Process(service.process.pid)))
+        wait_for_answers(load, len(load.ids) + 100)
+    assert len(load.failed) <= CLIENTS, load.failed
+    assert load.lost() == []
+
+
+@pytest.mark.parametrize("fault", ["database locked", "disk full"])
+def test_answers_go_on_and_none_is_lost(
+    service: Service, sample: Reference, home: tuple[Path, bool], fault: str
+) -> None:
+    folder, is_small = home
+    if fault == "disk full" and not is_small:
+        pytest.skip("only root can mount a small disk, and only on Linux")
+    wrong = faults.full(folder) if fault == "disk full" else faults.locked(folder / "digits.db")
+    with Load(str(service.client.base_url), sample.images) as load:
+        wait_for_answers(load, 30)
+        with wrong:
+            wait_for_answers(load, len(load.ids) + 200)
+            time.sleep(3)  # longer than the log waits for a lock
+        wait_for_answers(load, len(load.ids) + 30)
+    assert load.failed == []
+    service.wait_for(lambda: log_of(service) == {"waiting": 0, "spooled_batches": 0, "lost": 0}, 60)
+    assert load.lost() == []
+
+
+def log_of(service: Service) -> object:
+    return service.client.get("/about").json()["log"]
+
+
+def wait_for_answers(load: Load, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(load.ids) < count:
+        assert time.monotonic() < deadline, load.failed[-3:]
+        time.sleep(0.05)
