@@ -29,7 +29,7 @@ def test_the_champion_answers_a_file(
     sample = reference.from_bytes(champion_files["reference.npz"])
     source, target = tmp_path / "test.csv", tmp_path / "submission.csv"
     np.savetxt(source, sample.images.reshape(-1, 784), "%d", ",")
-    count = score.answer.fn(source, target, champion)
+    count = score.answer.fn(source, target, champion, where)
     assert count.answered == len(sample) and count.rejected == 0
     answers = np.loadtxt(target, int, delimiter=",", skiprows=1)
     assert (answers[:, 0] == np.arange(1, len(sample) + 1)).all()
