@@ -1,6 +1,9 @@
 """Keys at the door: who is let in where, how often, and what becomes of it when keys are revoked or the database is away."""
 
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -9,11 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import Files, serve_registry
-from serving import Service, png, serving
+from serving import ROOT, Service, png, serving
 from starlette.exceptions import HTTPException
 
 from digits import database, keys
 from digits.reference import Reference
+from digits.settings import settings
+from flows import bootstrap, processes
 from services.access import NEEDS, OPEN, Access, Limits
 from services.routes import application
 
@@ -319,3 +324,64 @@ def test_pages_of_the_named_origins_may_ask_and_no_others(locked: Service, servi
         assert refused.status_code == 401 and refused.headers.get("access-control-allow-origin") == allowed
     off = service.client.options("/classify", headers={"Origin": "https://app.example", **asking})
     assert off.status_code == 405 and "access-control-allow-origin" not in off.headers
+
+
+# On the command line
+
+
+@pytest.mark.parametrize(("host", "open"), [("0.0.0.0", "false"), ("192.0.2.7", None), ("::", None)])
+def test_up_refuses_to_serve_other_machines_without_a_key(
+    host: str, open: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIGITS_HOME", str(tmp_path))
+    monkeypatch.setenv("DIGITS_HOST", host)
+    if open:
+        monkeypatch.setenv("DIGITS_OPEN", open)
+    with pytest.raises(PermissionError, match=rf"DIGITS_HOST is {host}.*digits keys create.*DIGITS_OPEN=true"):
+        bootstrap.up(settings())
+    engine = database.connect(settings().database_url)
+    keys.create(engine, "app", ["predict"])
+    bootstrap._check_door(settings())
+    keys.revoke(engine, "app")
+    with pytest.raises(PermissionError):
+        bootstrap._check_door(settings())
+    monkeypatch.setenv("DIGITS_OPEN", "true")
+    bootstrap._check_door(settings())
+    monkeypatch.delenv("DIGITS_OPEN")
+    monkeypatch.setenv("DIGITS_HOST", "127.0.0.1")
+    bootstrap._check_door(settings())
+
+
+def test_only_the_service_leaves_this_machine_unless_all_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIGITS_HOST", "192.0.2.7")
+    assert bound() == {"service": "192.0.2.7", "mlflow": "127.0.0.1", "prefect": "127.0.0.1", "reports": "127.0.0.1"}
+    assert settings().mlflow_tracking_uri == "http://127.0.0.1:5000"
+    monkeypatch.setenv("DIGITS_OPEN", "true")
+    assert set(bound().values()) == {"192.0.2.7"}
+
+
+def bound() -> dict[str, str]:
+    """The address that each server is told to bind to."""
+    commands = {process.name: process.command for process in processes.processes(settings()) if process.port}
+    return {name: command[command.index("--host") + 1] for name, command in commands.items()}
+
+
+def test_keys_are_made_listed_and_revoked_on_the_command_line(tmp_path: Path) -> None:
+    def digits(*arguments: str) -> tuple[int, str]:
+        environment = {**os.environ, "DIGITS_HOME": str(tmp_path), "COLUMNS": "150"}
+        command = [sys.executable, "-m", "flows", "keys", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        return done.returncode, (done.stdout + done.stderr).strip()
+
+    code, key = digits("create", "app", "--role", "predict", "--role", "feedback", "--rate", "90")
+    assert code == 0 and re.fullmatch(r"digits_[\w-]{43}", key)
+    known = keys.by_hash(database.connect(f"sqlite:///{tmp_path}/digits.db"))[keys.digest(key.encode())]
+    assert (known.name, known.roles, known.rate_per_minute) == ("app", {"predict", "feedback"}, 90)
+    assert digits("create", "app", "--role", "admin") == (
+        1,
+        "digits: there is a key 'app' already, if only a revoked one; choose another name",
+    )
+    assert digits("revoke", "nobody") == (1, "digits: there is no key 'nobody'; see them with `digits keys list`")
+    assert digits("revoke", "app") == (0, "")
+    code, table = digits("list")
+    assert code == 0 and "feedback, predict" in table and key not in table and len(re.findall(r"20\d\d-", table)) == 2
