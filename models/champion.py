@@ -403,3 +403,19 @@ class Watcher:
             self.standing = Standing(standing.champion, standing.since, trouble)
             if trouble:
                 log.warning("%s", trouble)
+
+
+class Release:
+    """In the place of a Watcher: the version that a release was built with, for ever, without a registry.
+
+    Raises NoChampion or BadArtifact where the folder does not hold it as it was; an optional one is never there.
+    """
+
+    def __init__(self, folder: Path, alias: str, optional: bool = False) -> None:
+        self.standing = Standing() if optional else Standing(last_good(alias, folder), datetime.now(UTC))
+
+    def start(self, patience_seconds: float = 0) -> None:
+        """There is nothing to follow."""
+
+    def stop(self) -> None:
+        """There is nothing to stop."""

@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,13 +17,15 @@ from numpy.typing import NDArray
 from digits.images import Images, Labels
 from digits.predictions import Answers, PredictionLog, new_ids
 from digits.settings import Settings
-from models.champion import BadArtifact, Champion, Standing, Watcher, reference_of
+from models.champion import BadArtifact, Champion, Release, Standing, Watcher, reference_of
 from services import samples
 from services.access import Access
 from services.metrics import Metrics
 from services.shadow import Shadow
 
 log = logging.getLogger("digits.service")
+
+RELEASE = Path(__file__).parent / "release"  # in a Bento: the version that it was built with
 
 CROWDED = 0.5  # of the answers that may wait to be logged, from which on a bulk request waits
 PATIENCE_SECONDS = 3.0
@@ -57,13 +60,18 @@ class Desk:
         self.access = Access(where.database_url, where.home / "rates", where.open, where.rate_per_minute)
         self.metrics = Metrics()
         self._samples: tuple[str, list[dict[str, Any]]] = ("", [])  # of a version
-        follow = partial(
+        self._is_release = RELEASE.is_dir()
+        follow: Callable[..., Watcher | Release] = partial(
             Watcher, where.mlflow_tracking_uri, cache=where.champions, interval_seconds=where.watch_seconds
         )
+        if self._is_release:
+            follow = partial(Release, RELEASE)
         self._watcher = follow("champion")
         self.shadow = Shadow(follow("challenger", optional=True), self.log)
         self.access.start()
-        self._watcher.start(PATIENCE_SECONDS)  # requests that wait for a worker in the place of a dead one get an answer
+        self._watcher.start(
+            PATIENCE_SECONDS
+        )  # requests that wait for a worker in the place of a dead one get an answer
         self.shadow.start()
 
     @property
@@ -130,7 +138,7 @@ class Desk:
         version, chosen = self._samples
         if version != champion.version:
             try:
-                chosen = samples.choose(reference_of(champion, self.where.champions))
+                chosen = samples.choose(reference_of(champion, RELEASE if self._is_release else self.where.champions))
             except BadArtifact as error:
                 log.warning("%s", error)
                 chosen = []
@@ -151,8 +159,8 @@ class Desk:
         }
 
     def _run_link(self, card: dict[str, Any]) -> str | None:
-        """The run in MLflow's UI, without a password that the address may hold."""
-        if not {"run_id", "experiment_id"} <= card.keys():
+        """The run in MLflow's UI, without a password that the address may hold; a release knows of no MLflow."""
+        if self._is_release or not {"run_id", "experiment_id"} <= card.keys():
             return None
         public = str(httpx.URL(self.where.mlflow_tracking_uri).copy_with(username=None, password=None))
         return f"{public.rstrip('/')}/#/experiments/{card['experiment_id']}/runs/{card['run_id']}"

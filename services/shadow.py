@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from digits.predictions import Answers, PredictionLog, shadow_id
-from models.champion import Standing, Watcher
+from models.champion import Release, Standing, Watcher
 
 log = logging.getLogger("digits.shadow")
 
@@ -23,7 +23,7 @@ INTERVAL_SECONDS = 0.1
 class Shadow:
     """Takes what the champion answered and lets the challenger answer it, from a thread of its own."""
 
-    def __init__(self, watcher: Watcher, log: PredictionLog) -> None:
+    def __init__(self, watcher: Watcher | Release, log: PredictionLog) -> None:
         self.answered = self.dropped = 0  # images
         self._watcher, self._log = watcher, log
         self._lock = threading.Lock()

@@ -62,7 +62,8 @@ class Service:
 
 
 @contextmanager
-def serving(home: Path, registry: Registry, **settings: str) -> Iterator[Service]:
+def serving(home: Path, registry: Registry, bento: Path | None = None, **settings: str) -> Iterator[Service]:
+    """The service of this checkout, or of a Bento from a folder where the checkout is not found."""
     port = find_free_port()
     (home / "bentoml").mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DIGITS_")} | {
@@ -73,13 +74,19 @@ def serving(home: Path, registry: Registry, **settings: str) -> Iterator[Service
         "MLFLOW_TRACKING_URI": registry.uri,
         **settings,
     }
-    command = ["-m", "services", "--host", "127.0.0.1", "--port", str(port)]
+    what = ["bentoml", "serve", str(bento)] if bento else ["services"]
+    command = ["-m", *what, "--host", "127.0.0.1", "--port", str(port)]
     with (
         (home / "service.log").open("ab") as log,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
     ):
         process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            [sys.executable, *command],
+            cwd=home if bento else ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         try:
             service = Service(client, home, registry, process)

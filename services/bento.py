@@ -1,0 +1,65 @@
+"""A release: a Bento (https://docs.bentoml.com) with the champion in it, which answers without a registry. `make bento` builds one.
+
+`python -m services.bento REQUIREMENTS`, where REQUIREMENTS is a file of pinned packages; the path of the Bento is printed. The
+champion comes from the registry, or is the last good copy of it where the registry is away.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from digits.settings import Settings, settings
+from models import champion
+from models.champion import Champion, NoChampion, Unreachable
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "docker" / "bentofile.yaml"
+ROOMS = ("digits", "models", "services")
+
+
+def main() -> None:
+    """Build and say where it is."""
+    if len(sys.argv) != 2:
+        raise SystemExit("expected one file of pinned packages: python -m services.bento requirements.txt")
+    try:
+        print(build(settings(), Path(sys.argv[1])))
+    except (OSError, LookupError, ValueError) as error:
+        raise SystemExit(f"digits: {error}") from error
+
+
+def build(where: Settings, requirements: Path) -> Path:
+    """Where in the Bento store, `bentos/` of DIGITS_HOME, the release is; raises NoChampion, Unreachable or BadArtifact."""
+    os.environ["BENTOML_HOME"] = str(
+        where.home / "bentos"
+    )  # read when it is imported; a running service empties its own
+    import bentoml
+
+    with tempfile.TemporaryDirectory() as temporary:
+        context = Path(temporary)
+        for room in ROOMS:
+            shutil.copytree(ROOT / room, context / room, ignore=shutil.ignore_patterns("__pycache__", "release"))
+        shutil.copy(requirements, context / "requirements.txt")
+        baked = _bake(where, context / "services" / "release")
+        facts = {"model_version": baked.version, "dataset": str(baked.card.get("dataset"))}
+        bento = bentoml.bentos.build_bentofile(str(RECIPE), labels=facts, build_ctx=str(context))
+    return Path(bento.path)
+
+
+def _bake(where: Settings, folder: Path) -> Champion:
+    """The champion, verified, and its files in the folder."""
+    try:
+        return champion.fetch(where.mlflow_tracking_uri, "champion", folder)
+    except Unreachable as away:
+        try:
+            copy = champion.last_good("champion", where.champions)
+        except NoChampion:
+            raise away from None
+        shutil.copytree(where.champions / copy.version, folder / copy.version)
+        champion.remember(copy, "champion", folder)
+        return copy
+
+
+if __name__ == "__main__":
+    main()
