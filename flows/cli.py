@@ -51,7 +51,8 @@ def main() -> None:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         name = f"DIGITS_{name.upper()}" if error.title == "Settings" and name.islower() else name
-        _fail(f"{name}: {first['msg']}, got {first['input']!r}")
+        told = first["msg"].removeprefix("Value error, ")  # which is a sentence of ours, and quotes the value
+        _fail(f"{name}: {told}" if told != first["msg"] else f"{name}: {told}, got {first['input']!r}")
     except OSError as error:
         _fail(_reason(error))
     except (ValueError, LookupError, RuntimeError) as error:
@@ -66,13 +67,13 @@ def _reason(error: OSError) -> str:
     """Our own sentences as they are; what the operating system says with the file it says it of, and what helps."""
     if error.errno is None:
         return str(error) or type(error).__name__
-    advice = {
-        errno.ENOSPC: "; make room there and do it again",
-        errno.EDQUOT: "; make room there and do it again",
-        errno.EROFS: "; set DIGITS_HOME to a folder that can be written",
-        errno.EACCES: "; give yourself the right to it, or set DIGITS_HOME to another folder",
-    }.get(error.errno, "")
-    return f"{error.filename or settings().home}: {os.strerror(error.errno)}{advice}"
+    place = error.filename or settings().home
+    advice = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "; make room there and do it again"
+    elif Path(str(place)).absolute().is_relative_to(settings().home):
+        advice = "; set DIGITS_HOME to a folder that can be written"
+    return f"{place}: {os.strerror(error.errno)}{advice}"
 
 
 def _fail(sentence: str) -> None:
@@ -206,7 +207,11 @@ def ledger() -> None:
     from digits import ledger as book
 
     table = Table("when (UTC)", "what", "from", "to", "by", "why", box=None, pad_edge=False)
-    for entry in book.entries(database.connect(settings().database_url)):
+    entries = book.entries(database.connect(settings().database_url))
+    if not entries:
+        print("nothing was promoted yet")
+        return
+    for entry in entries:
         when = f"{entry.at:%Y-%m-%d %H:%M:%S}"
         table.add_row(when, entry.action, entry.from_version or "–", entry.to_version, entry.by, entry.why)
     _show(table)

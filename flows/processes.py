@@ -4,6 +4,7 @@ import configparser
 import errno
 import hashlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from digits.settings import Settings
 from flows import launch
 
 PATIENCE_SECONDS = 180  # the slowest start seen on two busy cores was 87 s
+FREE_BYTES = 200_000_000  # empty databases, logs, a first model and its artifacts take 60 MB
 DEATHS = 3  # early deaths after which a process is not waited for any longer
 
 # Nothing of the platform reports home, and MLflow starts without the job runners it would add (13 processes, 1.7 GB).
@@ -165,14 +167,18 @@ def running(where: Settings) -> Iterator[subprocess.Popen[bytes]]:
     end_left_behind(where)
     wanted = processes(where)
     _check_ports(where.host, wanted)
+    configuration = _configure(where, wanted)
+    _check_disk(where.home)
     # A session of its own: Ctrl-C reaches only this process, which then stops the others in their order.
-    supervisor = subprocess.Popen(
-        [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(_configure(where, wanted))],
-        env=environment(where),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with log_of(where, "supervisor").open("ab") as output:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(configuration)],
+            env=environment(where),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=output,
+            start_new_session=True,
+        )
     try:
         yield supervisor
     finally:
@@ -295,6 +301,15 @@ def signals_as_interrupts() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _check_disk(home: Path) -> None:
+    free = shutil.disk_usage(home).free
+    if free < FREE_BYTES:
+        raise OSError(
+            f"{home} has {free / 1e6:.0f} MB free, and the platform needs {FREE_BYTES / 1e6:.0f} MB to start; "
+            "make room there, or set DIGITS_HOME to a folder on another disk"
+        )
 
 
 def _check_ports(host: str, wanted: list[Process]) -> None:

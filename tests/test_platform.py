@@ -320,8 +320,15 @@ def test_ctrl_c_stops_everything_and_up_goes_on_with_the_same_state(platform: Pl
     printed = platform.start()
     assert "training one" not in printed
     assert httpx.get(f"{platform.url}/about").json()["model_version"] == "1"
-    assert platform.run("down").stdout == "stopped\n"
+    platform.process.kill()  # as a closed terminal may; the servers go on
     platform.process.wait(30)
+    again = platform.run("up")
+    assert again.returncode == 1 and "stop it with `digits down`" in again.stderr and platform.url in again.stdout
+    for process in psutil.process_iter():
+        if "supervisor.supervisord" in process.cmdline() and str(platform.home) in " ".join(process.cmdline()):
+            process.kill()
+    assert platform.left_behind() != []
+    assert platform.run("down").stdout == "stopped\n"
     assert platform.left_behind() == []
     assert platform.run("status").returncode == 1
 
