@@ -3,10 +3,12 @@
 import asyncio
 import os
 import socket
+import sys
 import time
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import httpx
@@ -67,9 +69,16 @@ def deployments(where: Settings) -> list[Any]:  # of Prefect's RunnerDeployment,
 
 
 def job_variables(where: Settings) -> dict[str, Any]:
-    """What the pool has to know of each run: the folder a process starts in, where `.env` lies, or the image of a container."""
+    """What the pool has to know of each run: a process's folder, where `.env` lies, and command, or a container's image.
+
+    Without the command Prefect's worker would copy the folder it was started in over that of the process.
+    """
     if where.work_pool_type == "process":
-        return {"working_dir": str(Path(__file__).parent.parent), **where.job_variables}
+        here = {
+            "working_dir": str(Path(__file__).parent.parent),
+            "command": f"{quote(sys.executable)} -m prefect.engine",
+        }
+        return {**here, **where.job_variables}
     return {"image": where.flows_image, **where.job_variables}
 
 

@@ -111,7 +111,7 @@ def test_the_same_flows_go_to_a_pool_of_containers_by_a_setting(prefect: str, ki
         assert not row["pull_steps"]
     deployments.register(settings_of(prefect))  # and back
     assert {row["work_pool_name"] for row in registered(prefect).values()} == {"digits"}
-    assert {tuple(row["job_variables"]) for row in registered(prefect).values()} == {("working_dir",)}
+    assert {tuple(row["job_variables"]) for row in registered(prefect).values()} == {("working_dir", "command")}
 
 
 def test_a_pool_of_another_type_is_refused(prefect: str) -> None:

@@ -1,0 +1,110 @@
+"""The files of the images and of the compose file, read: what goes in, what comes out, and who may do what."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILES = {path.name.split(".")[0]: path.read_text() for path in (ROOT / "docker").glob("*.Dockerfile")}
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+ROOMS = {"digits", "models", "services"}
+
+
+def copied(dockerfile: str) -> set[str]:
+    """What the COPY lines take from the context."""
+    lines = re.findall(r"^COPY (.+)$", dockerfile, re.MULTILINE)
+    return {source for line in lines for source in line.split()[:-1]}
+
+
+def packages(group: str | None = None) -> set[str]:
+    """Names of the base dependencies, or of a group's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = project["dependency-groups"][group] if group else project["project"]["dependencies"]
+    return {re.split(r"[^A-Za-z0-9-]", line)[0].lower() for line in wanted}
+
+
+def test_only_what_the_images_copy_is_let_into_the_context() -> None:
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "*"
+    let_in = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    assert let_in == set().union(*map(copied, DOCKERFILES.values()))
+    assert all((ROOT / name).exists() for name in let_in)
+    assert all(line.startswith("**/") for line in lines[1:] if not line.startswith("!"))
+
+
+def test_an_image_holds_the_rooms_it_runs_and_the_packages_are_a_layer_before_them() -> None:
+    assert copied(DOCKERFILES["serving"]) == ROOMS | {"pyproject.toml", "uv.lock"}
+    assert copied(DOCKERFILES["flows"]) >= ROOMS | {"monitoring", "flows"}
+    for dockerfile in DOCKERFILES.values():
+        locked, sync, code = (
+            dockerfile.index(text) for text in ("COPY pyproject.toml uv.lock", "uv sync", "COPY digits")
+        )
+        assert locked < sync < code
+        assert "--locked" in dockerfile and "--no-dev" in dockerfile
+        assert not re.search(r"^ADD |https?://(?!127\.0\.0\.1)", dockerfile, re.MULTILINE)
+
+
+def test_the_serving_image_takes_the_base_dependencies_only() -> None:
+    assert "--no-default-groups" in DOCKERFILES["serving"] and "--group" not in DOCKERFILES["serving"]
+    assert not packages() & {"tensorflow", "keras", "mlflow", "prefect", "evidently", "scikit-learn", "pandas"}
+    assert {"prefect-docker", "prefect-kubernetes"} <= packages("pools") and "--group pools" in DOCKERFILES["flows"]
+
+
+def test_the_images_run_a_python_that_the_project_allows_with_one_uv_and_no_rights() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    low, high = map(int, re.findall(r"3\.(\d+)", project["requires-python"]))
+    for dockerfile in DOCKERFILES.values():
+        (minor,) = re.findall(r"^FROM docker\.io/library/python:3\.(\d+)-slim-bookworm$", dockerfile, re.MULTILINE)
+        assert low <= int(minor) < high
+        assert re.findall(r"^USER (.+)$", dockerfile, re.MULTILINE) == ["10001:10001"]
+        assert dockerfile.index("COPY digits") < dockerfile.index("USER")
+    assert len({tuple(re.findall(r" uv==(\S+)", dockerfile)) for dockerfile in DOCKERFILES.values()}) == 1
+    assert "HEALTHCHECK" in DOCKERFILES["serving"] and "/livez" in DOCKERFILES["serving"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_containers_are_read_only_without_rights_and_start_again(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert "/tmp" in service["tmpfs"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["restart"].split(":")[0] in ("unless-stopped", "on-failure")
+    if name != "postgres":  # whose image begins as root, to hand its volume to its own user
+        assert service["cap_drop"] == ["ALL"]
+        assert "user" not in service
+    assert not {"privileged", "cap_add", "network_mode", "pid", "depends_on"} & service.keys()
+
+
+def test_only_the_service_and_the_uis_are_published_and_to_this_machine_only() -> None:
+    published = {name: port for name, service in SERVICES.items() for port in service.get("ports", [])}
+    assert published.keys() == {"service", "mlflow", "prefect", "reports"}
+    for name, port in published.items():
+        assert re.fullmatch(r"127\.0\.0\.1:\$\{DIGITS_" + name.upper() + r"_PORT:-(\d+)\}:\1", port)
+
+
+def test_no_secret_has_a_default_and_every_one_is_generated() -> None:
+    text = (ROOT / "docker" / "compose.yaml").read_text()
+    secrets = set(re.findall(r"\$\{(\w*(?:PASSWORD|SECRET|KEY)\w*)", text))
+    assert len(secrets) == 7
+    for name in secrets:
+        assert set(re.findall(r"\$\{" + name + r"\b(.{2})", text)) == {":?"}, name
+    for service in SERVICES.values():
+        for name, value in service["environment"].items():
+            if re.search("PASSWORD|SECRET|AUTH_STRING|DATABASE_URL|CONNECTION_URL|STORE_URI|TRACKING_URI", name):
+                assert re.search(r"\$\{\w+:\?", value), name
+    assert "/docker/.env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_everything_kept_is_in_a_named_volume() -> None:
+    mounted = {
+        volume.split(":")[0]
+        for service in SERVICES.values()
+        for volume in service.get("volumes", [])
+        if re.match(r"\w+:", volume)
+    }
+    assert mounted == COMPOSE["volumes"].keys()
