@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from postgres import Postgres
     from serving import Service
 
+    from digits.datasets import Dataset, Split
+
 Files = dict[str, bytes]
 
 
@@ -352,3 +354,20 @@ def service(champion_files: Files, tmp_path_factory: pytest.TempPathFactory) -> 
         yield service
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> "Dataset":
+    """scikit-learn's digits as a data set."""
+    from digit_data import read
+
+    return read("bundled", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def few(bundled: "Dataset") -> "Split":
+    """Two hundred real digits, twenty of each, sorted by digit."""
+    from digits.datasets import Split
+
+    rows = np.concatenate([np.flatnonzero(bundled.train.labels == digit)[:20] for digit in range(10)])
+    return Split(bundled.train.images[rows], bundled.train.labels[rows])

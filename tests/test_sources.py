@@ -7,7 +7,6 @@ import os
 import struct
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,53 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from digit_data import HEADER, made_up, pairs, read, tmp_path_is_shared
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from digits import datasets, sources
 from digits.datasets import BadData, Dataset, Split
 from digits.sources import Unavailable
-
-HEADER = "label," + ",".join(f"pixel{pixel}" for pixel in range(784))
-tmp_path_is_shared = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
-)
-
-
-@pytest.fixture(scope="session")
-def bundled(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return read("bundled", tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="session")
-def few(bundled: Dataset) -> Split:
-    """Two hundred real digits, twenty of each, sorted by digit."""
-    rows = np.concatenate([np.flatnonzero(bundled.train.labels == digit)[:20] for digit in range(10)])
-    return Split(bundled.train.images[rows], bundled.train.labels[rows])
-
-
-def read(source: str | Path, cache: Path, **more: Any) -> Dataset:
-    nowhere = cache / "nowhere"
-    return sources.read(str(source), **{"mnist": None, "cache": cache, "keras_cache": nowhere, **more})
-
-
-def pairs(*splits: Split) -> Counter[tuple[bytes, int]]:
-    return Counter(
-        (image.tobytes(), int(label))
-        for split in splits
-        for image, label in zip(split.images, split.labels, strict=True)
-    )
-
-
-def made_up(seed: int, n: int) -> Split:
-    """Random ink inside a border of paper, the brightest pixel in the middle of each image."""
-    random = np.random.default_rng(seed)
-    images = np.zeros((n, 28, 28), np.uint8)
-    images[:, 4:24, 4:24] = random.integers(0, 256, (n, 20, 20))
-    images[:, 14, 14] = 255
-    return Split(images, random.integers(0, 10, n).astype(np.uint8))
-
 
 # Writers, one per kind of file
 

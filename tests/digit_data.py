@@ -1,0 +1,38 @@
+"""Real and made-up digits for the tests of data sets and of their sources."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+
+from digits import sources
+from digits.datasets import Dataset, Split
+
+HEADER = "label," + ",".join(f"pixel{pixel}" for pixel in range(784))
+tmp_path_is_shared = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
+)
+
+
+def read(source: str | Path, cache: Path, **more: Any) -> Dataset:
+    nowhere = cache / "nowhere"
+    return sources.read(str(source), **{"mnist": None, "cache": cache, "keras_cache": nowhere, **more})
+
+
+def pairs(*splits: Split) -> Counter[tuple[bytes, int]]:
+    return Counter(
+        (image.tobytes(), int(label))
+        for split in splits
+        for image, label in zip(split.images, split.labels, strict=True)
+    )
+
+
+def made_up(seed: int, n: int) -> Split:
+    """Random ink inside a border of paper, the brightest pixel in the middle of each image."""
+    random = np.random.default_rng(seed)
+    images = np.zeros((n, 28, 28), np.uint8)
+    images[:, 4:24, 4:24] = random.integers(0, 256, (n, 20, 20))
+    images[:, 14, 14] = 255
+    return Split(images, random.integers(0, 10, n).astype(np.uint8))
