@@ -25,7 +25,7 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "no champion": (
         "predict --direct docs/seven.png",
         {"MLFLOW_TRACKING_URI": "{registry}"},
-        "there is no champion",
+        "no version of digits has the alias champion yet; train and promote one with `digits retrain`",
     ),
     "a wrong MLflow URL": (
         "promote 1",
