@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Set
 from contextlib import suppress
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,6 +22,48 @@ Endpoint = Callable[[Desk, bytes], Awaitable[Response]]
 
 DRAINED_BYTES = 256_000_000  # of a body that is too large: a client reads the answer only after it has sent it all
 STATE_SECONDS = 1.0
+SWEEP_SECONDS = 0.25
+
+
+class Arrivals:
+    """The requests whose bodies are still on their way; those that take too long are given up.
+
+    One look now and then at all of them: a timer for each took a twentieth of a small request's time.
+    """
+
+    def __init__(self) -> None:
+        self._deadlines: dict[asyncio.Task[Any], float] = {}
+        self._late: set[asyncio.Task[Any]] = set()
+        self._is_sweeping = False
+
+    async def wait(self, receive: Receive, deadline: float) -> Message:
+        """The next message; raises TimeoutError when it has not come by then, in seconds of the loop's clock."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._deadlines[task] = deadline
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
+        try:
+            return await receive()
+        except asyncio.CancelledError:
+            if task not in self._late:
+                raise
+            self._late.discard(task)
+            task.uncancel()
+            raise TimeoutError from None
+        finally:
+            del self._deadlines[task]
+
+    def _sweep(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._is_sweeping = bool(self._deadlines)
+        if self._is_sweeping:
+            asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
+        for task, deadline in self._deadlines.items():
+            if deadline <= now and task not in self._late:
+                self._late.add(task)
+                task.cancel()
 
 
 class Front:
@@ -35,6 +78,7 @@ class Front:
         self.paths = {getattr(route, "path", "") for route in routes.routes}
         self._desk: Desk | None = None
         self._in_flight = 0
+        self._arrivals = Arrivals()
         self._state_is_due = False
 
     def open(self, desk: Desk) -> None:
@@ -59,7 +103,8 @@ class Front:
             self._check_room(desk, scope)
             scope["digits.key"] = desk.access.admit(scope)
             endpoint = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
-            bounded = _bounded(scope, receive, desk.where.body_limit_bytes, desk.where.body_timeout_seconds)
+            limit, seconds = desk.where.body_limit_bytes, desk.where.body_timeout_seconds
+            bounded = _bounded(scope, receive, limit, seconds, self._arrivals)
             if endpoint is None:
                 await self._routes(scope, bounded, sending)
             else:
@@ -128,7 +173,7 @@ async def _body(receive: Receive) -> bytes:
             return b"".join(parts)
 
 
-def _bounded(scope: Scope, receive: Receive, limit: int, seconds: float) -> Receive:
+def _bounded(scope: Scope, receive: Receive, limit: int, seconds: float, arrivals: Arrivals) -> Receive:
     """A receive that answers 413 once the body is larger than the limit, without ever holding more of it, and 408 when it is late."""
     announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     deadline = asyncio.get_running_loop().time() + seconds
@@ -141,8 +186,7 @@ def _bounded(scope: Scope, receive: Receive, limit: int, seconds: float) -> Rece
         if announced.isdigit() and int(announced) > limit:
             await _refuse(receive, int(announced), limit, seconds)
         try:
-            async with asyncio.timeout_at(deadline):
-                message = await receive()
+            message = await arrivals.wait(receive, deadline)
         except TimeoutError:
             sentence = f"the body did not arrive within {seconds:g} s; send it faster, or less at a time"
             raise HTTPException(408, sentence, {"Connection": "close"}) from None
