@@ -1,5 +1,6 @@
 """What the benches of the service stand on: MLflow with trained versions, the service as `digits up` starts it, and wrk."""
 
+import io
 import os
 import shutil
 import socket
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import httpx
 import psutil
+from PIL import Image
 
 from digits import datasets, sources
 from digits.datasets import Dataset
+from digits.images import Images
 from digits.settings import Settings, settings
 from flows import processes
 from models.recipes import Recipe
@@ -107,6 +110,13 @@ def answers(url: str) -> bool:
         return httpx.get(url, timeout=5).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
+
+
+def png(image: Images) -> bytes:
+    """A (28, 28) image as a file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def data() -> Dataset:
