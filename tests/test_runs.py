@@ -3,7 +3,9 @@
 import pytest
 from conftest import Runs
 
+from digits import datasets
 from models import runs
+from models.recipes import SIGMOID
 from models.registry import Registry
 
 
@@ -65,3 +67,12 @@ def test_trials_of_a_search_count_only_when_registered(registry: Registry, train
         registry.client.delete_tag(parent.id, "mlflow.parentRunId")
         registry.client.delete_run(trial)
         registry.client.delete_run(failed)
+
+
+def test_an_interrupted_training_is_killed_and_a_failed_one_failed(registry: Registry, trained_runs: Runs) -> None:
+    fingerprint = runs.find(registry, trained_runs.first).tags["dataset"]
+    dataset = datasets.load(trained_runs.datasets, fingerprint)
+    for error, status in ((KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")):
+        with pytest.raises(error), registry.run(SIGMOID, fingerprint, dataset, {}) as run_id:
+            raise error
+        assert runs.find(registry, run_id).status == status
