@@ -43,7 +43,9 @@ def over_seeds(accuracies: list[float]) -> str:
     """Mean, 95 % interval of the mean (Student's t) and standard deviation."""
     mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
     half = float(t.ppf(0.975, len(accuracies) - 1)) * spread / len(accuracies) ** 0.5
-    return f"mean {mean:.2%} [{mean - half:.2%}, {mean + half:.2%}] over {len(accuracies)} seeds, deviation {spread:.2%}"
+    return (
+        f"mean {mean:.2%} [{mean - half:.2%}, {mean + half:.2%}] over {len(accuracies)} seeds, deviation {spread:.2%}"
+    )
 
 
 def measure(recipe: Recipe, seeds: int, committee: bool) -> None:
