@@ -38,6 +38,7 @@ log = logging.getLogger("digits.sweep")
 WORKER_BYTES = 2_500_000_000  # 0.9 GB of TensorFlow, MNIST and its distorted copies, 20 to 30 MB for each trial before
 CONNECT_SECONDS = 20
 WORKERLESS_SECONDS = 60  # that the cluster may be without workers; one that died is replaced in 5
+ASK_AGAIN_SECONDS = 10
 ANSWER_SECONDS = 180  # that a worker waits: twice what MLflow's retries can keep this side from answering
 FLUSH_SECONDS = 10  # between points on the curves of a trial under way
 FAILURES = 3  # in a row; then it is not the recipes' fault
@@ -157,11 +158,17 @@ def attempt(recipe: Recipe, number: int, storage: Storage, fingerprint: str, cha
     reports, replies = Queue(channel), Queue(f"{channel}-{number}")
 
     def go_on(epoch: int, figures: "Epoch") -> bool:
-        reports.put((number, epoch, figures))
-        while True:
-            about, word = replies.get(timeout=ANSWER_SECONDS)
-            if about == epoch:  # else it was for a worker that died
-                return bool(word)
+        until = time.monotonic() + ANSWER_SECONDS
+        while time.monotonic() < until:
+            reports.put((number, epoch, figures))
+            with suppress(
+                TimeoutError
+            ):  # a worker that died waiting took its answer along: Dask's queues do not notice
+                while True:
+                    about, word = replies.get(timeout=ASK_AGAIN_SECONDS)
+                    if about == epoch:  # else it was for a worker that died
+                        return bool(word)
+        raise TimeoutError(f"nobody has said for {ANSWER_SECONDS} s whether trial {number} is to go on")
 
     tried = search.attempt(recipe, load(storage, fingerprint), go_on)
     worker = get_worker()
@@ -259,7 +266,7 @@ class Trials:
                 self._answer(self.under_way[number], epoch, figures)
 
     def _answer(self, one: UnderWay, epoch: int, figures: "Epoch") -> None:
-        if epoch == len(one.history):  # else Dask does the trial again, after the death of a worker
+        if epoch == len(one.history):  # else it asks again, or Dask does the trial again, after the death of a worker
             one.history.append(figures)
             if not self.search.goes_on(one.number, epoch, figures):
                 one.verdict = "pruned"
