@@ -1,0 +1,68 @@
+"""What an answer costs in the prediction log: `python -m bench.storage [--url postgresql://…] [--count 100000]`."""
+
+import argparse
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy import text
+
+from digits import database, predictions
+from digits.predictions import Answers, PredictionLog, new_ids
+
+AT_ONCE = 1000
+
+
+def main() -> None:
+    """Write so many answers through the log, read a window, forget them; in a database that is empty."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--url", help="An empty database, where PostgreSQL is wanted; SQLite in a temporary folder unless set."
+    )
+    parser.add_argument("--count", type=int, default=100_000)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(asked.url or f"sqlite:///{folder}/digits.db", Path(folder), asked.count)
+
+
+def measure(url: str, folder: Path, count: int) -> None:
+    """Print answers written per second, bytes of each, and the time of a window."""
+    engine = database.connect(url)
+    before = _size(url)
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (AT_ONCE, 28, 28), np.uint8)
+    probabilities = random.dirichlet(np.ones(10), AT_ONCE).astype(np.float32)
+    log = PredictionLog(url, folder / "spool", audit_share=0.02, limit=2 * count)
+    began = time.perf_counter()
+    for _ in range(0, count, AT_ONCE):
+        log.append(Answers(new_ids(AT_ONCE), datetime.now(UTC), "1", images, probabilities, "/classify_bulk"))
+    assert log.flush(600), "the log was not written within 600 s"
+    seconds = time.perf_counter() - began
+    log.close()
+    print(f"{engine.dialect.name}: {count / seconds:,.0f} answers/s written, one process")
+    print(f"{(_size(url) - before) / count:,.0f} bytes an answer, its indexes included")
+    began = time.perf_counter()
+    window = predictions.read_window(engine, datetime.now(UTC) - timedelta(hours=1), limit=10_000)
+    print(f"a window of {len(window):,} answers among {count:,} read in {time.perf_counter() - began:.2f} s")
+    began = time.perf_counter()
+    removed = predictions.forget(engine, datetime.now(UTC) + timedelta(hours=1))
+    print(f"{removed / (time.perf_counter() - began):,.0f} answers/s forgotten")
+    engine.dispose()
+
+
+def _size(url: str) -> int:
+    """Bytes on disk."""
+    engine = database.connect(url)
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+            return int(
+                connection.scalar(text("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"))
+            )
+        return int(connection.scalar(text("SELECT pg_total_relation_size('predictions')")))
+
+
+if __name__ == "__main__":
+    main()
