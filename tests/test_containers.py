@@ -23,7 +23,7 @@ IMAGES = {"DIGITS_FLOWS_IMAGE": "digits-flows:test", "DIGITS_SERVING_IMAGE": "di
 PORTS = ("DIGITS_SERVICE_PORT", "DIGITS_MLFLOW_PORT", "DIGITS_PREFECT_PORT", "DIGITS_REPORTS_PORT")
 COMPOSE = {"podman": [str(Path(sys.executable).with_name("podman-compose"))], "docker": ["docker", "compose"]}
 
-pytestmark = [pytest.mark.slow, pytest.mark.containers, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.containers, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ class Stack:
             said.append(f"{service}:\n{done.stdout}")
         return "\n".join(said)
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 300) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
         while not self._holds(condition):
             assert time.monotonic() < deadline, self.logs()
