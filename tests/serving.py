@@ -32,7 +32,7 @@ class Service:
     registry: Registry
     process: subprocess.Popen[bytes]
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 30) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, (self.home / "service.log").read_text()
