@@ -29,5 +29,4 @@ USER 10001:10001
 # What is kept is in volumes and the rest in /tmp, so that the root file system can be read-only.
 ENV PATH=/app/.venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
     DIGITS_HOME=/var/lib/digits DO_NOT_TRACK=true ORT_DISABLE_TELEMETRY=1
-VOLUME /var/lib/digits
 CMD ["python", "-m", "flows.deployments"]
