@@ -14,8 +14,10 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from cluster import Cluster, running
 from conftest import find_free_port
 
+from models.recipes import Recipe
 from models.registry import Registry, flat
 from models.search import Search
 
@@ -78,6 +80,10 @@ class Sweep:
         ids = {run.info.run_id for run in parents}
         return parents, [run for run in found if run.data.tags.get("mlflow.parentRunId") in ids]
 
+    def under_way(self) -> list[str]:
+        """The numbers of the trials that have begun and not ended."""
+        return [run.data.tags["trial"] for run in self.runs()[1] if run.info.status == "RUNNING"]
+
 
 @pytest.fixture(scope="module")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -102,23 +108,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def cluster(sweep: Sweep) -> Iterator[str]:
-    """The address of a Dask cluster of one worker process, with two threads."""
-    address = f"127.0.0.1:{find_free_port()}"
-    python, quiet = [sys.executable, "-m"], {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    host, port = address.split(":")
-    scheduler = subprocess.Popen(
-        [*python, "distributed.cli.dask_scheduler", "--host", host, "--port", port, "--no-dashboard"], cwd=ROOT, **quiet
-    )
-    worker = subprocess.Popen(
-        [*python, "distributed.cli.dask_worker", address, "--nworkers", "1", "--nthreads", "2", "--no-dashboard"],
-        cwd=ROOT,
-        **quiet,
-    )
-    yield f"tcp://{address}"
-    for process in (worker, scheduler):
-        process.terminate()
-        process.wait(30)
+def cluster() -> Iterator[Cluster]:
+    with running(workers=2) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -169,16 +161,33 @@ def test_it_goes_on_where_it_was_and_ctrl_c_keeps_what_is_done(sweep: Sweep) -> 
     assert "RUNNING" not in {run.info.status for run in trials}
 
 
-def test_on_a_cluster_and_at_the_end_of_the_time_the_best_is_registered_as_challenger(
-    sweep: Sweep, cluster: str
-) -> None:
-    before = sweep.search().begun()
-    with sweep.call("--minutes", "0.2", DIGITS_DASK_ADDRESS=cluster) as process:
+def test_on_a_cluster_a_killed_worker_costs_time_and_no_result(sweep: Sweep, cluster: Cluster) -> None:
+    before = {one.number for one in sweep.search().standings()}
+    with sweep.call("--minutes", "10", DIGITS_DASK_ADDRESS=cluster.address) as process:
+        said = read_until(process, FINISHED)
+        wait_for(lambda: len(sweep.under_way()) == 2, seconds=60)
+        victim, under_way = cluster.workers()[0], sweep.under_way()
+        victim.kill()
+        for number in under_way:
+            if not re.search(rf"^trial {number}: ", said, re.M):
+                said += read_until(process, rf"^trial {number}: ")
+        process.send_signal(signal.SIGINT)
+        said += process.communicate(timeout=120)[1]
+    for number in under_way:
+        assert re.search(rf"^trial {number}: (validation accuracy|pruned after)", said, re.M), said
+    assert not re.search(r"^trial \d+: failed", said, re.M)
+    assert victim.pid not in [worker.pid for worker in cluster.workers()]
+    spread = [one for one in sweep.search().standings() if one.number not in before]
+    quickest = min(spread, key=lambda one: one.seconds)
+    assert trained_alone(quickest.recipe, sweep) == quickest.accuracy
+
+
+def test_at_the_end_of_the_time_the_best_is_registered_as_challenger(sweep: Sweep) -> None:
+    with sweep.call("--minutes", "0") as process:
         printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     version = re.fullmatch(r"digits v(\d+) is registered; make it the champion .*\n", printed)
     assert version
-    assert sweep.search().begun() > before
     best = sweep.search().standings()[0]
     registry = sweep.registry()
     challenger = registry.client.get_model_version_by_alias("digits", "challenger")
@@ -191,6 +200,28 @@ def test_on_a_cluster_and_at_the_end_of_the_time_the_best_is_registered_as_chall
     assert parent.info.status == "FINISHED"
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert "RUNNING" not in {trial.info.status for trial in trials}
+
+
+def trained_alone(recipe: Recipe, sweep: Sweep) -> float:
+    """The validation accuracy of the recipe on one thread, as a worker has it, in a process of its own."""
+    program = (
+        "import sys; from pathlib import Path; from digits import datasets; from models import search;"
+        "from models.recipes import Recipe; recipe = Recipe.model_validate_json(sys.argv[1]);"
+        "dataset = datasets.load(Path(sys.argv[2]), sys.argv[3]);"
+        "print(search.accuracy(recipe, search.attempt(recipe, dataset, lambda *_: True).history))"
+    )
+    (dataset,) = [path for path in (sweep.home / "datasets").iterdir() if path.is_dir()]
+    words = [recipe.model_dump_json(), str(dataset.parent), dataset.name]
+    one_thread = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=ROOT,
+        env={**sweep.environment, **one_thread},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
 
 
 def test_every_trial_is_a_run_with_its_recipe_and_curves(sweep: Sweep) -> None:
