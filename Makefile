@@ -7,7 +7,7 @@ PYTHON ?= python3
 # Docker where its engine answers, else Podman.
 COMPOSE = $(if $(shell docker info >/dev/null 2>&1 && docker compose version 2>/dev/null),docker compose,$(shell command -v podman-compose || echo .venv/bin/podman-compose)) -f docker/compose.yaml --env-file docker/.env
 
-.PHONY: help setup up down status bento compose-up compose-down test test-fast lint format clean
+.PHONY: help setup up down status bento compose-up compose-down test test-long test-fast lint format clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -48,8 +48,11 @@ bento: setup  ## build a Bento with the champion baked in, which needs no regist
 	@mkdir -p var && $(UV) export --quiet --locked --no-default-groups --no-emit-project --no-hashes --no-header --no-annotate -o var/requirements.txt
 	@PATH="$(dir $(abspath $(UV))):$$PATH" .venv/bin/python -m services.bento var/requirements.txt  # BentoML calls uv
 
-test: setup lint  ## everything CI runs; two files of tests at a time
-	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: setup lint  ## style, types and the tests, two files at a time
+	.venv/bin/pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
+
+test-long: setup  ## containers, replicas, the Bento, the soak and the whole loop: what CI runs after `make test`
+	.venv/bin/pytest -m long -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup  ## the tests that start no servers
 	.venv/bin/pytest -m "not slow"

@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--recipe", default="compact")
     parser.add_argument("--requests", type=int, default=3000, help="answers in each window")
-    parser.add_argument("--audit", type=float, default=0.5, help="share of the answers drawn for labelling")
+    parser.add_argument("--audit", type=float, default=0.8, help="share of the answers drawn for labelling")
     arguments = parser.parse_args()
     people = divide(arguments.data, arguments.requests)
     with tempfile.TemporaryDirectory(prefix="digits-loop-") as folder:

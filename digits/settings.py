@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         {}, repr=False, description='More job variables of the flows\' deployments, like {"networks": ["digits"]}.'
     )
     recipe: str = Field("compact", description="Recipe of the scheduled retraining.")
-    gate: dict[str, float] = Field({}, description='Policy of the gate where it differs, like {"minimum_gain": 0.005}.')
+    gate: dict[str, float] = Field({}, description='Policy of the gate where it differs, like {"minimum_gain": 0.25}.')
     feedback: dict[str, float] = Field(
         {}, description='Policy of what is learned from feedback where it differs, like {"hold_out": 0.5}.'
     )

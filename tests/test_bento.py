@@ -19,6 +19,7 @@ UV = shutil.which("uv") or shutil.which(str(ROOT / ".uv" / "bin" / "uv"))
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(600),
     pytest.mark.skipif(UV is None, reason="uv is neither on the PATH nor in .uv"),
 ]

@@ -23,7 +23,7 @@ IMAGES = {"DIGITS_FLOWS_IMAGE": "digits-flows:test", "DIGITS_SERVING_IMAGE": "di
 PORTS = ("DIGITS_SERVICE_PORT", "DIGITS_MLFLOW_PORT", "DIGITS_PREFECT_PORT", "DIGITS_REPORTS_PORT")
 COMPOSE = {"podman": [str(Path(sys.executable).with_name("podman-compose"))], "docker": ["docker", "compose"]}
 
-pytestmark = [pytest.mark.slow, pytest.mark.containers, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.containers, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")

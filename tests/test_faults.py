@@ -13,7 +13,7 @@ from bench import faults
 from bench.faults import CLIENTS, Load
 from digits.reference import Reference
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 DISK_BYTES = 20_000_000
 
 

@@ -31,6 +31,7 @@ COUNT = 3
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.postgres,
     pytest.mark.timeout(400),
     pytest.mark.skipif(NGINX is None, reason="nginx is not installed"),

@@ -24,6 +24,7 @@ def service(tmp_path: Path, registry: Registry, champion_files: Files) -> Iterat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_nothing_grows_in_two_minutes(service: Service, sample: Reference) -> None:
     mixed = Mixed(str(service.client.base_url), sample.images, rate=60)
