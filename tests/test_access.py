@@ -86,7 +86,9 @@ def test_every_route_is_either_open_or_for_a_role() -> None:
 
 
 @pytest.mark.parametrize("role", ["none", *keys.ROLES])
-@pytest.mark.parametrize("path", [*sorted({*NEEDS, *OPEN}), "/another", "/page/page.js", "/predictions/1", "//classify", "*"])
+@pytest.mark.parametrize(
+    "path", [*sorted({*NEEDS, *OPEN}), "/another", "/page/page.js", "/predictions/1", "//classify", "*"]
+)
 def test_a_role_opens_what_it_stands_for(path: str, role: str, url: str, tmp_path: Path) -> None:
     key = "" if role == "none" else keys.create(database.connect(url), "app", [role])
     access = opened(url, tmp_path)
