@@ -172,7 +172,7 @@ def test_an_event_starts_nothing_within_the_cooldown_and_the_reason_is_a_tag(whe
 
     assert "promote" in retrain(reason="drift: strokes thicker", cooldown=True)
     assert "events start the next from" in retrain(reason="drift: strokes thicker", cooldown=True)
-    assert "answers every one" in retrain(reason="labels: 300 new ones")
+    assert "there is nothing new to learn" in retrain(reason="labels: 300 new ones")
     registry = Registry(where.mlflow_tracking_uri)
     (run,) = registry.client.search_runs([registry.experiment_id])
     assert run.data.tags["reason"] == "drift: strokes thicker"
