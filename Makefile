@@ -51,7 +51,7 @@ bento: setup  ## build a Bento with the champion baked in, which needs no regist
 test: setup lint  ## style, types and the tests, two files at a time
 	.venv/bin/pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
 
-test-long: setup  ## containers, replicas, the Bento, the soak and the whole loop: what CI runs after `make test`
+test-long: setup  ## containers, replicas, sweeps, the Bento, the soak and the whole loop: what CI runs after `make test`
 	.venv/bin/pytest -m long -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup  ## the tests that start no servers

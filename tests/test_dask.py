@@ -17,7 +17,7 @@ from digits.settings import Settings
 from flows import score, trials
 from models import scoring
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

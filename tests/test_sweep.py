@@ -26,7 +26,7 @@ EPOCHS = 3
 COMMAND = [sys.executable, "-m", "flows", "sweep", "--name", "quick", "--data", "bundled", "--epochs", str(EPOCHS)]
 FINISHED = r"^trial (\d+): validation accuracy"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 class Sweep:
