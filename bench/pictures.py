@@ -1,24 +1,31 @@
-"""The pictures of the page in docs/, taken in Chromium of the real service while digits are drawn on it.
+"""The pictures in docs/, taken in Chromium: of the page while digits are drawn on it, and of a platform that has seen drift.
 
-    DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures --recipe distorted
+    DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures page --recipe distorted
+    DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures platform
 
-Writes docs/page.png (1300 pixels wide, light) and docs/page-phone.png (dark). Needs Debian's chromium and chromium-driver.
+`page` writes docs/page.png (1300 pixels wide, light) and docs/page-phone.png (dark); `platform` trains three recipes, sends traffic
+that changes, and writes docs/mlflow.png, docs/drift.png and docs/prefect.png. Needs Debian's chromium and chromium-driver.
 """
 
 import argparse
+import json
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
+import httpx
 import numpy as np
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 
-from bench import stage
+from bench import loop, stage
 from models import recipes
+from models.recipes import Recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
 FLAGS = (
@@ -36,10 +43,19 @@ TWO: list[Stroke] = [[(0.34, 0.33), (0.4, 0.21), (0.53, 0.17), (0.63, 0.28), (0.
 
 
 def main() -> None:
-    """Train, serve, draw, and take the pictures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Take the pictures of one of the two."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("page", "platform"))
     parser.add_argument("--recipe", default="compact", choices=recipes.RECIPES)
-    recipe = recipes.find(parser.parse_args().recipe)
+    arguments = parser.parse_args()
+    if arguments.what == "page":
+        of_the_page(recipes.find(arguments.recipe))
+    else:
+        of_the_platform(arguments.recipe)
+
+
+def of_the_page(recipe: Recipe) -> None:
+    """Train, serve, draw, and take the pictures."""
     with stage.home() as where, stage.mlflow(where):
         stage.register(where, recipe, stage.data())
         with stage.service(where):
@@ -49,6 +65,46 @@ def main() -> None:
             with page(where.service_url, 412, 915, 2, "dark") as browser:
                 visit(browser, NINE, TWO)
                 take(browser, "page-phone.png")
+
+
+def of_the_platform(recipe: str) -> None:
+    """MLflow's comparison of three runs, the report of drift, and Prefect's runs."""
+    people = loop.divide("mnist" if stage.settings().mnist else "bundled", requests=1000)
+    with tempfile.TemporaryDirectory(prefix="digits-pictures-") as folder:
+        home = Path(folder)
+        data = loop.write_npz(home / "digits.npz", people)
+        with loop.platform(home, recipe, data, audit_share=1) as there:
+            for other in ("classic", "adam"):
+                there.run("train", "--recipe", other, "--data", str(data))
+            there.send(people.traffic, 1000, seed=1)
+            there.run("monitor", "--since", "1h")
+            since = datetime.now(UTC)
+            written = loop.changed(people.traffic)
+            there.send(written, 1000, seed=2)
+            there.label(written, since)
+            report = there.monitor(since)[1]["report"]
+            there.wait_for_retraining(1)
+            for name, url in (
+                ("mlflow", comparison(there.environment["DIGITS_MLFLOW_PORT"])),
+                ("drift", Path(report).as_uri()),
+                ("prefect", f"http://127.0.0.1:{there.environment['DIGITS_PREFECT_PORT']}/runs"),
+            ):
+                with page(url, 1300, 950, 1, "light") as browser:
+                    time.sleep(8)
+                    take(browser, f"{name}.png")
+
+
+def comparison(port: str) -> str:
+    """The address of MLflow's view of all runs side by side."""
+    server = f"http://127.0.0.1:{port}"
+    (experiment,) = httpx.post(
+        f"{server}/api/2.0/mlflow/experiments/search", json={"filter": "name = 'digits'", "max_results": 1}
+    ).json()["experiments"]
+    found = httpx.post(
+        f"{server}/api/2.0/mlflow/runs/search", json={"experiment_ids": [experiment["experiment_id"]]}
+    ).json()["runs"]
+    runs, experiments = json.dumps([run["info"]["run_id"] for run in found]), json.dumps([experiment["experiment_id"]])
+    return f"{server}/#/compare-runs?runs={quote(runs)}&experiments={quote(experiments)}"
 
 
 @contextmanager

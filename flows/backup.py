@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -247,9 +247,23 @@ def _unpack(source: Path, staging: Path) -> None:
         return
     try:
         with tarfile.open(source, "r:") as archive:
-            archive.extractall(staging, filter="data")
-    except (tarfile.TarError, EOFError) as error:
+            for member in archive:
+                if not member.isdir():
+                    _unpack_file(archive, member, staging)
+    except (tarfile.TarError, EOFError, FileExistsError, NotADirectoryError) as error:
         raise BadBackup(f"{source} is no whole .tar file ({error}); nothing was restored") from error
+
+
+def _unpack_file(archive: tarfile.TarFile, member: tarfile.TarInfo, staging: Path) -> None:
+    """One file of an archive that strangers may have made; Python has a filter for this only from 3.11.4 on."""
+    path = PurePosixPath(member.name)
+    content = archive.extractfile(member) if member.isfile() else None
+    if content is None or path.is_absolute() or ".." in path.parts:
+        raise tarfile.ExtractError(f"{member.name!r} in it is no plain file of its own")
+    target = staging / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with content, target.open("xb") as file:
+        shutil.copyfileobj(content, file)
 
 
 def _check(staging: Path) -> dict[str, dict[str, Any]]:

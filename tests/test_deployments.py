@@ -16,6 +16,7 @@ from conftest import find_free_port, wait_until_healthy
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events import emit_event
+from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending, Running
 
@@ -44,6 +45,8 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             api = f"http://127.0.0.1:{port}/api"
             with temporary_settings({PREFECT_API_URL: api}):
                 yield api
+                # Prefect keeps one worker for events per process, which would go on sending those of later tests to this server.
+                EventsWorker.drain_all()
         finally:
             server.terminate()
             server.wait(30)

@@ -20,7 +20,7 @@ from models import champion, contest, export, recipes
 from models import registry as registries
 from models.registry import Registry
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 
 QUICK = recipes.SIGMOID.model_copy(update={"epochs": 1, "floor": 0.3})
 
