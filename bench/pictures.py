@@ -24,6 +24,7 @@ from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeServic
 from selenium.webdriver.common.by import By
 
 from bench import loop, stage
+from digits.settings import settings
 from models import recipes
 from models.recipes import Recipe
 
@@ -69,7 +70,7 @@ def of_the_page(recipe: Recipe) -> None:
 
 def of_the_platform(recipe: str) -> None:
     """MLflow's comparison of three runs, the report of drift, and Prefect's runs."""
-    people = loop.divide("mnist" if stage.settings().mnist else "bundled", requests=1000)
+    people = loop.divide("mnist" if settings().mnist else "bundled", requests=1000)
     with tempfile.TemporaryDirectory(prefix="digits-pictures-") as folder:
         home = Path(folder)
         data = loop.write_npz(home / "digits.npz", people)
@@ -82,11 +83,12 @@ def of_the_platform(recipe: str) -> None:
             written = loop.changed(people.traffic)
             there.send(written, 1000, seed=2)
             there.label(written, since)
-            report = there.monitor(since)[1]["report"]
+            there.run("monitor", "--since", since.isoformat())
+            report = max((home / "reports").glob("*--*/report.html"))
             there.wait_for_retraining(1)
             for name, url in (
                 ("mlflow", comparison(there.environment["DIGITS_MLFLOW_PORT"])),
-                ("drift", Path(report).as_uri()),
+                ("drift", report.as_uri()),
                 ("prefect", f"http://127.0.0.1:{there.environment['DIGITS_PREFECT_PORT']}/runs"),
             ):
                 with page(url, 1300, 950, 1, "light") as browser:
