@@ -247,7 +247,8 @@ def states(where: Settings) -> dict[str, str]:
 def infos(where: Settings) -> dict[str, dict[str, Any]]:
     """What Supervisor knows of each process (http://supervisord.org/api.html); empty when the platform does not run."""
     try:
-        return {row["name"]: row for row in _supervisor(where).getAllProcessInfo()}
+        with _supervisor(where) as supervisor:
+            return {row["name"]: row for row in supervisor.getAllProcessInfo()}
     except (OSError, Fault):
         return {}
 
@@ -262,8 +263,9 @@ def end_left_behind(where: Settings) -> bool:
 def stop(where: Settings) -> bool:
     """Stop a platform that runs on this `DIGITS_HOME` and wait for its end; False when none did."""
     try:
-        pid = _supervisor(where).getPID()
-        _supervisor(where).shutdown()
+        with _supervisor(where) as supervisor:
+            pid = supervisor.getPID()
+            supervisor.shutdown()
     except (OSError, Fault):
         return end_left_behind(where)
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -389,7 +391,9 @@ def _socket(where: Settings) -> Path:
     return Path(tempfile.gettempdir(), f"digits-{name}.sock")
 
 
-def _supervisor(where: Settings) -> Any:
+@contextmanager
+def _supervisor(where: Settings) -> Iterator[Any]:
     from supervisor.xmlrpc import SupervisorTransport
 
-    return ServerProxy("http://127.0.0.1", SupervisorTransport(serverurl=f"unix://{_socket(where)}")).supervisor
+    with ServerProxy("http://127.0.0.1", SupervisorTransport(serverurl=f"unix://{_socket(where)}")) as server:
+        yield server.supervisor
