@@ -156,22 +156,29 @@ def read_window(
     limit: int | None = None,
     version: str | None = None,
     role: str = "champion",
+    labelled: bool = False,
 ) -> Window:
-    """The answers from `since` up to but not including `until`; with a limit, the newest of them.
+    """The answers from `since` up to but not including `until`, or those of them that feedback said something of.
 
-    Raises ValueError when a record does not hold an image and ten probabilities.
+    With a limit at most so many: every second, third, ... of them, so that they are spread over the whole time and reading again
+    gives the same. Raises ValueError when a record does not hold an image and ten probabilities.
     """
-    chosen = (
-        with_labels()
-        .where(predictions.c.at >= since, predictions.c.role == role)
-        .order_by(predictions.c.at.desc(), predictions.c.id.desc())
-    )
+    which = [predictions.c.at >= since, predictions.c.role == role]
     if until is not None:
-        chosen = chosen.where(predictions.c.at < until)
+        which.append(predictions.c.at < until)
     if version is not None:
-        chosen = chosen.where(predictions.c.version == version)
+        which.append(predictions.c.version == version)
+    if labelled:
+        which.append(predictions.c.id.in_(select(feedback.c.prediction_id)))
+    chosen = with_labels().where(*which).order_by(predictions.c.at, predictions.c.id)
     with engine.connect() as connection:
-        rows = connection.execute(chosen.limit(limit)).all()[::-1]
+        if limit is not None:
+            found = connection.scalar(select(func.count()).select_from(predictions).where(*which)) or 0
+            if (step := -(-found // limit)) > 1:
+                place = func.row_number().over(order_by=(predictions.c.at, predictions.c.id)).label("place")
+                placed = select(predictions.c.id, place).where(*which).subquery()
+                chosen = chosen.where(predictions.c.id.in_(select(placed.c.id).where(placed.c.place % step == 0)))
+        rows = connection.execute(chosen).all()
     return Window(
         ids=[row.id for row in rows],
         at=[row.at for row in rows],

@@ -46,8 +46,8 @@ def report(window: tuple[datetime, datetime], version: str, where: Settings) -> 
     """Write the report of one window and version; the verdict in a line."""
     since, until = window
     version, _, reference = monitor.load(where, version)
-    answers = monitor.read(version, since, until, where)
-    verdict = monitor.judge(reference, answers)
+    answers, labelled = monitor.read(version, since, until, where)
+    verdict = monitor.judge(reference, answers, labelled)
     written = monitor.write(version, since, until, reference, answers, verdict, where)
     line = f"{since:%Y-%m-%d %H:%M}, digits v{version}, {verdict.count} answers: {verdict.words}"
     log.info("%s", line)

@@ -22,13 +22,20 @@ def ingest(data: str = "mnist") -> str:
 
 @task(cache_policy=NO_CACHE)
 def start_from(data: str, where: Settings) -> str:
-    """The source and all that inbox and feedback ever brought, as the data set that retraining starts from; its fingerprint."""
+    """The source and all that the inbox ever brought, as the data set that retraining starts from; its fingerprint."""
     fingerprint = store.fn(data, where)
     before = inbox.read_inbox(where.inbox / "taken")
     fingerprint = extended(fingerprint, before.labelled, ", ".join(before.names), where)
-    fingerprint = extended(fingerprint, feedback.training(database.connect(where.database_url)), "feedback", where)
     datasets.set_current(where.datasets, fingerprint)
     return fingerprint
+
+
+def with_feedback(fingerprint: str, where: Settings) -> str:
+    """The stored data set with the labels of feedback as they are now; its fingerprint.
+
+    They are never part of the data set that retraining starts from: a label that is corrected leaves with its correction.
+    """
+    return extended(fingerprint, feedback.training(database.connect(where.database_url)), "feedback", where)
 
 
 def extended(fingerprint: str, labelled: Split | None, source: str, where: Settings) -> str:
@@ -44,8 +51,8 @@ def extended(fingerprint: str, labelled: Split | None, source: str, where: Setti
 
 @task(cache_policy=NO_CACHE)
 def store(data: str | None, where: Settings) -> str:
-    """The source under `var/datasets/<fingerprint>`, or the current data set where none is named; the fingerprint."""
+    """The source under `var/datasets/<fingerprint>`, or the current data set and feedback where none is named; the fingerprint."""
     if data is None and (current := datasets.current(where.datasets)):
-        return current
+        return with_feedback(current, where)
     dataset = sources.read(data or "mnist", mnist=where.mnist, cache=where.downloads)
     return datasets.save(dataset, where.datasets).name

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # Evidently takes 7 s to import
 log = logging.getLogger("digits.monitor")
 
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
-MOST = 10_000  # answers in one report, the newest
+MOST = 10_000  # answers in one report
 DRIFT, LABELS = "digits.drift.detected", "digits.labels.arrived"  # events that start a retraining
 
 
@@ -34,8 +34,8 @@ def monitor(since: str = "24h") -> str:
     version, begun, reference = load(where)
     until = datetime.now(UTC)
     start = max(begin(since, until), begun)
-    window = read(version, start, until, where)
-    verdict = judge(reference, window)
+    window, labelled = read(version, start, until, where)
+    verdict = judge(reference, window, labelled)
     written = write(version, start, until, reference, window, verdict, where)
     publish(version, verdict, written, where)
     tell(version, verdict, written, where)
@@ -80,18 +80,22 @@ def load(where: Settings, version: str | None = None) -> tuple[str, datetime, Re
 
 
 @task(cache_policy=NO_CACHE)
-def read(version: str, since: datetime, until: datetime, where: Settings) -> Window:
-    """What the version answered in that time, the newest of it."""
+def read(version: str, since: datetime, until: datetime, where: Settings) -> tuple[Window, Window]:
+    """What the version answered in that time, and what of it was labelled; of more than `MOST` answers a sample each."""
     engine = database.connect(where.database_url)
-    return predictions.read_window(engine, since, until, limit=MOST, version=version)
+    window, labelled = (
+        predictions.read_window(engine, since, until, limit=MOST, version=version, labelled=only)
+        for only in (False, True)
+    )
+    return window, labelled
 
 
 @task(cache_policy=NO_CACHE)
-def judge(reference: Reference, window: Window) -> "Verdict":
-    """Drift and accuracy of the window."""
+def judge(reference: Reference, window: Window, labelled: Window) -> "Verdict":
+    """Drift of the window and accuracy of what was labelled."""
     from monitoring import reports
 
-    return reports.judge(reference, window)
+    return reports.judge(reference, window, labelled=labelled)
 
 
 @task(cache_policy=NO_CACHE)

@@ -15,7 +15,7 @@ from digits import alerts, database, datasets, feedback, inbox, marks
 from digits.alerts import Alert
 from digits.settings import Settings, settings
 from flows import reap
-from flows.ingest import extended, start_from
+from flows.ingest import extended, start_from, with_feedback
 from flows.train import train_on
 from models import gate, recipes
 from models.gate import Verdict
@@ -122,18 +122,17 @@ def gather(data: str | None, where: Settings) -> str:
     Files leave the inbox last, and labels once taken are read every time: whatever dies before is done again by the next
     retraining, to the same end.
     """
-    engine = database.connect(where.database_url)
     current = datasets.current(where.datasets)
-    fingerprint = start_from.fn(data or "mnist", where) if data or current is None else current
+    start = start_from.fn(data or "mnist", where) if data or current is None else current
     taken = inbox.read_inbox(where.inbox)
-    fingerprint = extended(fingerprint, taken.labelled, ", ".join(taken.names), where)
-    counts = feedback.take(engine, feedback.Policy.model_validate(where.feedback))
+    start = extended(start, taken.labelled, ", ".join(taken.names), where)
+    counts = feedback.take(database.connect(where.database_url), feedback.Policy.model_validate(where.feedback))
     if counts:
         log.info(
             "took %d labels from feedback: %s", counts.total(), ", ".join(f"{n} {part}" for part, n in counts.items())
         )
-    fingerprint = extended(fingerprint, feedback.training(engine), "feedback", where)
-    datasets.set_current(where.datasets, fingerprint)
+    fingerprint = with_feedback(start, where)
+    datasets.set_current(where.datasets, start)
     inbox.mark_taken(taken, where.inbox)
     return fingerprint
 

@@ -24,40 +24,43 @@ class Accuracy(BaseModel):
     count: int  # predictions
     expected: Share  # of the version on its held-out reference
     labelled: Share | None  # of the labelled predictions; None without labels
-    audited: Share | None  # of those that were drawn at random to be labelled; None without any
+    audited: Share | None  # of those that were drawn at random to be labelled, which judge; None without any
     per_digit: dict[int, Share]  # by true digit, those that have labels
     mean_confidence: float | None  # over all predictions; None when there are none
     estimate: float | None  # without labels, from calibrated confidence, over all predictions
-    estimate_error: float | None  # the same estimate of the predictions judged by alone, minus their accuracy
+    estimate_error: float | None  # the same estimate of the audited predictions alone, minus their accuracy
 
 
-def assess(reference: Reference, window: Window, minimum_labels: int = 50) -> Accuracy:
+def assess(reference: Reference, window: Window, labelled: Window | None = None, minimum_labels: int = 50) -> Accuracy:
     """The window's accuracy against the version's own on held-out images.
 
-    *Worse* when the 95 % interval of the difference lies below 0 (Newcombe, Statist. Med. 17, 1998, method 10: made of the two Wilson
-    intervals); with fewer labels than `minimum_labels` nothing is claimed. Labels that people send are mostly complaints, so the
-    audit sample judges as soon as it has that many.
+    `labelled` holds all labelled answers of that time where the window is a sample. *Worse* when the 95 % interval of the
+    difference lies below 0 (Newcombe, Statist. Med. 17, 1998, method 10: made of the two Wilson intervals). The audit sample alone
+    judges, and with fewer than `minimum_labels` nothing is claimed: labels that people choose to send are mostly complaints.
     """
+    known = window if labelled is None else labelled
     expected = _share(reference.probabilities.argmax(axis=1) == reference.labels)
-    known = window.labels >= 0
-    judged = window.audited if window.audited.sum() >= minimum_labels else known
-    right = window.digits == window.labels
-    confident = window.probabilities.max(axis=1) if len(window) else np.zeros(0, dtype=np.float32)
-    honest = _calibrated(reference, confident)
-    judging = _share(right[judged]) if judged.any() else None
+    has_label = known.labels >= 0
+    right = known.digits == known.labels
+    honest, estimated = (_calibrated(reference, _confidence(one)) for one in (known, window))
+    audited = _share(right[known.audited]) if known.audited.any() else None
     found = Accuracy(
-        verdict=_verdict(expected, judging, minimum_labels),
+        verdict=_verdict(expected, audited, minimum_labels),
         words="",
         count=len(window),
         expected=expected,
-        labelled=_share(right[known]) if known.any() else None,
-        audited=_share(right[window.audited]) if window.audited.any() else None,
-        per_digit={int(digit): _share(right[window.labels == digit]) for digit in np.unique(window.labels[known])},
-        mean_confidence=float(confident.mean()) if len(window) else None,
-        estimate=float(honest.mean()) if len(window) else None,
-        estimate_error=float(honest[judged].mean()) - judging.value if judging else None,
+        labelled=_share(right[has_label]) if has_label.any() else None,
+        audited=audited,
+        per_digit={int(digit): _share(right[known.labels == digit]) for digit in np.unique(known.labels[has_label])},
+        mean_confidence=float(_confidence(window).mean()) if len(window) else None,
+        estimate=float(estimated.mean()) if len(window) else None,
+        estimate_error=float(honest[known.audited].mean()) - audited.value if audited else None,
     )
-    return found.model_copy(update={"words": _words(found, judging, minimum_labels)})
+    return found.model_copy(update={"words": _words(found, minimum_labels)})
+
+
+def _confidence(window: Window) -> NDArray[np.float32]:
+    return window.probabilities.max(axis=1) if len(window) else np.zeros(0, dtype=np.float32)
 
 
 def _share(right: NDArray[np.bool_]) -> Share:
@@ -80,22 +83,21 @@ def _calibrated(reference: Reference, confidence: NDArray[np.float32]) -> NDArra
 
 
 def _verdict(
-    expected: Share, labelled: Share | None, minimum_labels: int
+    expected: Share, audited: Share | None, minimum_labels: int
 ) -> Literal["as expected", "worse", "not enough labels"]:
-    if labelled is None or labelled.count < minimum_labels:
+    if audited is None or audited.count < minimum_labels:
         return "not enough labels"
-    highest = np.sqrt((labelled.high - labelled.value) ** 2 + (expected.value - expected.low) ** 2)
-    return "worse" if labelled.value - expected.value + highest < 0 else "as expected"
+    highest = np.sqrt((audited.high - audited.value) ** 2 + (expected.value - expected.low) ** 2)
+    return "worse" if audited.value - expected.value + highest < 0 else "as expected"
 
 
-def _words(found: Accuracy, judging: Share | None, minimum_labels: int) -> str:
+def _words(found: Accuracy, minimum_labels: int) -> str:
     known = f"the version had {found.expected.value:.2%} on {found.expected.count} held-out images"
     estimate = "" if found.estimate is None else f" By its confidence alone {found.estimate:.2%} would be right"
-    if found.verdict == "not enough labels":
-        few = f"Not enough labels: {judging.count if judging else 0} of at least {minimum_labels}; {known}."
+    audited = found.audited
+    if audited is None or found.estimate_error is None or found.verdict == "not enough labels":
+        few = f"Not enough labels: {audited.count if audited else 0} of at least {minimum_labels} of the audit sample; {known}."
         return f"{few}{estimate}." if estimate else few
-    assert judging is not None and found.estimate_error is not None
-    which = "audited" if judging == found.audited else "labelled"
-    was = f"{judging.value:.2%} ({judging.low:.2%} to {judging.high:.2%}) of {judging.count} {which} predictions are right"
+    was = f"{audited.value:.2%} ({audited.low:.2%} to {audited.high:.2%}) of {audited.count} audited predictions are right"
     more = "more" if found.estimate_error > 0 else "less"
     return f"{found.verdict.capitalize()}: {was}; {known}.{estimate}, {100 * abs(found.estimate_error):.1f} points {more} than is true."

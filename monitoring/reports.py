@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from digits.predictions import Window
 from digits.reference import Reference
+from digits.shares import Share
 from monitoring import accuracy, drift, pictures
 from monitoring.features import UNITS, Columns
 
@@ -27,11 +27,11 @@ PICTURES = "pictures.png"
 
 _DISTANCE = "digits_distance"  # our scores under the names Evidently knows them by
 _SHARE_CHANGE = "digits_share_change"
-_CORRECT = "correct"  # 1 or 0 where feedback told the true digit
-_AUDITED = "audit_correct"  # the same where the label belongs to the audit sample
+_CORRECT = "correct"  # share of the labelled answers: the same in every row, see _metrics
+_AUDITED = "audit_correct"  # of those that belong to the audit sample
 _RUN = "workspace_run"  # the file that names the run of a folder
 _MOMENT = "%Y-%m-%dT%H-%M-%SZ"
-_DRIFTED = "drifted_share"  # of the columns: the same in every row, see _metrics
+_DRIFTED = "drifted_share"  # of the columns
 
 
 _SHOWN = [_DRIFTED, drift.CONFIDENCE, *UNITS]  # means that the dashboard shows over time
@@ -63,11 +63,14 @@ class Written:
 
 
 def judge(
-    reference: Reference, window: Window, policy: drift.Policy | None = None, minimum_labels: int = 50
+    reference: Reference, window: Window, policy: drift.Policy | None = None, labelled: Window | None = None
 ) -> Verdict:
-    """Drift and accuracy of a window, against the reference sample of the version that answered it."""
+    """Drift and accuracy of a window, against the reference sample of the version that answered it.
+
+    `labelled` holds all labelled answers of that time where the window is a sample.
+    """
     found = drift.compare(reference, window, policy)
-    right = accuracy.assess(reference, window, minimum_labels)
+    right = accuracy.assess(reference, window, labelled)
     return Verdict(
         since=min(window.at, default=None),
         until=max(window.at, default=None),
@@ -209,10 +212,10 @@ def _run(reference: Reference, window: Window, verdict: Verdict) -> Any:
     definition = DataDefinition(
         numerical_columns=[*numeric, _CORRECT, _AUDITED, _DRIFTED], categorical_columns=[drift.DIGIT]
     )
-    known = reference.labels.astype(np.int8)
+    right = verdict.accuracy
     frames = (
-        _frame(now, window.digits, window.labels, window.audited, verdict.drift.drifted_share),
-        _frame(before, before[drift.DIGIT], known, np.ones(len(known), np.bool_), 0.0),
+        _frame(now, right.labelled, right.audited, verdict.drift.drifted_share),
+        _frame(before, right.expected, right.expected, 0.0),
     )
     current, then = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
     report = Report(_metrics(verdict), include_tests=True)
@@ -220,15 +223,12 @@ def _run(reference: Reference, window: Window, verdict: Verdict) -> Any:
     return report.run(current, then, timestamp=verdict.until, metadata=metadata, tags=["monitor"])
 
 
-def _frame(
-    columns: Columns, digits: NDArray[Any], labels: NDArray[np.int8], audited: NDArray[np.bool_], drifted_share: float
-) -> Any:
+def _frame(columns: Columns, labelled: Share | None, audited: Share | None, drifted_share: float) -> Any:
     import pandas as pd  # 1.4 s
 
     frame = pd.DataFrame(columns)
     frame[drift.DIGIT] = frame[drift.DIGIT].astype(int).astype(str)
-    frame[_CORRECT] = np.where(labels >= 0, (digits == labels).astype(float), np.nan)
-    frame[_AUDITED] = np.where(audited, frame[_CORRECT], np.nan)
+    frame[_CORRECT], frame[_AUDITED] = (np.nan if share is None else share.value for share in (labelled, audited))
     frame[_DRIFTED] = drifted_share
     return frame
 

@@ -71,9 +71,10 @@ def held_out() -> tuple[Images, Labels]:
 def window(
     images: Images, labels: NDArray[np.integer] | None = None, audited: NDArray[np.bool_] | None = None
 ) -> Window:
-    """These images as answered traffic, one a second."""
+    """These images as answered traffic, one a second; the labels are an auditor's unless `audited` says which are."""
     count = len(images)
     probabilities = answer(images)
+    known = np.full(count, -1, np.int8) if labels is None else labels.astype(np.int8)
     return Window(
         ids=[f"id{i}" for i in range(count)],
         at=[START + timedelta(seconds=i) for i in range(count)],
@@ -81,6 +82,6 @@ def window(
         images=images,
         digits=probabilities.argmax(axis=1).astype(np.uint8),
         probabilities=probabilities,
-        labels=np.full(count, -1, np.int8) if labels is None else labels.astype(np.int8),
-        audited=np.zeros(count, np.bool_) if audited is None else audited,
+        labels=known,
+        audited=known >= 0 if audited is None else audited,
     )

@@ -89,8 +89,22 @@ def test_the_audit_sample_judges_though_complaints_say_otherwise() -> None:
     assert found.audited.count == drawn.sum() and found.audited.right == right[drawn].sum()
     assert found.labelled.value < found.audited.value
     assert found.verdict == "as expected" and "audited" in found.words
-    complaints = accuracy.assess(reference(), window(images, known))
-    assert complaints.verdict == "worse" and complaints.audited is None
+
+
+def test_complaints_alone_judge_nothing() -> None:
+    images, labels = held_out()
+    nobody = np.zeros(len(labels), np.bool_)
+    found = accuracy.assess(reference(), window(changes.shift(images, 3), labels, audited=nobody))
+    assert found.labelled is not None and found.labelled.high < found.expected.low
+    assert found.audited is None and found.verdict == "not enough labels" and "0 of at least 50" in found.words
+
+
+def test_labels_outside_the_sample_count() -> None:
+    """Of many answers a report looks at some, and at all that were labelled."""
+    images, labels = held_out()
+    found = accuracy.assess(reference(), window(images[:100]), window(images[100:], labels[100:]))
+    assert found.count == 100 and found.labelled is not None and found.labelled.count == len(labels) - 100
+    assert found.verdict == "as expected" and found.estimate_error is not None
 
 
 def test_words_tell_how_honest_the_estimate_was() -> None:

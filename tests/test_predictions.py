@@ -74,7 +74,10 @@ def test_a_window_is_cut_by_time_count_version_and_role(url: str, engine: Engine
     write(url, tmp_path, old, new, shadow)
     assert predictions.read_window(engine, NOON + timedelta(seconds=1)).ids == new.ids
     assert predictions.read_window(engine, NOON, NOON + timedelta(hours=1)).ids == old.ids
-    assert predictions.read_window(engine, NOON, limit=4).ids == [old.ids[-1], *new.ids]
+    assert predictions.read_window(engine, NOON, limit=6).ids == old.ids + new.ids
+    assert predictions.read_window(engine, NOON, limit=4).ids == [old.ids[1], new.ids[0], new.ids[2]]  # every second
+    predictions.label(engine, new.ids[1], 3, "page")
+    assert predictions.read_window(engine, NOON, labelled=True).ids == [new.ids[1]]
     assert predictions.read_window(engine, NOON, version="1").ids == old.ids
     assert predictions.read_window(engine, NOON, role="challenger").versions == ["3", "3"]
     empty = predictions.read_window(engine, NOON + timedelta(days=1))

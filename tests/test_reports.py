@@ -140,7 +140,7 @@ def test_the_page_says_what_drifted_and_what_is_known_of_the_accuracy(
     for column in verdict.drift.columns:
         assert (f"| {column.name} |" in page) == column.drifted
     assert f"| labelled predictions | {verdict.accuracy.labelled} | 300 |" in page
-    assert "audit sample" not in page
+    assert f"| audit sample | {verdict.accuracy.audited} | 300 |" in page
     assert "(http://127.0.0.1:8000)" in page and str(files.html) in page
     assert all(f"- {advice}" in page for advice in verdict.advice)
 

@@ -102,6 +102,23 @@ def test_labels_of_feedback_are_trained_on_once_and_outlive_the_source(where: Se
     assert gather.fn(None, where) == after.fingerprint == gather.fn("bundled", where)
 
 
+def test_a_corrected_label_replaces_the_one_that_was_trained_on(where: Settings) -> None:
+    """The last word counts for learning too, and one that is doubted later is not learned from at all."""
+    before = current(where)
+    image = 255 - (255 - before.train.images[100:101]) // 2 * 2
+    log = PredictionLog(where.database_url, where.spool)
+    (id,) = new_ids(1)
+    log.append(Answers([id], datetime.now(UTC), "1", image, np.full((1, 10), 0.1, np.float32), "/classify"))
+    log.close()
+    where = where.model_copy(update={"feedback": {"hold_out": 0.0}})
+    for digit in (4, 9):
+        predictions.label(database.connect(where.database_url), id, digit, "anna")
+        after = datasets.load(where.datasets, gather.fn(None, where))
+        learned = datasets.join(after.train, after.validation)
+        same = datasets.digests(learned.images) == datasets.digests(image)[0]
+        assert learned.labels[same].tolist() == [digit]
+
+
 @pytest.mark.parametrize(("current", "promoted"), [("1", ["3"]), ("2", [])])
 def test_a_champion_that_came_meanwhile_is_not_replaced(
     current: str, promoted: list[str], where: Settings, monkeypatch: pytest.MonkeyPatch
