@@ -1,7 +1,8 @@
 """Labels for learning: what feedback said is taken in once, checked, and kept for training, for the gate, or in quarantine.
 
 A label is worth learning from when it is right, and worth judging by when it was not chosen by who complains. So the labels
-of the audit sample, drawn at random, are trusted: they are neither capped nor quarantined, and they alone judge candidates.
+of the audit sample, drawn at random, are trusted: they are neither capped nor doubted, they displace what others said of the same
+image, and they alone judge candidates.
 A complaint that contradicts a confident answer is more often a slip or a prank than a find, and waits in quarantine;
 a champion that is confidently wrong shows in the audit sample.
 
@@ -35,6 +36,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -123,11 +125,11 @@ def take(engine: Engine, policy: Policy) -> Counter[Part]:
             Labelled(row.id, digest(row.image), row.label, row.digit, row.probability, row.source, bool(row.audited))
             for row in rows
         ]
-        before = connection.execute(
-            select(taken.c.prediction_id, taken.c.digest, taken.c.digit).where(taken.c.part.in_(("train", "hold-out")))
-        )
+        in_use = connection.execute(select(taken).where(taken.c.part.in_(("train", "hold-out")))).all()
         again = {one.id for one in labelled}
-        known = {row.digest: row.digit for row in before if row.prediction_id not in again}
+        checked = {one.digest for one in labelled if one.audited}
+        displaced = {row.prediction_id for row in in_use if row.digest in checked and not row.audited}
+        known = {row.digest: row.digit for row in in_use if row.prediction_id not in again | displaced}
         decisions = sort_out(labelled, known, policy)
         now = datetime.now(UTC)
         values = [_value(row, one, decision, now) for row, one, decision in zip(rows, labelled, decisions, strict=True)]
@@ -137,6 +139,9 @@ def take(engine: Engine, policy: Policy) -> Counter[Part]:
             changed = {name: statement.excluded[name] for name in values[0] if name != "prediction_id"}
             statement = statement.on_conflict_do_update(index_elements=["prediction_id"], set_=changed)
             connection.execute(statement, values[start : start + _AT_ONCE])
+        for id in displaced - again:
+            word = {"part": "left out", "reason": "an auditor has labelled the same image"}
+            connection.execute(update(taken).where(taken.c.prediction_id == id), word)
     return Counter(decision.part for decision in decisions)
 
 

@@ -411,6 +411,27 @@ def monitor(
             monitor(since)
 
 
+@app.command()
+def audit(
+    folder: Annotated[Path | None, typer.Argument(help="Unless given, `audit` in DIGITS_HOME.")] = None,
+    since: Annotated[str, typer.Option(help="How far back to look: 30m, 24h, 7d, or a moment.")] = "7d",
+    n: Annotated[int, typer.Option("-n", min=1, help="How many pictures may wait to be sorted.")] = 200,
+) -> None:
+    """Write pictures of the audit sample into FOLDER; those moved into its sub-folders 0 to 9 are labelled by the next call."""
+    from datetime import UTC, datetime
+
+    from digits import audit, database
+    from flows.monitor import begin
+
+    where = settings()
+    folder, engine = folder or where.home / "audit", database.connect(where.database_url)
+    labelled = audit.collect(engine, folder)
+    waiting = audit.lay_out(engine, folder, begin(since, datetime.now(UTC)), n)
+    print(f"{labelled} labelled by the folders 0 to 9 of {folder}; {waiting} wait in it")
+    if waiting:
+        print("move each into the folder of its digit, and call this again")
+
+
 def _show(table: Any) -> None:
     """A table on the terminal, or as wide as it is where there is none."""
     from rich.console import Console

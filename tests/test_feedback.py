@@ -15,7 +15,7 @@ from digits.images import Images
 from digits.predictions import AUDITOR
 
 NOW = datetime(2026, 1, 5, 8, tzinfo=UTC)
-ALL_TRAIN = Policy(hold_out=0)
+ALL_TRAIN, ALL_HELD_OUT = Policy(hold_out=0), Policy(hold_out=1 - 1e-9)
 
 
 @pytest.fixture
@@ -134,6 +134,21 @@ def test_the_auditor_counts_more_than_a_later_complaint(engine: Engine) -> None:
     window = predictions.read_window(engine, NOW)
     assert window.labels.tolist() == [4, 5]
     assert window.audited.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(("policy", "part"), [(ALL_TRAIN, "train"), (ALL_HELD_OUT, "hold-out")])
+def test_the_auditor_displaces_a_complaint_that_was_taken_before(
+    engine: Engine, policy: feedback.Policy, part: str
+) -> None:
+    images, _ = held_out()
+    (first,) = answered(engine, images[:1], [1])
+    predictions.label(engine, first, 4, "api")
+    assert feedback.take(engine, policy) == {part: 1}
+    (second,) = answered(engine, images[:1], [1], audit=True)
+    predictions.label(engine, second, 5, AUDITOR)
+    assert feedback.take(engine, policy) == {part: 1}
+    split = feedback.training(engine) if part == "train" else feedback.hold_out(engine)
+    assert split is not None and split.labels.tolist() == [5]
 
 
 def test_a_complaint_against_a_sure_answer_waits_in_quarantine_with_the_reason(engine: Engine) -> None:

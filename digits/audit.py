@@ -1,0 +1,48 @@
+"""The audit sample as a folder: pictures to be moved into sub-folders `0` to `9`, whose places are then the labels.
+
+A label is sent as often as its picture is found, which changes nothing; a picture that is moved on to another digit is a correction.
+"""
+
+import random
+from datetime import datetime
+from pathlib import Path
+
+from PIL import Image
+from sqlalchemy import Engine
+
+from digits import feedback, predictions
+from digits.images import SIZE
+from digits.predictions import AUDITOR, UnknownPrediction
+
+ENLARGED = 10  # times, so that a file manager shows something
+
+
+def collect(engine: Engine, folder: Path) -> int:
+    """Label the answers whose pictures lie in the sub-folders; how many. Those that the log forgot are left out."""
+    labelled = 0
+    for digit in range(10):
+        for path in sorted((folder / str(digit)).glob("*.png")):
+            try:
+                predictions.label(engine, path.stem, digit, AUDITOR)
+            except UnknownPrediction:
+                continue
+            labelled += 1
+    return labelled
+
+
+def lay_out(engine: Engine, folder: Path, since: datetime, most: int) -> int:
+    """Write the pictures that wait for an auditor, dark on light, until so many lie there to be sorted; how many do.
+
+    Of more than that the ones to label are drawn at random: those in the order of time would be the digits of one hour.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = dict(feedback.unlabelled_audit(engine, since))
+    there = {path.stem for path in folder.glob("*.png")}
+    sorted_already = {path.stem for path in folder.glob("[0-9]/*.png")}
+    others = sorted(waiting.keys() - there - sorted_already)
+    for id in random.sample(others, min(len(others), max(most - len(there), 0))):
+        picture = Image.fromarray(255 - waiting[id]).resize(
+            (ENLARGED * SIZE, ENLARGED * SIZE), Image.Resampling.NEAREST
+        )
+        picture.save(folder / f"{id}.png")
+    return len(list(folder.glob("*.png")))

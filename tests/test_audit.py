@@ -1,0 +1,74 @@
+"""The audit sample on disk: what waits is laid out, and the folder a picture was moved to is its label."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from monitored import held_out
+from PIL import Image
+from sqlalchemy import Engine
+
+from digits import audit, database, predictions
+from digits.predictions import Answers, PredictionLog, new_ids
+
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = database.connect(database_url)
+    yield engine
+    engine.dispose()
+
+
+def answered(url: str, folder: Path, count: int, audit_share: float) -> list[str]:
+    """Answers as the service logs them; their ids."""
+    ids = new_ids(count)
+    log = PredictionLog(url, folder / "spool", audit_share)
+    log.append(Answers(ids, NOON, "1", held_out()[0][:count], np.full((count, 10), 0.1, np.float32), "/classify"))
+    log.close()
+    return ids
+
+
+def test_pictures_that_were_sorted_are_labels_of_the_audit_sample(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    answered(database_url, tmp_path, 3, audit_share=0)
+    ids = answered(database_url, tmp_path, 5, audit_share=1)
+    folder = tmp_path / "audit"
+    assert audit.lay_out(engine, folder, NOON, most=100) == 5
+    assert {path.stem for path in folder.glob("*.png")} == set(ids)
+    image = 255 - np.asarray(Image.open(folder / f"{ids[0]}.png"))[5::10, 5::10]
+    assert np.array_equal(image, held_out()[0][0])
+    (folder / "7").mkdir()
+    for id in ids[:2]:
+        (folder / f"{id}.png").rename(folder / "7" / f"{id}.png")
+    assert audit.collect(engine, folder) == audit.collect(engine, folder) == 2
+    window = predictions.read_window(engine, NOON, labelled=True)
+    assert sorted(window.ids) == sorted(ids[:2])
+    assert window.labels.tolist() == [7, 7] and window.audited.all()
+    assert audit.lay_out(engine, folder, NOON, most=100) == 3
+
+
+def test_a_picture_moved_on_is_a_correction(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    (id,) = answered(database_url, tmp_path, 1, audit_share=1)
+    audit.lay_out(engine, tmp_path / "audit", NOON, most=1)
+    path = tmp_path / "audit" / f"{id}.png"
+    for digit in (3, 8):
+        (tmp_path / f"audit/{digit}").mkdir()
+        path = path.rename(tmp_path / f"audit/{digit}" / path.name)
+        audit.collect(engine, tmp_path / "audit")
+        assert predictions.find(engine, id).label == digit
+
+
+def test_no_more_than_asked_for_lie_there_and_strange_files_are_no_labels(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    answered(database_url, tmp_path, 20, audit_share=1)
+    folder = tmp_path / "audit"
+    assert [audit.lay_out(engine, folder, NOON, most) for most in (5, 5, 8)] == [5, 5, 8]
+    (folder / "4").mkdir()
+    (folder / "4/holiday.png").write_bytes(b"")
+    assert audit.collect(engine, folder) == 0
