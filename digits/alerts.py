@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
-from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
-from digits import marks
+from digits import database, marks
 
 log = logging.getLogger("digits.alerts")
 
@@ -26,15 +27,19 @@ class Alert:
     details: Mapping[str, Any] = field(default_factory=dict)  # as JSON has them
 
 
-def send(url: str | None, engine: Engine, alert: Alert, cooldown: timedelta) -> bool:
+def send(url: str | None, database_url: str, alert: Alert, cooldown: timedelta) -> bool:
     """POST the alert, unless no webhook is set or the same was sent within the cooldown; whether it arrived.
 
-    A webhook that does not take it is no error of whoever raises the alert: it is logged, and the next alert tries again.
+    A webhook that does not take it is no error of whoever raises the alert: it is logged, and the next alert tries again. While
+    the database is away nobody knows what was sent before, and the alert goes out.
     """
-    name, now = f"alert {alert.event} {alert.about}"[:255], datetime.now(UTC)
-    before = marks.at(engine, name)
-    if url is None or (before is not None and now - before < cooldown):
+    if url is None:
         return False
+    name, now = f"alert {alert.event} {alert.about}"[:255], datetime.now(UTC)
+    with suppress(SQLAlchemyError, OSError):
+        before = marks.at(database.connect(database_url), name)
+        if before is not None and now - before < cooldown:
+            return False
     body = {
         "event": alert.event,
         "about": alert.about,
@@ -48,5 +53,6 @@ def send(url: str | None, engine: Engine, alert: Alert, cooldown: timedelta) -> 
         reason = f"it answered {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else str(error)
         log.warning("the webhook does not take the alert %r (%s): %s", alert.event, reason, alert.words)
         return False
-    marks.put(engine, name, now)
+    with suppress(SQLAlchemyError, OSError):
+        marks.put(database.connect(database_url), name, now)
     return True

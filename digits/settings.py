@@ -100,7 +100,12 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: Url = Field(
         default_factory=lambda values: f"http://{_reachable(_private(values))}:{values['mlflow_port']}",
         validation_alias=_named("MLFLOW_TRACKING_URI"),
+        repr=False,
         description="MLflow server.",
+    )
+    mlflow_link: Url = Field(
+        default_factory=lambda values: re.sub(r"//[^/]*@", "//", values["mlflow_tracking_uri"]),
+        description="MLflow's address in links, where browsers reach it under another; without a password.",
     )
     prefect_api_url: Url = Field(
         default_factory=lambda values: f"http://{_reachable(_private(values))}:{values['prefect_port']}/api",
@@ -174,6 +179,10 @@ class Settings(BaseSettings):
     def service_url(self) -> str:
         """The endpoint as this machine reaches it."""
         return f"http://{_reachable(self.host)}:{self.service_port}"
+
+    def run_link(self, experiment_id: str, run_id: str) -> str:
+        """Where a run is seen in MLflow's UI."""
+        return f"{self.mlflow_link}/#/experiments/{experiment_id}/runs/{run_id}"
 
     @property
     def credentials(self) -> dict[str, str]:

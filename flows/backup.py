@@ -181,7 +181,7 @@ def _postgres(program: str, where: Settings, *words: str) -> str:
 
 def _elsewhere(where: Settings) -> list[str]:
     """What this machine does not keep."""
-    servers = (("MLflow", where.mlflow_tracking_uri, "mlflow"), ("Prefect", where.prefect_api_url, "prefect"))
+    servers = (("MLflow", where.mlflow_link, "mlflow"), ("Prefect", where.prefect_api_url, "prefect"))
     here = {process.name for process in processes.processes(where)}
     return [f"without what {name} keeps at {url}" for name, url, process in servers if process not in here]
 

@@ -136,9 +136,9 @@ def publish(version: str, verdict: "Verdict", written: "Written", where: Setting
 @task(cache_policy=NO_CACHE)
 def tell(version: str, verdict: "Verdict", written: "Written", where: Settings) -> None:
     """Drift and lost accuracy to the webhook."""
-    engine, cooldown = database.connect(where.database_url), timedelta(hours=where.alert_cooldown_hours)
+    cooldown = timedelta(hours=where.alert_cooldown_hours)
     for alert in _alerts(version, verdict, {"report": str(written.html or written.verdict)}):
-        alerts.send(where.alert_url, engine, alert, cooldown)
+        alerts.send(where.alert_url, where.database_url, alert, cooldown)
 
 
 @task(cache_policy=NO_CACHE)

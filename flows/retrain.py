@@ -24,6 +24,9 @@ from models.recipes import Recipe
 log = logging.getLogger("digits.retrain")
 
 LIMIT = "digits-retrain"
+SLOT_SECONDS = (
+    10  # for Prefect's answer: a busy server that takes longer than that is not told from a slot that is taken
+)
 LEASE_SECONDS = 60  # the shortest that Prefect gives; after it, the slot of a killed retraining is free again
 RETRAINED = "retrained"  # the mark of the last retraining's end
 
@@ -84,20 +87,19 @@ def alarmed(where: Settings) -> Iterator[None]:
     except Exception as error:
         log.error("the retraining failed: %s", error)
         alert = Alert("retraining failed", type(error).__name__, f"The retraining failed: {error}")
-        engine = database.connect(where.database_url)
-        alerts.send(where.alert_url, engine, alert, timedelta(hours=where.alert_cooldown_hours))
+        alerts.send(where.alert_url, where.database_url, alert, timedelta(hours=where.alert_cooldown_hours))
         raise
 
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Hold the only slot for retraining that Prefect gives out, on whichever machine; raises Busy at once."""
+    """Hold the only slot for retraining that Prefect gives out, on whichever machine; raises Busy when another has it."""
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
     with ExitStack() as held:
         try:
             held.enter_context(
-                concurrency(LIMIT, occupy=1, timeout_seconds=1, strict=True, lease_duration=LEASE_SECONDS)
+                concurrency(LIMIT, occupy=1, timeout_seconds=SLOT_SECONDS, strict=True, lease_duration=LEASE_SECONDS)
             )
         except TimeoutError as error:
             raise Busy("another retraining is under way; wait for its end, or cancel it in the Prefect UI") from error

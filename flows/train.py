@@ -143,7 +143,6 @@ def _publish(registry: "Registry", version: str, run_id: str, evaluation: "Evalu
     rows = "\n".join(
         f"| {name} | {value:.4f} |" for name, value in evaluation.metrics.items() if name.startswith("test_")
     )
-    text = (
-        f"# digits v{version}\n\n[MLflow run]({registry.run_link(run_id)})\n\n| metric | value |\n|---|---|\n{rows}\n"
-    )
+    link = settings().run_link(registry.experiment_id, run_id)
+    text = f"# digits v{version}\n\n[MLflow run]({link})\n\n| metric | value |\n|---|---|\n{rows}\n"
     create_markdown_artifact(text, key="candidate", description=f"digits v{version}")

@@ -209,10 +209,6 @@ class Registry:
         found = [one for one in self.client.search_model_versions(f"name='{NAME}'") if one.tags.get("inputs") == wanted]
         return max((str(one.version) for one in found), key=int, default=None)
 
-    def run_link(self, run_id: str) -> str:
-        """Where the run is seen in MLflow's UI."""
-        return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{run_id}"
-
 
 def flat(recipe: Recipe) -> dict[str, Any]:
     """The recipe as MLflow params: nested fields joined by a dot."""

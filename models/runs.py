@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from models.champion import address
 from models.registry import NAME, Registry
 
 
@@ -38,7 +39,9 @@ def find(registry: Registry, text: str) -> Run:
     if not ids and re.fullmatch("[0-9a-f]{1,32}", text):
         ids = [run.id for run in _all(registry, versions) if run.id.startswith(text)]
     if not ids:
-        raise LookupError(f"there is no version and no run {text!r} in {registry.uri}; see `digits leaderboard`")
+        raise LookupError(
+            f"there is no version and no run {text!r} in {address(registry.uri)}; see `digits leaderboard`"
+        )
     if len(ids) > 1:
         raise LookupError(f"{len(ids)} runs begin with {text!r}: {', '.join(sorted(ids)[:3])}; give more of the id")
     return _run(registry.client.get_run(ids[0]), versions)

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -159,11 +158,10 @@ class Desk:
         }
 
     def _run_link(self, card: dict[str, Any]) -> str | None:
-        """The run in MLflow's UI, without a password that the address may hold; a release knows of no MLflow."""
+        """The run in MLflow's UI; a release knows of no MLflow."""
         if self._is_release or not {"run_id", "experiment_id"} <= card.keys():
             return None
-        public = str(httpx.URL(self.where.mlflow_tracking_uri).copy_with(username=None, password=None))
-        return f"{public.rstrip('/')}/#/experiments/{card['experiment_id']}/runs/{card['run_id']}"
+        return self.where.run_link(card["experiment_id"], card["run_id"])
 
     def update_gauges(self) -> None:
         """Bring the metrics that are states rather than events up to date."""

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import find_free_port
-from sqlalchemy import Engine
 
-from digits import alerts, database
+from digits import alerts
 from digits.alerts import Alert
 
 DAY = timedelta(days=1)
@@ -48,39 +47,41 @@ def webhook() -> Iterator[Webhook]:
     webhook.server.server_close()
 
 
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = database.connect(database_url)
-    yield engine
-    engine.dispose()
-
-
-def test_an_alert_arrives_as_json_with_its_details(webhook: Webhook, engine: Engine) -> None:
-    assert alerts.send(webhook.url, engine, DRIFT, DAY)
+def test_an_alert_arrives_as_json_with_its_details(webhook: Webhook, database_url: str) -> None:
+    assert alerts.send(webhook.url, database_url, DRIFT, DAY)
     ((kind, body),) = webhook.received
     assert kind == "application/json"
     assert (body["event"], body["words"], body["severity"]) == ("drift", "Shifted 2.0 px right.", "strong")
     assert body["at"].endswith("+00:00")
 
 
-def test_the_same_alert_is_sent_once_until_the_cooldown_is_over(webhook: Webhook, engine: Engine) -> None:
+def test_the_same_alert_is_sent_once_until_the_cooldown_is_over(webhook: Webhook, database_url: str) -> None:
     other = Alert("drift", "digits v3: blur", "Blurred.")
-    sent = [alerts.send(webhook.url, engine, alert, DAY) for alert in (DRIFT, DRIFT, other, other)]
+    sent = [alerts.send(webhook.url, database_url, alert, DAY) for alert in (DRIFT, DRIFT, other, other)]
     assert sent == [True, False, True, False]
-    assert alerts.send(webhook.url, engine, DRIFT, timedelta(0))
+    assert alerts.send(webhook.url, database_url, DRIFT, timedelta(0))
     assert len(webhook.received) == 3
 
 
-def test_what_did_not_arrive_is_sent_again(webhook: Webhook, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_did_not_arrive_is_sent_again(
+    webhook: Webhook, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     webhook.status = 503
-    assert not alerts.send(webhook.url, engine, DRIFT, DAY)
+    assert not alerts.send(webhook.url, database_url, DRIFT, DAY)
     assert "503" in caplog.text and DRIFT.words in caplog.text
-    assert not alerts.send(f"http://127.0.0.1:{find_free_port()}", engine, DRIFT, DAY)
-    assert not alerts.send("no address", engine, DRIFT, DAY)
+    assert not alerts.send(f"http://127.0.0.1:{find_free_port()}", database_url, DRIFT, DAY)
+    assert not alerts.send("no address", database_url, DRIFT, DAY)
     webhook.status = 204
-    assert alerts.send(webhook.url, engine, DRIFT, DAY)
+    assert alerts.send(webhook.url, database_url, DRIFT, DAY)
 
 
-def test_without_a_webhook_nothing_is_sent_or_noted(webhook: Webhook, engine: Engine) -> None:
-    assert not alerts.send(None, engine, DRIFT, DAY)
-    assert alerts.send(webhook.url, engine, DRIFT, DAY)
+def test_without_a_webhook_nothing_is_sent_or_noted(webhook: Webhook, database_url: str) -> None:
+    assert not alerts.send(None, database_url, DRIFT, DAY)
+    assert alerts.send(webhook.url, database_url, DRIFT, DAY)
+
+
+def test_while_the_database_is_away_the_alert_goes_out(webhook: Webhook) -> None:
+    """It may be the very thing that somebody should know."""
+    away = f"postgresql+psycopg://digits@127.0.0.1:{find_free_port()}/digits"
+    assert alerts.send(webhook.url, away, DRIFT, DAY)
+    assert len(webhook.received) == 1

@@ -48,6 +48,14 @@ def test_mlflow_is_found_under_its_own_name_too(monkeypatch: pytest.MonkeyPatch,
     assert Settings().mlflow_tracking_uri == "http://tracking:5000"
 
 
+def test_links_to_a_run_tell_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://admin:hush@mlflow:5000")
+    assert Settings().run_link("1", "5f3c") == "http://mlflow:5000/#/experiments/1/runs/5f3c"
+    assert "hush" not in repr(Settings())
+    monkeypatch.setenv("DIGITS_MLFLOW_LINK", "https://mlflow.example.org")
+    assert Settings().run_link("1", "5f3c").startswith("https://mlflow.example.org/#/")
+
+
 def test_a_port_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIGITS_SERVICE_PORT", "70000")
     with pytest.raises(ValidationError, match="70000"):
