@@ -144,7 +144,7 @@ def new_ids(count: int = 1) -> list[str]:
 def shadow_id(id: str) -> str:
     """The id of the challenger's answer on the image of a champion's answer, so that one can be found from the other.
 
-    Times in milliseconds begin with a 0 until the year 10889.
+    Times in milliseconds begin with a 0 until the year 2527.
     """
     return f"c{id[1:]}"
 

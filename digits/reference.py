@@ -1,4 +1,4 @@
-"""The reference sample: what training saw, kept beside the model version so that drift is measured against that version."""
+"""The reference sample: held-out images and the version's answers to them, kept beside it so that drift is measured against it."""
 
 import io
 from dataclasses import dataclass

@@ -21,7 +21,7 @@ from PIL import Image
 
 from digits import images as pixels
 from digits.datasets import BadData, Dataset, Split, divide, first_line, join, reading, write_atomically
-from digits.images import PIXELS, SIZE, Images
+from digits.images import PIXELS, SIZE
 
 log = logging.getLogger("digits.sources")
 
@@ -65,11 +65,6 @@ def read_labelled(path: Path) -> Split:
     return train if test is None else join(train, test)
 
 
-def read_unlabelled(path: Path) -> Images:
-    """The images of a Kaggle `test.csv[.gz]` (`pixel0…pixel783`, no labels); raises BadData."""
-    return _read_csv(path, labelled=False).reshape(-1, SIZE, SIZE)
-
-
 def _read_path(path: Path, source: str, seed: int) -> Dataset:
     train, test = _parts(path)
     return replace(divide(source, train, test, seed), checksum=_checksum(path))
@@ -84,7 +79,7 @@ def _parts(path: Path) -> tuple[Split, Split | None]:
     if name.endswith(".npz"):
         return _read_npz(path)
     if name.endswith((".csv", ".csv.gz")):
-        table = _read_csv(path, labelled=True)
+        table = _read_csv(path)
         return _labelled(path.name, "the pixels", table[:, 1:].reshape(-1, SIZE, SIZE), "the labels", table[:, 0]), None
     raise BadData(f"{path.name} is no known kind of data; give {SOURCES}")
 
@@ -308,12 +303,12 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
 # Kaggle's CSV
 
 
-def _read_csv(path: Path, *, labelled: bool) -> NDArray[np.uint8]:
-    """The table of a Kaggle file, shape (n, 785) with the label first, or (n, 784); the header line may be missing.
+def _read_csv(path: Path) -> NDArray[np.uint8]:
+    """The table of a Kaggle file, shape (n, 785) with the label first; the header line may be missing.
 
     Every value must be a whole number 0 to 255, a label 0 to 9. Raises BadData naming row (from 1), line and value.
     """
-    columns = PIXELS + labelled
+    columns = PIXELS + 1
     try:
         with _lines(path) as lines:
             if not (first := _first_row(path, lines, columns)):
@@ -323,7 +318,7 @@ def _read_csv(path: Path, *, labelled: bool) -> NDArray[np.uint8]:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise _bad_row(path, columns, first_line(error)) from error
-    if table.shape[1] != columns or (labelled and table[:, 0].max() > 9):
+    if table.shape[1] != columns or table[:, 0].max() > 9:
         raise _bad_row(path, columns, f"its shape is {table.shape}")
     return table
 

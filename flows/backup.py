@@ -1,4 +1,7 @@
-"""`digits backup` and `digits restore`: all state of the platform in one folder or .tar file, taken while the platform runs."""
+"""`digits backup` and `digits restore`: the state of the platform in one folder or .tar file, taken while the platform runs.
+
+Left out are logs and reports: the answers that reports are made of are in the database.
+"""
 
 import hashlib
 import json
@@ -21,8 +24,9 @@ from flows import processes
 MANIFEST = "manifest.json"
 FORMAT = 1
 DIGITS_DB, DIGITS_DUMP = "digits.db", "digits.dump"  # of SQLite, of PostgreSQL
-MLFLOW_DB, PREFECT_DB = "mlflow/mlflow.db", "prefect/prefect.db"
-FOLDERS = ("inbox", "mlflow/artifacts", "datasets", "champions")
+OTHER_DBS = ("prefect/prefect.db", "mlflow/mlflow.db", "sweeps/trials.db")
+FOLDERS = ("mlflow/artifacts", "datasets", "champions")
+INBOX = "inbox"
 
 
 class BadBackup(ValueError):
@@ -57,13 +61,14 @@ def back_up(where: Settings, target: Path) -> Backup:
         raise ValueError(f"{target} lies in {where.home} itself, and would be lost with it; give another place")
     target.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(target) as folder:
-        _copy_folder(where.home, "spool", folder)
+        _copy_folder(where.spool, folder / "spool")
         _copy_digits_database(where, folder)
-        for database in (PREFECT_DB, MLFLOW_DB):
+        for database in OTHER_DBS:
             if (where.home / database).exists():
                 _copy_sqlite(where.home / database, folder / database)
+        _copy_folder(where.inbox, folder / INBOX)
         for name in FOLDERS:
-            _copy_folder(where.home, name, folder)
+            _copy_folder(where.home / name, folder / name)
         files = _describe(folder)
         _write_manifest(folder, files)
         if target.suffix == ".tar":
@@ -92,6 +97,8 @@ def restore(where: Settings, source: Path) -> Backup:
         )
     if where.home.exists() and any(where.home.iterdir()):
         raise ValueError(f"{where.home} is not empty; move it away, or set DIGITS_HOME to an empty folder")
+    if where.inbox.exists() and any(where.inbox.iterdir()):
+        raise ValueError(f"the inbox {where.inbox} is not empty; move it away, or set DIGITS_INBOX to an empty folder")
     if not source.exists():
         raise ValueError(f"there is no backup {source}; give a folder or a .tar that `digits backup` wrote")
     where.home.mkdir(parents=True, exist_ok=True)
@@ -100,6 +107,9 @@ def restore(where: Settings, source: Path) -> Backup:
         _unpack(source.expanduser(), staging)
         files = _check(staging)
         _restore_digits_database(where, staging)
+        if (staging / INBOX).exists():
+            shutil.copytree(staging / INBOX, where.inbox, dirs_exist_ok=True)
+            shutil.rmtree(staging / INBOX)
         for path in staging.iterdir():
             if path.name != MANIFEST:
                 path.rename(where.home / path.name)
@@ -183,7 +193,8 @@ def _elsewhere(where: Settings) -> list[str]:
     """What this machine does not keep."""
     servers = (("MLflow", where.mlflow_link, "mlflow"), ("Prefect", where.prefect_api_url, "prefect"))
     here = {process.name for process in processes.processes(where)}
-    return [f"without what {name} keeps at {url}" for name, url, process in servers if process not in here]
+    without = [f"without what {name} keeps at {url}" for name, url, process in servers if process not in here]
+    return [*without, f"without the data sets in {where.datasets_url}"] if where.datasets_url else without
 
 
 # Files
@@ -200,11 +211,11 @@ def _temporary(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copy_folder(home: Path, name: str, target: Path) -> None:
+def _copy_folder(source: Path, target: Path) -> None:
     """All files, those on top first: they are pointers into the folders beside them. What vanishes meanwhile was temporary."""
-    files = [path for path in (home / name).rglob("*") if path.is_file() and not _is_temporary(path)]
-    for path in sorted(files, key=lambda path: len(path.relative_to(home).parts)):
-        copy = target / path.relative_to(home)
+    files = [path for path in source.rglob("*") if path.is_file() and not _is_temporary(path.relative_to(source))]
+    for path in sorted(files, key=lambda path: len(path.parts)):
+        copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             shutil.copyfile(path, copy)

@@ -13,7 +13,7 @@ from rich.table import Table
 from digits import database, datasets, keys, sources
 from digits.settings import Settings
 from digits.sources import Unavailable
-from flows import processes
+from flows import endpoint, processes
 from flows.processes import AlreadyRunning
 from models import champion
 
@@ -21,7 +21,6 @@ console = Console(highlight=False)
 
 
 def up(where: Settings) -> None:
-    """Everything up, a champion answering, the address table; then wait until Ctrl-C or the end of Supervisor."""
     """Everything up, a champion answering, the address table; then wait until Ctrl-C or the end of Supervisor."""
     if processes.states(where):
         print_status(where)
@@ -129,11 +128,11 @@ def _champion(where: Settings) -> tuple[str, str]:
     """The version that answers and what it is worth."""
     try:
         response = httpx.get(f"{where.service_url}/about", headers=where.credentials, timeout=5)
+        about = endpoint.read(response)
     except httpx.HTTPError:
         return "nobody", ""
-    if response.is_error:
-        return "not told", response.json()["error"]
-    about = response.json()
+    except (endpoint.Refused, ConnectionError) as error:
+        return "not told", str(error)
     if about["model_version"] is None:
         return "nobody yet", ""
     accuracy = about["metrics"]["test_accuracy"]

@@ -394,12 +394,12 @@ def monitor(
     end: Annotated[str | None, typer.Option("--to", help="… up to this one.")] = None,
     power: Annotated[bool, typer.Option("--power", help="What the detector would catch at the window's size.")] = False,
 ) -> None:
-    """Report drift and accuracy of the latest answers against what the champion was trained on."""
+    """Report drift and accuracy of the latest answers against what the champion was tested on."""
     if power:
         _print_power(since)
         return
     if (begin is None) != (end is None):
-        raise ValueError("--from and --to go together")
+        raise ValueError("--from and --to go together; give both, or neither for the latest answers")
     with _flows():
         if begin and end:
             from flows.backfill import backfill

@@ -8,6 +8,7 @@ import httpx
 
 from digits import images
 from digits.settings import Settings
+from flows.endpoint import read
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,7 @@ def endpoint(where: Settings) -> Iterator[Ask]:
                 raise ConnectionError(
                     f"the endpoint does not answer at {where.service_url}; start it with `digits up`, or use --direct"
                 ) from error
-            answer = response.json()
-            if response.is_error:
-                raise ValueError(answer["error"])
+            answer = read(response)
             return Answer(answer["digit"], answer["probability"], answer["model_version"])
 
         yield ask

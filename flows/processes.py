@@ -57,6 +57,7 @@ class Process:
     what: str  # for the address table
     command: list[str]
     priority: int  # started in this order, stopped in reverse: clients go before the servers they talk to
+    host: str = "127.0.0.1"  # that it listens on
     port: int | None = None
     setting: str | None = None  # that moves the port
     health: str | None = None  # path that answers 200 once it is up
@@ -82,6 +83,7 @@ def processes(where: Settings) -> list[Process]:
             *("--artifacts-destination", f"{where.home}/mlflow/artifacts"),
         ],
         priority=1,
+        host=where.private_host,
         port=where.mlflow_port,
         setting="DIGITS_MLFLOW_PORT",
         health="/health",
@@ -91,6 +93,7 @@ def processes(where: Settings) -> list[Process]:
         what="Prefect: flows and schedules",
         command=[*python, "prefect", "server", "start", *host, "--port", str(where.prefect_port)],
         priority=1,
+        host=where.private_host,
         port=where.prefect_port,
         setting="DIGITS_PREFECT_PORT",
         health="/api/health",
@@ -102,6 +105,7 @@ def processes(where: Settings) -> list[Process]:
             *(*python, "services", "--host", where.host, "--port", str(where.service_port)),
         ],
         priority=2,
+        host=where.host,
         port=where.service_port,
         setting="DIGITS_SERVICE_PORT",
         health="/livez",
@@ -114,6 +118,7 @@ def processes(where: Settings) -> list[Process]:
             *("--workspace", str(where.workspace)),
         ],
         priority=2,
+        host=where.private_host,
         port=where.reports_port,
         setting="DIGITS_REPORTS_PORT",
         health="/",
@@ -166,7 +171,7 @@ def running(where: Settings) -> Iterator[subprocess.Popen[bytes]]:
         )
     end_left_behind(where)
     wanted = processes(where)
-    _check_ports(where.host, wanted)
+    _check_ports(wanted)
     configuration = _configure(where, wanted)
     _check_disk(where.home)
     # A session of its own: Ctrl-C reaches only this process, which then stops the others in their order.
@@ -232,10 +237,13 @@ def _is_polling(where: Settings, name: str) -> bool:
     if info.get("statename") not in ("STARTING", "RUNNING"):
         return False
     try:
-        found = httpx.post(f"{where.prefect_api_url}/deployments/filter", json={}, timeout=5).raise_for_status().json()
+        found = httpx.post(f"{where.prefect_api_url}/deployments/filter", json={}, timeout=5)
+        if found.status_code in (401, 403):  # a server behind a password, which only Prefect's own client knows
+            return info["statename"] == "RUNNING"
+        rows = found.raise_for_status().json()
     except httpx.HTTPError:
         return False
-    polled = [datetime.fromisoformat(row["last_polled"]).timestamp() for row in found if row["last_polled"]]
+    polled = [datetime.fromisoformat(row["last_polled"]).timestamp() for row in rows if row["last_polled"]]
     return max(polled, default=0.0) >= info["start"]
 
 
@@ -314,7 +322,7 @@ def _check_disk(home: Path) -> None:
         )
 
 
-def _check_ports(host: str, wanted: list[Process]) -> None:
+def _check_ports(wanted: list[Process]) -> None:
     users: dict[int, str] = {}
     for process in wanted:
         if process.port and process.setting:
@@ -324,18 +332,19 @@ def _check_ports(host: str, wanted: list[Process]) -> None:
     for process in wanted:
         if process.port is None:
             continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, process.port))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise OSError(
-                        f"cannot listen on {host}:{process.port} ({error.strerror}); set DIGITS_HOST"
-                    ) from error
-                raise PortTaken(
-                    f"port {process.port} for {process.name} is taken; end what listens there or set {process.setting}"
+        try:
+            family, *_, address = socket.getaddrinfo(process.host, process.port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise OSError(
+                    f"cannot listen on {process.host}:{process.port} ({error.strerror}); set DIGITS_HOST"
                 ) from error
+            raise PortTaken(
+                f"port {process.port} for {process.name} is taken; end what listens there or set {process.setting}"
+            ) from error
 
 
 def _configure(where: Settings, wanted: list[Process]) -> Path:

@@ -176,8 +176,13 @@ def judge(version: str, fingerprint: str, floor: float, where: Settings) -> tupl
         engine = database.connect(where.database_url)
         traffic, record = feedback.hold_out(engine), feedback.shadow_record(engine, current, version)
         samples = contest.samples(test, traffic, record, candidate, champion, policy)
-        verdict = gate.judge(samples, candidate.facts(test), champion.facts(test), policy)
-    promotion.note(registry, version, verdict)
+        before = promotion.noted(registry, version, current)
+        look = gate.next_look(samples, before)
+        if look is None:
+            reason = "there are less than twice as many labelled answers as when the two were compared last"
+            return current, Verdict(gate.UNDECIDED, [reason], before)
+        verdict = gate.judge(samples, candidate.facts(test), champion.facts(test), policy, look)
+    promotion.note(registry, version, current, verdict)
     return current, verdict
 
 
@@ -199,9 +204,11 @@ def act(version: str, judged: str | None, verdict: Verdict, where: Settings) -> 
             judged,
             current,
         )
+    elif current == version:
+        log.info("digits v%s is the champion already", version)
     elif verdict.decision != "promote":
         log.info("digits v%s: %s", version, verdict.sentence)
-        if verdict.decision == promotion.UNDECIDED:
+        if verdict.decision == gate.UNDECIDED:
             promotion.shadow(registry, version)
     else:
         engine = database.connect(where.database_url)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import numpy as np
@@ -9,8 +10,8 @@ import numpy as np
 from digits import changes, datasets, sources
 from digits.changes import Change
 from digits.datasets import Split
-from digits.images import Images
 from digits.settings import Settings
+from flows import endpoint
 
 CHANGES: dict[str, tuple[Change, float, float, float, str]] = {  # the usual amount, the least, the most, and of what
     "shift": (changes.shift, 2.0, -27.0, 27.0, "pixels"),
@@ -63,22 +64,23 @@ def send(where: Settings, test: Split, n: int, seed: int, label_share: float) ->
     right = labelled = 0
     with httpx.Client(base_url=where.service_url, headers=where.credentials, timeout=30) as client:
         for count, (image, label) in enumerate(zip(test.images[chosen], test.labels[chosen], strict=True), start=1):
-            answer = _answer(client, image)
+            answer = _post(client, "/classify", {"images": image.tolist()})
             right += answer["digit"] == label
             if random.random() < label_share:
-                client.post("/feedback", json={"id": answer["id"], "digit": int(label)}).raise_for_status()
+                if answer["id"] is None:
+                    raise ValueError(
+                        "the endpoint logs nothing now, so its answers cannot be labelled; see `digits status`"
+                    )
+                _post(client, "/feedback", {"id": answer["id"], "digit": int(label)})
                 labelled += 1
             yield Sent(count, right, labelled)
 
 
-def _answer(client: httpx.Client, image: Images) -> dict[str, int]:
+def _post(client: httpx.Client, route: str, body: dict[str, Any]) -> dict[str, Any]:
     try:
-        response = client.post("/classify", json={"images": image.tolist()})
+        response = client.post(route, json=body)
     except httpx.TransportError as error:
         raise ConnectionError(
             f"the endpoint does not answer at {client.base_url}; start it with `digits up`"
         ) from error
-    if response.is_error:
-        raise ConnectionError(f"the endpoint at {client.base_url} answered {response.status_code}: {response.text}")
-    answer: dict[str, int] = response.json()
-    return answer
+    return endpoint.read(response)

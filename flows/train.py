@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from digits import datasets
-from digits.datasets import Dataset
+from digits.datasets import Dataset, Storage
 from digits.reference import Reference
 from digits.settings import settings
 from flows.ingest import store
@@ -50,9 +50,9 @@ def train_on(fingerprint: str, recipe: Recipe, tags: Mapping[str, str] | None = 
 
 
 @task(cache_policy=NO_CACHE)
-def prepare(folder: Any, fingerprint: str, recipe: Recipe) -> Dataset:
+def prepare(storage: Storage, fingerprint: str, recipe: Recipe) -> Dataset:
     """The verified data set, split as the recipe wants it."""
-    dataset = datasets.load(folder, fingerprint)
+    dataset = datasets.load(storage, fingerprint)
     if recipe.validation_fraction is None:
         return dataset
     return datasets.resplit(dataset, recipe.validation_fraction, recipe.seed)

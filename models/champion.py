@@ -142,11 +142,21 @@ def version(uri: str, alias: str = "champion") -> str | None:
 def look_up(registry: httpx.Client, alias: str) -> Pointed:
     """The version an alias points to; raises NoChampion or Unreachable."""
     response = _get(registry, "/api/2.0/mlflow/registered-models/alias", name=NAME, alias=alias)
-    if response.status_code in (400, 404):  # 404 without the model, 400 without the alias
-        raise NoChampion(f"no version of {NAME} has the alias {alias} yet; train and promote one with `digits retrain`")
     _check_answered(registry, response)
-    found = response.json()["model_version"]
-    return Pointed(str(found["version"]), found.get("run_id"))
+    try:
+        fields = response.json()
+        if (
+            response.status_code in (400, 404) and "error_code" in fields
+        ):  # 404 without the model, 400 without the alias
+            raise NoChampion(
+                f"no version of {NAME} has the alias {alias} yet; train and promote one with `digits retrain`"
+            )
+        found = fields["model_version"]
+        return Pointed(str(found["version"]), found.get("run_id"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise Unreachable(
+            f"{registry.base_url} answered {response.status_code}, and not as MLflow does; set MLFLOW_TRACKING_URI to its server"
+        ) from error
 
 
 def last_good(alias: str, cache: Path) -> Champion:

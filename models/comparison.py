@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from digits import datasets, reference
+from digits import datasets
 from digits.datasets import Dataset, Split, Storage
 from digits.images import Labels
-from models import champion, runs
+from models import champion, gate, runs
+from models.champion import Champion
 from models.registry import Registry
 from models.runs import Run
 
@@ -43,7 +44,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Paired:
+class Agreement:
     """Two models on the same labelled images."""
 
     both_right: int
@@ -58,9 +59,7 @@ class Paired:
     @property
     def p_value(self) -> float:
         """Exact McNemar, two-sided: only images that exactly one of the two gets right tell them apart (Dietterich 1998)."""
-        from scipy.stats import binomtest  # 1 s
-
-        return float(binomtest(self.only_a, self.only_a + self.only_b).pvalue) if self.only_a + self.only_b else 1.0
+        return min(1.0, 2 * gate.sign_test(max(self.only_a, self.only_b), min(self.only_a, self.only_b)))
 
     @property
     def sentence(self) -> str:
@@ -159,11 +158,11 @@ def common(a: Split, b: Split) -> Split | None:
     return Split(a.images[shared], a.labels[shared]) if any(shared) else None
 
 
-def paired(a: Labels, b: Labels, labels: Labels) -> Paired:
+def agreement(a: Labels, b: Labels, labels: Labels) -> Agreement:
     """The counts of two models' digits, all of shape (n,)."""
     right_a, right_b = a == labels, b == labels
     counts = (right_a & right_b, right_a & ~right_b, ~right_a & right_b, ~right_a & ~right_b)
-    return Paired(*(int(count.sum()) for count in counts))
+    return Agreement(*(int(count.sum()) for count in counts))
 
 
 def _head(run: Run) -> str:
@@ -202,21 +201,21 @@ def _answers(registry: Registry, a: Run, b: Run, storage: Storage, cache: Path) 
     if unregistered:
         return [f"cannot be compared: {' and '.join(unregistered)} became no version"]
     models = [champion.fetch_version(registry.uri, str(run.version), cache) for run in (a, b)]
-    images, what = _test_images(a, b, storage, cache)
+    images, what = _test_images(a, b, models, storage, cache)
     if images is None:
         return ["cannot be compared: their test images have none in common"]
     a_digits, b_digits = (model.answer(images.images).argmax(axis=1).astype(np.uint8) for model in models)
-    counts = paired(a_digits, b_digits, images.labels)
+    counts = agreement(a_digits, b_digits, images.labels)
     return [f"on {counts.n:,} {what}", counts.sentence]
 
 
-def _test_images(a: Run, b: Run, storage: Storage, cache: Path) -> tuple[Split | None, str]:
+def _test_images(a: Run, b: Run, models: list[Champion], storage: Storage, cache: Path) -> tuple[Split | None, str]:
     """From the stored data sets, or from the samples kept with the versions where these are not here."""
     try:
         tests = [datasets.load(storage, run.tags["dataset"]).test for run in (a, b)]
         what = "test images" if a.tags["dataset"] == b.tags["dataset"] else "test images common to both data sets"
     except (datasets.BadData, KeyError):
-        samples = [reference.from_bytes((cache / str(run.version) / "reference.npz").read_bytes()) for run in (a, b)]
+        samples = [champion.reference_of(model, cache) for model in models]
         tests = [Split(sample.images, sample.labels) for sample in samples]
         what = "test images kept with both versions"
     return common(*tests), what

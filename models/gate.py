@@ -1,12 +1,15 @@
 """The gate: whether a candidate replaces the champion, judged on the same images; pure, no I/O."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from digits.images import Labels
+
+UNDECIDED: Final = "not enough evidence"
+LOOK = "look"  # in the evidence: how often these two were compared
 
 
 class Policy(BaseModel):
@@ -106,14 +109,19 @@ def judge_first(accuracy: float, floor: float, candidate: Facts, policy: Policy)
     return Verdict("promote", [reason], evidence)
 
 
-def judge(samples: Sequence[Sample], candidate: Facts, champion: Facts, policy: Policy) -> Verdict:
+def judge(samples: Sequence[Sample], candidate: Facts, champion: Facts, policy: Policy, look: int = 1) -> Verdict:
     """Candidate against champion; the first sample are the test images, of which no digit may suffer.
 
-    To be promoted, the candidate must be better on one of the samples by more than chance (corrected for their number) and do no
-    harm on any.
+    To be promoted, the candidate must be better on one of the samples by more than chance (corrected for their number, and for
+    earlier looks at the same two) and do no harm on any.
     """
     pairs = [_pair(sample) for sample in samples]
-    evidence = _evidence(samples, pairs) | _facts("candidate", candidate) | _facts("champion", champion)
+    evidence = {
+        LOOK: look,
+        **_evidence(samples, pairs),
+        **_facts("candidate", candidate),
+        **_facts("champion", champion),
+    }
     harm = [
         *_unfit("candidate", candidate, policy),
         *(_leak("champion", champion)),
@@ -125,17 +133,31 @@ def judge(samples: Sequence[Sample], candidate: Facts, champion: Facts, policy: 
         return Verdict("hold", harm, evidence)
     if all((sample.candidate == sample.champion).all() for sample in samples):
         reason = "the candidate answers every one of the images as the champion does"
-        return Verdict("not enough evidence", [reason], evidence)
-    better = [pair for pair in pairs if pair.p_better <= policy.significance / len(pairs)]
+        return Verdict(UNDECIDED, [reason], evidence)
+    significance = policy.significance / len(pairs) / (look * (look + 1) if look > 1 else 1)
+    better = [pair for pair in pairs if pair.p_better <= significance]
     if not better:
         reasons = [f"{pair}, p = {pair.p_better:.2g}" for pair in pairs]
-        return Verdict("not enough evidence", reasons, evidence)
+        return Verdict(UNDECIDED, reasons, evidence)
     worth = [pair for pair in better if pair.removed >= policy.minimum_gain]
     if not worth:
         asked = f"of the champion's errors gone, less than the {policy.minimum_gain:.1%} asked for"
         return Verdict("hold", [f"{pair}, {pair.removed:.1%} {asked}" for pair in better], evidence)
     reasons = [f"{pair}, a gain of {100 * pair.gain:.2f} points, p = {pair.p_better:.2g}" for pair in worth]
     return Verdict("promote", reasons, evidence)
+
+
+def next_look(samples: Sequence[Sample], before: Mapping[str, float]) -> int | None:
+    """Which look at the same two this is, None while it is too early; `before` is the evidence of the last look, empty for none.
+
+    Who looks often enough finds chance: traffic is looked at again once there is twice as much of it, and look k > 1 is granted
+    1 / (k (k + 1)) of the significance, so that all of them together have no more than half of what the first one had.
+    """
+    if not before:
+        return 1
+    seen = max((before.get(f"{sample.name}: images", 0) for sample in samples[1:]), default=0)
+    now = max((len(sample.labels) for sample in samples[1:]), default=0)
+    return int(before.get(LOOK, 1)) + 1 if now >= max(2 * seen, 1) else None
 
 
 def sign_test(more: int, fewer: int) -> float:

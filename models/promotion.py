@@ -14,8 +14,6 @@ from models.registry import Registry
 
 log = logging.getLogger("digits.promotion")
 
-UNDECIDED = "not enough evidence"
-
 
 def promote(
     registry: Registry,
@@ -37,6 +35,10 @@ def promote(
     if version == current:
         raise ValueError(f"digits v{version} is the champion already")
     champion.fetch_version(registry.uri, version, cache)
+    if (meanwhile := champion.version(registry.uri)) != current:
+        raise RuntimeError(
+            f"digits v{meanwhile} became the champion meanwhile; see `digits ledger`, then promote again"
+        )
     if current is not None:
         registry.point("previous", current)
     registry.point("champion", version)
@@ -57,13 +59,22 @@ def roll_back(registry: Registry, engine: Engine, why: str, cache: Path) -> str:
     return previous
 
 
-def note(registry: Registry, version: str, verdict: gate.Verdict) -> None:
-    """The gate's verdict with its evidence, kept beside the version; of the champion, why it was promoted stays."""
+def note(registry: Registry, version: str, over: str | None, verdict: gate.Verdict) -> None:
+    """The gate's verdict over a champion with its evidence, kept beside the version; of the champion, why it was promoted stays."""
     if version == champion.version(registry.uri):
         return
     evidence = json.dumps(verdict.evidence)
     tags = {"gate": verdict.decision, "gate_reasons": "; ".join(verdict.reasons), "gate_evidence": evidence}
-    registry.tag_version(version, tags)
+    registry.tag_version(version, {**tags, "gate_champion": over or ""})
+
+
+def noted(registry: Registry, version: str, over: str) -> dict[str, float]:
+    """The evidence of the last look at the version beside this champion, when it left the two undecided; empty for none."""
+    tags = registry.version_tags(version)
+    if (tags.get("gate"), tags.get("gate_champion")) != (gate.UNDECIDED, over):
+        return {}
+    evidence: dict[str, float] = json.loads(tags["gate_evidence"])
+    return evidence
 
 
 def mend(registry: Registry, engine: Engine) -> None:
@@ -88,6 +99,6 @@ def shadow(registry: Registry, version: str) -> None:
     current, sitting = champion.version(registry.uri), champion.version(registry.uri, "challenger")
     if version in (current, sitting):
         return
-    if sitting in (None, current) or registry.version_tags(sitting).get("gate") == UNDECIDED:
+    if sitting in (None, current) or registry.version_tags(sitting).get("gate") == gate.UNDECIDED:
         registry.point("challenger", version)
         log.info("digits v%s answers in the shadow of the champion (before: %s)", version, sitting and f"v{sitting}")

@@ -153,7 +153,7 @@ DISTORTED = Recipe(
 
 With the same strength to the end, 100 epochs came to 99.37 %; shrinking it to a quarter, 60 epochs come to 99.53 % (seed 0):
 strong distortion teaches what a digit may look like, weak distortion what digits do look like. `python -m bench.accuracy distorted
---seeds 3`: 99.48 % [99.36, 99.61] over three seeds, 8 minutes each on two cores.
+--seeds 3`: 99.48 % [99.36, 99.61] over three seeds, 8 minutes for most of them on two cores.
 """
 
 COMMITTEE = DISTORTED.model_copy(update={"name": "committee", "members": 3})

@@ -331,7 +331,7 @@ def write(answers: Iterable[Answered], source: Path, target: Path) -> Count:
             brightest = max(brightest, chunk.brightest)
             bar.update(chunk.progress)
         if answered + rejected == 0:
-            raise BadData(f"{source.name} has no rows")
+            raise BadData(f"{source.name} has no rows, expected at least one with 784 pixels")
         if _is_parquet(source) and answered + rejected != bar.total:
             raise BadData(f"{source.name} promises {bar.total:,} rows, but holds {answered + rejected:,}")
     if answered and brightest < MIN_INK:

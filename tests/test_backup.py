@@ -22,6 +22,7 @@ from flows import backup
 if TYPE_CHECKING:
     from postgres import Postgres
 
+DATABASES = ("mlflow/mlflow.db", "prefect/prefect.db", "sweeps/trials.db")
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
@@ -48,7 +49,7 @@ def where(tmp_path: Path) -> Settings:
         (where.home / name).parent.mkdir(parents=True, exist_ok=True)
         (where.home / name).write_bytes(content)
     ledger.append(database.connect(where.database_url), "promotion", None, "1", "it is the first", {"accuracy": 0.98})
-    for name in ("mlflow/mlflow.db", "prefect/prefect.db"):
+    for name in DATABASES:
         (where.home / name).parent.mkdir(exist_ok=True)
         with closing(sqlite3.connect(where.home / name)) as connection, connection:
             connection.execute("CREATE TABLE versions (name)")
@@ -77,10 +78,28 @@ def test_all_state_comes_back_and_nothing_else(where: Settings, tmp_path: Path, 
     assert content(new.home) == kept
     entries = [ledger.entries(database.connect(one.database_url)) for one in (where, new)]
     assert entries[0] == entries[1] and len(entries[0]) == 1
-    for database_name in ("mlflow/mlflow.db", "prefect/prefect.db"):
+    for database_name in DATABASES:
         with closing(sqlite3.connect(new.home / database_name)) as connection:
             assert connection.execute("SELECT * FROM versions").fetchall() == [("1",)]
     assert [path.name for path in target.parent.iterdir()] == [name]
+
+
+def test_an_inbox_elsewhere_comes_back_to_where_the_settings_have_it(where: Settings, tmp_path: Path) -> None:
+    mail, other = tmp_path / "mail", tmp_path / "other"
+    (mail / "taken").mkdir(parents=True)
+    (mail / "taken" / "may.csv").write_bytes(b"label,pixel0\n")
+    backup.back_up(where.model_copy(update={"inbox": mail}), tmp_path / "b.tar")
+    new = elsewhere(tmp_path).model_copy(update={"inbox": other})
+    backup.restore(new, tmp_path / "b.tar")
+    assert content(other) == content(mail) and not (new.home / "inbox").exists()
+    again = Settings(home=tmp_path / "third", database_url=f"sqlite:///{tmp_path}/third/digits.db", inbox=other)
+    with pytest.raises(ValueError, match=r"inbox .*other is not empty"):
+        backup.restore(again, tmp_path / "b.tar")
+
+
+def test_what_a_bucket_keeps_is_said_to_be_missing(where: Settings, tmp_path: Path) -> None:
+    taken = backup.back_up(where.model_copy(update={"datasets_url": "s3://digits/datasets"}), tmp_path / "b.tar")
+    assert "without the data sets in s3://digits/datasets" in str(taken)
 
 
 def test_every_answer_before_the_backup_is_in_it_though_others_go_on(where: Settings, tmp_path: Path) -> None:

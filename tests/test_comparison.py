@@ -12,7 +12,7 @@ from conftest import Runs
 from digits import datasets, sources
 from digits.datasets import Dataset, Split
 from models import comparison, runs
-from models.comparison import Paired
+from models.comparison import Agreement
 from models.registry import Registry
 
 
@@ -142,18 +142,18 @@ def git(*words: str) -> list[str]:
 def test_mcnemar_is_the_exact_binomial_test(only_a: int, only_b: int) -> None:
     n, k = only_a + only_b, min(only_a, only_b)
     tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
-    assert Paired(100, only_a, only_b, 3).p_value == pytest.approx(min(1.0, 2 * tail))
+    assert Agreement(100, only_a, only_b, 3).p_value == pytest.approx(min(1.0, 2 * tail))
 
 
 def test_a_difference_by_chance_is_no_difference() -> None:
-    assert "no evidence that one is better" in Paired(900, 10, 14, 50).sentence
-    assert Paired(900, 10, 40, 50).sentence.endswith("B is better")
-    assert Paired(900, 40, 10, 50).sentence.endswith("A is better")
+    assert "no evidence that one is better" in Agreement(900, 10, 14, 50).sentence
+    assert Agreement(900, 10, 40, 50).sentence.endswith("B is better")
+    assert Agreement(900, 40, 10, 50).sentence.endswith("A is better")
 
 
 def test_pairs_are_counted_per_image() -> None:
     labels, a, b = (np.array(x, np.uint8) for x in ([0, 1, 2, 3, 4], [0, 1, 2, 9, 9], [0, 1, 9, 3, 8]))
-    assert comparison.paired(a, b, labels) == Paired(both_right=2, only_a=1, only_b=1, both_wrong=1)
+    assert comparison.agreement(a, b, labels) == Agreement(both_right=2, only_a=1, only_b=1, both_wrong=1)
 
 
 def test_only_images_in_both_tests_under_the_same_label_are_common(bundled: Dataset) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from digits.images import Labels
-from models.gate import Facts, Policy, Sample, Verdict, judge, judge_first
+from models.gate import Facts, Policy, Sample, Verdict, judge, judge_first, next_look
 
 LABELS = (np.arange(10_000) % 10).astype(np.uint8)
 FIT = Facts(corruption_accuracy=0.8, size_bytes=400_000, milliseconds=0.05)
@@ -159,3 +159,34 @@ def test_a_small_loss_of_one_digit_does_not_stop_a_large_gain_elsewhere_but_a_la
 def test_what_is_worth_a_promotion_depends_on_how_few_errors_are_left(wrong: int, decision: str) -> None:
     """Of 70 errors in 10,000, twenty less are much; of 70, eight less are not."""
     assert verdict(answers(wrong), answers(70)).decision == decision
+
+
+def traffic(count: int) -> Sample:
+    return Sample("shadow record", LABELS[:count], LABELS[:count], LABELS[:count])
+
+
+def test_the_same_two_are_looked_at_again_when_traffic_has_doubled() -> None:
+    test = Sample("test images", LABELS, LABELS, LABELS)
+    assert next_look([test], {}) == next_look([test, traffic(500)], {}) == 1
+    once = {"look": 1.0, "test images: images": 10_000.0}
+    assert next_look([test], once) is None  # which are always the same
+    assert next_look([test, traffic(60)], once) == 2
+    twice = once | {"look": 2.0, "shadow record: images": 60.0}
+    assert next_look([test, traffic(119)], twice) is None
+    assert next_look([test, traffic(120)], twice) == 3
+
+
+def test_looking_often_does_not_promote_by_chance() -> None:
+    """Two that are equally good, compared whenever there is twice as much traffic: at most 1.5 times the significance."""
+    random = np.random.default_rng(0)
+    promoted = 0
+    for _ in range(400):
+        first, second = (random.random(6400) < 0.1 for _ in range(2))
+        labels = LABELS[:6400]
+        for look, count in enumerate((50, 100, 200, 400, 800, 1600, 3200, 6400), start=1):
+            both = [np.where(wrong[:count], (labels[:count] + 1) % 10, labels[:count]) for wrong in (first, second)]
+            samples = [Sample("test images", labels[:count], *(answer.astype(np.uint8) for answer in both))]
+            if judge(samples, FIT, FIT, Policy(significance=0.05), look).decision == "promote":
+                promoted += 1
+                break
+    assert promoted <= 400 * 0.05 * 1.5

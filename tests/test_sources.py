@@ -161,15 +161,10 @@ def test_binary_and_text_agree(seed: int, n: int, kind: str, tmp_path: Path) -> 
 def test_a_kaggle_test_file_has_no_labels(few: Split, tmp_path: Path) -> None:
     path = tmp_path / "test.csv"
     path.write_text("\n".join(line.partition(",")[2] for line in csv_text(few).splitlines()))
-    assert (sources.read_unlabelled(path) == few.images).all()
     with pytest.raises(
         BadData, match=r"^test\.csv begins with 'pixel0' and has 784 columns, expected 'label' and 785$"
     ):
         sources.read_labelled(path)
-    with pytest.raises(
-        BadData, match=r"^train\.csv begins with 'label' and has 785 columns, expected 'pixel0' and 784$"
-    ):
-        sources.read_unlabelled(write_csv(tmp_path, few))
 
 
 def test_the_bundled_digits_look_like_mnist(bundled: Dataset) -> None:
