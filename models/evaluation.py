@@ -1,6 +1,7 @@
 """What a version is worth: metrics with intervals, calibration, per-digit figures, a corruption suite."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from digits import changes, shares
+from digits.changes import Change
 from digits.datasets import Split
 from digits.images import Images, Labels
 from digits.shares import Share
@@ -115,20 +117,22 @@ def most_confused(counts: NDArray[np.int64], most: int = 5) -> list[tuple[int, i
 
 def corruptions(images: Images) -> dict[str, Images]:
     """The suite: the images shifted, turned, thicker, thinner, noisy, blurred, dimmed and inverted; of the same shape."""
-    return {
-        **{f"shift_{pixels}": _moved(images, pixels) for pixels in (1, 2, 3)},
-        "rotate_left": changes.rotate(images, -15),
-        "rotate_right": changes.rotate(images, 15),
-        "thicker": changes.thicken(images, 1.5),
-        "thinner": changes.thin(images, 1.0),
-        "noise": changes.noise(images, 40),
-        "blur": changes.blur(images, 1.0),
-        "contrast": changes.dim(images, 0.5),
-        "inverted": changes.invert(images),
+    suite: dict[str, tuple[Change, float]] = {
+        **{f"shift_{pixels}": (_moved, pixels) for pixels in (1, 2, 3)},
+        "rotate_left": (changes.rotate, -15),
+        "rotate_right": (changes.rotate, 15),
+        "thicker": (changes.thicken, 1.5),
+        "thinner": (changes.thin, 1.0),
+        "noise": (changes.noise, 40),
+        "blur": (changes.blur, 1.0),
+        "contrast": (changes.dim, 0.5),
+        "inverted": (changes.invert, 1.0),
     }
+    with ThreadPoolExecutor() as pool:  # NumPy leaves Python's lock alone meanwhile
+        return dict(zip(suite, pool.map(lambda one: one[0](images, one[1]), suite.values()), strict=True))
 
 
-def _moved(images: Images, pixels: int) -> Images:
+def _moved(images: Images, pixels: float) -> Images:
     """Every image moved by that many pixels, in turn right, left, down and up."""
     moved = np.empty_like(images)
     for turn, (right, down) in enumerate([(1, 0), (-1, 0), (0, 1), (0, -1)]):
