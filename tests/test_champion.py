@@ -53,6 +53,15 @@ def test_a_large_batch_is_answered_as_its_parts_are(champion_files: Files) -> No
     assert np.allclose(model.answer(images)[2400:], model.answer(images[2400:]), atol=1e-6)
 
 
+@pytest.mark.parametrize("status", [200, 400, 404, 429])
+def test_what_is_no_mlflow_is_said_and_not_taken_for_an_empty_one(
+    registry: Registry, tmp_path: Path, status: int
+) -> None:
+    registry.broken = status
+    with pytest.raises(Unreachable, match=rf"answered {status}, and not as MLflow does; set MLFLOW_TRACKING_URI"):
+        champion.fetch(registry.uri, "champion", tmp_path)
+
+
 def test_no_champion_is_said_with_what_to_do(registry: Registry, champion_files: Files, tmp_path: Path) -> None:
     with pytest.raises(NoChampion, match="digits retrain"):
         champion.fetch(registry.uri, "champion", tmp_path)
