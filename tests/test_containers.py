@@ -158,6 +158,7 @@ def test_up_ends_with_a_promoted_champion_that_answers_right(stack: Stack) -> No
     body = httpx.post(f"{stack.service}/classify_bulk", content=test.images[:200].tobytes(), timeout=30).json()
     assert sum(map(int.__eq__, body["digits"], test.labels[:200].tolist())) >= 180
     assert "promot" in stack.execute("flows", "python", "-m", "flows", "ledger")
+    assert httpx.get(f"{stack.service}/about", timeout=30).json()["run_link"].startswith(f"{stack.mlflow}/#/")
     (first,) = stack.retrainings()
     assert first["state_type"] == "COMPLETED" and "first champion" in first["tags"]
 
@@ -173,6 +174,18 @@ def test_the_servers_let_in_whom_they_know(stack: Stack) -> None:
         assert "<html" in httpx.get(address, follow_redirects=True, timeout=30).text.lower()
     logs = stack.logs()
     assert not [name for name, secret in stack.secrets.items() if secret in logs]
+
+
+def test_the_two_commands_of_the_backup_hold_the_answers_and_the_versions(stack: Stack) -> None:
+    stack.wait_ready()
+    image = httpx.get(f"{stack.service}/samples", timeout=30).json()["samples"][0]["image"]
+    id = httpx.post(f"{stack.service}/classify", json={"images": image}, timeout=30).json()["id"]
+    stack.wait_for(lambda: httpx.get(f"{stack.service}/predictions/{id}", timeout=30).status_code == 200, 60)
+    assert id in stack.execute("postgres", "pg_dumpall", "-U", "postgres")
+    volumes = ("-v", f"{stack.project}_mlflow:/mlflow:ro", "-v", f"{stack.project}_state:/state:ro")
+    packed = "tar -cf - /mlflow /state | tar -tf -"
+    listed = stack.run("run", "--rm", *volumes, IMAGES["DIGITS_FLOWS_IMAGE"], "sh", "-c", packed)
+    assert "model.onnx" in listed and "state/datasets/current" in listed
 
 
 def test_a_container_writes_nowhere_but_where_it_should_and_its_health_is_asked_for(stack: Stack) -> None:
