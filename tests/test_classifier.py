@@ -3,15 +3,18 @@
 import io
 import json
 import re
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from conftest import Files, Registry, serve_registry
 from PIL import Image
@@ -186,6 +189,34 @@ def test_bad_input_is_answered_by_a_sentence(name: str, service: Service) -> Non
 def test_a_body_without_a_length_is_bounded_too(service: Service) -> None:
     response = service.client.post("/classify_bulk", content=(b"0" * 100_000 for _ in range(60)))
     assert response.status_code == 413 and "send at most 3,000,000" in response.json()["error"]
+
+
+def bomb(side: int) -> bytes:
+    """A whole PNG of black and white pixels, all black: 0.3 MB for 312 MB."""
+    pixels, compressor = io.BytesIO(), zlib.compressobj(9)
+    for _ in range(side):
+        pixels.write(compressor.compress(bytes(1 + (side + 7) // 8)))
+    pixels.write(compressor.flush())
+    parts = (b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0), b"IDAT" + pixels.getvalue(), b"IEND")
+    chunks = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_huge_bodies_and_bombs_take_no_memory(service: Service) -> None:
+    processes = [psutil.Process(service.process.pid), *psutil.Process(service.process.pid).children(recursive=True)]
+
+    def peak() -> int:
+        """The most that each has ever held, in kB."""
+        states = (Path(f"/proc/{process.pid}/status").read_text() for process in processes)
+        return sum(int(re.findall(r"VmHWM:\s*(\d+)", state)[0]) for state in states)
+
+    before = peak()
+    for path in ("/classify", "/classify_file", "/classify_bulk"):
+        response = service.client.post(path, content=(bytes(1_000_000) for _ in range(200)))
+        assert response.status_code == 413 and "send at most" in response.json()["error"]
+    response = service.client.post("/classify_file", content=bomb(50_000), headers={"Content-Type": "image/png"})
+    assert response.status_code == 422 and "pixels" in response.json()["error"]
+    assert peak() - before < 50_000
 
 
 def test_metrics_count_requests_and_do_not_grow_with_unknown_addresses(service: Service) -> None:
