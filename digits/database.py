@@ -55,7 +55,9 @@ def connect(url: str, busy_seconds: float = 30) -> Engine:
             _upgrade(engine)
     except OperationalError as error:
         engine.dispose()
-        raise Away(f"the database {engine.url!r} does not answer: {first_line(error)}") from error
+        raise Away(
+            f"the database {engine.url!r} does not answer: {first_line(error)}; start it, or set DIGITS_DATABASE_URL"
+        ) from error
     return engine
 
 

@@ -1,5 +1,6 @@
 """What the gate has to know of two versions: their answers on the same images, their size, their speed, what they trained on."""
 
+import hashlib
 import io
 import statistics
 import time
@@ -32,8 +33,12 @@ class Contestant:
         """The version from the registry; raises champion.NoChampion, BadArtifact or Unreachable."""
         model = champion.fetch_version(uri, version, cache)
         size_bytes = len(champion.download(uri, version, "model.onnx"))
-        trained_on = np.load(io.BytesIO(champion.download(uri, version, "trained_on.npy")), allow_pickle=False)
-        return cls(model, size_bytes, trained_on)
+        content = champion.download(uri, version, "trained_on.npy")
+        if hashlib.sha256(content).hexdigest() != model.card["files"].get("trained_on.npy"):
+            raise champion.BadArtifact(
+                f"{champion.NAME} v{version}: the checksum of trained_on.npy is not the one on its card; register it again"
+            )
+        return cls(model, size_bytes, np.load(io.BytesIO(content), allow_pickle=False))
 
     def digits(self, images: Images) -> Labels:
         """The most probable digit of each image, (n,)."""
