@@ -10,6 +10,8 @@ their number makes that truth sharper than the gate's 10,000 test images are. Th
 import argparse
 import time
 from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise, permutations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +52,22 @@ def verdict(data: Dataset, candidate: Contestant, champion: Contestant) -> gate.
     return gate.judge([sample], candidate.facts, champion.facts, gate.Policy())
 
 
+def report(what: str, data: Dataset, pairs: Sequence[tuple[Contestant, Contestant]]) -> None:
+    """Print the verdicts on candidate and champion, and how much better in truth those are that were promoted."""
+    decisions = [verdict(data, *pair).decision for pair in pairs]
+    ahead = [
+        candidate.truth - champion.truth
+        for (candidate, champion), decision in zip(pairs, decisions, strict=True)
+        if decision == "promote"
+    ]
+    words = f"{len(pairs)} {what}: {dict(Counter(decisions))}, promoted {len(ahead) / len(pairs):.1%}"
+    if ahead:
+        words += (
+            f", better in truth {np.mean(np.array(ahead) > 0):.1%} of those, by {np.mean(ahead):.2f} points in the mean"
+        )
+    print(words, flush=True)
+
+
 def main() -> None:
     """Print both rates with the counts behind them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,18 +90,16 @@ def main() -> None:
     print(
         f"{len(same)} seeds of {recipe.name} on {len(data.train):,} images: {np.mean(right):.2f} %, deviation {np.std(right, ddof=1):.2f}"
     )
-    said = Counter(verdict(data, one, other).decision for one, other in zip(same[1:], same, strict=False))
-    held = arguments.pairs - said["promote"]
-    print(f"{arguments.pairs} pairs of seeds: {dict(said)}, held {held / arguments.pairs:.1%}", flush=True)
+    report("pairs of seeds", data, list(pairwise(same[::-1])))
+    report("pairs, each seed against each", data, list(permutations(same, 2)))
 
     counts = np.linspace(arguments.fewest, len(data.train), arguments.weaker + 1)[:-1].astype(int)
     weak = [train(100 + index, count) for index, count in enumerate(counts)]
     pairs = [(better, worse) for better in same for worse in weak]
     for low, high in BINS:
-        said = Counter(verdict(data, *pair).decision for pair in pairs if low <= pair[0].truth - pair[1].truth < high)
-        if said:
-            rate = said["promote"] / said.total()
-            print(f"{said.total()} pairs ahead by {low} to {high} points: {dict(said)}, promoted {rate:.1%}")
+        chosen = [pair for pair in pairs if low <= pair[0].truth - pair[1].truth < high]
+        if chosen:
+            report(f"pairs ahead by {low} to {high} points", data, chosen)
     print(f"took {time.monotonic() - started:.0f} s")
 
 

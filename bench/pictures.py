@@ -86,12 +86,12 @@ def of_the_platform(recipe: str) -> None:
             there.run("monitor", "--since", since.isoformat())
             report = max((home / "reports").glob("*--*/report.html"))
             there.wait_for_retraining(1)
-            for name, url, button in (
-                ("mlflow", comparison(there.environment["DIGITS_MLFLOW_PORT"]), "Close"),  # its assistant's panel
-                ("drift", report.as_uri(), "DATA DISTRIBUTION"),
-                ("prefect", f"http://127.0.0.1:{there.environment['DIGITS_PREFECT_PORT']}/runs", None),
+            for name, url, height, button in (
+                ("mlflow", comparison(there.environment["DIGITS_MLFLOW_PORT"]), 950, "Close"),  # its assistant's panel
+                ("drift", report.as_uri(), 1220, "DATA DISTRIBUTION"),
+                ("prefect", f"http://127.0.0.1:{there.environment['DIGITS_PREFECT_PORT']}/runs", 950, None),
             ):
-                with page(url, 1300, 950, 1, "light") as browser:
+                with page(url, 1300, height, 1, "light") as browser:
                     time.sleep(8)
                     if button:
                         found = browser.find_element(By.XPATH, f"//button[@aria-label='{button}' or .='{button}']")
