@@ -35,7 +35,8 @@ def lay_out(engine: Engine, folder: Path, since: datetime, most: int) -> int:
 
     Of more than that the ones to label are drawn at random: those in the order of time would be the digits of one hour.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    for digit in range(10):
+        (folder / str(digit)).mkdir(parents=True, exist_ok=True)
     waiting = dict(feedback.unlabelled_audit(engine, since))
     there = {path.stem for path in folder.glob("*.png")}
     sorted_already = {path.stem for path in folder.glob("[0-9]/*.png")}
