@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import orjson
@@ -106,8 +106,7 @@ class Window:
         return len(self.ids)
 
 
-@dataclass(frozen=True)
-class Answers:
+class Answers(NamedTuple):  # made for every request, three times as fast as a frozen dataclass
     """What one request was answered; arrays of length n."""
 
     ids: list[str]

@@ -4,11 +4,10 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +29,7 @@ CROWDED = 0.5  # of the answers that may wait to be logged, from which on a bulk
 PATIENCE_SECONDS = 3.0
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """What a request is answered; every array has length n."""
 
     version: str

@@ -84,7 +84,8 @@ async def classify_body(desk: Desk, body: bytes) -> Response:
 
 
 def _classify_json(desk: Desk, champion: Champion, body: bytes) -> Response:
-    if b"true" in body or b"false" in body:  # which Python takes for 1 and 0
+    # Python takes true and false for 1 and 0; one letter of both is looked for first, which numbers hold only as 1e2
+    if body.find(b"e", max(body.find(b"["), 0)) >= 0 and (b"true" in body or b"false" in body):
         raise unprocessable("images holds true or false; expected whole numbers from 0 to 255")
     value = _fields(body, {"images"}, {"images"}, '{"images": [28 rows of 28 whole numbers]}')["images"]
     try:

@@ -3,7 +3,6 @@
 import logging
 import threading
 from collections import deque
-from dataclasses import replace
 
 import numpy as np
 
@@ -90,8 +89,7 @@ class Shadow:
         for answers in tasks:
             end = begin + len(answers.ids)
             self._log.append(
-                replace(
-                    answers,
+                answers._replace(
                     ids=[shadow_id(id) for id in answers.ids],
                     version=challenger.version,
                     probabilities=probabilities[begin:end],
