@@ -224,7 +224,9 @@ def test_down_and_up_keeps_everything(stack: Stack) -> None:
     stack.wait_ready()
     after = httpx.post(f"{stack.service}/classify", json={"images": image.tolist()}, timeout=30).json()
     assert [after[name] for name in ("digit", "model_version")] == [before[name] for name in ("digit", "model_version")]
-    assert httpx.get(f"{stack.service}/predictions/{before['id']}").json()["digit"] == before["digit"]
+    logged = f"{stack.service}/predictions/{before['id']}"
+    stack.wait_for(lambda: httpx.get(logged).status_code == 200, 60)  # the service may be ready before its database is
+    assert httpx.get(logged).json()["digit"] == before["digit"]
     stack.wait_for(lambda: "Exited (0)" in stack.run("ps", "-a", "--filter", f"name={stack.container('first')}"), 180)
     stack.wait_for(lambda: stack.api.get("/health").json())
     assert [(run["id"], run["state_type"]) for run in stack.retrainings()] == retrainings
