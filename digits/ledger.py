@@ -81,6 +81,11 @@ def before(book: Sequence[Entry], current: str) -> str | None:
     return reign[-2] if len(reign) > 1 and reign[-1] == current else None
 
 
+def left(book: Sequence[Entry], version: str) -> Entry | None:
+    """The last change away from a version that has been the champion; None where it never was."""
+    return next((entry for entry in reversed(book) if entry.from_version == version), None)
+
+
 def _user() -> str:
     try:
         name = getpass.getuser()

@@ -371,6 +371,8 @@ class PredictionLog:
             with suppress(UnknownPrediction):
                 return question(self._connected())
             self.flush()
+            with suppress(UnknownPrediction):
+                return question(self._connected())
             time.sleep(2 * self._interval_seconds)
             return question(self._connected())
         except SQLAlchemyError as error:

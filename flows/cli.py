@@ -431,7 +431,9 @@ def audit(
     folder, engine = folder or where.home / "audit", database.connect(where.database_url)
     labelled = audit.collect(engine, folder)
     waiting = audit.lay_out(engine, folder, begin(since, datetime.now(UTC)), n)
-    print(f"{labelled} labelled by the folders 0 to 9 of {folder}; {waiting} wait in it")
+    print(
+        f"{labelled} pictures in the folders 0 to 9 of {folder} are labelled by them; {waiting} wait beside these folders"
+    )
     if waiting:
         print("move each into the folder of its digit, and call this again")
 

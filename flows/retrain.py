@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 
-from digits import alerts, database, datasets, feedback, inbox, marks
+from digits import alerts, database, datasets, feedback, inbox, ledger, marks
 from digits.alerts import Alert
 from digits.settings import Settings, settings
 from flows import reap
@@ -57,9 +57,10 @@ def retrain(
             version = train_on(fingerprint, chosen, {"reason": reason})
         else:
             log.info("nothing new to learn: digits v%s has the same data, recipe, code and libraries", version)
-            if is_champion(version, where):
+            if settled := settled_before(version, where):
+                log.info("%s", settled)
                 marks.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
-                return f"digits v{version} stays the champion: there is nothing new to learn"
+                return settled
         judged, verdict = judge(version, fingerprint, chosen.floor, where)
         act(version, judged, verdict, where)
         marks.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
@@ -147,11 +148,21 @@ def trained_before(fingerprint: str, recipe: Recipe, where: Settings) -> str | N
     return Registry(where.mlflow_tracking_uri).trained_before(fingerprint, recipe)
 
 
-def is_champion(version: str, where: Settings) -> bool:
-    """Whether the version answers already, so that there is nothing to judge."""
+def settled_before(version: str, where: Settings) -> str | None:
+    """Why there is nothing to judge: the version is the champion, or has been and was replaced; None where there is.
+
+    What somebody rolled back must not come back by the next retraining on the same data.
+    """
     from models import champion
 
-    return champion.version(where.mlflow_tracking_uri) == version
+    if champion.version(where.mlflow_tracking_uri) == version:
+        return f"digits v{version} stays the champion: there is nothing new to learn"
+    if entry := ledger.left(ledger.entries(database.connect(where.database_url)), version):
+        return (
+            f"digits v{version} was the champion until the {entry.action} of v{entry.to_version} ({entry.why}) and does not come back "
+            f"by itself: there is nothing new to learn; `digits promote {version}` brings it back"
+        )
+    return None
 
 
 @task(cache_policy=NO_CACHE)

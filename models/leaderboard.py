@@ -35,6 +35,7 @@ class Row:
     seeds: tuple[int, ...] = ()
     accuracy: Share | None = None  # mean over the seeds, on the test images
     best: Share | None = None
+    best_version: str | None = None  # None where the best run became none
     parameters: float | None = None
     train_seconds: float | None = None  # these and the following are means over the seeds
     test_log_loss: float | None = None
@@ -49,7 +50,9 @@ class Row:
             f"{self.source} {self.dataset[:6]}" if self.dataset else "–",
             str(len(self.seeds) or "–"),
             str(self.accuracy or "not trained"),
-            f"{100 * self.best.value:.2f} %" if self.best else "–",
+            f"{100 * self.best.value:.2f} %{f' (v{self.best_version})' if self.best_version else ''}"
+            if self.best
+            else "–",
             self.reported,
             *(_number(value, digits=4) for value in (self.test_log_loss, self.test_ece)),
             f"{100 * self.corruption_accuracy:.2f} %" if self.corruption_accuracy is not None else "–",
@@ -84,6 +87,7 @@ def _row(name: str, seeds: list[Run], held_out: HeldOut) -> Row:
     """The interval is that of one test of so many images, however many seeds: the seeds share the test images."""
     accuracies = [run.metrics["test_accuracy"] for run in seeds]
     mean, best = sum(accuracies) / len(seeds), max(accuracies)
+    best_run = seeds[accuracies.index(best)]
     return Row(
         recipe=name,
         reported=seeds[0].params.get("reported", ""),
@@ -92,6 +96,7 @@ def _row(name: str, seeds: list[Run], held_out: HeldOut) -> Row:
         seeds=tuple(sorted(int(run.params["seed"]) for run in seeds)),
         accuracy=shares.of(round(mean * held_out.images), held_out.images),
         best=shares.of(round(best * held_out.images), held_out.images),
+        best_version=best_run.version,
         **{metric: _mean(run.metrics[metric] for run in seeds if metric in run.metrics) for metric in MEANS},
     )
 

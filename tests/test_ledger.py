@@ -49,3 +49,14 @@ def test_rolling_back_twice_goes_back_two_champions(
         ledger.append(engine, action, before, after, "why", {})
     assert ledger.before(ledger.entries(engine), changes[-1][2]) == previous
     assert ledger.before(ledger.entries(engine), "99") is None
+
+
+def test_who_left_is_known_with_the_reason(database_url: str) -> None:
+    engine = database.connect(database_url)
+    ledger.append(engine, "promotion", None, "1", "the first", {})
+    assert ledger.left(ledger.entries(engine), "1") is None
+    ledger.append(engine, "promotion", "1", "2", "better", {})
+    ledger.append(engine, "rollback", "2", "1", "wrong on the new forms", {})
+    gone = ledger.left(ledger.entries(engine), "2")
+    assert gone is not None and (gone.action, gone.to_version, gone.why) == ("rollback", "1", "wrong on the new forms")
+    assert ledger.left(ledger.entries(engine), "3") is None

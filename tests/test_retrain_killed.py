@@ -179,3 +179,18 @@ def test_an_event_starts_nothing_within_the_cooldown_and_the_reason_is_a_tag(whe
     with get_client(sync_client=True) as client:
         tags = {tag for run in client.read_flow_runs() for tag in run.tags}
     assert {"drift", "labels"} <= tags
+
+
+def test_what_was_rolled_back_does_not_come_back_by_itself(where: Settings) -> None:
+    from flows.retrain import retrain
+    from models import promotion
+    from models.registry import Registry
+
+    assert "promote" in run()
+    retrain(seed=1)
+    if champion.version(where.mlflow_tracking_uri) == "1":
+        engine, registry = database.connect(where.database_url), Registry(where.mlflow_tracking_uri)
+        promotion.promote(registry, engine, "2", "by hand", where.champions)
+    said = run()
+    assert "digits v1 was the champion until the promotion of v2 (" in said and "`digits promote 1`" in said
+    assert champion.version(where.mlflow_tracking_uri) == "2"
