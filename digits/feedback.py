@@ -125,7 +125,8 @@ def take(engine: Engine, policy: Policy) -> Counter[Part]:
             Labelled(row.id, digest(row.image), row.label, row.digit, row.probability, row.source, bool(row.audited))
             for row in rows
         ]
-        in_use = connection.execute(select(taken).where(taken.c.part.in_(("train", "hold-out")))).all()
+        columns = (taken.c.prediction_id, taken.c.digest, taken.c.digit, taken.c.audited)
+        in_use = connection.execute(select(*columns).where(taken.c.part.in_(("train", "hold-out")))).all()
         again = {one.id for one in labelled}
         checked = {one.digest for one in labelled if one.audited}
         displaced = {row.prediction_id for row in in_use if row.digest in checked and not row.audited}

@@ -29,6 +29,11 @@ def _bucket(url: str) -> str:
     return url.rstrip("/")
 
 
+def without_password(url: str) -> str:
+    """An address without the name and password it may hold, to be shown."""
+    return re.sub(r"//[^/]*@", "//", url).rstrip("/")
+
+
 def _reachable(host: str) -> str:
     """A host to connect to, as it stands in a URL: a server that listens on all addresses is reached on the loopback."""
     if host in ("0.0.0.0", "::", ""):
@@ -104,7 +109,7 @@ class Settings(BaseSettings):
         description="MLflow server.",
     )
     mlflow_link: Url = Field(
-        default_factory=lambda values: re.sub(r"//[^/]*@", "//", values["mlflow_tracking_uri"]),
+        default_factory=lambda values: without_password(values["mlflow_tracking_uri"]),
         description="MLflow's address in links, where browsers reach it under another; without a password.",
     )
     prefect_api_url: Url = Field(

@@ -24,9 +24,7 @@ from models.recipes import Recipe
 log = logging.getLogger("digits.retrain")
 
 LIMIT = "digits-retrain"
-SLOT_SECONDS = (
-    10  # for Prefect's answer: a busy server that takes longer than that is not told from a slot that is taken
-)
+SLOT_SECONDS = 10  # for Prefect's answer: a server that takes longer cannot be told from a slot that is taken
 LEASE_SECONDS = 60  # the shortest that Prefect gives; after it, the slot of a killed retraining is free again
 RETRAINED = "retrained"  # the mark of the last retraining's end
 

@@ -27,6 +27,7 @@ from digits import images as pixels
 from digits import reference
 from digits.images import Images
 from digits.reference import Reference
+from digits.settings import without_password
 from models.certainty import UNCALIBRATED, Certainty
 
 log = logging.getLogger("digits.champion")
@@ -145,9 +146,8 @@ def look_up(registry: httpx.Client, alias: str) -> Pointed:
     _check_answered(registry, response)
     try:
         fields = response.json()
-        if (
-            response.status_code in (400, 404) and "error_code" in fields
-        ):  # 404 without the model, 400 without the alias
+        # MLflow answers 404 without the model, 400 without the alias
+        if response.status_code in (400, 404) and "error_code" in fields:
             raise NoChampion(
                 f"no version of {NAME} has the alias {alias} yet; train and promote one with `digits retrain`"
             )
@@ -222,15 +222,10 @@ def remember(champion: Champion, alias: str, cache: Path) -> None:
                 shutil.rmtree(path.parent, ignore_errors=True)
 
 
-def address(uri: str) -> str:
-    """The registry's address without the name and password it may hold, to be shown."""
-    return str(httpx.URL(uri).copy_with(username=None, password=None)).rstrip("/")
-
-
 def _registry(uri: str) -> httpx.Client:
     url = httpx.URL(uri)
     return httpx.Client(
-        base_url=address(uri), auth=(url.username, url.password) if url.username else None, timeout=TIMEOUT
+        base_url=without_password(uri), auth=(url.username, url.password) if url.username else None, timeout=TIMEOUT
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from digits.datasets import Dataset
 from digits.images import SIZE
-from models.champion import address
+from digits.settings import without_password
 from models.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Registry:
             experiment = mlflow.set_experiment(NAME)
         except mlflow.exceptions.MlflowException as error:
             raise Unreachable(
-                f"MLflow does not answer at {address(uri)}; start it with `digits up` or set MLFLOW_TRACKING_URI"
+                f"MLflow does not answer at {without_password(uri)}; start it with `digits up` or set MLFLOW_TRACKING_URI"
             ) from error
         self.experiment_id: str = experiment.experiment_id
         if EXPERIMENT_KIND[0] not in experiment.tags:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from models.champion import address
+from digits.settings import without_password
 from models.registry import NAME, Registry
 
 
@@ -40,7 +40,7 @@ def find(registry: Registry, text: str) -> Run:
         ids = [run.id for run in _all(registry, versions) if run.id.startswith(text)]
     if not ids:
         raise LookupError(
-            f"there is no version and no run {text!r} in {address(registry.uri)}; see `digits leaderboard`"
+            f"there is no version and no run {text!r} in {without_password(registry.uri)}; see `digits leaderboard`"
         )
     if len(ids) > 1:
         raise LookupError(f"{len(ids)} runs begin with {text!r}: {', '.join(sorted(ids)[:3])}; give more of the id")
