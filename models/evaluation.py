@@ -1,5 +1,6 @@
 """What a version is worth: metrics with intervals, calibration, per-digit figures, a corruption suite."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def corruptions(images: Images) -> dict[str, Images]:
         "contrast": (changes.dim, 0.5),
         "inverted": (changes.invert, 1.0),
     }
-    with ThreadPoolExecutor() as pool:  # NumPy leaves Python's lock alone meanwhile
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy leaves Python's lock alone meanwhile
         return dict(zip(suite, pool.map(lambda one: one[0](images, one[1]), suite.values()), strict=True))
 
 
