@@ -497,7 +497,8 @@ def _check_prefect(where: Settings) -> None:
     import httpx
 
     try:
-        httpx.get(f"{where.prefect_api_url}/health", timeout=10).raise_for_status()
+        # as patient as Prefect's own client (PREFECT_API_REQUEST_TIMEOUT): a server that is busy is there
+        httpx.get(f"{where.prefect_api_url}/health", timeout=httpx.Timeout(60, connect=10)).raise_for_status()
     except httpx.HTTPError as error:
         raise ConnectionError(
             f"Prefect does not answer at {where.prefect_api_url}; start it with `digits up` or set PREFECT_API_URL"

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from digits.datasets import Dataset, Split
 
 Files = dict[str, bytes]
+
+# An answer may take longer than httpx's five seconds on a busy machine.
+PATIENCE_SECONDS = 60
+get, post = (partial(ask, timeout=PATIENCE_SECONDS) for ask in (httpx.get, httpx.post))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

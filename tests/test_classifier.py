@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import Files, Registry, serve_registry
+from conftest import Files, Registry, post, serve_registry
 from PIL import Image
 from serving import ROOT, Service, classify, png, serving
 
@@ -368,7 +368,7 @@ def test_two_workers_share_log_feedback_and_metrics(
 
         def ask_anew(path: str, **content: Any) -> httpx.Response:
             """On a connection of its own, so that either worker may take it."""
-            return httpx.post(f"{service.client.base_url}{path}", **content)
+            return post(f"{service.client.base_url}{path}", **content)
 
         body = {"images": sample.images[0].tolist()}
         service.wait_for(lambda: all(ask_anew("/classify", json=body).status_code == 200 for _ in range(20)))

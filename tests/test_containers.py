@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import find_free_port
+from conftest import find_free_port, get
 
 from digits import sources
 
@@ -166,9 +166,9 @@ def test_up_ends_with_a_promoted_champion_that_answers_right(stack: Stack) -> No
 def test_the_servers_let_in_whom_they_know(stack: Stack) -> None:
     stack.wait_ready()
     runs = f"{stack.mlflow}/api/2.0/mlflow/registered-models/get?name=digits"
-    assert httpx.get(runs).status_code == 401
-    assert httpx.get(runs, auth=("admin", stack.secrets["MLFLOW_PASSWORD"])).status_code == 200
-    assert httpx.get(f"{stack.prefect}/api/work_pools/digits").status_code == 401
+    assert get(runs).status_code == 401
+    assert get(runs, auth=("admin", stack.secrets["MLFLOW_PASSWORD"])).status_code == 200
+    assert get(f"{stack.prefect}/api/work_pools/digits").status_code == 401
     assert stack.api.get("/work_pools/digits").json()["type"] == "process"
     for address in (stack.prefect, stack.reports, f"{stack.service}/"):
         assert "<html" in httpx.get(address, follow_redirects=True, timeout=30).text.lower()
@@ -225,8 +225,8 @@ def test_down_and_up_keeps_everything(stack: Stack) -> None:
     after = httpx.post(f"{stack.service}/classify", json={"images": image.tolist()}, timeout=30).json()
     assert [after[name] for name in ("digit", "model_version")] == [before[name] for name in ("digit", "model_version")]
     logged = f"{stack.service}/predictions/{before['id']}"
-    stack.wait_for(lambda: httpx.get(logged).status_code == 200, 60)  # the service may be ready before its database is
-    assert httpx.get(logged).json()["digit"] == before["digit"]
+    stack.wait_for(lambda: get(logged).status_code == 200, 60)  # the service may be ready before its database is
+    assert get(logged).json()["digit"] == before["digit"]
     stack.wait_for(lambda: "Exited (0)" in stack.run("ps", "-a", "--filter", f"name={stack.container('first')}"), 180)
     stack.wait_for(lambda: stack.api.get("/health").json())
     assert [(run["id"], run["state_type"]) for run in stack.retrainings()] == retrainings

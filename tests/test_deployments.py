@@ -12,7 +12,7 @@ from uuid import UUID
 
 import httpx
 import pytest
-from conftest import find_free_port, wait_until_healthy
+from conftest import find_free_port, get, post, wait_until_healthy
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events import emit_event
@@ -57,7 +57,7 @@ def settings_of(prefect: str, **changes: Any) -> Settings:
 
 
 def registered(prefect: str) -> dict[str, Any]:
-    found = httpx.post(f"{prefect}/deployments/filter", json={}).json()
+    found = post(f"{prefect}/deployments/filter", json={}).json()
     return {row["name"]: row for row in found}
 
 
@@ -79,7 +79,7 @@ def test_registering_twice_leaves_each_thing_once(prefect: str) -> None:
     for name in ("daily", "hourly"):
         assert after[name]["global_concurrency_limit"]["limit"] == 1
         assert after[name]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
-    automations = [row["name"] for row in httpx.post(f"{prefect}/automations/filter", json={}).json()]
+    automations = [row["name"] for row in post(f"{prefect}/automations/filter", json={}).json()]
     assert sorted(automations) == ["drift or new labels: retrain", "no heartbeat: crashed"]
 
 
@@ -89,7 +89,7 @@ def test_the_scheduler_plans_runs_of_both_schedules(prefect: str) -> None:
     planned: dict[str, Any] = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "limit": 200}
     deadline = time.monotonic() + 150  # the scheduler looks once a minute
     while True:
-        runs = httpx.post(f"{prefect}/flow_runs/filter", json=planned).json()
+        runs = post(f"{prefect}/flow_runs/filter", json=planned).json()
         if {run["deployment_id"] for run in runs if run["auto_scheduled"]} == ids:
             return
         assert time.monotonic() < deadline
@@ -103,7 +103,7 @@ def test_the_same_flows_go_to_a_pool_of_containers_by_a_setting(prefect: str, ki
     )
     entrypoints = {name: row["entrypoint"] for name, row in registered(prefect).items()}
     deployments.register(where)
-    pool = httpx.get(f"{prefect}/work_pools/in-{kind}").json()
+    pool = get(f"{prefect}/work_pools/in-{kind}").json()
     assert pool["type"] == kind
     assert "image" in pool["base_job_template"]["variables"]["properties"]
     after = registered(prefect)
@@ -131,7 +131,7 @@ def test_a_starting_worker_marks_what_died_with_the_one_before_it(prefect: str) 
         for run, state in ((dead, Running()), (pending, Pending()), (alive, Running())):
             client.set_flow_run_state(run.id, state, force=True)
         calling = {"flow_run_id": str(dead.id), "task_key": "trials", "dynamic_key": "0"}
-        task = httpx.post(f"{prefect}/task_runs/", json=calling).json()["id"]
+        task = post(f"{prefect}/task_runs/", json=calling).json()["id"]
         child = client.create_flow_run(deployments.ingest, state=Running(), parent_task_run_id=UUID(task))
         by_hand = client.create_flow_run(deployments.ingest, state=Running())
         living = subprocess.Popen(
@@ -139,7 +139,7 @@ def test_a_starting_worker_marks_what_died_with_the_one_before_it(prefect: str) 
             env={**os.environ, "PREFECT__FLOW_RUN_ID": str(alive.id)},
         )
         try:
-            httpx.post(f"{prefect}/work_pools/digits/workers/heartbeat", json={"name": "another"}).raise_for_status()
+            post(f"{prefect}/work_pools/digits/workers/heartbeat", json={"name": "another"}).raise_for_status()
             reap.orphans("digits", "this")
             assert _state(client, dead) == StateType.RUNNING  # it may be the other worker's
             httpx.delete(f"{prefect}/work_pools/digits/workers/another").raise_for_status()

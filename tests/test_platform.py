@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import find_free_port
+from conftest import PATIENCE_SECONDS, find_free_port, get, post
 from PIL import Image
 
 from bench import stage
@@ -143,7 +143,7 @@ def test_json_and_png_get_exactly_the_digits_of_the_keras_model(platform: Platfo
     keras = _keras_champion(platform)
     images = dataset.test.images[:200]
     expected = np.asarray(keras(images, training=False)).argmax(axis=1)
-    with httpx.Client(base_url=platform.url) as client:
+    with httpx.Client(base_url=platform.url, timeout=PATIENCE_SECONDS) as client:
         by_json = [client.post("/classify", json={"images": image.tolist()}).json()["digit"] for image in images]
         by_file = [client.post("/classify_file", files={"file": _png(image)}).json()["digit"] for image in images]
     assert by_json == expected.tolist()
@@ -195,7 +195,7 @@ def test_retraining_on_the_same_data_replaces_nothing_and_says_why(platform: Pla
     assert "evidence" not in again.stderr
     other = platform.run("retrain", "--seed", "1")
     assert re.search(r"digits v2: (hold|not enough evidence): ", other.stderr), other.stderr
-    assert httpx.get(f"{platform.url}/about").json()["model_version"] == "1"
+    assert get(f"{platform.url}/about").json()["model_version"] == "1"
 
 
 def test_the_inbox_is_taken_in_once_and_one_retraining_runs_at_a_time(platform: Platform, dataset: Dataset) -> None:
@@ -239,15 +239,15 @@ def test_promote_and_rollback_are_followed_by_the_service_and_recorded(platform:
 
 
 def test_the_schedules_are_in_prefect_and_a_deployment_runs(platform: Platform) -> None:
-    found = httpx.post(f"{platform.prefect}/deployments/filter", json={}).json()
+    found = post(f"{platform.prefect}/deployments/filter", json={}).json()
     schedules = {row["name"]: [one["schedule"]["cron"] for one in row["schedules"]] for row in found}
     assert schedules["daily"] == ["0 3 * * *"]
     assert schedules["hourly"] == ["0 * * * *"]
     monitor = next(row for row in found if row["name"] == "hourly")
     assert monitor["parameter_openapi_schema"]["properties"]["since"]["default"] == "24h"
-    run = httpx.post(f"{platform.prefect}/deployments/{monitor['id']}/create_flow_run", json={}).json()
+    run = post(f"{platform.prefect}/deployments/{monitor['id']}/create_flow_run", json={}).json()
     deadline = time.monotonic() + 120
-    while (state := httpx.get(f"{platform.prefect}/flow_runs/{run['id']}").json()["state"])["type"] != "COMPLETED":
+    while (state := get(f"{platform.prefect}/flow_runs/{run['id']}").json()["state"])["type"] != "COMPLETED":
         assert state["type"] not in ("FAILED", "CRASHED", "CANCELLED"), state
         assert time.monotonic() < deadline, state
         time.sleep(0.5)
@@ -261,7 +261,7 @@ def test_a_killed_service_comes_back(platform: Platform) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
-            if httpx.get(f"{platform.url}/readyz").status_code == 200:
+            if get(f"{platform.url}/readyz").status_code == 200:
                 break
         except httpx.HTTPError:
             pass
@@ -289,11 +289,11 @@ def test_a_backup_taken_under_load_answers_elsewhere_with_the_same_champion_ledg
         home=other.home, mlflow_tracking_uri=f"http://127.0.0.1:{other.ports['DIGITS_MLFLOW_PORT']}", **ports
     )
     with stage.mlflow(where), stage.service(where), httpx.Client(base_url=where.service_url, timeout=30) as client:
-        here, there = (httpx.get(f"{url}/about").json() for url in (platform.url, where.service_url))
+        here, there = (get(f"{url}/about").json() for url in (platform.url, where.service_url))
         assert (there["model_version"], there["trouble"]) == (here["model_version"], None)
         assert there["metrics"] == here["metrics"]
         for id in before:
-            assert client.get(f"/predictions/{id}").json() == httpx.get(f"{platform.url}/predictions/{id}").json()
+            assert client.get(f"/predictions/{id}").json() == get(f"{platform.url}/predictions/{id}").json()
 
 
 @pytest.mark.skipif("DIGITS_MNIST" not in os.environ, reason="DIGITS_MNIST names no mnist.npz")
@@ -303,11 +303,11 @@ def test_compact_on_mnist_is_as_good_as_reported_and_served_exactly(platform: Pl
     version = re.search(r"digits v(\d+) is registered", trained.stdout)[1]  # type: ignore[index]
     assert platform.run("promote", version).returncode == 0
     _wait_for_version(platform, version)
-    about = httpx.get(f"{platform.url}/about").json()
+    about = get(f"{platform.url}/about").json()
     assert about["metrics"]["test_accuracy"] >= 0.9765
     images = np.load(os.environ["DIGITS_MNIST"])["x_test"][:1000]
     expected = np.asarray(_keras_champion(platform, version)(images, training=False)).argmax(axis=1)
-    with httpx.Client(base_url=platform.url) as client:
+    with httpx.Client(base_url=platform.url, timeout=PATIENCE_SECONDS) as client:
         by_json = [client.post("/classify", json={"images": image.tolist()}).json()["digit"] for image in images]
         by_file = [client.post("/classify_file", files={"file": _png(image)}).json()["digit"] for image in images]
     assert by_json == expected.tolist()
@@ -321,7 +321,7 @@ def test_ctrl_c_stops_everything_and_up_goes_on_with_the_same_state(platform: Pl
     assert platform.left_behind() == []
     printed = platform.start()
     assert "training one" not in printed
-    assert httpx.get(f"{platform.url}/about").json()["model_version"] == "1"
+    assert get(f"{platform.url}/about").json()["model_version"] == "1"
     platform.process.kill()  # as a closed terminal may; the servers go on
     platform.process.wait(30)
     again = platform.run("up")
@@ -349,7 +349,7 @@ def _keras_champion(platform: Platform, version: str = "1") -> Any:
     parameters = {"name": "digits", "version": version, "path": "model.keras"}
     mlflow = f"http://127.0.0.1:{platform.ports['DIGITS_MLFLOW_PORT']}"
     path = platform.home / "model.keras"
-    path.write_bytes(httpx.get(f"{mlflow}/model-versions/get-artifact", params=parameters).content)
+    path.write_bytes(get(f"{mlflow}/model-versions/get-artifact", params=parameters).content)
     return keras.models.load_model(path)
 
 
@@ -362,13 +362,13 @@ def _forget_answers(platform: Platform) -> str:
     time.sleep(0.5)  # the writer's batch
     engine = database.connect(f"sqlite:///{platform.home}/digits.db")
     predictions.forget(engine, datetime.now(UTC))
-    version: str = httpx.get(f"{platform.url}/about").json()["model_version"]
+    version: str = get(f"{platform.url}/about").json()["model_version"]
     return version
 
 
 def _wait_for_version(platform: Platform, version: str) -> None:
     deadline = time.monotonic() + 15
-    while httpx.get(f"{platform.url}/about").json()["model_version"] != version:
+    while get(f"{platform.url}/about").json()["model_version"] != version:
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -377,7 +377,7 @@ def _wait_for_slot(platform: Platform) -> None:
     """Until a retraining holds the only slot."""
     limit = f"{platform.prefect}/v2/concurrency_limits/digits-retrain"
     deadline = time.monotonic() + 120
-    while not httpx.get(limit).json().get("active_slots"):
+    while not get(limit).json().get("active_slots"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
