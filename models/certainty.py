@@ -39,10 +39,10 @@ class Certainty:
 
         On a blank image no digit can be ruled out, whatever the model says.
         """
-        most = np.maximum.reduce(probabilities, axis=1)
-        sets, unsure = probabilities >= (self.ratio * most)[:, None], most < self.unsure_below
-        nothing = blank(images)
-        if np.count_nonzero(nothing):  # a fifth of the time of `any`, for every request
+        most = np.maximum.reduce(probabilities, axis=1, keepdims=True)
+        sets, unsure = probabilities >= self.ratio * most, most[:, 0] < self.unsure_below
+        if len(images) != 1 or _may_be_blank(images):
+            nothing = blank(images)
             sets[nothing] = unsure[nothing] = True
         return sets, unsure
 
@@ -68,6 +68,16 @@ def calibrate(probabilities: Probabilities, labels: Labels) -> Certainty:
             ratio = float(np.sort(likely)[outside - 1])
             return Certainty(coverage, ratio, UNSURE_BELOW, len(labels))
     return UNCALIBRATED
+
+
+# For each value the others that are no contrast to it.
+_ALIKE = [bytes(range(max(0, value - LEAST_CONTRAST + 1), min(256, value + LEAST_CONTRAST))) for value in range(256)]
+
+
+def _may_be_blank(image: Images) -> bool:
+    """Whether no pixel is a contrast to the first one; a tenth of the time of `blank`, for every request."""
+    content = image.tobytes()
+    return not content.translate(None, _ALIKE[content[0]])
 
 
 def blank(images: Images) -> NDArray[np.bool_]:

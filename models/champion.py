@@ -59,11 +59,12 @@ class Model:
 
     session: onnxruntime.InferenceSession
     input_name: str
+    output_name: str
 
     def answer(self, images: Images) -> NDArray[np.float32]:
         """Probabilities (n, 10) of uint8 images (n, 28, 28)."""
         if len(images) <= AT_ONCE:
-            return self.session.run(None, {self.input_name: images})[0]
+            return self.session.run([self.output_name], {self.input_name: images})[0]
         return np.concatenate(
             [self.answer(images[start : start + AT_ONCE]) for start in range(0, len(images), AT_ONCE)]
         )
@@ -99,7 +100,7 @@ def open_session(content: bytes) -> Model:
     if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or inputs[0].shape[1:] != [pixels.SIZE, pixels.SIZE]:
         described = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
         raise BadArtifact(f"model.onnx takes {described}; expected tensor(uint8) of shape (n, 28, 28)")
-    return Model(session, inputs[0].name)
+    return Model(session, inputs[0].name, session.get_outputs()[0].name)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Give every running service a BENTOML_HOME of its own: BentoML empties the metric
 """
 
 import gc
+import logging
 from typing import Any
 
 import bentoml
@@ -41,6 +42,8 @@ def _entrance(front: Front, origins: list[str]) -> ASGIApp:
     return CORSMiddleware(front, allow_origins=origins, allow_methods=("GET", "POST"), allow_headers=headers)
 
 
+# Uvicorn makes up a line for each request while its access log has a handler to go to, whatever becomes of the line.
+logging.getLogger("uvicorn.access").propagate = False
 front = Front(application(), direct={"/classify": classify_body})
 entrance = _entrance(front, settings().cors_origins)
 

@@ -88,14 +88,20 @@ def test_unsure_is_below_the_limit_of_confidence_or_blank() -> None:
 
 
 def test_blank_is_an_image_without_contrast_whatever_its_brightness() -> None:
-    images = np.zeros((5, 28, 28), np.uint8)
+    images = np.zeros((6, 28, 28), np.uint8)
     images[1] = 255
     images[2] = 120
     images[2, 10, 10] = 129
     images[3, 10, 10] = 10
     images[4] = 250
     images[4, 3, 3] = 255
-    assert certainty.blank(images).tolist() == [True, True, True, False, True]
+    images[5] = 200
+    images[5, 0, 0] = 209
+    images[5, 27, 27] = 199  # the first pixel is close to all, and those are not close to each other
+    assert certainty.blank(images).tolist() == [True, True, True, False, True, False]
+    known, sure = Certainty(0.99, 0.1, 0.9, 1000), answers([[1.0]])
+    alone = [known.judge(sure, images[[index]])[1].item() for index in range(len(images))]
+    assert alone == [True, True, True, False, True, False]
 
 
 @pytest.mark.parametrize(
