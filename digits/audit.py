@@ -1,16 +1,18 @@
-"""The audit sample as a folder: pictures to be moved into sub-folders `0` to `9`, whose places are then the labels.
+"""Auditing as a folder: pictures to be moved into sub-folders `0` to `9`, whose places are then the labels.
 
 A label is sent as often as its picture is found, which changes nothing; a picture that is moved on to another digit is a correction.
 """
 
 import random
-from datetime import datetime
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from sqlalchemy import Engine
 
-from digits import feedback, predictions
+from digits import predictions
 from digits.images import SIZE
 from digits.predictions import AUDITOR, UnknownPrediction
 
@@ -30,14 +32,14 @@ def collect(engine: Engine, folder: Path) -> int:
     return labelled
 
 
-def lay_out(engine: Engine, folder: Path, since: datetime, most: int) -> int:
-    """Write the pictures that wait for an auditor, dark on light, until so many lie there to be sorted; how many do.
+def lay_out(answers: Iterable[tuple[str, NDArray[np.uint8]]], folder: Path, most: int) -> int:
+    """Write pictures of answers by their ids, dark on light, until so many lie there to be sorted; how many do.
 
     Of more than that the ones to label are drawn at random: those in the order of time would be the digits of one hour.
     """
     for digit in range(10):
         (folder / str(digit)).mkdir(parents=True, exist_ok=True)
-    waiting = dict(feedback.unlabelled_audit(engine, since))
+    waiting = dict(answers)
     there = {path.stem for path in folder.glob("*.png")}
     sorted_already = {path.stem for path in folder.glob("[0-9]/*.png")}
     others = sorted(waiting.keys() - there - sorted_already)

@@ -1,10 +1,10 @@
 """Labels for learning: what feedback said is taken in once, checked, and kept for training, for the gate, or in quarantine.
 
-A label is worth learning from when it is right, and worth judging by when it was not chosen by who complains. So the labels
-of the audit sample, drawn at random, are trusted: they are neither capped nor doubted, they displace what others said of the same
-image, and they alone judge candidates.
-A complaint that contradicts a confident answer is more often a slip or a prank than a find, and waits in quarantine;
-a champion that is confidently wrong shows in the audit sample.
+A label is worth learning from when it is right, and worth judging by when it was not chosen by who complains. So an auditor's
+labels are trusted: they are neither capped nor doubted, and they displace what others said of the same image. Those of the audit
+sample, drawn at random, alone judge candidates.
+A complaint that contradicts a confident answer is more often a slip or a prank than a find, and waits in quarantine until an
+auditor has seen it; a champion that is confidently wrong shows in the audit sample.
 
 Taking and using are apart. `take` decides on every new label in one transaction, which notes the label as taken; what was decided
 is then read as often as need be, so whatever dies in between is done again to the same end.
@@ -89,7 +89,10 @@ class Labelled:
     answered: int
     probability: float  # of the answer
     source: str
-    audited: bool
+
+    @property
+    def is_trusted(self) -> bool:
+        return self.source == log.AUDITOR
 
 
 @dataclass(frozen=True)
@@ -122,14 +125,13 @@ def take(engine: Engine, policy: Policy) -> Counter[Part]:
         rows = connection.execute(_new().order_by("id")).all()
         log.stack(rows, "image", np.uint8, PIXELS)  # raises where a record holds no image
         labelled = [
-            Labelled(row.id, digest(row.image), row.label, row.digit, row.probability, row.source, bool(row.audited))
-            for row in rows
+            Labelled(row.id, digest(row.image), row.label, row.digit, row.probability, row.source) for row in rows
         ]
-        columns = (taken.c.prediction_id, taken.c.digest, taken.c.digit, taken.c.audited)
+        columns = (taken.c.prediction_id, taken.c.digest, taken.c.digit, taken.c.source)
         in_use = connection.execute(select(*columns).where(taken.c.part.in_(("train", "hold-out")))).all()
         again = {one.id for one in labelled}
-        checked = {one.digest for one in labelled if one.audited}
-        displaced = {row.prediction_id for row in in_use if row.digest in checked and not row.audited}
+        checked = {one.digest for one in labelled if one.is_trusted}
+        displaced = {row.prediction_id for row in in_use if row.digest in checked and row.source != log.AUDITOR}
         known = {row.digest: row.digit for row in in_use if row.prediction_id not in again | displaced}
         decisions = sort_out(labelled, known, policy)
         now = datetime.now(UTC)
@@ -149,10 +151,10 @@ def take(engine: Engine, policy: Policy) -> Counter[Part]:
 def sort_out(labelled: Sequence[Labelled], known: dict[str, int], policy: Policy) -> list[Decision]:
     """A decision for each; `known` are the labels in use by the digest of their image.
 
-    The audit sample comes first, the others in the order of their digests, so that a cap draws at random.
+    An auditor's come first, the others in the order of their digests, so that a cap draws at random.
     """
-    order = sorted(range(len(labelled)), key=lambda i: (not labelled[i].audited, labelled[i].digest, labelled[i].id))
-    disputed = _disputed(one for one in labelled if not one.audited)
+    order = sorted(range(len(labelled)), key=lambda i: (not labelled[i].is_trusted, labelled[i].digest, labelled[i].id))
+    disputed = _disputed(one for one in labelled if not one.is_trusted)
     counts: Counter[str] = Counter()
     in_use = dict(known)
     decisions = {}
@@ -161,7 +163,7 @@ def sort_out(labelled: Sequence[Labelled], known: dict[str, int], policy: Policy
         decision = _decide(one, in_use, disputed, counts[one.source], policy)
         if decision.part in ("train", "hold-out"):
             in_use[one.digest] = one.digit
-            counts[one.source] += not one.audited
+            counts[one.source] += not one.is_trusted
         decisions[i] = decision
     return [decisions[i] for i in range(len(labelled))]
 
@@ -171,7 +173,7 @@ def _decide(one: Labelled, in_use: dict[str, int], disputed: set[str], count: in
         if in_use[one.digest] == one.digit:
             return Decision("left out", "the same image has this label already")
         return Decision("quarantine", f"the same image is in use as a {in_use[one.digest]}")
-    if not one.audited:
+    if not one.is_trusted:
         if one.digest in disputed:
             return Decision("quarantine", "the same image was given different labels")
         if one.digit != one.answered and one.probability >= policy.confident:
@@ -227,6 +229,16 @@ def unlabelled_audit(engine: Engine, since: datetime) -> list[tuple[str, NDArray
     return list(zip((row["id"] for row in rows), _images(rows), strict=True))
 
 
+def quarantined(engine: Engine) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Ids and images (28, 28) of answers whose label waits in quarantine and which no auditor has seen."""
+    seen = select(log.feedback.c.prediction_id).where(log.feedback.c.source == log.AUDITOR)
+    there = select(log.predictions.c.id)  # of what the log has forgotten, nobody can say anything any more
+    chosen = select(taken.c.prediction_id.label("id"), taken.c.image).where(taken.c.part == "quarantine")
+    chosen = chosen.where(taken.c.prediction_id.not_in(seen), taken.c.prediction_id.in_(there))
+    rows = _kept(engine, chosen.order_by(taken.c.prediction_id))
+    return list(zip((row["id"] for row in rows), _images(rows), strict=True))
+
+
 def digest(image: bytes) -> str:
     """A fingerprint of an image's bytes, 32 hex digits."""
     return hashlib.blake2b(image, digest_size=16).hexdigest()
@@ -262,7 +274,7 @@ def _value(row: Any, one: Labelled, decision: Decision, now: datetime) -> dict[s
         "probability": one.probability,
         "version": row.version,
         "source": one.source,
-        "audited": one.audited,
+        "audited": bool(row.audited),
         "answered_at": row.at,
         "part": decision.part,
         "reason": decision.reason,

@@ -420,17 +420,23 @@ def audit(
     folder: Annotated[Path | None, typer.Argument(help="Unless given, `audit` in DIGITS_HOME.")] = None,
     since: Annotated[str, typer.Option(help="How far back to look: 30m, 24h, 7d, or a moment.")] = "7d",
     n: Annotated[int, typer.Option("-n", min=1, help="How many pictures may wait to be sorted.")] = 200,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Add those whose labels wait in quarantine: an auditor's word decides.")
+    ] = False,
 ) -> None:
     """Write pictures of the audit sample into FOLDER; those moved into its sub-folders 0 to 9 are labelled by the next call."""
     from datetime import UTC, datetime
 
-    from digits import audit, database
+    from digits import audit, database, feedback
     from flows.monitor import begin
 
     where = settings()
     folder, engine = folder or where.home / "audit", database.connect(where.database_url)
     labelled = audit.collect(engine, folder)
-    waiting = audit.lay_out(engine, folder, begin(since, datetime.now(UTC)), n)
+    answers = feedback.unlabelled_audit(engine, begin(since, datetime.now(UTC)))
+    if quarantine:
+        answers += feedback.quarantined(engine)
+    waiting = audit.lay_out(answers, folder, n)
     print(
         f"{labelled} pictures in the folders 0 to 9 of {folder} are labelled by them; {waiting} wait beside these folders"
     )

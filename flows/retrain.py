@@ -132,6 +132,8 @@ def gather(data: str | None, where: Settings) -> str:
         log.info(
             "took %d labels from feedback: %s", counts.total(), ", ".join(f"{n} {part}" for part, n in counts.items())
         )
+    if counts["quarantine"]:
+        log.info("`digits audit --quarantine` shows the labels in quarantine")
     fingerprint = with_feedback(start, where)
     datasets.set_current(where.datasets, start)
     inbox.mark_taken(taken, where.inbox)

@@ -10,7 +10,7 @@ from monitored import held_out
 from PIL import Image
 from sqlalchemy import Engine
 
-from digits import audit, database, predictions
+from digits import audit, database, feedback, predictions
 from digits.predictions import Answers, PredictionLog, new_ids
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -38,7 +38,7 @@ def test_pictures_that_were_sorted_are_labels_of_the_audit_sample(
     answered(database_url, tmp_path, 3, audit_share=0)
     ids = answered(database_url, tmp_path, 5, audit_share=1)
     folder = tmp_path / "audit"
-    assert audit.lay_out(engine, folder, NOON, most=100) == 5
+    assert audit.lay_out(feedback.unlabelled_audit(engine, NOON), folder, most=100) == 5
     assert {path.stem for path in folder.glob("*.png")} == set(ids)
     image = 255 - np.asarray(Image.open(folder / f"{ids[0]}.png"))[5::10, 5::10]
     assert np.array_equal(image, held_out()[0][0])
@@ -48,12 +48,12 @@ def test_pictures_that_were_sorted_are_labels_of_the_audit_sample(
     window = predictions.read_window(engine, NOON, labelled=True)
     assert sorted(window.ids) == sorted(ids[:2])
     assert window.labels.tolist() == [7, 7] and window.audited.all()
-    assert audit.lay_out(engine, folder, NOON, most=100) == 3
+    assert audit.lay_out(feedback.unlabelled_audit(engine, NOON), folder, most=100) == 3
 
 
 def test_a_picture_moved_on_is_a_correction(database_url: str, engine: Engine, tmp_path: Path) -> None:
     (id,) = answered(database_url, tmp_path, 1, audit_share=1)
-    audit.lay_out(engine, tmp_path / "audit", NOON, most=1)
+    audit.lay_out(feedback.unlabelled_audit(engine, NOON), tmp_path / "audit", most=1)
     path = tmp_path / "audit" / f"{id}.png"
     for digit in (3, 8):
         path = path.rename(tmp_path / f"audit/{digit}" / path.name)
@@ -66,6 +66,7 @@ def test_no_more_than_asked_for_lie_there_and_strange_files_are_no_labels(
 ) -> None:
     answered(database_url, tmp_path, 20, audit_share=1)
     folder = tmp_path / "audit"
-    assert [audit.lay_out(engine, folder, NOON, most) for most in (5, 5, 8)] == [5, 5, 8]
+    waiting = feedback.unlabelled_audit(engine, NOON)
+    assert [audit.lay_out(waiting, folder, most) for most in (5, 5, 8)] == [5, 5, 8]
     (folder / "4/holiday.png").write_bytes(b"")
     assert audit.collect(engine, folder) == 0

@@ -58,7 +58,7 @@ def answered(
 
 
 def one(number: int, digit: int = 3, answered: int = 3, probability: float = 0.6, source: str = "api") -> Labelled:
-    return Labelled(f"id{number}", feedback.digest(bytes([number])), digit, answered, probability, source, False)
+    return Labelled(f"id{number}", feedback.digest(bytes([number])), digit, answered, probability, source)
 
 
 def test_each_label_is_taken_once(engine: Engine) -> None:
@@ -163,8 +163,28 @@ def test_a_complaint_against_a_sure_answer_waits_in_quarantine_with_the_reason(e
     assert row.image == images[0].tobytes()
 
 
-def test_the_audit_sample_is_never_doubted_nor_capped() -> None:
-    against = [replace(one(i, digit=7, probability=1.0, source=AUDITOR), audited=True) for i in range(5)]
+def test_an_auditor_lets_labels_out_of_quarantine_either_way(engine: Engine) -> None:
+    images, _ = held_out()
+    right, slip, unseen = answered(engine, images[:3], [1, 1, 1], probability=0.997)
+    for id in (right, slip, unseen):
+        predictions.label(engine, id, 7, "page")
+    assert feedback.take(engine, ALL_TRAIN) == {"quarantine": 3}
+    waiting = feedback.quarantined(engine)
+    assert [id for id, _ in waiting] == [right, slip, unseen]
+    assert np.array_equal(waiting[1][1], images[1])
+    predictions.label(engine, right, 7, AUDITOR)
+    predictions.label(engine, slip, 1, AUDITOR)
+    assert [id for id, _ in feedback.quarantined(engine)] == [unseen]
+    assert feedback.take(engine, ALL_TRAIN) == {"train": 2}
+    split = feedback.training(engine)
+    assert split is not None and split.labels.tolist() == [7, 1]
+    assert feedback.hold_out(engine) is None  # complaints judge nobody, whoever has checked them
+    predictions.forget(engine, NOW + timedelta(days=1))
+    assert feedback.quarantined(engine) == []
+
+
+def test_an_auditor_is_never_doubted_nor_capped() -> None:
+    against = [one(i, digit=7, probability=1.0, source=AUDITOR) for i in range(5)]
     strict = Policy(hold_out=0, most_per_source=1)
     assert {decision.part for decision in sort_out(against, {}, strict)} == {"train"}
 
@@ -183,7 +203,7 @@ def test_the_same_image_counts_once_and_contradictions_are_kept_apart() -> None:
     assert [decision.part for decision in twice] == ["train", "left out"]
     disputed = sort_out([one(1), replace(one(1), id="other", digit=5)], {}, ALL_TRAIN)
     assert [decision.part for decision in disputed] == ["quarantine", "quarantine"]
-    checked = replace(one(1), id="audit", digit=5, audited=True)
+    checked = replace(one(1, source=AUDITOR), id="audit", digit=5)
     settled = sort_out([one(1), checked], {}, ALL_TRAIN)
     assert [decision.part for decision in settled] == ["quarantine", "train"]
     known = sort_out([one(1)], {one(1).digest: 8}, ALL_TRAIN)
