@@ -127,7 +127,7 @@ def print_status(where: Settings) -> bool:
 def _champion(where: Settings) -> tuple[str, str]:
     """The version that answers and what it is worth."""
     try:
-        response = httpx.get(f"{where.service_url}/about", headers=where.credentials, timeout=5)
+        response = httpx.get(f"{where.service_url}/about", headers=where.credentials, timeout=10)
         about = endpoint.read(response)
     except httpx.HTTPError:
         return "nobody", ""

@@ -437,9 +437,7 @@ def audit(
     if quarantine:
         answers += feedback.quarantined(engine)
     waiting = audit.lay_out(answers, folder, n)
-    print(
-        f"{labelled} pictures in the folders 0 to 9 of {folder} are labelled by them; {waiting} wait beside these folders"
-    )
+    print(f"labelled by the folders 0 to 9 of {folder}: {labelled}; pictures that wait beside these folders: {waiting}")
     if waiting:
         print("move each into the folder of its digit, and call this again")
 

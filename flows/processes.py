@@ -226,7 +226,7 @@ def is_healthy(where: Settings, process: Process) -> bool:
     if process.port is None:
         return _is_polling(where, process.name)
     try:
-        return httpx.get(f"{address(where, process)}{process.health}", timeout=2).status_code == httpx.codes.OK
+        return httpx.get(f"{address(where, process)}{process.health}", timeout=10).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
 
