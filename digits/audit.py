@@ -1,10 +1,11 @@
 """Auditing as a folder: pictures to be moved into sub-folders `0` to `9`, whose places are then the labels.
 
-A label is sent as often as its picture is found, which changes nothing; a picture that is moved on to another digit is a correction.
+A picture that is moved on to another digit is a correction; one that stays says nothing against what an auditor said later.
 """
 
 import random
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,20 @@ from digits import predictions
 from digits.images import SIZE
 from digits.predictions import AUDITOR, UnknownPrediction
 
+CLOCK = timedelta(seconds=1)  # by which the time of a file may be behind
 ENLARGED = 10  # times, so that a file manager shows something
 
 
 def collect(engine: Engine, folder: Path) -> int:
     """Label the answers whose pictures lie in the sub-folders; how many. Those that the log forgot are left out."""
     labelled = 0
+    said = predictions.last_words(engine, AUDITOR)
     for digit in range(10):
         for path in sorted((folder / str(digit)).glob("*.png")):
+            moved = datetime.fromtimestamp(path.stat().st_ctime, UTC) + CLOCK
             try:
-                predictions.label(engine, path.stem, digit, AUDITOR)
+                if path.stem not in said or said[path.stem] < moved:
+                    predictions.label(engine, path.stem, digit, AUDITOR)
             except UnknownPrediction:
                 continue
             labelled += 1

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, DateTime, Engine, MetaData, TypeDecorator, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 log = logging.getLogger("digits.database")
 
@@ -53,10 +53,10 @@ def connect(url: str, busy_seconds: float = 30) -> Engine:
             current = _revision(connection)
         if current != _revisions()[-1]:
             _upgrade(engine)
-    except OperationalError as error:
+    except DBAPIError as error:
         engine.dispose()
         raise Away(
-            f"the database {engine.url!r} does not answer: {first_line(error)}; start it, or set DIGITS_DATABASE_URL"
+            f"the database {engine.url!r} does not answer: {first_line(error)}; start or mend it, or set DIGITS_DATABASE_URL"
         ) from error
     return engine
 

@@ -74,7 +74,9 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hold_out: float = Field(0.3, ge=0, lt=1, description="Share of the images kept for the gate, by their hash.")
+    hold_out: float = Field(
+        0.3, ge=0, lt=1, description="Share of the audit sample kept for the gate, by the hash of the image."
+    )
     confident: float = Field(0.99, gt=0, le=1, description="Probability from which on a contradiction is doubted.")
     most_per_source: int = Field(500, ge=1, description="Labels taken from one source at a time, audit apart.")
 
@@ -89,6 +91,7 @@ class Labelled:
     answered: int
     probability: float  # of the answer
     source: str
+    audited: bool  # belongs to the audit sample
 
     @property
     def is_trusted(self) -> bool:
@@ -125,7 +128,8 @@ def take(engine: Engine, policy: Policy) -> Counter[Part]:
         rows = connection.execute(_new().order_by("id")).all()
         log.stack(rows, "image", np.uint8, PIXELS)  # raises where a record holds no image
         labelled = [
-            Labelled(row.id, digest(row.image), row.label, row.digit, row.probability, row.source) for row in rows
+            Labelled(row.id, digest(row.image), row.label, row.digit, row.probability, row.source, bool(row.audited))
+            for row in rows
         ]
         columns = (taken.c.prediction_id, taken.c.digest, taken.c.digit, taken.c.source)
         in_use = connection.execute(select(*columns).where(taken.c.part.in_(("train", "hold-out")))).all()
@@ -180,7 +184,7 @@ def _decide(one: Labelled, in_use: dict[str, int], disputed: set[str], count: in
             return Decision("quarantine", f"the version was sure of a {one.answered} ({one.probability:.4f})")
         if count >= policy.most_per_source:
             return Decision("left out", f"{one.source} has brought {count} already")
-    return Decision("hold-out" if _share(one.digest) < policy.hold_out else "train")
+    return Decision("hold-out" if one.audited and _share(one.digest) < policy.hold_out else "train")
 
 
 def _disputed(labelled: Iterable[Labelled]) -> set[str]:
@@ -200,7 +204,7 @@ def hold_out(engine: Engine, most: int = 2000) -> Split | None:
 
     Complaints are about wrong answers of the champion, so any other model would look better on them.
     """
-    chosen = select(taken).where(taken.c.part == "hold-out", taken.c.audited)
+    chosen = select(taken).where(taken.c.part == "hold-out", taken.c.audited)  # complaints were held out once, too
     return _split(_kept(engine, chosen.order_by(taken.c.prediction_id.desc()).limit(most)))
 
 
@@ -274,7 +278,7 @@ def _value(row: Any, one: Labelled, decision: Decision, now: datetime) -> dict[s
         "probability": one.probability,
         "version": row.version,
         "source": one.source,
-        "audited": bool(row.audited),
+        "audited": one.audited,
         "answered_at": row.at,
         "part": decision.part,
         "reason": decision.reason,

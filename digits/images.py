@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFilter, ImageOps, ImageStat, UnidentifiedImageError
 
 SIZE = 28
 PIXELS = SIZE * SIZE
@@ -132,7 +132,8 @@ def _open(body: bytes, most_pixels: int) -> Image.Image:
         _check_extent(picture, most_pixels)
         picture.draft("L", (2 * _WORK, 2 * _WORK))  # lets a large JPEG be decoded at a fraction of its size
         picture.load()
-        return ImageOps.exif_transpose(picture)
+        ImageOps.exif_transpose(picture, in_place=True)
+        return picture
     except UnidentifiedImageError:
         raise ValueError(
             f"the file begins with {body.lstrip()[:12]!r} and is no picture; send a PNG, JPEG, WebP or BMP file"
@@ -195,7 +196,7 @@ def _grey(picture: Image.Image) -> Grey:
         values = np.asarray(picture)
         flat = Image.fromarray((values >> 8 if values.max() > 255 else values).astype(np.uint8))
     elif "A" in picture.getbands() or "transparency" in picture.info:
-        flat = _composite(picture.convert("RGBA"))
+        flat = _composite(picture if picture.mode == "RGBA" else picture.convert("RGBA"))
     else:
         flat = picture.convert("RGB").convert("L") if picture.mode == "CMYK" else picture.convert("L")
     scale = np.clip(max(flat.size), 4 * SIZE, _WORK) / max(flat.size)
@@ -216,7 +217,7 @@ def _composite(picture: Image.Image) -> Image.Image:
     if opaque.mean() > 0.5:
         paper = int(np.median(np.asarray(light)[opaque]))
     else:
-        paper = 0 if (np.asarray(light, np.float32) * np.asarray(alpha)).sum() > 127 * 255 * weights else 255
+        paper = 0 if ImageStat.Stat(ImageChops.multiply(light, alpha)).sum[0] > 127 * weights else 255
     return Image.composite(light, Image.new("L", picture.size, paper), alpha)
 
 

@@ -273,6 +273,14 @@ def label(engine: Engine, id: str, digit: int, source: str) -> None:
             connection.execute(insert(feedback), word)
 
 
+def last_words(engine: Engine, source: str) -> dict[str, datetime]:
+    """When this source said something last of each answer, by its id; UTC."""
+    chosen = select(feedback.c.prediction_id, func.max(feedback.c.at)).where(feedback.c.source == source)
+    with engine.connect() as connection:
+        rows = connection.execute(chosen.group_by(feedback.c.prediction_id)).all()
+    return {row[0]: row[1] for row in rows}
+
+
 def forget(engine: Engine, before: datetime) -> int:
     """Remove the answers before a moment and what feedback said of them; how many. In steps, to let writers in between."""
     removed = 0
@@ -291,7 +299,7 @@ class PredictionLog:
 
     Every answer is in a journal in the spool folder before it goes out, and in memory until the database has it. While the
     database is away, journals stay behind there and the memory is free; once it is back they are written, without doubles, as are
-    those of processes that were killed. What the disk does not take waits in memory, and beyond `limit` answers `append` refuses.
+    those of processes that were killed. What the disk does not take waits in memory, and while `limit` answers do, `append` refuses more.
     """
 
     def __init__(
@@ -342,7 +350,7 @@ class PredictionLog:
         """Take a request's answers, without waiting for the database or the disk; False where there is no more room for them."""
         record = _pack(answers)
         with self._lock:
-            if self.depth + len(answers.ids) > self._limit:
+            if self.depth >= self._limit:
                 self.lost += len(answers.ids)
                 return False
             self._journal.append(record)

@@ -76,6 +76,11 @@ def _train_first(where: Settings) -> None:
         raise
     if failed:
         raise RuntimeError("the first training failed (see above); mend it and start again with `digits up`")
+    if champion.version(where.mlflow_tracking_uri) is None:
+        raise RuntimeError(
+            "the gate held the first version (see above); train on more data or with another recipe (DIGITS_RECIPE), and "
+            "start again with `digits up`"
+        )
 
 
 def _interrupt(training: subprocess.Popen[bytes]) -> None:

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 
@@ -16,18 +16,23 @@ from models.champion import Unreachable
 
 
 def main() -> None:
-    """Wait for MLflow, Prefect and the deployments, then train until there is a champion; a training that fails ends it."""
+    """Wait for MLflow, Prefect and the deployments, then train; a training that leaves no champion ends it with the reason."""
     where = settings()
+    run: FlowRun | None = None
     while True:
         try:
             if champion.version(where.mlflow_tracking_uri) is not None:
                 return
-            run = train(where)
+            if run is None:
+                run = train(where)
+                continue
         except (Unreachable, ObjectNotFound):  # nothing is registered yet
             time.sleep(2)
             continue
-        if run.state is not None and run.state.type == StateType.FAILED:
-            raise SystemExit(f"the first training failed: {run.state.message}; mend it and start again")
+        ended = f": {run.state.name}, {run.state.message or 'no message'}" if run.state else ""
+        raise SystemExit(
+            f"the first training left no champion{ended}; read its run in the Prefect UI, mend it and start again"
+        )
 
 
 def train(where: Settings) -> FlowRun:

@@ -1,15 +1,17 @@
 """`digits retrain`: new data comes in, a candidate is trained, and it replaces the champion only if it is really better."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
+from pydantic import BaseModel, ValidationError
 
 from digits import alerts, database, datasets, feedback, inbox, ledger, marks
 from digits.alerts import Alert
@@ -47,22 +49,48 @@ def retrain(
         reap.tag(reason)
         if cooldown and (rest := resting(where)):
             return rest
-        clear_up(where)
-        chosen = recipes.find(recipe or where.recipe).model_copy(update={"seed": seed})
-        fingerprint = gather(data, where)
-        version = trained_before(fingerprint, chosen, where)
-        if version is None:
-            version = train_on(fingerprint, chosen, {"reason": reason})
-        else:
-            log.info("nothing new to learn: digits v%s has the same data, recipe, code and libraries", version)
-            if settled := settled_before(version, where):
-                log.info("%s", settled)
-                marks.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
-                return settled
-        judged, verdict = judge(version, fingerprint, chosen.floor, where)
-        act(version, judged, verdict, where)
-        marks.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
+        with noted(where):
+            check_policies(where)
+            clear_up(where)
+            chosen = recipes.find(recipe or where.recipe).model_copy(update={"seed": seed})
+            fingerprint = gather(data, where)
+            version = trained_before(fingerprint, chosen, where)
+            if version is None:
+                version = train_on(fingerprint, chosen, {"reason": reason})
+            else:
+                log.info("nothing new to learn: digits v%s has the same data, recipe, code and libraries", version)
+                if settled := settled_before(version, where):
+                    log.info("%s", settled)
+                    return settled
+            judged, verdict = judge(version, fingerprint, chosen.floor, where)
+            act(version, judged, verdict, where)
     return f"digits v{version}: {verdict.sentence}"
+
+
+@contextmanager
+def noted(where: Settings) -> Iterator[None]:
+    """Note when a retraining ended, also one that failed: the next event would start it again at once."""
+    try:
+        yield
+    finally:
+        marks.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
+
+
+def check_policies(where: Settings) -> None:
+    """Raises ValueError naming the setting of a policy that is none, before anything is trained."""
+    policies: list[tuple[str, type[BaseModel], Mapping[str, Any]]] = [
+        ("DIGITS_GATE", gate.Policy, where.gate),
+        ("DIGITS_FEEDBACK", feedback.Policy, where.feedback),
+    ]
+    for setting, policy, given in policies:
+        try:
+            policy.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            known = ", ".join(policy.model_fields)
+            raise ValueError(
+                f"{setting}: {'.'.join(map(str, first['loc']))} is {first['input']!r} ({first['msg']}); it takes {known}"
+            ) from error
 
 
 def resting(where: Settings) -> str | None:

@@ -57,6 +57,11 @@ class Registry:
         try:
             experiment = mlflow.set_experiment(NAME)
         except mlflow.exceptions.MlflowException as error:
+            if (
+                error.error_code != "INTERNAL_ERROR"
+            ):  # it has answered: the experiment was deleted, or we may not see it
+                words = str(error).splitlines()[0]
+                raise ValueError(f"MLflow at {without_password(uri)} refuses the experiment {NAME}: {words}") from error
             raise Unreachable(
                 f"MLflow does not answer at {without_password(uri)}; start it with `digits up` or set MLFLOW_TRACKING_URI"
             ) from error

@@ -93,9 +93,9 @@ class Access:
             try:
                 engine = engine or database.connect(self._url, busy_seconds=2)
                 self._keys, trouble = keys.by_hash(engine), ""
-            except OSError as error:
+            except Exception as error:  # whatever it is: the thread must live to see it mended
                 if not trouble:
-                    trouble = str(error).splitlines()[0]
+                    trouble = (str(error) or repr(error)).splitlines()[0]
                     log.warning("the API keys cannot be read (%s); those known so far go on", trouble)
             if self._stop.wait(REFRESH_SECONDS):
                 return

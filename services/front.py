@@ -87,8 +87,11 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         desk = self._desk
-        if scope["type"] != "http" or desk is None:
-            raise RuntimeError(f"a {scope['type']} request came before the service was open")
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # before it was accepted: 403
+            return
+        if desk is None:
+            raise RuntimeError("a request came before the service was open")
         started = time.perf_counter()
         status = 0
 
@@ -132,7 +135,7 @@ class Front:
             raise HTTPException(503, sentence, {"Retry-After": "1"})
 
     def _note(self, desk: Desk, path: str, status: int, seconds: float) -> None:
-        route = path if path in self.paths else "other"
+        route = path if path in self.paths else "/predictions/{id}" if path.startswith("/predictions/") else "other"
         desk.metrics.count_request(route, status, seconds)
         if not self._state_is_due:
             self._state_is_due = True

@@ -51,7 +51,12 @@ _LOGGED_FIELDS: Schema = {
     "probabilities": _PROBABILITIES,
     "model_version": {"type": "string"},
 }
-_ANSWER_FIELDS: Schema = {**_LOGGED_FIELDS, "unsure": _UNSURE, "prediction_set": _SET}
+_ANSWER_FIELDS: Schema = {
+    **_LOGGED_FIELDS,
+    "id": {"type": ["string", "null"], "description": f"{_ID['description']}; null where the log is full"},
+    "unsure": _UNSURE,
+    "prediction_set": _SET,
+}
 
 SCHEMAS: dict[str, Schema] = {
     "Image": _IMAGE,

@@ -1,5 +1,6 @@
 """How strangers ask: the HTTP routes, each of which checks what came in before the champion sees it."""
 
+import asyncio
 import importlib.util
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +29,7 @@ from services.desk import Desk
 from services.replies import entry, json, refusal, set_lists, unprocessable
 
 PAGE = Path(__file__).parent / "page"
+PICTURES_AT_ONCE = 2  # one of 24 million pixels takes 250 MB while it is decoded
 LARGE_BYTES = 100_000  # a body from which on checking and answering would hold up other requests
 PICTURE_TYPES = ("image/", "application/octet-stream")
 # Nothing that a page of ours shows, runs or asks for comes from another host or stands in the page itself.
@@ -44,6 +46,7 @@ STYLED = (
 )  # Swagger UI styles its elements inline
 
 T = TypeVar("T")
+_decoding = asyncio.Semaphore(PICTURES_AT_ONCE)
 
 
 def application() -> Starlette:
@@ -105,7 +108,9 @@ async def classify_file(request: Request) -> Response:
     preview = request.query_params.get("preview", "false")
     if preview not in ("true", "false"):
         raise unprocessable(f'preview is "{preview[:40]}"; expected true or false')
-    return await _aside(_classify_picture, desk, champion, await _picture(request), 0.0 if preview == "true" else 1.0)
+    body = await _picture(request)
+    async with _decoding:
+        return await _aside(_classify_picture, desk, champion, body, 0.0 if preview == "true" else 1.0)
 
 
 def _classify_picture(desk: Desk, champion: Champion, body: bytes, share: float) -> Response:

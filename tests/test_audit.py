@@ -1,7 +1,7 @@
 """The audit sample on disk: what waits is laid out, and the folder a picture was moved to is its label."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image
 from sqlalchemy import Engine
 
 from digits import audit, database, feedback, predictions
-from digits.predictions import Answers, PredictionLog, new_ids
+from digits.predictions import AUDITOR, Answers, PredictionLog, new_ids
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
@@ -59,6 +59,19 @@ def test_a_picture_moved_on_is_a_correction(database_url: str, engine: Engine, t
         path = path.rename(tmp_path / f"audit/{digit}" / path.name)
         audit.collect(engine, tmp_path / "audit")
         assert predictions.find(engine, id).label == digit
+
+
+def test_a_picture_that_stays_does_not_undo_what_an_auditor_said_later(
+    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (id,) = answered(database_url, tmp_path, 1, audit_share=1)
+    audit.lay_out(feedback.unlabelled_audit(engine, NOON), tmp_path / "audit", most=1)
+    (tmp_path / "audit" / f"{id}.png").rename(tmp_path / "audit" / "3" / f"{id}.png")
+    audit.collect(engine, tmp_path / "audit")
+    monkeypatch.setattr(audit, "CLOCK", timedelta(0))  # the correction comes at once here
+    predictions.label(engine, id, 8, AUDITOR)
+    assert audit.collect(engine, tmp_path / "audit") == 1
+    assert predictions.find(engine, id).label == 8
 
 
 def test_no_more_than_asked_for_lie_there_and_strange_files_are_no_labels(

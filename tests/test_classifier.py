@@ -222,12 +222,23 @@ def test_huge_bodies_and_bombs_take_no_memory(service: Service) -> None:
 def test_metrics_count_requests_and_do_not_grow_with_unknown_addresses(service: Service) -> None:
     for number in range(5):
         service.client.get(f"/unknown/{number}")
+    service.client.post("/classify", json={"images": np.zeros((28, 28), int).tolist()})
+    service.client.get("/predictions/0123")
     text = service.client.get("/metrics").text
+    assert re.search(r'digits_requests_total\{route="/predictions/\{id\}",status="404"\} [1-9]', text)
     assert re.search(r'digits_requests_total\{route="/classify",status="200"\} [1-9]', text)
     assert re.search(r'digits_answers_total\{digit="\d",version="1"\} [1-9]', text)
     assert re.search(r'digits_request_seconds_bucket\{le="0.01",route="/classify"\} [1-9]', text)
     assert "digits_champion_version 1.0" in text and "digits_log_waiting" in text
     assert "unknown" not in text
+
+
+def test_a_websocket_is_refused_and_no_error(service: Service) -> None:
+    handshake = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    key = {"Sec-WebSocket-Key": "c2VjdXJlIGVub3VnaCAuLg=="}
+    response = service.client.get("/classify", headers={**handshake, **key})
+    assert 400 <= response.status_code < 500
+    assert "Traceback" not in (service.home / "service.log").read_text()
 
 
 def test_the_openapi_describes_the_real_routes(service: Service) -> None:

@@ -58,7 +58,9 @@ def answered(
 
 
 def one(number: int, digit: int = 3, answered: int = 3, probability: float = 0.6, source: str = "api") -> Labelled:
-    return Labelled(f"id{number}", feedback.digest(bytes([number])), digit, answered, probability, source)
+    return Labelled(
+        f"id{number}", feedback.digest(bytes([number])), digit, answered, probability, source, source == AUDITOR
+    )
 
 
 def test_each_label_is_taken_once(engine: Engine) -> None:
@@ -143,12 +145,14 @@ def test_the_auditor_displaces_a_complaint_that_was_taken_before(
     images, _ = held_out()
     (first,) = answered(engine, images[:1], [1])
     predictions.label(engine, first, 4, "api")
-    assert feedback.take(engine, policy) == {part: 1}
+    assert feedback.take(engine, policy) == {"train": 1}
     (second,) = answered(engine, images[:1], [1], audit=True)
     predictions.label(engine, second, 5, AUDITOR)
     assert feedback.take(engine, policy) == {part: 1}
-    split = feedback.training(engine) if part == "train" else feedback.hold_out(engine)
-    assert split is not None and split.labels.tolist() == [5]
+    split, other = feedback.training(engine), feedback.hold_out(engine)
+    if part == "hold-out":
+        split, other = other, split
+    assert split is not None and split.labels.tolist() == [5] and other is None
 
 
 def test_a_complaint_against_a_sure_answer_waits_in_quarantine_with_the_reason(engine: Engine) -> None:
@@ -211,9 +215,10 @@ def test_the_same_image_counts_once_and_contradictions_are_kept_apart() -> None:
 
 
 def test_the_hold_out_is_drawn_by_the_image_alone() -> None:
-    many = [one(i % 256, digit=3) for i in range(256)]
+    many = [one(i % 256, digit=3, source=AUDITOR) for i in range(256)]
     parts = [decision.part for decision in sort_out(many, {}, Policy(hold_out=0.3))]
     assert 0.2 < parts.count("hold-out") / len(parts) < 0.4
+    assert {decision.part for decision in sort_out([one(i) for i in range(256)], {}, Policy(hold_out=0.3))} == {"train"}
     backwards = [decision.part for decision in sort_out(many[::-1], {}, Policy(hold_out=0.3))]
     assert backwards[::-1] == parts
 

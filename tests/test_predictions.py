@@ -232,9 +232,9 @@ def test_a_full_log_counts_what_it_cannot_take(tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
     blocked.touch()
     log = PredictionLog(f"sqlite:///{blocked}/x.db", blocked / "spool", limit=5, interval_seconds=0.01)
-    assert log.append(answers(4))
-    assert not log.append(answers(4, seed=1))
-    assert (log.depth, log.lost) == (4, 4)
+    assert log.append(answers(4)) and log.append(answers(8, seed=1))  # a large request is not refused for its size
+    assert not log.append(answers(4, seed=2))
+    assert (log.depth, log.lost) == (12, 4)
     blocked.unlink()
     log.close()  # the disk is back just in time
     assert log.depth == 0

@@ -12,7 +12,7 @@ from digits.predictions import AUDITOR, Answers, PredictionLog, new_ids
 from digits.settings import Settings
 from flows import retrain
 from flows.ingest import start_from
-from flows.retrain import gather
+from flows.retrain import check_policies, gather, noted, resting
 from models import champion, gate, promotion
 from models import registry as registries
 
@@ -117,6 +117,28 @@ def test_a_corrected_label_replaces_the_one_that_was_trained_on(where: Settings)
         learned = datasets.join(after.train, after.validation)
         same = datasets.digests(learned.images) == datasets.digests(image)[0]
         assert learned.labels[same].tolist() == [digit]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("gate", {"minimum_gian": 0.1}, r"DIGITS_GATE: minimum_gian is 0\.1 .*it takes significance, minimum_gain"),
+        ("feedback", {"hold_out": 2}, r"DIGITS_FEEDBACK: hold_out is 2 .*less than 1"),
+    ],
+)
+def test_a_wrong_policy_is_named_before_anything_is_trained(
+    setting: str, value: dict[str, float], words: str, where: Settings
+) -> None:
+    check_policies(where)
+    with pytest.raises(ValueError, match=words):
+        check_policies(where.model_copy(update={setting: value}))
+
+
+def test_a_retraining_that_failed_rests_as_well(where: Settings) -> None:
+    assert resting(where) is None
+    with pytest.raises(ValueError, match="broken"), noted(where):
+        raise ValueError("broken")
+    assert "events start the next from" in (resting(where) or "")
 
 
 @pytest.mark.parametrize(("current", "promoted"), [("1", ["3"]), ("2", [])])
