@@ -25,7 +25,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 DIGITS_DB, DIGITS_DUMP = "digits.db", "digits.dump"  # of SQLite, of PostgreSQL
 OTHER_DBS = ("prefect/prefect.db", "mlflow/mlflow.db", "sweeps/trials.db")
-FOLDERS = ("mlflow/artifacts", "datasets", "champions")
+FOLDERS = ("mlflow/artifacts", "datasets", "champions", "audit")
 INBOX = "inbox"
 
 

@@ -34,7 +34,7 @@ class Accuracy(BaseModel):
 def assess(reference: Reference, window: Window, labelled: Window | None = None, minimum_labels: int = 50) -> Accuracy:
     """The window's accuracy against the version's own on held-out images.
 
-    `labelled` holds all labelled answers of that time where the window is a sample. *Worse* when the 95 % interval of the
+    `labelled` holds the labelled answers of that time where the window is a sample. *Worse* when the 95 % interval of the
     difference lies below 0 (Newcombe, Statist. Med. 17, 1998, method 10: made of the two Wilson intervals). The audit sample alone
     judges, and with fewer than `minimum_labels` nothing is claimed: labels that people choose to send are mostly complaints.
     """

@@ -158,6 +158,7 @@ def test_up_ends_with_a_promoted_champion_that_answers_right(stack: Stack) -> No
     body = httpx.post(f"{stack.service}/classify_bulk", content=test.images[:200].tobytes(), timeout=30).json()
     assert sum(map(int.__eq__, body["digits"], test.labels[:200].tolist())) >= 180
     assert "promot" in stack.execute("flows", "python", "-m", "flows", "ledger")
+    assert "5 answers" in stack.execute("flows", "python", "-m", "flows", "traffic", "-n", "5")
     assert httpx.get(f"{stack.service}/about", timeout=30).json()["run_link"].startswith(f"{stack.mlflow}/#/")
     (first,) = stack.retrainings()
     assert first["state_type"] == "COMPLETED" and "first champion" in first["tags"]
