@@ -63,7 +63,7 @@ def connect(url: str, busy_seconds: float = 30) -> Engine:
 
 def make_engine(url: str, busy_seconds: float = 30) -> Engine:
     """An engine on a database as it is, whatever its schema. Raises ValueError as `connect` does."""
-    parsed = _checked(url)
+    parsed = checked(url)
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
@@ -85,8 +85,8 @@ def first_line(error: DBAPIError) -> str:
     return (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
 
 
-def _checked(url: str) -> URL:
-    """The URL with the driver that is installed; an error must not quote it, it may hold a password."""
+def checked(url: str) -> URL:
+    """The URL with the driver that is installed; raises ValueError, which must not quote it: it may hold a password."""
     try:
         parsed = make_url(url)
     except ArgumentError as error:

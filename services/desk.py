@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from digits import database
 from digits.images import Images, Labels
 from digits.predictions import Answers, PredictionLog, new_ids
 from digits.settings import Settings
@@ -46,6 +47,7 @@ class Desk:
     def __init__(self, where: Settings) -> None:
         logging.getLogger("digits").setLevel(logging.INFO)
         self.where = where
+        database.checked(where.database_url)  # here, because the threads that use it go on whatever happens
         self.log = PredictionLog(
             where.database_url,
             where.spool,
