@@ -126,7 +126,7 @@ def test_a_database_of_newer_code_is_refused(database_url: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
 def test_postgresql_is_reached_however_its_url_begins(scheme: str) -> None:
-    url = database._checked(f"{scheme}://digits:hush@db/digits")
+    url = database.checked(f"{scheme}://digits:hush@db/digits")
     assert url.render_as_string(hide_password=False) == "postgresql+psycopg://digits:hush@db/digits"
 
 
