@@ -69,11 +69,15 @@ def retrain(
 
 @contextmanager
 def noted(where: Settings) -> Iterator[None]:
-    """Note when a retraining ended, also one that failed: the next event would start it again at once."""
+    """Note when a retraining ended, also one that failed, which the next event would start again at once; a killed one may go on."""
+    failure = None
     try:
         yield
-    finally:
-        marks.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
+    except Exception as error:
+        failure = error
+    marks.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
+    if failure:
+        raise failure
 
 
 def check_policies(where: Settings) -> None:
