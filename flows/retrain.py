@@ -26,7 +26,7 @@ from models.recipes import Recipe
 log = logging.getLogger("digits.retrain")
 
 LIMIT = "digits-retrain"
-SLOT_SECONDS = 10  # for Prefect's answer: a server that takes longer cannot be told from a slot that is taken
+SLOT_SECONDS = 60  # for Prefect's answer: on SQLite its writers wait for each other, 10 s and more when it is busy
 LEASE_SECONDS = 60  # the shortest that Prefect gives; after it, the slot of a killed retraining is free again
 RETRAINED = "retrained"  # the mark of the last retraining's end
 
@@ -125,15 +125,18 @@ def alarmed(where: Settings) -> Iterator[None]:
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
     """Hold the only slot for retraining that Prefect gives out, on whichever machine; raises Busy when another has it."""
+    busy = Busy("another retraining is under way; wait for its end, or cancel it in the Prefect UI")
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
+        if client.read_global_concurrency_limit_by_name(LIMIT).active_slots:
+            raise busy
     with ExitStack() as held:
         try:
             held.enter_context(
                 concurrency(LIMIT, occupy=1, timeout_seconds=SLOT_SECONDS, strict=True, lease_duration=LEASE_SECONDS)
             )
         except TimeoutError as error:
-            raise Busy("another retraining is under way; wait for its end, or cancel it in the Prefect UI") from error
+            raise busy from error
         yield
 
 
