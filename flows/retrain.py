@@ -70,14 +70,16 @@ def retrain(
 @contextmanager
 def noted(where: Settings) -> Iterator[None]:
     """Note when a retraining ended, also one that failed, which the next event would start again at once; a killed one may go on."""
-    failure = None
+
+    def note() -> None:
+        marks.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
+
     try:
         yield
-    except Exception as error:
-        failure = error
-    marks.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
-    if failure:
-        raise failure
+    except Exception:
+        note()
+        raise
+    note()
 
 
 def check_policies(where: Settings) -> None:

@@ -57,9 +57,8 @@ class Registry:
         try:
             experiment = mlflow.set_experiment(NAME)
         except mlflow.exceptions.MlflowException as error:
-            if (
-                error.error_code != "INTERNAL_ERROR"
-            ):  # it has answered: the experiment was deleted, or we may not see it
+            # Any other code is an answer: the experiment was deleted, or is not ours to see.
+            if error.error_code != "INTERNAL_ERROR":
                 words = str(error).splitlines()[0]
                 raise ValueError(f"MLflow at {without_password(uri)} refuses the experiment {NAME}: {words}") from error
             raise Unreachable(
