@@ -9,6 +9,7 @@ import logging
 from typing import Any
 
 import bentoml
+import uvicorn.config
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -44,6 +45,7 @@ def _entrance(front: Front, origins: list[str]) -> ASGIApp:
 
 # Uvicorn makes up a line for each request while its access log has a handler to go to, whatever becomes of the line.
 logging.getLogger("uvicorn.access").propagate = False
+uvicorn.config.HTTP_PROTOCOLS["auto"] = "services.wire:OneWrite"  # BentoML passes no other name on
 front = Front(application(), direct={"/classify": classify_body})
 entrance = _entrance(front, settings().cors_origins)
 

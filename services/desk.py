@@ -7,19 +7,21 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digits import database
-from digits.images import Images, Labels
+from digits.images import Images
 from digits.predictions import Answers, PredictionLog, new_ids
 from digits.settings import Settings
 from models.champion import BadArtifact, Champion, Release, Standing, Watcher, reference_of
 from services import samples
 from services.access import Access
+from services.batcher import Batcher
 from services.metrics import Metrics
+from services.replies import Reply
 from services.shadow import Shadow
 
 log = logging.getLogger("digits.service")
@@ -28,17 +30,6 @@ RELEASE = Path(__file__).parent / "release"  # in a Bento: the version that it w
 
 CROWDED = 0.5  # of the answers that may wait to be logged, from which on a bulk request waits
 PATIENCE_SECONDS = 3.0
-
-
-class Reply(NamedTuple):
-    """What a request is answered; every array has length n."""
-
-    version: str
-    digits: Labels  # (n,)
-    probabilities: NDArray[np.float32]  # (n, 10)
-    sets: NDArray[np.bool_]  # (n, 10), the digits that cannot be ruled out
-    unsure: NDArray[np.bool_]  # (n,)
-    ids: list[str | None]  # None where the answer is not logged
 
 
 class Desk:
@@ -67,6 +58,7 @@ class Desk:
             follow = partial(Release, RELEASE)
         self._watcher = follow("champion")
         self.shadow = Shadow(follow("challenger", optional=True), self.log)
+        self.batcher = Batcher(self._classify)
         self.access.start()
         self._watcher.start(
             PATIENCE_SECONDS
@@ -91,6 +83,12 @@ class Desk:
         self.metrics.count_answers(champion.version, digits, unsure)
         ids = self._log(champion, images, probabilities, route, share)
         return Reply(champion.version, digits, probabilities, sets, unsure, ids)
+
+    def _classify(self, images: Images) -> Reply:
+        """The answers on the images of requests that were let in, which they are not before there is a champion."""
+        champion = self.champion
+        assert champion is not None
+        return self.answer(champion, images, "/classify")
 
     def _log(
         self, champion: Champion, images: Images, probabilities: NDArray[np.float32], route: str, share: float

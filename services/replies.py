@@ -1,6 +1,6 @@
-"""The shapes in which the service answers: JSON by orjson, and problems as one sentence."""
+"""The shapes in which the service answers: a reply's arrays, JSON by orjson, and problems as one sentence."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -9,10 +9,32 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.desk import Reply
+from digits.images import Labels
 
 _CODES = 1 << np.arange(10)
 _DIGITS = [[digit for digit in range(10) if code >> digit & 1] for code in range(1024)]
+
+
+class Reply(NamedTuple):
+    """What images are answered; every array has length n."""
+
+    version: str
+    digits: Labels  # (n,)
+    probabilities: NDArray[np.float32]  # (n, 10)
+    sets: NDArray[np.bool_]  # (n, 10), the digits that cannot be ruled out
+    unsure: NDArray[np.bool_]  # (n,)
+    ids: list[str | None]  # None where the answer is not logged
+
+    def part(self, start: int, end: int) -> "Reply":
+        """That of the images from `start` up to `end`."""
+        return Reply(
+            self.version,
+            self.digits[start:end],
+            self.probabilities[start:end],
+            self.sets[start:end],
+            self.unsure[start:end],
+            self.ids[start:end],
+        )
 
 
 def json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -26,7 +26,7 @@ from digits.predictions import LogAway, UnknownPrediction
 from models.champion import Champion
 from services import openapi
 from services.desk import Desk
-from services.replies import entry, json, refusal, set_lists, unprocessable
+from services.replies import Reply, entry, json, refusal, set_lists, unprocessable
 
 PAGE = Path(__file__).parent / "page"
 PICTURES_AT_ONCE = 2  # one of 24 million pixels takes 250 MB while it is decoded
@@ -82,23 +82,34 @@ async def classify_body(desk: Desk, body: bytes) -> Response:
     """The same, from its body alone."""
     champion = _at_work(desk)
     if len(body) > LARGE_BYTES:
-        return await _aside(_classify_json, desk, champion, body)
-    return _classify_json(desk, champion, body)
+        return await _aside(_classify_large, desk, champion, body)
+    images, is_single = _read_images(body, desk.where.batch_limit)
+    return _write_answers(await desk.batcher.answer(images), is_single)
 
 
-def _classify_json(desk: Desk, champion: Champion, body: bytes) -> Response:
+def _classify_large(desk: Desk, champion: Champion, body: bytes) -> Response:
+    images, is_single = _read_images(body, desk.where.batch_limit)
+    return _write_answers(desk.answer(champion, images, "/classify"), is_single)
+
+
+def _read_images(body: bytes, limit: int) -> tuple[Images, bool]:
+    """The images (n, 28, 28), and whether the body holds one by itself rather than a list."""
     # Python takes true and false for 1 and 0; one letter of both is looked for first, which numbers hold only as 1e2
     if body.find(b"e", max(body.find(b"["), 0)) >= 0 and (b"true" in body or b"false" in body):
         raise unprocessable("images holds true or false; expected whole numbers from 0 to 255")
     value = _fields(body, {"images"}, {"images"}, '{"images": [28 rows of 28 whole numbers]}')["images"]
     try:
-        images = pixels.from_json(value, desk.where.batch_limit)
+        return pixels.from_json(value, limit), pixels.is_single(value)
     except ValueError as error:
         raise unprocessable(error) from error
-    reply = desk.answer(champion, images, "/classify")
-    if pixels.is_single(value):
+
+
+def _write_answers(reply: Reply, is_single: bool) -> Response:
+    if is_single:
         return json(entry(reply))
-    return json({"model_version": reply.version, "predictions": [entry(reply, index) for index in range(len(images))]})
+    return json(
+        {"model_version": reply.version, "predictions": [entry(reply, index) for index in range(len(reply.ids))]}
+    )
 
 
 async def classify_file(request: Request) -> Response:

@@ -132,6 +132,12 @@ def test_ids_are_unique_and_sorted_by_time() -> None:
     assert first < new_ids()[0]
 
 
+def test_the_id_of_an_answer_does_not_tell_those_beside_it() -> None:
+    """Requests of strangers share a batch, and who has an id may read its image."""
+    ids = new_ids(100)
+    assert len({id[-16:] for id in ids}) == 100 and ids == sorted(ids)
+
+
 def lock_table(engine: Engine) -> Connection:
     """A connection that keeps others from writing until it is closed."""
     if engine.dialect.name == "sqlite":
