@@ -10,7 +10,8 @@ import numpy as np
 from sqlalchemy import text
 
 from digits import database, predictions
-from digits.predictions import Answers, PredictionLog, new_ids
+from digits.prediction_log import PredictionLog
+from digits.predictions import Answers, new_ids
 
 AT_ONCE = 1000
 

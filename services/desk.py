@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from digits import database
 from digits.images import Images
-from digits.predictions import Answers, PredictionLog, new_ids
+from digits.prediction_log import PredictionLog
+from digits.predictions import Answers, new_ids
 from digits.settings import Settings
 from models.champion import BadArtifact, Champion, Release, Standing, Watcher, reference_of
 from services import samples

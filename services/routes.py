@@ -22,7 +22,8 @@ from starlette.staticfiles import StaticFiles
 from digits import images as pixels
 from digits.images import Images
 from digits.keys import Key
-from digits.predictions import LogAway, UnknownPrediction
+from digits.prediction_log import LogAway
+from digits.predictions import UnknownPrediction
 from models.champion import Champion
 from services import openapi
 from services.desk import Desk

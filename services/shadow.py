@@ -6,7 +6,8 @@ from collections import deque
 
 import numpy as np
 
-from digits.predictions import Answers, PredictionLog, shadow_id
+from digits.prediction_log import PredictionLog
+from digits.predictions import Answers, shadow_id
 from models.champion import Release, Standing, Watcher
 
 log = logging.getLogger("digits.shadow")

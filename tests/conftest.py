@@ -20,7 +20,9 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sqlalchemy import Engine
 
+from digits import database
 from digits.reference import Reference, from_bytes
 
 if TYPE_CHECKING:
@@ -215,6 +217,14 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/digits.db"
     url: str = request.getfixturevalue("postgres").new_database()
     return url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """That database, with its tables."""
+    engine = database.connect(database_url)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture(scope="session")

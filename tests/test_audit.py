@@ -1,6 +1,5 @@
 """The audit sample on disk: what waits is laid out, and the folder a picture was moved to is its label."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,17 +9,11 @@ from monitored import held_out
 from PIL import Image
 from sqlalchemy import Engine
 
-from digits import audit, database, feedback, predictions
-from digits.predictions import AUDITOR, Answers, PredictionLog, new_ids
+from digits import audit, feedback, predictions
+from digits.prediction_log import PredictionLog
+from digits.predictions import AUDITOR, Answers, new_ids
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = database.connect(database_url)
-    yield engine
-    engine.dispose()
 
 
 def answered(url: str, folder: Path, count: int, audit_share: float) -> list[str]:

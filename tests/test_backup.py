@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from digits import database, ledger, predictions
-from digits.predictions import Answers, PredictionLog, new_ids
+from digits.prediction_log import PredictionLog
+from digits.predictions import Answers, new_ids
 from digits.settings import Settings
 from flows import backup
 

@@ -1,6 +1,6 @@
 """What feedback brings: each label once, the audit sample above complaints, doubtful ones kept apart with the reason."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -9,20 +9,13 @@ import pytest
 from monitored import held_out
 from sqlalchemy import Engine, insert, select
 
-from digits import database, feedback, predictions
+from digits import feedback, predictions
 from digits.feedback import Labelled, Policy, sort_out
 from digits.images import Images
 from digits.predictions import AUDITOR
 
 NOW = datetime(2026, 1, 5, 8, tzinfo=UTC)
 ALL_TRAIN, ALL_HELD_OUT = Policy(hold_out=0), Policy(hold_out=1 - 1e-9)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = database.connect(database_url)
-    yield engine
-    engine.dispose()
 
 
 def answered(

@@ -15,7 +15,8 @@ from PIL import Image
 from serving import Service, classify, serving
 
 from digits import database, predictions
-from digits.predictions import Answers, PredictionLog, new_ids
+from digits.prediction_log import PredictionLog
+from digits.predictions import Answers, new_ids
 from digits.reference import Reference
 from digits.settings import Settings
 

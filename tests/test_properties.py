@@ -20,7 +20,8 @@ from PIL import Image
 
 from digits import database, datasets, images, predictions, sources
 from digits.datasets import BadData, Split
-from digits.predictions import Answers, PredictionLog, new_ids
+from digits.prediction_log import PredictionLog
+from digits.predictions import Answers, new_ids
 from models.gate import Facts, Policy, Sample, Verdict, judge
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -306,7 +307,7 @@ def test_no_order_of_events_loses_an_answer_or_doubles_one(events: list[str]) ->
 def faults() -> Iterator[dict[str, bool]]:
     """Whether the database is away and the disk full, to be changed at any time."""
     state = {"away": False, "full": False}
-    insert, write = predictions._insert, os.write
+    insert, write = predictions.append, os.write
 
     def inserting(*arguments: Any) -> None:
         if state["away"]:
@@ -316,5 +317,5 @@ def faults() -> Iterator[dict[str, bool]]:
     def writing(file: int, frame: bytes) -> int:
         return write(file, frame[: len(frame) // 2] if state["full"] else frame)
 
-    with patch.object(predictions, "_insert", inserting), patch("digits.journal.os.write", writing):
+    with patch.object(predictions, "append", inserting), patch("digits.journal.os.write", writing):
         yield state

@@ -8,7 +8,8 @@ import pytest
 
 from digits import database, datasets, feedback, inbox, predictions
 from digits.datasets import Dataset
-from digits.predictions import AUDITOR, Answers, PredictionLog, new_ids
+from digits.prediction_log import PredictionLog
+from digits.predictions import AUDITOR, Answers, new_ids
 from digits.settings import Settings
 from flows import retrain
 from flows.ingest import start_from

@@ -12,7 +12,8 @@ from conftest import Files, Registry
 from serving import Service, classify
 
 from digits import database, predictions
-from digits.predictions import Answers, PredictionLog, new_ids, shadow_id
+from digits.prediction_log import PredictionLog
+from digits.predictions import Answers, new_ids, shadow_id
 from digits.reference import Reference
 from models.champion import Champion, Watcher, open_session
 from services import shadow

@@ -1,0 +1,25 @@
+"""Answers made up for the prediction log."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from digits.prediction_log import PredictionLog
+from digits.predictions import Answers, new_ids
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+def answers(count: int = 3, at: datetime = NOON, version: str = "1", role: str = "champion", seed: int = 0) -> Answers:
+    random = np.random.default_rng(seed)
+    probabilities = random.dirichlet(np.ones(10), count).astype(np.float32)
+    images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+    return Answers(new_ids(count), at, version, images, probabilities, "/classify", role)
+
+
+def write(url: str, spool: Path, *batches: Answers, audit_share: float = 0.0) -> None:
+    log = PredictionLog(url, spool, audit_share)
+    for batch in batches:
+        log.append(batch)
+    log.close()
