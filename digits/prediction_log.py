@@ -83,7 +83,7 @@ class PredictionLog:
         return self._engine if time.monotonic() >= self._away_until else None
 
     def append(self, answers: Answers) -> bool:
-        """Take a request's answers, without waiting for the database or the disk; False where there is no more room for them."""
+        """Take answers, without waiting for the database or the disk; False where there is no more room for them."""
         record = _pack(answers)
         with self._lock:
             if self.depth >= self._limit:
@@ -102,11 +102,11 @@ class PredictionLog:
             return self._progress.wait_for(lambda: self._done >= target, timeout_seconds)
 
     def label(self, id: str, digit: int, source: str) -> None:
-        """As the function `label`, for an answer that may not be written yet; raises LogAway while the database is away."""
+        """As `predictions.label`, for an answer that may not be written yet; raises LogAway while the database is away."""
         self._ask(lambda engine: predictions.label(engine, id, digit, source))
 
     def find(self, id: str) -> Prediction:
-        """As the function `find`, for an answer that may not be written yet; raises LogAway while the database is away."""
+        """As `predictions.find`, for an answer that may not be written yet; raises LogAway while the database is away."""
         return self._ask(lambda engine: predictions.find(engine, id))
 
     def _ask(self, question: Callable[[Engine], T]) -> T:

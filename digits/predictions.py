@@ -90,8 +90,8 @@ class Window:
         return len(self.ids)
 
 
-class Answers(NamedTuple):  # made for every request, three times as fast as a frozen dataclass
-    """What one request was answered; arrays of length n."""
+class Answers(NamedTuple):  # made for every batch, three times as fast as a frozen dataclass
+    """What one request, or several together, were answered; arrays of length n."""
 
     ids: list[str]
     at: datetime
@@ -119,9 +119,9 @@ class Prediction:
 
 
 def new_ids(count: int = 1) -> list[str]:
-    """Ids of 32 characters for up to 65,536 answers: milliseconds, position, and 64 random bits each, which nobody can guess."""
+    """Ids of 32 characters: milliseconds, the last four digits of the position, and 64 random bits each, which nobody can guess."""
     now, drawn = f"{time.time_ns() // 1_000_000:012x}", os.urandom(8 * count).hex()
-    return [f"{now}{position:04x}{drawn[16 * position : 16 * position + 16]}" for position in range(count)]
+    return [f"{now}{position & 0xFFFF:04x}{drawn[16 * position : 16 * position + 16]}" for position in range(count)]
 
 
 def shadow_id(id: str) -> str:
@@ -133,7 +133,7 @@ def shadow_id(id: str) -> str:
 
 
 def to_rows(batch: Iterable[Answers], audit_share: float) -> Iterator[Row]:
-    """For `append`; so many of them are drawn for the audit sample. Raises ValueError where the lengths differ."""
+    """Rows for `append`, of which `audit_share` are drawn for the audit sample; raises ValueError where the lengths differ."""
     for answers in batch:
         digits = answers.probabilities.argmax(1).tolist()
         for index, (id, digit) in enumerate(zip(answers.ids, digits, strict=True)):

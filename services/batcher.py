@@ -1,4 +1,4 @@
-"""Dynamic batching: the requests that one turn of the event loop brings are answered together.
+"""Dynamic batching: the small JSON requests that one turn of the event loop brings are answered together.
 
 One call of the model, one record in the journal and one count for all of them. Nothing waits for a batch to fill: who comes alone is
 answered alone, and the busier a worker is, the less an answer costs it (`python -m bench.serving`).
@@ -33,7 +33,7 @@ class Batcher:
         waiting, self._waiting = self._waiting, []
         try:
             whole = self._answer(np.concatenate([images for images, _ in waiting]))
-        except Exception as error:
+        except Exception as error:  # whatever it is, every request of the batch has to hear of it
             for _, future in waiting:
                 if not future.done():
                     future.set_exception(error)

@@ -86,9 +86,9 @@ class Desk:
         return Reply(champion.version, digits, probabilities, sets, unsure, ids)
 
     def _classify(self, images: Images) -> Reply:
-        """The answers on the images of requests that were let in, which they are not before there is a champion."""
+        """The answers on a batch, from whoever is champion when it runs."""
         champion = self.champion
-        assert champion is not None
+        assert champion is not None  # the routes let no request in before there is one
         return self.answer(champion, images, "/classify")
 
     def _log(

@@ -100,7 +100,7 @@ class Metrics:
         timer.observe(seconds)
 
     def count_answers(self, version: str, digits: Labels, unsure: NDArray[np.bool_]) -> None:
-        """The answers (n,) of one request."""
+        """Answers (n,)."""
         guesses = int(np.count_nonzero(unsure))
         if guesses:
             self._unsure.labels(version).inc(guesses)

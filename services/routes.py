@@ -263,7 +263,7 @@ async def refused(request: Request, error: Exception) -> Response:
 
 
 def _at_work(desk: Desk) -> Champion:
-    """The champion that answers this request, whoever takes over meanwhile; 503 before the first one."""
+    """Who is champion now; 503 before the first one."""
     standing = desk.standing
     if standing.champion is None:
         raise HTTPException(503, f"there is no champion to answer: {standing.trouble}", {"Retry-After": "5"})

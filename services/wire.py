@@ -27,21 +27,19 @@ class HoldingHeads:
         self._head = b""
 
     def write(self, data: bytes) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.writelines((head, data))
-        elif data.startswith(HEAD):
+        if data.startswith(HEAD) and not self._head:
             self._head = data
             self._loop.call_soon(self._release)
         else:
-            self._transport.write(data)
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
 
     def close(self) -> None:
         self._release()
         self._transport.close()
 
     def _release(self) -> None:
-        if self._head:
+        if self._head and not self._transport.is_closing():  # by a client that has left
             head, self._head = self._head, b""
             self._transport.write(head)
 

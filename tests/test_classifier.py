@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,19 @@ def test_every_answer_is_logged_with_its_pixels_and_found_by_its_id(
     assert service.client.get(f"/predictions/{ids[-1]}").json()["image"] == sample.images[24].tolist()
     window = service.window()
     assert {one["id"], *ids} <= set(window.ids)
+
+
+def test_everybody_who_asks_at_once_gets_the_answer_on_their_own_image(
+    service: Service, sample: reference.Reference
+) -> None:
+    images = sample.images[:120]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda image: classify(service, image), images))
+    assert [answer["digit"] for answer in answers] == sample.probabilities[:120].argmax(1).tolist()
+    service.client.get(f"/predictions/{answers[-1]['id']}")  # waits until it is written
+    window = service.window()
+    logged = dict(zip(window.ids, window.images, strict=True))
+    assert all(np.array_equal(logged[answer["id"]], image) for answer, image in zip(answers, images, strict=True))
 
 
 def test_a_preview_is_answered_and_not_logged(service: Service, sample: reference.Reference) -> None:

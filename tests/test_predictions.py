@@ -88,6 +88,11 @@ def test_the_id_of_an_answer_does_not_tell_those_beside_it() -> None:
     assert len({id[-16:] for id in ids}) == 100 and ids == sorted(ids)
 
 
+def test_there_are_ids_for_any_number_of_answers() -> None:
+    ids = new_ids(70_000)
+    assert len(set(ids)) == 70_000 and {len(id) for id in ids} == {32}
+
+
 def test_the_audit_sample_is_drawn_at_random(database_url: str, engine: Engine, tmp_path: Path) -> None:
     write(database_url, tmp_path, answers(2000), audit_share=0.1)
     with engine.connect() as connection:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from serving import Service
@@ -25,11 +24,13 @@ class Transport:
     def write(self, data: bytes) -> None:
         self.writes.append(data)
 
-    def writelines(self, parts: Any) -> None:
-        self.writes.append(b"".join(parts))
+    def is_closing(self) -> bool:
+        return self.is_closed
 
     def close(self) -> None:
         self.is_closed = True
+
+    abort = close
 
 
 def written(act: Callable[[HoldingHeads], None]) -> tuple[list[bytes], Transport]:
@@ -77,6 +78,15 @@ def test_closing_sends_what_was_held_first() -> None:
 
     at_once, transport = written(act)
     assert at_once == [HEAD] == transport.writes and transport.is_closed
+
+
+def test_nothing_is_written_to_a_client_that_has_left() -> None:
+    def act(held: HoldingHeads) -> None:
+        held.write(HEAD)
+        held.abort()  # as when the connection was reset
+
+    _, transport = written(act)
+    assert transport.writes == []
 
 
 @pytest.mark.slow
