@@ -203,7 +203,7 @@ def test_the_watcher_waits_for_a_first_champion_and_follows_the_alias(
         watching.stop()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

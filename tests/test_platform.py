@@ -359,15 +359,16 @@ def _forget_answers(platform: Platform) -> str:
 
     from digits import database, predictions
 
-    time.sleep(0.5)  # the writer's batch
+    while (about := get(f"{platform.url}/about").json())["log"]["waiting"]:
+        time.sleep(0.1)
     engine = database.connect(f"sqlite:///{platform.home}/digits.db")
     predictions.forget(engine, datetime.now(UTC))
-    version: str = get(f"{platform.url}/about").json()["model_version"]
+    version: str = about["model_version"]
     return version
 
 
 def _wait_for_version(platform: Platform, version: str) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while get(f"{platform.url}/about").json()["model_version"] != version:
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a process that only imports this file need not find it
     from postgres import Postgres
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -58,7 +58,7 @@ def test_appending_does_not_wait_for_a_locked_database(database_url: str, engine
     started = time.monotonic()
     for batch in batches:
         log.append(batch)
-    assert time.monotonic() - started < 0.2
+    assert time.monotonic() - started < 1  # the writer waits two for the lock
     wait_until(lambda: log.spooled)  # the writer gave up waiting for the lock
     lock.close()
     wait_until(lambda: log.depth == 0 and log.spooled == 0)

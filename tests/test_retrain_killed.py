@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Completed, Running
 
 from digits import database, datasets, feedback, inbox, ledger, marks, predictions, sources
+from digits.prediction_log import PredictionLog
 from digits.predictions import AUDITOR
 from digits.settings import Settings, settings
 from models import champion, contest, export, recipes
@@ -58,7 +59,7 @@ def where(
 
 def _answer(where: Settings, images: np.ndarray, labels: np.ndarray) -> None:
     """Audited answers in the log, under ids that are the same in every test."""
-    log = predictions.PredictionLog(where.database_url, where.spool, audit_share=1.0)
+    log = PredictionLog(where.database_url, where.spool, audit_share=1.0)
     ids = [f"{number:032x}" for number in range(len(images))]
     at = datetime(2026, 1, 5, 8, tzinfo=UTC)
     log.append(predictions.Answers(ids, at, "0", images, np.full((len(ids), 10), 0.1, np.float32), "/classify"))
@@ -147,7 +148,7 @@ def test_runs_of_a_dead_process_are_closed_and_living_ones_are_not(where: Settin
     registry = Registry(where.mlflow_tracking_uri)
     with get_client(sync_client=True) as client:
         dead = client.create_flow_run(retrain, state=Running())
-        time.sleep(9)
+        time.sleep(16)
         starting = client.create_flow_run(retrain, state=Running())
         ended = client.create_flow_run(retrain, state=Completed())
         links = {"dead": dead.id, "starting": starting.id, "ended": ended.id}
@@ -156,7 +157,7 @@ def test_runs_of_a_dead_process_are_closed_and_living_ones_are_not(where: Settin
             for name, id in links.items()
         }
         opened["by hand"] = registry.open_run("by hand", {})
-        reap.dead_runs(registry, timedelta(seconds=8))
+        reap.dead_runs(registry, timedelta(seconds=15))  # which those that have just started are far from
         states = {name: client.read_flow_run(UUID(str(id))).state for name, id in links.items()}
     assert {name: state and state.type for name, state in states.items()} == {
         "dead": StateType.CRASHED,
