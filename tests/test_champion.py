@@ -6,13 +6,11 @@ import json
 import logging
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Files, Registry, serve_registry
+from conftest import Files, Registry, serve_registry, wait_for
 
 from digits import reference
 from models import champion
@@ -201,13 +199,6 @@ def test_the_watcher_waits_for_a_first_champion_and_follows_the_alias(
         wait_for(lambda: version_of(watching) == "1")
     finally:
         watching.stop()
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def test_without_the_registry_the_last_good_champion_starts_from_its_copy(

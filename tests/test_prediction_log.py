@@ -5,12 +5,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from conftest import wait_for
 from logged import NOON, answers, write
 from sqlalchemy import Connection, Engine
 
@@ -19,13 +19,6 @@ from digits.prediction_log import LogAway, PredictionLog
 
 if TYPE_CHECKING:  # a process that only imports this file need not find it
     from postgres import Postgres
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def test_flushing_waits_until_all_that_was_appended_is_written(
@@ -59,9 +52,9 @@ def test_appending_does_not_wait_for_a_locked_database(database_url: str, engine
     for batch in batches:
         log.append(batch)
     assert time.monotonic() - started < 1  # the writer waits two for the lock
-    wait_until(lambda: log.spooled)  # the writer gave up waiting for the lock
+    wait_for(lambda: log.spooled)  # the writer gave up waiting for the lock
     lock.close()
-    wait_until(lambda: log.depth == 0 and log.spooled == 0)
+    wait_for(lambda: log.depth == 0 and log.spooled == 0)
     log.close()
     assert len(predictions.read_window(engine, NOON)) == 200
 
@@ -76,12 +69,12 @@ def test_answers_spool_while_the_database_is_away_and_are_replayed_once(
     log = PredictionLog(f"sqlite:///{blocked}/digits.db", spool, interval_seconds=0.01, retry_seconds=0.05)
     first, second = answers(3), answers(2, seed=1)
     log.append(first)
-    wait_until(lambda: log.spooled == 1 and log.depth == 0)
+    wait_for(lambda: log.spooled == 1 and log.depth == 0)
     assert log.engine is None
     log.append(second)
-    wait_until(lambda: log.spooled == 2)
+    wait_for(lambda: log.spooled == 2)
     blocked.unlink()
-    wait_until(lambda: log.spooled == 0 and log.engine is not None)
+    wait_for(lambda: log.spooled == 0 and log.engine is not None)
     log.close()
     window = predictions.read_window(database.connect(f"sqlite:///{blocked}/digits.db"), NOON)
     assert sorted(window.ids) == sorted(first.ids + second.ids)
@@ -109,7 +102,7 @@ def test_a_database_server_that_stops_and_comes_back_gets_every_answer_once(
     finally:
         postgres.start()
     log.append(batches[4])
-    wait_until(lambda: log.engine is not None and log.spooled == 0 and log.depth == 0, seconds=60)
+    wait_for(lambda: log.engine is not None and log.spooled == 0 and log.depth == 0, seconds=60)
     log.label(batches[0].ids[0], 3, "page")
     log.close()
     engine = database.connect(database_url)
@@ -215,7 +208,7 @@ def test_neither_database_nor_disk_and_then_the_disk(
         time.sleep(0.02)
     assert (log.depth, log.spooled) == (20, 0)
     monkeypatch.undo()
-    wait_until(lambda: log.depth == 0 and log.spooled)
+    wait_for(lambda: log.depth == 0 and log.spooled)
     log.close()
     write(database_url, spool)
     assert sorted(predictions.read_window(engine, NOON).ids) == sorted(id for batch in batches for id in batch.ids)

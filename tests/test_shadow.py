@@ -1,14 +1,14 @@
 """The challenger answers the champion's images in the background, and whatever it does, the champion's answers stand."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Files, Registry
+from conftest import Files, Registry, wait_for
 from serving import Service, classify
 
 from digits import database, predictions
@@ -50,13 +50,6 @@ def running(watcher: Watcher, log: PredictionLog) -> Iterator[Shadow]:
 def answers(sample: Reference, begin: int, end: int, version: str = "1") -> Answers:
     images, probabilities = sample.images[begin:end], sample.probabilities[begin:end]
     return Answers(new_ids(end - begin), datetime.now(UTC), version, images, probabilities, "/classify")
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def window(tmp_path: Path, role: str = "challenger") -> predictions.Window:
