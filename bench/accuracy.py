@@ -15,8 +15,8 @@ from dataclasses import replace
 import numpy as np
 from scipy.stats import t
 
-from digits import datasets, sources
-from digits.datasets import Dataset, Split
+from digits.data import datasets, sources
+from digits.data.datasets import Dataset, Split
 from digits.settings import settings
 from models import evaluation, recipes, training
 from models.recipes import RECIPES, Recipe

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from bench import stage
-from digits import shares
+from bench import harness
+from digits import intervals
 from models import recipes
 
 PAPER = 400  # pixels a side
@@ -38,13 +38,13 @@ def main() -> None:
     recipe = recipes.find(arguments.recipe)
     if arguments.epochs:
         recipe = recipe.model_copy(update={"epochs": arguments.epochs})
-    dataset = stage.data()
+    dataset = harness.data()
     random = np.random.default_rng(0)
     chosen = random.choice(len(dataset.test), arguments.count, replace=False)
     right: dict[int, list[bool]] = defaultdict(list)
-    with stage.home() as where, stage.mlflow(where):
-        stage.register(where, recipe, dataset)
-        with stage.service(where), httpx.Client(base_url=where.service_url, timeout=30) as client:
+    with harness.home() as where, harness.mlflow(where):
+        harness.register(where, recipe, dataset)
+        with harness.service(where), httpx.Client(base_url=where.service_url, timeout=30) as client:
             for position, index in enumerate(chosen):
                 pen = PENS[position % len(PENS)]
                 picture = png(draw(dataset.test.images[index], pen, random))
@@ -55,10 +55,10 @@ def main() -> None:
                     arguments.save.mkdir(parents=True, exist_ok=True)
                     (arguments.save / f"{index}-{label}-read-as-{digit}-pen-{pen}.png").write_bytes(picture)
     for pen in PENS:
-        print(f"pen of {pen:2} pixels: {shares.of(sum(right[pen]), len(right[pen]))} of {len(right[pen])}")
+        print(f"pen of {pen:2} pixels: {intervals.of(sum(right[pen]), len(right[pen]))} of {len(right[pen])}")
     total = sum(map(sum, right.values()))
     print(
-        f"{recipe.name}, {recipe.epochs} epochs: {shares.of(total, len(chosen))} of {len(chosen)} (at least {LEAST:.0%})"
+        f"{recipe.name}, {recipe.epochs} epochs: {intervals.of(total, len(chosen))} of {len(chosen)} (at least {LEAST:.0%})"
     )
 
 

@@ -24,11 +24,11 @@ from types import TracebackType
 import httpx
 import psutil
 
-from bench import stage
+from bench import harness
 from digits.images import Images
 from digits.settings import Settings
-from flows import processes
 from models.recipes import COMPACT
+from ops import processes
 
 CLIENTS = 4
 RATE = 60.0  # requests per second of all clients together
@@ -177,15 +177,15 @@ def small_disk(folder: Path, size: int) -> Iterator[bool]:
 
 def main(*wanted: str) -> None:
     """Go through the faults, or those named, and print what each did."""
-    dataset = stage.data()
+    dataset = harness.data()
     outcomes = []
     with ExitStack() as held:
-        where = held.enter_context(stage.home())
+        where = held.enter_context(harness.home())
         can_fill = held.enter_context(small_disk(where.home, HOME_BYTES)) if os.name == "posix" else False
         held.enter_context(processes.running(where))
         processes.wait_healthy(where, [one.name for one in processes.processes(where)], lambda name, seconds: None)
-        stage.register(where, COMPACT.model_copy(update={"epochs": 2}), dataset)
-        _wait(lambda: stage.answers(f"{where.service_url}/readyz"))
+        harness.register(where, COMPACT.model_copy(update={"epochs": 2}), dataset)
+        _wait(lambda: harness.answers(f"{where.service_url}/readyz"))
         for name, fault, allowed in _faults(where, can_fill):
             if wanted and name not in wanted:
                 continue
@@ -242,7 +242,7 @@ def _is_well(where: Settings) -> bool:
     """Every process healthy, the champion there, and no answer waits on disk for the database."""
     if not all(processes.is_healthy(where, process) for process in processes.processes(where)):
         return False
-    if not stage.answers(f"{where.service_url}/readyz"):
+    if not harness.answers(f"{where.service_url}/readyz"):
         return False
     about = httpx.get(f"{where.service_url}/about", timeout=10).json()
     return bool(about["log"]["spooled_batches"] == 0 and about["log"]["waiting"] < RATE)

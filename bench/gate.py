@@ -18,8 +18,8 @@ from itertools import pairwise, permutations
 
 import numpy as np
 
-from digits import datasets, sources
-from digits.datasets import Dataset, Split
+from digits.data import datasets, sources
+from digits.data.datasets import Dataset, Split
 from digits.images import Labels
 from digits.settings import settings
 from models import evaluation, gate, recipes, training

@@ -29,10 +29,11 @@ from typing import Any
 import httpx
 import numpy as np
 
-from digits import changes, database, datasets, feedback, ledger, sources
-from digits.datasets import Split
-from digits.predictions import AUDITOR
+from digits.data import datasets, perturbations, sources
+from digits.data.datasets import Split
 from digits.settings import settings
+from digits.storage import database, feedback, ledger
+from digits.storage.predictions import AUDITOR
 
 ROOT = Path(__file__).parent.parent
 PORTS = ("SERVICE", "MLFLOW", "PREFECT", "REPORTS")
@@ -70,7 +71,9 @@ def divide(data: str, requests: int) -> People:
 
 def changed(split: Split) -> Split:
     """As another population writes: thick slanted strokes, to the right of the middle."""
-    return Split(changes.shift(changes.slant(changes.thicken(split.images, 1.0), 20), 2.5), split.labels)
+    return Split(
+        perturbations.shift(perturbations.slant(perturbations.thicken(split.images, 1.0), 20), 2.5), split.labels
+    )
 
 
 @dataclass
@@ -87,7 +90,7 @@ class Platform:
 
     def run(self, *words: str) -> str:
         """What a command printed."""
-        command = [sys.executable, "-m", "flows", *words]
+        command = [sys.executable, "-m", "ops", *words]
         done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True)
         if done.returncode:
             raise Failed(f"digits {' '.join(words)}: {done.stderr}")
@@ -184,7 +187,7 @@ def platform(home: Path, recipe: str, data: Path, audit_share: float) -> Iterato
     log = home / "up.log"
     with log.open("w") as output:
         up = subprocess.Popen(
-            [sys.executable, "-m", "flows", "up"], cwd=ROOT, env=environment, stdout=output, stderr=output
+            [sys.executable, "-m", "ops", "up"], cwd=ROOT, env=environment, stdout=output, stderr=output
         )
     try:
         found.wait("digits up", lambda: up.poll() is not None or "Ctrl-C stops" in log.read_text())

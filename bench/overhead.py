@@ -36,7 +36,7 @@ def main() -> None:
         bare(arguments.recipe)
         return
     alone = ["-m", "bench.overhead", "--bare", "--recipe", arguments.recipe]
-    platform = ["-m", "flows", "train", "--recipe", arguments.recipe, "--data", "mnist"]
+    platform = ["-m", "ops", "train", "--recipe", arguments.recipe, "--data", "mnist"]
     added = []
     for _ in range(arguments.rounds):
         seconds, bare_seconds = _seconds(platform), _seconds(alone)

@@ -23,7 +23,7 @@ import numpy as np
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 
-from bench import loop, stage
+from bench import harness, loop
 from digits.settings import settings
 from models import recipes
 from models.recipes import Recipe
@@ -57,9 +57,9 @@ def main() -> None:
 
 def of_the_page(recipe: Recipe) -> None:
     """Train, serve, draw, and take the pictures."""
-    with stage.home() as where, stage.mlflow(where):
-        stage.register(where, recipe, stage.data())
-        with stage.service(where):
+    with harness.home() as where, harness.mlflow(where):
+        harness.register(where, recipe, harness.data())
+        with harness.service(where):
             with page(where.service_url, 1300, 950, 1, "light") as browser:
                 visit(browser, FOUR, SEVEN, THREE)
                 take(browser, "page.png")

@@ -10,14 +10,14 @@ import argparse
 
 import numpy as np
 
-from bench import stage
+from bench import harness
 from digits.reference import Reference
 from models import recipes, training
-from monitoring import power
+from monitoring import detection_power
 
 COUNTS = (100, 500, 2000)
-SHOWN = {words.format(amounts[-1]) for _, amounts, words in power.INJECTED.values()}
-SHOWN |= {"", f"one digit {power.MIX[-1]:g} times as often"}
+SHOWN = {words.format(amounts[-1]) for _, amounts, words in detection_power.INJECTED.values()}
+SHOWN |= {"", f"one digit {detection_power.MIX[-1]:g} times as often"}
 REFERENCE = 5000
 
 
@@ -26,14 +26,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="compact", choices=recipes.RECIPES)
     recipe = recipes.find(parser.parse_args().recipe)
-    dataset = stage.data()
+    dataset = harness.data()
     model = training.fit(recipe, dataset).model
     order = np.random.default_rng(0).permutation(len(dataset.test))
     known, fresh = np.split(order, [min(REFERENCE, len(order) // 2)])
     images, labels = dataset.test.images[known], dataset.test.labels[known]
     reference = Reference(images, labels, training.forward(model, images))
     found = [
-        power.measure(
+        detection_power.measure(
             reference,
             dataset.test.images[fresh],
             dataset.test.labels[fresh],

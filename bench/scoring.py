@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from digits import sources
+from digits.data import sources
 from digits.images import PIXELS, Images
 from digits.settings import settings
 from models import export, recipes, scoring, training

@@ -27,12 +27,12 @@ import onnxruntime
 import psutil
 from PIL import Image
 
-from bench import stage
-from bench.stage import Load
+from bench import harness
+from bench.harness import Load
 from digits.images import Images
 from digits.settings import Settings
-from flows import processes
 from models.recipes import COMPACT
+from ops import processes
 
 CONNECTIONS = 8
 BULK_IMAGES = 1_000
@@ -47,10 +47,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=5)
     arguments = parser.parse_args()
-    dataset = stage.data()
+    dataset = harness.data()
     images = dataset.test.images
-    with stage.home() as where, stage.mlflow(where):
-        version = stage.register(where, COMPACT.model_copy(update={"epochs": 2}), dataset)
+    with harness.home() as where, harness.mlflow(where):
+        version = harness.register(where, COMPACT.model_copy(update={"epochs": 2}), dataset)
         files = fetch(where, version)
         print(f"{psutil.cpu_count()} cores, load before {psutil.getloadavg()[0]:.1f}", flush=True)
         single_image(where, files, images, arguments.rounds, arguments.seconds)
@@ -70,8 +70,8 @@ def fetch(where: Settings, version: str) -> Path:
 
 def single_image(where: Settings, files: Path, images: Images, rounds: int, seconds: int) -> None:
     """One image as JSON, 8 connections: ours, bare, `mlflow models serve`, FastAPI with `model.predict`."""
-    ours = stage.script(files, "ours", json.dumps({"images": images[0].tolist()}).encode(), "application/json")
-    theirs = stage.script(files, "mlflow", json.dumps({"inputs": [images[0].tolist()]}).encode(), "application/json")
+    ours = harness.script(files, "ours", json.dumps({"images": images[0].tolist()}).encode(), "application/json")
+    theirs = harness.script(files, "mlflow", json.dumps({"inputs": [images[0].tolist()]}).encode(), "application/json")
     with ExitStack() as servers:
         urls = {
             "ours": (f"{where.service_url}/classify", ours),
@@ -79,14 +79,14 @@ def single_image(where: Settings, files: Path, images: Images, rounds: int, seco
             "mlflow": (servers.enter_context(mlflow_models_serve(files)), theirs),
             "keras": (servers.enter_context(peer("keras", files / "model.keras")), ours),
         }
-        servers.enter_context(stage.service(where))
+        servers.enter_context(harness.service(where))
         agree(urls)
         loads: dict[str, list[Load]] = {name: [] for name in urls}
         for url, script in urls.values():
-            stage.wrk(url, script, 1, CONNECTIONS)  # warm
+            harness.wrk(url, script, 1, CONNECTIONS)  # warm
         for _ in range(rounds):
             for name, (url, script) in urls.items():
-                loads[name].append(stage.wrk(url, script, seconds, CONNECTIONS))
+                loads[name].append(harness.wrk(url, script, seconds, CONNECTIONS))
     print(f"one image as JSON, {CONNECTIONS} connections, median of {rounds} rounds of {seconds:g} s")
     titles = {
         "ours": "digits: log and metrics on",
@@ -121,9 +121,9 @@ def agree(urls: dict[str, tuple[str, Path]]) -> None:
 @contextmanager
 def peer(kind: str, model: Path) -> Iterator[str]:
     """One of bench/peers.py, up; the address that it answers at."""
-    port = stage.free_port()
+    port = harness.free_port()
     command = [sys.executable, "-m", "bench.peers", kind, str(model), str(port)]
-    with stage.running(command, model.parent / f"{kind}.log", lambda: listens(port)):
+    with harness.running(command, model.parent / f"{kind}.log", lambda: listens(port)):
         yield f"http://127.0.0.1:{port}/classify"
 
 
@@ -147,7 +147,7 @@ def mlflow_models_serve(files: Path) -> Iterator[str]:
         save_as_external_data=False,
         onnx_execution_providers=["CPUExecutionProvider"],
     )
-    port = stage.free_port()
+    port = harness.free_port()
     command = [
         *(sys.executable, "-m", "mlflow", "models", "serve", "-m", str(files / "served"), "-p", str(port)),
         *("--env-manager", "local", "--workers", "1"),
@@ -155,7 +155,7 @@ def mlflow_models_serve(files: Path) -> Iterator[str]:
     # It looks for uvicorn on the PATH.
     environment = {**os.environ, **processes.ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     url = f"http://127.0.0.1:{port}"
-    with stage.running(command, files / "served.log", lambda: stage.answers(f"{url}/ping"), environment):
+    with harness.running(command, files / "served.log", lambda: harness.answers(f"{url}/ping"), environment):
         yield f"{url}/invocations"
 
 
@@ -168,20 +168,20 @@ def listens(port: int) -> bool:
 def files_and_bulk(where: Settings, files: Path, images: Images, rounds: int, seconds: int) -> None:
     """Uploaded pictures, and raw bytes beside ONNX Runtime alone, whose images are in memory already."""
     url = where.service_url
-    small = stage.script(files, "small", png(images[0]), "image/png")
-    large = stage.script(files, "large", drawing(images[0]), "image/png")
+    small = harness.script(files, "small", png(images[0]), "image/png")
+    large = harness.script(files, "large", drawing(images[0]), "image/png")
     many = np.resize(images, (BULK_IMAGES, *images.shape[1:]))
-    bulk = stage.script(files, "bulk", many.tobytes(), "application/octet-stream")
-    with stage.service(where):
-        print(f"  /classify_file, 28 x 28 PNG    {stage.wrk(f'{url}/classify_file', small, seconds, CONNECTIONS)}")
-        print(f"  /classify_file, 400 x 400 PNG  {stage.wrk(f'{url}/classify_file', large, seconds, CONNECTIONS)}")
+    bulk = harness.script(files, "bulk", many.tobytes(), "application/octet-stream")
+    with harness.service(where):
+        print(f"  /classify_file, 28 x 28 PNG    {harness.wrk(f'{url}/classify_file', small, seconds, CONNECTIONS)}")
+        print(f"  /classify_file, 400 x 400 PNG  {harness.wrk(f'{url}/classify_file', large, seconds, CONNECTIONS)}")
     alone: list[float] = []
     print(f"/classify_bulk, {BULK_IMAGES:,} images a request, 2 connections, beside ONNX Runtime alone")
     for share in ("1", "0.01"):
         ratios, loads = [], []
-        with stage.service(where, DIGITS_BULK_LOG_SHARE=share):
+        with harness.service(where, DIGITS_BULK_LOG_SHARE=share):
             for _ in range(rounds):
-                loads.append(stage.wrk(f"{url}/classify_bulk", bulk, seconds, 2))
+                loads.append(harness.wrk(f"{url}/classify_bulk", bulk, seconds, 2))
                 alone.append(max(onnxruntime_alone(files, many, threads) for threads in (0, 1)))
                 ratios.append(loads[-1].requests_per_second * BULK_IMAGES / alone[-1])
         speed = statistics.median(load.requests_per_second for load in loads) * BULK_IMAGES
@@ -228,21 +228,21 @@ def readiness(where: Settings) -> None:
     for _ in range(3):
         shutil.rmtree(where.champions, ignore_errors=True)
         started = time.perf_counter()
-        with stage.service(where):
+        with harness.service(where):
             seconds.append(time.perf_counter() - started)
     print(f"ready after {statistics.median(seconds):.1f} s, median of 3 (at most {MOST_READY_SECONDS:g})", flush=True)
 
 
 def memory(where: Settings, images: Images) -> None:
     """What the process that answers holds while it answers many single images."""
-    script = stage.script(where.home, "soak", json.dumps({"images": images[0].tolist()}).encode(), "application/json")
-    with stage.service(where) as parent:
+    script = harness.script(where.home, "soak", json.dumps({"images": images[0].tolist()}).encode(), "application/json")
+    with harness.service(where) as parent:
         done = 0.0
         print(f"resident memory of the worker (at most {MOST_MEGABYTES} MB), and of the process that started it")
         print(f"  before the first request     {resident(parent)}")
         marks = [SOAK_REQUESTS / 10, SOAK_REQUESTS / 2, SOAK_REQUESTS]
         while marks:
-            done += stage.wrk(f"{where.service_url}/classify", script, 3, CONNECTIONS).requests_per_second * 3
+            done += harness.wrk(f"{where.service_url}/classify", script, 3, CONNECTIONS).requests_per_second * 3
             if done >= marks[0]:
                 marks.pop(0)
                 print(f"  after {done:9,.0f} requests     {resident(parent)}", flush=True)

@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 import psutil
 
-from bench import stage
+from bench import harness
 from bench.faults import workers
 from digits.images import Images
 from models.recipes import COMPACT
@@ -110,7 +110,7 @@ class Mixed:
         return status, 200
 
     def _file(self, client: httpx.Client, image: Images, random: np.random.Generator) -> tuple[int | str, int]:
-        return client.post("/classify_file", files={"file": stage.png(image)}).status_code, 200
+        return client.post("/classify_file", files={"file": harness.png(image)}).status_code, 200
 
     def _bulk(self, client: httpx.Client, image: Images, random: np.random.Generator) -> tuple[int | str, int]:
         body = np.repeat(image[None], int(random.integers(1, 50)), 0).tobytes()
@@ -124,7 +124,7 @@ class Mixed:
     def _bad(self, client: httpx.Client, image: Images, random: np.random.Generator) -> tuple[int | str, int]:
         if random.random() < 0.5:
             return client.post("/classify", json={"images": [[300] * 28] * 28}).status_code, 422
-        return client.post("/classify_file", files={"file": stage.png(image)[:100]}).status_code, 422
+        return client.post("/classify_file", files={"file": harness.png(image)[:100]}).status_code, 422
 
 
 def drifts(figures: dict[str, list[float]]) -> list[Drift]:
@@ -163,10 +163,10 @@ def main() -> None:
     words.add_argument("--minutes", type=float, default=60)
     words.add_argument("--rate", type=float, default=200, help="requests per second")
     chosen = words.parse_args()
-    dataset = stage.data()
-    with stage.home() as where, stage.mlflow(where):
-        stage.register(where, COMPACT.model_copy(update={"epochs": 2}), dataset)
-        with stage.service(where) as service:
+    dataset = harness.data()
+    with harness.home() as where, harness.mlflow(where):
+        harness.register(where, COMPACT.model_copy(update={"epochs": 2}), dataset)
+        with harness.service(where) as service:
             mixed = Mixed(where.service_url, dataset.test.images[:1000], chosen.rate)
             found = watch(service, mixed, 60 * chosen.minutes)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in mixed.answered.items())

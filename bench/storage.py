@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy import text
 
-from digits import database, predictions
-from digits.prediction_log import PredictionLog
-from digits.predictions import Answers, new_ids
+from digits.storage import database, predictions
+from digits.storage.predictions import Answers, new_ids
+from services.prediction_log import PredictionLog
 
 AT_ONCE = 1000
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import orjson
 
-from bench import stage
+from bench import harness
 from digits.settings import Settings
 from models.recipes import COMPACT
 from models.registry import Registry
@@ -52,19 +52,19 @@ class Client:
 
 def main() -> None:
     """Measure and print."""
-    dataset = stage.data()
+    dataset = harness.data()
     recipe = COMPACT.model_copy(update={"epochs": 2})
-    with stage.home() as where, stage.mlflow(where):
-        versions = [stage.register(where, recipe.model_copy(update={"seed": seed}), dataset) for seed in (0, 1)]
+    with harness.home() as where, harness.mlflow(where):
+        versions = [harness.register(where, recipe.model_copy(update={"seed": seed}), dataset) for seed in (0, 1)]
         body = orjson.dumps({"images": dataset.test.images[0].tolist()})
-        script = stage.script(where.home, "swaps", body, "application/json")
+        script = harness.script(where.home, "swaps", body, "application/json")
         url = f"{where.service_url}/classify"
-        with stage.service(where), ThreadPoolExecutor(1) as pool:
-            stage.wrk(url, script, 3)  # warm
-            before = stage.wrk(url, script, SECONDS)
+        with harness.service(where), ThreadPoolExecutor(1) as pool:
+            harness.wrk(url, script, 3)  # warm
+            before = harness.wrk(url, script, SECONDS)
             client = Client(url, body)
             client.start()
-            meanwhile = pool.submit(stage.wrk, url, script, SECONDS + 2 * SWAPS)
+            meanwhile = pool.submit(harness.wrk, url, script, SECONDS + 2 * SWAPS)
             seconds = swap(where, versions)
             load = meanwhile.result()
             client.stop()

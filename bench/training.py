@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from digits import datasets, sources
-from digits.datasets import Dataset
+from digits.data import datasets, sources
+from digits.data.datasets import Dataset
 from digits.settings import settings
 from models.recipes import COMPACT
 

@@ -24,6 +24,7 @@ COPY models ./models
 COPY services ./services
 COPY monitoring ./monitoring
 COPY flows ./flows
+COPY ops ./ops
 
 USER 10001:10001
 # What is kept is in volumes and the rest in /tmp, so that the root file system can be read-only.

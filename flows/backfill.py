@@ -6,8 +6,8 @@ from datetime import datetime
 
 from prefect import flow
 
-from digits import database, predictions
 from digits.settings import Settings, settings
+from digits.storage import database, predictions
 from flows import monitor
 
 log = logging.getLogger("digits.backfill")

@@ -27,7 +27,7 @@ from prefect.workers.base import BaseWorker
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from digits.settings import Settings, settings
-from flows import reap
+from flows import crashed_runs
 from flows.backfill import backfill
 from flows.ingest import ingest
 from flows.monitor import DRIFT, LABELS, monitor
@@ -154,7 +154,7 @@ def main() -> None:
     register(where)
     worker = worker_of(where, name)
     if where.work_pool_type == "process":
-        reap.orphans(where.work_pool, name)
+        crashed_runs.orphans(where.work_pool, name)
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(worker.start())

@@ -5,9 +5,10 @@ import logging
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from digits import database, datasets, feedback, inbox, sources
-from digits.datasets import Split
+from digits.data import datasets, inbox, sources
+from digits.data.datasets import Split
 from digits.settings import Settings, settings
+from digits.storage import database, feedback
 
 log = logging.getLogger("digits.ingest")
 

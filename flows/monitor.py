@@ -11,11 +11,12 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
-from digits import alerts, database, feedback, predictions
-from digits.alerts import Alert
-from digits.predictions import Window
 from digits.reference import Reference
 from digits.settings import Settings, settings
+from digits.storage import database, feedback, predictions
+from digits.storage.predictions import Window
+from flows import alerts
+from flows.alerts import Alert
 
 if TYPE_CHECKING:  # Evidently takes 7 s to import
     from monitoring.reports import Verdict, Written

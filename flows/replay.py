@@ -94,13 +94,13 @@ def look_up(run: str, where: Settings) -> Recorded:
 @task(cache_policy=NO_CACHE)
 def train_again(recorded: Recorded, where: Settings) -> Replay:
     """The same training on the stored data set; raises BadData when the data set is not here any more."""
-    from models import comparison, registry, training
+    from models import registry, run_diff, training
 
     dataset = train.prepare.fn(where.datasets, recorded.dataset, recorded.recipe)
     trained = training.fit(recorded.recipe, dataset)
     commits = recorded.run.tags.get("git_commit"), registry.git_commit().get("git_commit")
-    code = comparison.differing_code(*commits, sides=("the run", "this checkout"))
-    environment = comparison.differing(recorded.environment, registry.environment())
+    code = run_diff.differing_code(*commits, sides=("the run", "this checkout"))
+    environment = run_diff.differing(recorded.environment, registry.environment())
     return Replay(
         recorded.run.title,
         recorded.weights_hash,

@@ -13,10 +13,11 @@ from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from pydantic import BaseModel, ValidationError
 
-from digits import alerts, database, datasets, feedback, inbox, ledger, marks
-from digits.alerts import Alert
+from digits.data import datasets, inbox
 from digits.settings import Settings, settings
-from flows import reap
+from digits.storage import cooldowns, database, feedback, ledger
+from flows import alerts, crashed_runs
+from flows.alerts import Alert
 from flows.ingest import extended, start_from, with_feedback
 from flows.train import train_on
 from models import gate, recipes
@@ -46,7 +47,7 @@ def retrain(
     """
     where = settings()
     with one_at_a_time(), alarmed(where):
-        reap.tag(reason)
+        crashed_runs.tag(reason)
         if cooldown and (rest := resting(where)):
             return rest
         with noted(where):
@@ -72,7 +73,7 @@ def noted(where: Settings) -> Iterator[None]:
     """Note when a retraining ended, also one that failed, which the next event would start again at once; a killed one may go on."""
 
     def note() -> None:
-        marks.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
+        cooldowns.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
 
     try:
         yield
@@ -101,7 +102,7 @@ def check_policies(where: Settings) -> None:
 
 def resting(where: Settings) -> str | None:
     """Why an event starts nothing yet; None when enough time has passed since the last retraining."""
-    last = marks.at(database.connect(where.database_url), RETRAINED)
+    last = cooldowns.at(database.connect(where.database_url), RETRAINED)
     again = last and last + timedelta(hours=where.retrain_cooldown_hours)
     if again is None or datetime.now(UTC) >= again:
         return None
@@ -149,7 +150,7 @@ def clear_up(where: Settings) -> None:
     from models.registry import Registry
 
     registry = Registry(where.mlflow_tracking_uri)
-    reap.dead_runs(registry, timedelta(seconds=LEASE_SECONDS))
+    crashed_runs.dead_runs(registry, timedelta(seconds=LEASE_SECONDS))
     promotion.mend(registry, database.connect(where.database_url))
 
 
@@ -208,7 +209,7 @@ def judge(version: str, fingerprint: str, floor: float, where: Settings) -> tupl
 
     The champion's version, None before the first, and the verdict.
     """
-    from models import contest, promotion  # ONNX Runtime and scikit-learn
+    from models import candidate_comparison, promotion  # ONNX Runtime and scikit-learn
     from models.champion import version as champion_version
     from models.registry import Registry
 
@@ -216,14 +217,14 @@ def judge(version: str, fingerprint: str, floor: float, where: Settings) -> tupl
     policy = gate.Policy.model_validate(where.gate)
     registry = Registry(where.mlflow_tracking_uri)
     current = champion_version(where.mlflow_tracking_uri)
-    candidate = contest.Contestant.fetch(where.mlflow_tracking_uri, version, where.champions)
+    candidate = candidate_comparison.Contestant.fetch(where.mlflow_tracking_uri, version, where.champions)
     if current is None:
         verdict = gate.judge_first(candidate.accuracy(test), floor, candidate.facts(test), policy)
     else:
-        champion = contest.Contestant.fetch(where.mlflow_tracking_uri, current, where.champions)
+        champion = candidate_comparison.Contestant.fetch(where.mlflow_tracking_uri, current, where.champions)
         engine = database.connect(where.database_url)
         traffic, record = feedback.hold_out(engine), feedback.shadow_record(engine, current, version)
-        samples = contest.samples(test, traffic, record, candidate, champion, policy)
+        samples = candidate_comparison.samples(test, traffic, record, candidate, champion, policy)
         before = promotion.noted(registry, version, current)
         look = gate.next_look(samples, before)
         if look is None:

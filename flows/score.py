@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 
 from digits.images import Images
 from digits.settings import Settings, settings
-from flows import trials
+from flows import sweep_executor
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -58,7 +58,7 @@ def answer(source: Path, target: Path, champion: "Champion", where: Settings) ->
     if where.dask_address is None:
         return scoring.score(source, target, champion.answer)
     carried = Carried(_model_file(champion, where))
-    with trials.cluster(where.dask_address, None) as address, trials.connect(address) as client:
+    with sweep_executor.cluster(where.dask_address, None) as address, sweep_executor.connect(address) as client:
         return scoring.score(source, target, carried, partial(on_cluster, client))
 
 
@@ -124,7 +124,7 @@ def _result(client: "Client", future: "Future") -> Any:
 
     while True:
         try:
-            return future.result(timeout=trials.WORKERLESS_SECONDS)
+            return future.result(timeout=sweep_executor.WORKERLESS_SECONDS)
         except TimeoutError:
             if not client.nthreads():
                 raise ConnectionError("all workers of the Dask cluster are gone; call this again") from None

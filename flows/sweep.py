@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from digits import datasets, shares
+from digits import intervals
+from digits.data import datasets
 from digits.settings import settings
-from flows import trials
+from flows import sweep_executor
 from flows.ingest import store
+from flows.sweep_executor import Plan
 from flows.train import prefect_run, train_on
-from flows.trials import Plan
 
 if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s, Optuna 1 s
     from models.registry import Registry
@@ -50,7 +51,7 @@ def sweep(plan: Plan = USUAL) -> str:
     search = Search(where.sweeps, plan.name, fingerprint, plan.epochs)
     with only_one(where.sweeps, search.title), parent_run(registry, search, fingerprint) as parent:
         try:
-            trials.run(plan, fingerprint, parent)
+            sweep_executor.run(plan, fingerprint, parent)
         finally:
             publish(search, datasets.manifest(where.datasets, fingerprint)["images"]["validation"])
         return register_best(search, fingerprint, parent, registry)
@@ -96,7 +97,7 @@ def publish(search: "Search", images: int) -> None:
     log.info("%d trials so far, %d of them to their end", search.begun(), len(standings))
     table = "| trial | validation accuracy | seconds | recipe |\n|---|---|---|---|\n"
     for one in standings[:BEST]:
-        accuracy = shares.of(round(one.accuracy * images), images)
+        accuracy = intervals.of(round(one.accuracy * images), images)
         log.info("  trial %d: %s %s", one.number, accuracy, describe(one.recipe))
         table += f"| {one.number} | {accuracy} | {one.seconds:.1f} | {describe(one.recipe)} |\n"
     create_markdown_artifact(f"# {search.title}\n\n{table}", key="sweep", description=f"sweep {search.name}")

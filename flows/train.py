@@ -10,8 +10,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from digits import datasets
-from digits.datasets import Dataset, Storage
+from digits.data import datasets
+from digits.data.datasets import Dataset, Storage
 from digits.reference import Reference
 from digits.settings import settings
 from flows.ingest import store
@@ -77,7 +77,7 @@ def evaluate(trained: "Trained", dataset: Dataset) -> "Evaluation":
 @task(cache_policy=NO_CACHE)
 def record(registry: "Registry", trained: "Trained", evaluation: "Evaluation", dataset: Dataset) -> None:
     """Figures, pictures and the summary of the model, into the run."""
-    from models import pictures
+    from models import figures
 
     registry.log_metrics({**evaluation.metrics, **trained.metrics})
     registry.tag_run({"weights_hash": trained.weights_hash})
@@ -85,11 +85,11 @@ def record(registry: "Registry", trained: "Trained", evaluation: "Evaluation", d
     registry.log_text(evaluation.confusions, "most_confused.txt")
     registry.log_pictures(
         {
-            "learning_curves": pictures.curves(trained.history),
-            "confusion_matrix": pictures.confusion(evaluation.counts),
-            "samples": pictures.samples(dataset.train),
-            "answers": pictures.answers(dataset.test, evaluation.probabilities),
-            "mistakes": pictures.mistakes(dataset.test, evaluation.probabilities),
+            "learning_curves": figures.curves(trained.history),
+            "confusion_matrix": figures.confusion(evaluation.counts),
+            "samples": figures.samples(dataset.train),
+            "answers": figures.answers(dataset.test, evaluation.probabilities),
+            "mistakes": figures.mistakes(dataset.test, evaluation.probabilities),
         }
     )
 
@@ -105,7 +105,7 @@ def register(
     run_id: str,
 ) -> str:
     """Export, prove the export equal on the test images, and register it with its reference sample; the version."""
-    from models import certainty, export
+    from models import conformal, export
     from models.champion import open_session
     from models.registry import inputs as registry_inputs
 
@@ -119,7 +119,7 @@ def register(
         "dataset": fingerprint,
         "inputs": registry_inputs(fingerprint, recipe),
         "metrics": {**evaluation.metrics, **trained.metrics},
-        "certainty": certainty.calibrate(answer(dataset.validation.images), dataset.validation.labels).to_card(),
+        "certainty": conformal.calibrate(answer(dataset.validation.images), dataset.validation.labels).to_card(),
         "run_id": run_id,
         "experiment_id": registry.experiment_id,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -28,7 +28,7 @@ from digits import reference
 from digits.images import Images
 from digits.reference import Reference
 from digits.settings import without_password
-from models.certainty import UNCALIBRATED, Certainty
+from models.conformal import UNCALIBRATED, Certainty
 
 log = logging.getLogger("digits.champion")
 

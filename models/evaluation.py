@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from digits import changes, shares
-from digits.changes import Change
-from digits.datasets import Split
+from digits import intervals
+from digits.data import perturbations
+from digits.data.datasets import Split
+from digits.data.perturbations import Change
 from digits.images import Images, Labels
-from digits.shares import Share
+from digits.intervals import Share
 
 Probabilities = NDArray[np.float32]  # (n, 10)
 
@@ -73,7 +74,7 @@ def corruption_accuracy(answer: Callable[[Images], Probabilities], test: Split) 
 
 def accuracy(probabilities: Probabilities, labels: Labels) -> Share:
     """Share of images whose most probable digit is the true one."""
-    return shares.of(int((probabilities.argmax(axis=1) == labels).sum()), len(labels))
+    return intervals.of(int((probabilities.argmax(axis=1) == labels).sum()), len(labels))
 
 
 def log_loss(probabilities: Probabilities, labels: Labels) -> float:
@@ -120,14 +121,14 @@ def corruptions(images: Images) -> dict[str, Images]:
     """The suite: the images shifted, turned, thicker, thinner, noisy, blurred, dimmed and inverted; of the same shape."""
     suite: dict[str, tuple[Change, float]] = {
         **{f"shift_{pixels}": (_moved, pixels) for pixels in (1, 2, 3)},
-        "rotate_left": (changes.rotate, -15),
-        "rotate_right": (changes.rotate, 15),
-        "thicker": (changes.thicken, 1.5),
-        "thinner": (changes.thin, 1.0),
-        "noise": (changes.noise, 40),
-        "blur": (changes.blur, 1.0),
-        "contrast": (changes.dim, 0.5),
-        "inverted": (changes.invert, 1.0),
+        "rotate_left": (perturbations.rotate, -15),
+        "rotate_right": (perturbations.rotate, 15),
+        "thicker": (perturbations.thicken, 1.5),
+        "thinner": (perturbations.thin, 1.0),
+        "noise": (perturbations.noise, 40),
+        "blur": (perturbations.blur, 1.0),
+        "contrast": (perturbations.dim, 0.5),
+        "inverted": (perturbations.invert, 1.0),
     }
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy leaves Python's lock alone meanwhile
         return dict(zip(suite, pool.map(lambda one: one[0](images, one[1]), suite.values()), strict=True))
@@ -137,5 +138,5 @@ def _moved(images: Images, pixels: float) -> Images:
     """Every image moved by that many pixels, in turn right, left, down and up."""
     moved = np.empty_like(images)
     for turn, (right, down) in enumerate([(1, 0), (-1, 0), (0, 1), (0, -1)]):
-        moved[turn::4] = changes.shift(images[turn::4], pixels * right, pixels * down)
+        moved[turn::4] = perturbations.shift(images[turn::4], pixels * right, pixels * down)
     return moved

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from digits import shares
-from digits.shares import Share
+from digits import intervals
+from digits.intervals import Share
 from models import runs
 from models.recipes import RECIPES, Recipe
 from models.registry import Registry, flat
@@ -94,8 +94,8 @@ def _row(name: str, seeds: list[Run], held_out: HeldOut) -> Row:
         dataset=seeds[0].tags["dataset"],
         source=held_out.source,
         seeds=tuple(sorted(int(run.params["seed"]) for run in seeds)),
-        accuracy=shares.of(round(mean * held_out.images), held_out.images),
-        best=shares.of(round(best * held_out.images), held_out.images),
+        accuracy=intervals.of(round(mean * held_out.images), held_out.images),
+        best=intervals.of(round(best * held_out.images), held_out.images),
         best_version=best_run.version,
         **{metric: _mean(run.metrics[metric] for run in seeds if metric in run.metrics) for metric in MEANS},
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from digits import ledger
+from digits.storage import ledger
 from models import champion, gate
 from models.registry import Registry
 

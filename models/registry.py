@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from digits.datasets import Dataset
+from digits.data.datasets import Dataset
 from digits.images import SIZE
 from digits.settings import without_password
 from models.recipes import Recipe
@@ -245,7 +245,7 @@ def inputs(fingerprint: str, recipe: Recipe) -> str:
     """A SHA-256 of all that decides the weights: the data set, the recipe, our code and the libraries."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256(f"{fingerprint} {recipe.model_dump_json()} {json.dumps(environment())}".encode())
-    for path in sorted([*(root / "digits").glob("*.py"), *(root / "models").glob("*.py")]):
+    for path in sorted([*(root / "digits").rglob("*.py"), *(root / "models").glob("*.py")]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 

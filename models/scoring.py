@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from digits.datasets import BadData
+from digits.data.datasets import BadData
+from digits.data.sources import MIN_INK, is_header, row_fault
 from digits.images import PIXELS, SIZE, Images, Labels
-from digits.sources import MIN_INK, is_header, row_fault
 
 log = logging.getLogger("digits.score")
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
-from digits.datasets import Dataset
+from digits.data.datasets import Dataset
 from models.recipes import Distortion, Recipe
 from models.training import Epoch, Network
 

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from digits.datasets import Dataset, Split
+from digits.data.datasets import Dataset, Split
 from digits.images import SIZE, Images, Labels
 from models import backend
-from models.distort import distort, ranges
+from models.augmentation import distort, ranges
 from models.recipes import Recipe
 
 log = logging.getLogger("digits.training")

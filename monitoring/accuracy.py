@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from digits import shares
-from digits.predictions import Window
+from digits import intervals
+from digits.intervals import Share
 from digits.reference import Reference
-from digits.shares import Share
+from digits.storage.predictions import Window
 
 _BINS = 10
 
@@ -64,7 +64,7 @@ def _confidence(window: Window) -> NDArray[np.float32]:
 
 
 def _share(right: NDArray[np.bool_]) -> Share:
-    return shares.of(int(right.sum()), len(right))
+    return intervals.of(int(right.sum()), len(right))
 
 
 def _calibrated(reference: Reference, confidence: NDArray[np.float32]) -> NDArray[np.float64]:

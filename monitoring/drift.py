@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from digits.changes import weights_like
+from digits.data.perturbations import weights_like
 from digits.images import Images
-from digits.predictions import Window
 from digits.reference import Reference
-from monitoring import features
-from monitoring.causes import Cause, explain
-from monitoring.features import Columns, Values
+from digits.storage.predictions import Window
+from monitoring import image_statistics
+from monitoring.diagnosis import Cause, explain
+from monitoring.image_statistics import Columns, Values
 
 DIGIT = "digit"  # the column of answers, 0 to 9; every other column is numeric
 CONFIDENCE = "confidence"
@@ -104,20 +104,20 @@ def compare(reference: Reference, window: Window, policy: Policy | None = None) 
 
 def tables(reference: Reference, window: Window) -> tuple[Columns, Columns]:
     """The columns of the reference and of the window: same names, one value per image."""
-    embedding = features.embed(reference.images)
+    embedding = image_statistics.embed(reference.images)
     return (
         table(reference.images, reference.probabilities, embedding),
         table(window.images, window.probabilities, embedding),
     )
 
 
-def table(images: Images, probabilities: NDArray[np.float32], embedding: features.Embedding) -> Columns:
+def table(images: Images, probabilities: NDArray[np.float32], embedding: image_statistics.Embedding) -> Columns:
     """The columns of some images and the answers to them."""
     answers = {
         CONFIDENCE: probabilities.max(axis=1).astype(np.float64),
         DIGIT: probabilities.argmax(axis=1).astype(np.float64),
     }
-    return {**features.measure(images), **embedding.project(images), **answers}
+    return {**image_statistics.measure(images), **embedding.project(images), **answers}
 
 
 def share_changes(reference: Values, current: Values) -> Values:
@@ -131,7 +131,7 @@ def score(name: str, reference: Values, current: Values) -> float:
     return (
         float(np.abs(share_changes(reference, current)).max())
         if name == DIGIT
-        else features.distance(reference, current)
+        else image_statistics.distance(reference, current)
     )
 
 
@@ -148,7 +148,7 @@ def _same_but_mix(before: Columns, now: Columns, limits: Mapping[str, float]) ->
     """
     weights = weights_like(before[DIGIT], now[DIGIT])
     others = (name for name in before if name != DIGIT)
-    return all(features.distance(before[name], now[name], weights) <= 1.25 * limits[name] for name in others)
+    return all(image_statistics.distance(before[name], now[name], weights) <= 1.25 * limits[name] for name in others)
 
 
 def _column(name: str, reference: Values, current: Values, limit: float) -> Column:
@@ -161,7 +161,7 @@ def _column(name: str, reference: Values, current: Values, limit: float) -> Colu
 
 
 def _unit(name: str) -> str:
-    return "probability" if name == CONFIDENCE else features.UNITS.get(name, "grey levels")
+    return "probability" if name == CONFIDENCE else image_statistics.UNITS.get(name, "grey levels")
 
 
 def thresholds(reference: Columns, count: int, policy: Policy | None = None) -> dict[str, float]:

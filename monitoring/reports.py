@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from digits.predictions import Window
+from digits.intervals import Share
 from digits.reference import Reference
-from digits.shares import Share
-from monitoring import accuracy, drift, pictures
-from monitoring.features import UNITS, Columns
+from digits.storage.predictions import Window
+from monitoring import accuracy, drift, drift_images
+from monitoring.image_statistics import UNITS, Columns
 
 PROJECT = "digits"  # in the Evidently workspace
 REPORT = "report.html"
@@ -107,7 +107,7 @@ def write(folder: Path, workspace: Path, reference: Reference, window: Window, v
     _replace(path, verdict.model_dump_json(indent=2).encode())
     if not verdict.drift.columns:
         return Written(path, None, None, None)
-    _replace(shown, pictures.render(reference.images, window.images, window.digits.tolist()))
+    _replace(shown, drift_images.render(reference.images, window.images, window.digits.tolist()))
     with _quiet():
         snapshot = _run(reference, window, verdict)
         snapshot.save_html(str(folder / f".{REPORT}"))

@@ -15,8 +15,8 @@ from pathlib import Path
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from digits import database, keys
-from digits.keys import Key, Role
+from digits.storage import api_keys, database
+from digits.storage.api_keys import Key, Role
 
 log = logging.getLogger("digits.service")
 
@@ -78,7 +78,7 @@ class Access:
     def _find(self, sent: bytes) -> Key:
         if self._keys is None:
             raise HTTPException(503, "the API keys have not been read yet; ask again in a moment", {"Retry-After": "2"})
-        key = self._keys.get(keys.digest(sent)) if sent else None
+        key = self._keys.get(api_keys.digest(sent)) if sent else None
         if key is None:
             sentence = "this is no valid API key" if sent else "an API key is needed"
             more = "; send one as X-API-Key or as Authorization: Bearer (`digits keys create` makes one)"
@@ -92,7 +92,7 @@ class Access:
         while True:
             try:
                 engine = engine or database.connect(self._url, busy_seconds=2)
-                self._keys, trouble = keys.by_hash(engine), ""
+                self._keys, trouble = api_keys.by_hash(engine), ""
             except Exception as error:  # whatever it is: the thread must live to see it mended
                 if not trouble:
                     trouble = (str(error) or repr(error)).splitlines()[0]

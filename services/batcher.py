@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from digits.images import Images
-from services.replies import Reply
+from services.responses import Reply
 
 
 class Batcher:

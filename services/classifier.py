@@ -14,9 +14,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from digits.settings import Settings, settings
-from services.desk import Desk
-from services.front import Front, Shortcut
+from services.middleware import Front, Shortcut
 from services.routes import application, classify_body
+from services.serving_context import Desk
 
 
 def _options(where: Settings) -> dict[str, Any]:

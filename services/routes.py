@@ -21,13 +21,13 @@ from starlette.staticfiles import StaticFiles
 
 from digits import images as pixels
 from digits.images import Images
-from digits.keys import Key
-from digits.prediction_log import LogAway
-from digits.predictions import UnknownPrediction
+from digits.storage.api_keys import Key
+from digits.storage.predictions import UnknownPrediction
 from models.champion import Champion
 from services import openapi
-from services.desk import Desk
-from services.replies import Reply, entry, json, refusal, set_lists, unprocessable
+from services.prediction_log import LogAway
+from services.responses import Reply, entry, json, refusal, set_lists, unprocessable
+from services.serving_context import Desk
 
 PAGE = Path(__file__).parent / "page"
 PICTURES_AT_ONCE = 2  # one of 24 million pixels takes 250 MB while it is decoded

@@ -6,9 +6,9 @@ from collections import deque
 
 import numpy as np
 
-from digits.prediction_log import PredictionLog
-from digits.predictions import Answers, shadow_id
+from digits.storage.predictions import Answers, shadow_id
 from models.champion import Release, Standing, Watcher
+from services.prediction_log import PredictionLog
 
 log = logging.getLogger("digits.shadow")
 

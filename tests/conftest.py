@@ -22,14 +22,14 @@ import pytest
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
-from digits import database
 from digits.reference import Reference, from_bytes
+from digits.storage import database
 
 if TYPE_CHECKING:
     from postgres import Postgres
     from serving import Service
 
-    from digits.datasets import Dataset, Split
+    from digits.data.datasets import Dataset, Split
 
 Files = dict[str, bytes]
 
@@ -84,7 +84,7 @@ def version_files(sharpness: float = 12) -> Files:
     """model.onnx, reference.npz and card.json of a version; another sharpness is another model with the same digits."""
     from sklearn.datasets import load_digits
 
-    from models import certainty
+    from models import conformal
     from models.champion import open_session
 
     digits = load_digits()
@@ -96,7 +96,7 @@ def version_files(sharpness: float = 12) -> Files:
     card: dict[str, Any] = {
         "recipe": {"name": "linear", "seed": 0},
         "dataset": "0123456789abcdef",
-        "certainty": certainty.calibrate(probabilities, sample.labels).to_card(),
+        "certainty": conformal.calibrate(probabilities, sample.labels).to_card(),
         "metrics": {"test_accuracy": float((probabilities.argmax(1) == labels[1200:]).mean())},
         "run_id": "5f3c",
         "experiment_id": "1",
@@ -247,24 +247,24 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A client of an S3 server with an empty bucket `digits`, and the environment that others find it by."""
     import boto3
 
-    from digits import buckets
+    from digits.data import bucket
 
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
     for name, value in {**keys, "AWS_ENDPOINT_URL": s3_server}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     httpx.post(f"{s3_server}/moto-api/reset").raise_for_status()
-    buckets._client.cache_clear()
+    bucket._client.cache_clear()
     client = boto3.client("s3")
     client.create_bucket(Bucket="digits")
     yield client
-    buckets._client.cache_clear()
+    bucket._client.cache_clear()
 
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real MLflow server with an empty SQLite store, for the whole session."""
-    from flows.processes import ENVIRONMENT
+    from ops.processes import ENVIRONMENT
 
     home, port = tmp_path_factory.mktemp("mlflow"), find_free_port()
     command = [
@@ -325,8 +325,8 @@ def trained_runs(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -
     """Logistic regressions on the bundled digits, two epochs each, registered as the flow registers them."""
     from dataclasses import replace
 
-    from digits import sources
-    from digits.datasets import Split
+    from digits.data import sources
+    from digits.data.datasets import Split
     from models.recipes import SIGMOID
 
     home = tmp_path_factory.mktemp("home")
@@ -342,7 +342,7 @@ def trained_runs(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -
 
 def train_run(uri: str, folder: Path, recipe: Any, dataset: Any) -> str:
     """The version that `digits train` would register, made by its tasks without Prefect."""
-    from digits import datasets
+    from digits.data import datasets
     from flows import train
     from models.registry import Registry
 
@@ -389,7 +389,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> "Dataset":
 @pytest.fixture(scope="session")
 def few(bundled: "Dataset") -> "Split":
     """Two hundred real digits, twenty of each, sorted by digit."""
-    from digits.datasets import Split
+    from digits.data.datasets import Split
 
     rows = np.concatenate([np.flatnonzero(bundled.train.labels == digit)[:20] for digit in range(10)])
     return Split(bundled.train.images[rows], bundled.train.labels[rows])

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, settings
 
-from digits import sources
-from digits.datasets import Dataset, Split
+from digits.data import sources
+from digits.data.datasets import Dataset, Split
 
 HEADER = "label," + ",".join(f"pixel{pixel}" for pixel in range(784))
 tmp_path_is_shared = settings(

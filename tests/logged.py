@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from digits.prediction_log import PredictionLog
-from digits.predictions import Answers, new_ids
+from digits.storage.predictions import Answers, new_ids
+from services.prediction_log import PredictionLog
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 

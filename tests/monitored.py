@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from digits import datasets, sources
+from digits.data import datasets, sources
 from digits.images import Images, Labels
-from digits.predictions import Window
 from digits.reference import Reference
+from digits.storage.predictions import Window
 
 START = datetime(2026, 1, 5, 8, tzinfo=UTC)
 

@@ -17,8 +17,8 @@ import httpx
 from conftest import Registry, find_free_port
 from PIL import Image
 
-from digits import database, predictions
 from digits.images import Images
+from digits.storage import database, predictions
 
 ROOT = Path(__file__).parent.parent
 

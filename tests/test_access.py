@@ -15,10 +15,10 @@ from conftest import Files, serve_registry
 from serving import ROOT, Service, png, serving
 from starlette.exceptions import HTTPException
 
-from digits import database, keys
 from digits.reference import Reference
 from digits.settings import settings
-from flows import bootstrap, processes
+from digits.storage import api_keys, database
+from ops import bootstrap, processes
 from services.access import NEEDS, OPEN, Access, Limits
 from services.routes import application
 
@@ -49,12 +49,12 @@ def refusal(access: Access, request: dict[str, object]) -> HTTPException:
 
 def test_a_key_has_256_random_bits_and_only_its_hash_is_kept(url: str, tmp_path: Path) -> None:
     engine = database.connect(url)
-    made = [keys.create(engine, f"app {number}", ["predict"]) for number in range(3)]
+    made = [api_keys.create(engine, f"app {number}", ["predict"]) for number in range(3)]
     assert len(set(made)) == 3 and all(re.fullmatch(r"digits_[\w-]{43}", key) for key in made)
     engine.dispose()
     files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"app 2" in files and not any(key[7:].encode() in files for key in made)
-    assert list(keys.by_hash(engine)) == [keys.digest(key.encode()) for key in made]
+    assert list(api_keys.by_hash(engine)) == [api_keys.digest(key.encode()) for key in made]
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ def test_a_wrong_name_role_or_rate_is_refused(
     name: str, roles: list[str], rate: int | None, sentence: str, url: str
 ) -> None:
     engine = database.connect(url)
-    keys.create(engine, "taken", ["admin"])
-    keys.revoke(engine, "taken")
+    api_keys.create(engine, "taken", ["admin"])
+    api_keys.revoke(engine, "taken")
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        keys.create(engine, name, roles, rate)
+        api_keys.create(engine, name, roles, rate)
 
 
 def test_every_route_is_either_open_or_for_a_role() -> None:
@@ -85,12 +85,12 @@ def test_every_route_is_either_open_or_for_a_role() -> None:
     assert first == NEEDS.keys() | OPEN and not NEEDS.keys() & OPEN
 
 
-@pytest.mark.parametrize("role", ["none", *keys.ROLES])
+@pytest.mark.parametrize("role", ["none", *api_keys.ROLES])
 @pytest.mark.parametrize(
     "path", [*sorted({*NEEDS, *OPEN}), "/another", "/page/page.js", "/predictions/1", "//classify", "*"]
 )
 def test_a_role_opens_what_it_stands_for(path: str, role: str, url: str, tmp_path: Path) -> None:
-    key = "" if role == "none" else keys.create(database.connect(url), "app", [role])
+    key = "" if role == "none" else api_keys.create(database.connect(url), "app", [role])
     access = opened(url, tmp_path)
     first = "/" + path.lstrip("/").split("/")[0]
     needs = NEEDS.get(first, "admin")
@@ -108,23 +108,23 @@ def test_a_role_opens_what_it_stands_for(path: str, role: str, url: str, tmp_pat
 
 def test_wrong_keys_get_401_and_revoked_ones_403(url: str, tmp_path: Path) -> None:
     engine = database.connect(url)
-    key = keys.create(engine, "app", ["predict"])
+    key = api_keys.create(engine, "app", ["predict"])
     access = opened(url, tmp_path)
-    for wrong in (key[:-1], key + "x", key.upper(), keys.digest(key.encode()), "digits_", "\x00"):
+    for wrong in (key[:-1], key + "x", key.upper(), api_keys.digest(key.encode()), "digits_", "\x00"):
         refused = refusal(access, scope(key=wrong))
         assert (refused.status_code, (refused.headers or {})["WWW-Authenticate"]) == (401, "Bearer")
         assert wrong not in refused.detail
-    keys.revoke(engine, "app")
+    api_keys.revoke(engine, "app")
     access._run()
     refused = refusal(access, scope(key=key))
     assert refused.status_code == 403 and "'app' was revoked" in refused.detail
     with pytest.raises(LookupError, match="no key 'nobody'"):
-        keys.revoke(engine, "nobody")
+        api_keys.revoke(engine, "nobody")
 
 
 @pytest.mark.parametrize("header", [b"Bearer %s", b"bearer %s", b"BEARER   %s "])
 def test_a_key_may_come_as_a_bearer_token(header: bytes, url: str, tmp_path: Path) -> None:
-    key = keys.create(database.connect(url), "app", ["predict"]).encode()
+    key = api_keys.create(database.connect(url), "app", ["predict"]).encode()
     admitted = opened(url, tmp_path).admit({**scope(), "headers": [(b"authorization", header % key)]})
     assert admitted and admitted.name == "app"
 
@@ -152,7 +152,7 @@ def test_a_key_is_needed_where_other_machines_come_in(
 
 def test_the_database_away_locks_out_no_known_key_and_lets_no_unknown_one_in(url: str, tmp_path: Path) -> None:
     engine = database.connect(url)
-    key = keys.create(engine, "app", ["predict"])
+    key = api_keys.create(engine, "app", ["predict"])
     access = opened(url, tmp_path)
     engine.dispose()
     for file in tmp_path.glob("digits.db*"):
@@ -188,7 +188,7 @@ def test_a_disk_that_takes_no_file_leaves_each_worker_its_own_limits(tmp_path: P
 
 
 def test_over_the_limit_the_answer_is_429_with_when_to_come_back(url: str, tmp_path: Path) -> None:
-    key = keys.create(database.connect(url), "app", ["predict"], rate_per_minute=2)
+    key = api_keys.create(database.connect(url), "app", ["predict"], rate_per_minute=2)
     access = opened(url, tmp_path)
     assert access.admit(scope(key=key)) and access.admit(scope(key=key))
     refused = refusal(access, scope(key=key))
@@ -217,7 +217,7 @@ def locked(champion_files: Files, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def key_for(service: Service, name: str, *roles: str, rate: int | None = None) -> dict[str, str]:
     engine = database.connect(f"sqlite:///{service.home}/digits.db")
-    made = {"X-API-Key": keys.create(engine, name, roles, rate)}
+    made = {"X-API-Key": api_keys.create(engine, name, roles, rate)}
     engine.dispose()
     settled(service, made, lambda status: status != 401)
     return made
@@ -238,7 +238,7 @@ pytest_slow = pytest.mark.slow
 
 @pytest_slow
 def test_roles_hold_on_every_route_of_the_running_service(locked: Service, sample: Reference) -> None:
-    made = {role: key_for(locked, f"holder of {role}", role) for role in keys.ROLES}
+    made = {role: key_for(locked, f"holder of {role}", role) for role in api_keys.ROLES}
     image = sample.images[0]
     answer = locked.client.post("/classify", json={"images": image.tolist()}, headers=made["predict"]).json()
     asked: dict[str, tuple[str, str, dict[str, object]]] = {
@@ -276,7 +276,7 @@ def test_a_large_body_without_a_key_is_refused_and_the_connection_stands(locked:
 def test_a_revoked_key_is_refused_within_seconds_by_every_worker(locked: Service) -> None:
     headers = key_for(locked, "to be revoked", "predict")
     engine = database.connect(f"sqlite:///{locked.home}/digits.db")
-    keys.revoke(engine, "to be revoked")
+    api_keys.revoke(engine, "to be revoked")
     began = time.monotonic()
     settled(locked, headers, lambda status: status == 403)
     assert time.monotonic() - began < 30  # 2 s and the requests, on a machine that may be busy
@@ -297,7 +297,7 @@ def test_all_workers_share_one_limit(locked: Service) -> None:
 
     clients = [threading.Thread(target=ask) for _ in range(4)]
     engine = database.connect(f"sqlite:///{locked.home}/digits.db")
-    slow = {"X-API-Key": keys.create(engine, "slower", ["predict"], rate_per_minute=10)}
+    slow = {"X-API-Key": api_keys.create(engine, "slower", ["predict"], rate_per_minute=10)}
     settled(locked, slow, lambda status: status == 429)
     for client in clients:
         client.start()
@@ -342,9 +342,9 @@ def test_up_refuses_to_serve_other_machines_without_a_key(
     with pytest.raises(PermissionError, match=rf"DIGITS_HOST is {host}.*digits keys create.*DIGITS_OPEN=true"):
         bootstrap.up(settings())
     engine = database.connect(settings().database_url)
-    keys.create(engine, "app", ["predict"])
+    api_keys.create(engine, "app", ["predict"])
     bootstrap._check_door(settings())
-    keys.revoke(engine, "app")
+    api_keys.revoke(engine, "app")
     with pytest.raises(PermissionError):
         bootstrap._check_door(settings())
     monkeypatch.setenv("DIGITS_OPEN", "true")
@@ -371,13 +371,13 @@ def bound() -> dict[str, str]:
 def test_keys_are_made_listed_and_revoked_on_the_command_line(tmp_path: Path) -> None:
     def digits(*arguments: str) -> tuple[int, str]:
         environment = {**os.environ, "DIGITS_HOME": str(tmp_path), "COLUMNS": "150"}
-        command = [sys.executable, "-m", "flows", "keys", *arguments]
+        command = [sys.executable, "-m", "ops", "keys", *arguments]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done.returncode, (done.stdout + done.stderr).strip()
 
     code, key = digits("create", "app", "--role", "predict", "--role", "feedback", "--rate", "90")
     assert code == 0 and re.fullmatch(r"digits_[\w-]{43}", key)
-    known = keys.by_hash(database.connect(f"sqlite:///{tmp_path}/digits.db"))[keys.digest(key.encode())]
+    known = api_keys.by_hash(database.connect(f"sqlite:///{tmp_path}/digits.db"))[api_keys.digest(key.encode())]
     assert (known.name, known.roles, known.rate_per_minute) == ("app", {"predict", "feedback"}, 90)
     assert digits("create", "app", "--role", "admin") == (
         1,

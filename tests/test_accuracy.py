@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from monitored import held_out, reference, window
 
-from digits import changes
+from digits.data import perturbations
 from monitoring import accuracy
 
 
@@ -22,7 +22,7 @@ def test_labelled_traffic_like_the_reference_is_as_expected() -> None:
 
 def test_traffic_the_version_gets_wrong_is_worse() -> None:
     images, labels = held_out()
-    found = accuracy.assess(reference(), window(changes.shift(images, 3), labels))
+    found = accuracy.assess(reference(), window(perturbations.shift(images, 3), labels))
     assert found.verdict == "worse" and found.words.startswith("Worse")
     assert found.labelled is not None and found.labelled.high < found.expected.low
 
@@ -71,7 +71,7 @@ def test_without_labels_accuracy_is_estimated_from_calibrated_confidence() -> No
 
 def test_once_labels_come_the_estimate_says_how_wrong_it_was() -> None:
     images, labels = held_out()
-    shifted = window(changes.shift(images, 3), labels)
+    shifted = window(perturbations.shift(images, 3), labels)
     found = accuracy.assess(reference(), shifted)
     assert found.estimate is not None and found.labelled is not None and found.estimate_error is not None
     assert found.estimate_error == pytest.approx(found.estimate - found.labelled.value)
@@ -94,7 +94,7 @@ def test_the_audit_sample_judges_though_complaints_say_otherwise() -> None:
 def test_complaints_alone_judge_nothing() -> None:
     images, labels = held_out()
     nobody = np.zeros(len(labels), np.bool_)
-    found = accuracy.assess(reference(), window(changes.shift(images, 3), labels, audited=nobody))
+    found = accuracy.assess(reference(), window(perturbations.shift(images, 3), labels, audited=nobody))
     assert found.labelled is not None and found.labelled.high < found.expected.low
     assert found.audited is None and found.verdict == "not enough labels" and "0 of at least 50" in found.words
 
@@ -109,7 +109,7 @@ def test_labels_outside_the_sample_count() -> None:
 
 def test_words_tell_how_honest_the_estimate_was() -> None:
     images, labels = held_out()
-    found = accuracy.assess(reference(), window(changes.shift(images, 3), labels))
+    found = accuracy.assess(reference(), window(perturbations.shift(images, 3), labels))
     assert found.estimate is not None and found.estimate_error is not None and found.labelled is not None
     assert found.estimate_error == pytest.approx(found.estimate - found.labelled.value)
     assert f"{found.estimate:.2%}" in found.words

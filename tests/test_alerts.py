@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from conftest import find_free_port
 
-from digits import alerts
-from digits.alerts import Alert
+from flows import alerts
+from flows.alerts import Alert
 
 DAY = timedelta(days=1)
 DRIFT = Alert("drift", "digits v3: shift", "Shifted 2.0 px right.", {"severity": "strong"})

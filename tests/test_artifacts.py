@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from conftest import Files, Registry
 
-from digits import datasets, sources
-from digits.datasets import BadData, Dataset
+from digits.data import datasets, sources
+from digits.data.datasets import BadData, Dataset
 from models import champion
 from models.champion import BadArtifact, Watcher
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("digits", "models", "services", "monitoring", "flows")
+ROOMS = ("digits", "models", "services", "monitoring", "flows", "ops")
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
 READERS = {"read_pickle", "to_pickle", "load_pickle", "unsafe_load"}
 

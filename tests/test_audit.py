@@ -9,9 +9,10 @@ from monitored import held_out
 from PIL import Image
 from sqlalchemy import Engine
 
-from digits import audit, feedback, predictions
-from digits.prediction_log import PredictionLog
-from digits.predictions import AUDITOR, Answers, new_ids
+from digits.storage import feedback, predictions
+from digits.storage.predictions import AUDITOR, Answers, new_ids
+from ops import audit
+from services.prediction_log import PredictionLog
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from digits import database, ledger, predictions
-from digits.prediction_log import PredictionLog
-from digits.predictions import Answers, new_ids
 from digits.settings import Settings
-from flows import backup
+from digits.storage import database, ledger, predictions
+from digits.storage.predictions import Answers, new_ids
+from ops import backup
+from services.prediction_log import PredictionLog
 
 if TYPE_CHECKING:
     from postgres import Postgres

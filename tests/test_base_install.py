@@ -11,8 +11,8 @@ import pytest
 from conftest import Files, Registry
 from serving import ROOT, classify, serving
 
-from digits import database
 from digits.reference import from_bytes
+from digits.storage import database
 
 HEAVY = ("tensorflow", "keras", "prefect", "evidently", "mlflow", "sklearn", "pandas", "torch")
 UV = shutil.which("uv") or shutil.which(str(ROOT / ".uv" / "bin" / "uv"))

@@ -7,7 +7,7 @@ import pytest
 
 from digits.images import Images
 from services.batcher import Batcher
-from services.replies import Reply
+from services.responses import Reply
 
 
 class Model:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from conftest import find_free_port, get
 
-from digits import sources
+from digits.data import sources
 
 ROOT = Path(__file__).parent.parent
 BASE = "docker.io/library/python:3.11-slim-bookworm"
@@ -157,8 +157,8 @@ def test_up_ends_with_a_promoted_champion_that_answers_right(stack: Stack) -> No
     test = sources.read("bundled", mnist=None, cache=Path("nowhere")).test
     body = httpx.post(f"{stack.service}/classify_bulk", content=test.images[:200].tobytes(), timeout=30).json()
     assert sum(map(int.__eq__, body["digits"], test.labels[:200].tolist())) >= 180
-    assert "promot" in stack.execute("flows", "python", "-m", "flows", "ledger")
-    assert "5 answers" in stack.execute("flows", "python", "-m", "flows", "traffic", "-n", "5")
+    assert "promot" in stack.execute("flows", "python", "-m", "ops", "ledger")
+    assert "5 answers" in stack.execute("flows", "python", "-m", "ops", "traffic", "-n", "5")
     assert httpx.get(f"{stack.service}/about", timeout=30).json()["run_link"].startswith(f"{stack.mlflow}/#/")
     (first,) = stack.retrainings()
     assert first["state_type"] == "COMPLETED" and "first champion" in first["tags"]
@@ -218,7 +218,7 @@ def test_down_and_up_keeps_everything(stack: Stack) -> None:
     stack.wait_ready()
     image = sources.read("bundled", mnist=None, cache=Path("nowhere")).test.images[0]
     before = httpx.post(f"{stack.service}/classify", json={"images": image.tolist()}, timeout=30).json()
-    ledger = stack.execute("flows", "python", "-m", "flows", "ledger")
+    ledger = stack.execute("flows", "python", "-m", "ops", "ledger")
     retrainings = [(run["id"], run["state_type"]) for run in stack.retrainings()]
     stack.compose("down")
     stack.compose("up", "-d")
@@ -231,4 +231,4 @@ def test_down_and_up_keeps_everything(stack: Stack) -> None:
     stack.wait_for(lambda: "Exited (0)" in stack.run("ps", "-a", "--filter", f"name={stack.container('first')}"), 180)
     stack.wait_for(lambda: stack.api.get("/health").json())
     assert [(run["id"], run["state_type"]) for run in stack.retrainings()] == retrainings
-    assert stack.execute("flows", "python", "-m", "flows", "ledger") == ledger
+    assert stack.execute("flows", "python", "-m", "ops", "ledger") == ledger

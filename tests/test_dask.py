@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 
 from digits import reference
 from digits.settings import Settings
-from flows import score, trials
+from flows import score, sweep_executor
 from models import scoring
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
@@ -28,7 +28,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def client(cluster: Cluster) -> Iterator[Client]:
-    with trials.connect(cluster.address) as client:
+    with sweep_executor.connect(cluster.address) as client:
         client.wait_for_workers(2, timeout=120)
         yield client
 
@@ -106,7 +106,7 @@ def test_what_the_function_raises_comes_back(client: Client) -> None:
 
 
 def test_a_cluster_that_has_lost_all_its_workers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "WORKERLESS_SECONDS", 0.2)
+    monkeypatch.setattr(sweep_executor, "WORKERLESS_SECONDS", 0.2)
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as empty,
         Client(empty) as client,

@@ -18,7 +18,7 @@ from conftest import find_free_port
 from sqlalchemy import Engine, inspect, text
 
 import digits
-from digits import database, marks, predictions
+from digits.storage import cooldowns, database, predictions
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 ROOT = Path(__file__).parent.parent
@@ -86,13 +86,13 @@ def test_processes_that_start_at_once_on_an_empty_database_all_come_up(database_
 
 def test_a_database_from_before_the_migrations_is_adopted_with_what_it_holds(database_url: str) -> None:
     before = database.make_engine(database_url)
-    some = [predictions.predictions, predictions.feedback, marks._marks]  # the service made its own and no others
+    some = [predictions.predictions, predictions.feedback, cooldowns._marks]  # the service made its own and no others
     database.metadata.create_all(before, some)
-    marks.put(before, "retrained", NOON)
+    cooldowns.put(before, "retrained", NOON)
     before.dispose()
     engine = database.connect(database_url)
     assert differences(engine) == []
-    assert marks.at(engine, "retrained") == NOON
+    assert cooldowns.at(engine, "retrained") == NOON
     engine.dispose()
 
 

@@ -16,8 +16,8 @@ from digit_data import made_up, pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from digits import datasets
-from digits.datasets import BadData, Dataset, Split
+from digits.data import datasets
+from digits.data.datasets import BadData, Dataset, Split
 
 # Splitting again, and growing
 
@@ -170,7 +170,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_a_killed_save_is_made_good_by_the_next(survived: int, bundled: Dataset, tmp_path: Path) -> None:
     """Killed while writing the arrays, or with the arrays written and before the manifest is."""
     script = (
-        "import os, sys, numpy as np; from pathlib import Path; from digits.datasets import Dataset, Split, save\n"
+        "import os, sys, numpy as np; from pathlib import Path; from digits.data.datasets import Dataset, Split, save\n"
         "written = []\n"
         f"os.fsync = lambda file: os.kill(os.getpid(), 9) if len(written) == {survived} else written.append(file)\n"
         "split = Split(np.ones((9, 28, 28), np.uint8), np.ones(9, np.uint8))\n"

@@ -21,7 +21,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending, Running
 
 from digits.settings import Settings
-from flows import deployments, reap
+from flows import crashed_runs, deployments
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 @pytest.fixture(scope="module")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Prefect server with all its services."""
-    from flows.processes import ENVIRONMENT
+    from ops.processes import ENVIRONMENT
 
     home, port = tmp_path_factory.mktemp("prefect"), find_free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
@@ -140,10 +140,10 @@ def test_a_starting_worker_marks_what_died_with_the_one_before_it(prefect: str) 
         )
         try:
             post(f"{prefect}/work_pools/digits/workers/heartbeat", json={"name": "another"}).raise_for_status()
-            reap.orphans("digits", "this")
+            crashed_runs.orphans("digits", "this")
             assert _state(client, dead) == StateType.RUNNING  # it may be the other worker's
             httpx.delete(f"{prefect}/work_pools/digits/workers/another").raise_for_status()
-            reap.orphans("digits", "this")
+            crashed_runs.orphans("digits", "this")
         finally:
             living.kill()
             living.wait()

@@ -39,7 +39,7 @@ def test_only_what_the_images_copy_is_let_into_the_context() -> None:
 
 def test_an_image_holds_the_rooms_it_runs_and_the_packages_are_a_layer_before_them() -> None:
     assert copied(DOCKERFILES["serving"]) == ROOMS | {"pyproject.toml", "uv.lock"}
-    assert copied(DOCKERFILES["flows"]) >= ROOMS | {"monitoring", "flows"}
+    assert copied(DOCKERFILES["flows"]) >= ROOMS | {"monitoring", "flows", "ops"}
     for dockerfile in DOCKERFILES.values():
         locked, sync, code = (
             dockerfile.index(text) for text in ("COPY pyproject.toml uv.lock", "uv sync", "COPY digits")

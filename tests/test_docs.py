@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from digits.settings import Settings
-from flows.cli import app
+from ops.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

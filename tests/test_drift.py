@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from monitored import held_out, reference, window
 
-from digits import changes
+from digits.data import perturbations
 from digits.reference import Reference
 from monitoring import drift
 
@@ -20,7 +20,7 @@ def test_plain_traffic_is_no_drift() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 99])
 def test_too_few_predictions_are_not_judged(count: int) -> None:
-    found = drift.compare(reference(), window(changes.invert(held_out()[0][:count])), QUICK)
+    found = drift.compare(reference(), window(perturbations.invert(held_out()[0][:count])), QUICK)
     assert found.verdict == "not enough data"
     assert found.columns == () and found.causes == ()
     assert f"{count} predictions" in found.words
@@ -34,7 +34,7 @@ def test_a_small_reference_is_not_judged_against() -> None:
 
 
 def test_the_same_window_gives_the_same_verdict() -> None:
-    traffic = window(changes.shift(held_out()[0][:200], 1))
+    traffic = window(perturbations.shift(held_out()[0][:200], 1))
     assert drift.compare(reference(), traffic, QUICK) == drift.compare(reference(), traffic, QUICK)
 
 
@@ -87,7 +87,7 @@ def test_the_digit_column_reports_the_share_that_changed_most() -> None:
 
 
 def test_columns_come_most_exceeding_first_and_the_verdict_follows_from_them() -> None:
-    found = drift.compare(reference(), window(changes.dim(held_out()[0][:200], 0.6)), QUICK)
+    found = drift.compare(reference(), window(perturbations.dim(held_out()[0][:200], 0.6)), QUICK)
     ratios = [column.score / column.threshold for column in found.columns]
     assert ratios == sorted(ratios, reverse=True)
     drifted = [column for column in found.columns if column.drifted]
@@ -97,7 +97,7 @@ def test_columns_come_most_exceeding_first_and_the_verdict_follows_from_them() -
 
 
 def test_a_verdict_survives_json() -> None:
-    found = drift.compare(reference(), window(changes.invert(held_out()[0][:150])), QUICK)
+    found = drift.compare(reference(), window(perturbations.invert(held_out()[0][:150])), QUICK)
     assert drift.Drift.model_validate_json(found.model_dump_json()) == found
 
 

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from flows import endpoint
+from ops import endpoint
 
 
 def response(status: int, body: str) -> httpx.Response:

@@ -12,7 +12,7 @@ import pytest
 from conftest import Registry, find_free_port
 
 from bench import faults
-from flows import cli
+from ops import cli
 
 HERE = "http://127.0.0.1"
 NOBODY = f"{HERE}:9"  # the discard port: nobody listens

@@ -9,10 +9,10 @@ import pytest
 from monitored import held_out
 from sqlalchemy import Engine, insert, select
 
-from digits import feedback, predictions
-from digits.feedback import Labelled, Policy, sort_out
 from digits.images import Images
-from digits.predictions import AUDITOR
+from digits.storage import feedback, predictions
+from digits.storage.feedback import Labelled, Policy, sort_out
+from digits.storage.predictions import AUDITOR
 
 NOW = datetime(2026, 1, 5, 8, tzinfo=UTC)
 ALL_TRAIN, ALL_HELD_OUT = Policy(hold_out=0), Policy(hold_out=1 - 1e-9)

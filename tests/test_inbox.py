@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from digits import datasets, inbox, sources
-from digits.datasets import Dataset, Split
+from digits.data import datasets, inbox, sources
+from digits.data.datasets import Dataset, Split
 
 read_now = partial(inbox.read_inbox, settle_seconds=0)
 

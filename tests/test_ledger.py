@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from digits import database, ledger
+from digits.storage import database, ledger
 
 
 def test_entries_come_back_in_order_with_their_evidence(database_url: str) -> None:

@@ -14,11 +14,11 @@ from conftest import Files, serve_registry
 from PIL import Image
 from serving import Service, classify, serving
 
-from digits import database, predictions
-from digits.prediction_log import PredictionLog
-from digits.predictions import Answers, new_ids
 from digits.reference import Reference
 from digits.settings import Settings
+from digits.storage import database, predictions
+from digits.storage.predictions import Answers, new_ids
+from services.prediction_log import PredictionLog
 
 BODY, PIXELS, BATCH, SECONDS, AT_ONCE = 40_000, 10_000, 3, 3, 4
 

@@ -3,11 +3,11 @@
 import numpy as np
 from monitored import held_out, reference, window
 
-from digits import changes, datasets
-from digits.datasets import Split
+from digits.data import datasets, perturbations
+from digits.data.datasets import Split
 from flows.monitor import _alerts
-from flows.power import apart
 from monitoring import drift, reports
+from ops.detection_power import apart
 
 QUICK = drift.Policy(resamples=300)
 
@@ -16,7 +16,7 @@ def test_drift_and_lost_accuracy_are_two_alerts_and_plain_traffic_is_none() -> N
     images, labels = held_out()
     plain = reports.judge(reference(), window(images[:300], labels[:300]), QUICK)
     assert _alerts("7", plain, {}) == []
-    shifted = reports.judge(reference(), window(changes.shift(images[:300], 3), labels[:300]), QUICK)
+    shifted = reports.judge(reference(), window(perturbations.shift(images[:300], 3), labels[:300]), QUICK)
     found = _alerts("7", shifted, {"report": "here"})
     assert [(alert.event, alert.about) for alert in found] == [("drift", "digits v7: shift"), ("accuracy", "digits v7")]
     assert found[0].words == shifted.drift.words and found[1].words == shifted.accuracy.words
@@ -26,7 +26,7 @@ def test_drift_and_lost_accuracy_are_two_alerts_and_plain_traffic_is_none() -> N
 def test_another_amount_of_the_same_cause_is_the_same_alert() -> None:
     images = held_out()[0][:300]
     about = {
-        _alerts("7", reports.judge(reference(), window(changes.shift(images, right)), QUICK), {})[0].about
+        _alerts("7", reports.judge(reference(), window(perturbations.shift(images, right)), QUICK), {})[0].about
         for right in (2, 3)
     }
     assert about == {"digits v7: shift"}

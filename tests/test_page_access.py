@@ -11,7 +11,7 @@ from selenium.webdriver.common.by import By
 from serving import Service, serving
 from test_page import CHROMEDRIVER, CHROMIUM, TWO, Page, start
 
-from digits import database, keys
+from digits.storage import api_keys, database
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
 SIZES = {"desktop": (1300, 1000, False), "phone": (360, 900, True)}
@@ -74,7 +74,7 @@ def test_a_page_without_a_key_asks_for_one_and_goes_on_with_it(champion_files: F
     registry.versions["1"] = champion_files
     registry.aliases["champion"] = "1"
     engine = database.connect(f"sqlite:///{tmp_path}/digits.db")
-    key = keys.create(engine, "page", ["predict", "feedback"])
+    key = api_keys.create(engine, "page", ["predict", "feedback"])
     with serving(tmp_path, registry, DIGITS_OPEN="false") as service:
         service.wait_for(lambda: service.status("/readyz") == 200)
         browser = start(tmp_path / "chromium", *SIZES["desktop"])
@@ -95,7 +95,7 @@ def test_a_page_without_a_key_asks_for_one_and_goes_on_with_it(champion_files: F
             answer = page.answer()
             page.find("#digits button:nth-child(3)").click()
             page.wait_for(lambda: "Noted: it was a 2" in page.text("thanks"))
-            auditor = {"X-API-Key": keys.create(engine, "auditor", ["feedback"])}
+            auditor = {"X-API-Key": api_keys.create(engine, "auditor", ["feedback"])}
             service.wait_for(lambda: service.client.get("/about", headers=auditor).status_code == 200)
             assert service.client.get(f"/predictions/{answer['id']}", headers=auditor).json()["label"] == 2
         finally:

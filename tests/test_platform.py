@@ -19,10 +19,10 @@ import pytest
 from conftest import PATIENCE_SECONDS, find_free_port, get, post
 from PIL import Image
 
-from bench import stage
+from bench import harness
 from bench.faults import Load
-from digits import datasets
-from digits.datasets import Dataset
+from digits.data import datasets
+from digits.data.datasets import Dataset
 from digits.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +51,7 @@ class Platform:
     def start(self) -> str:
         """Start it and give what it printed up to the last line."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows", "up"],
+            [sys.executable, "-m", "ops", "up"],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -72,7 +72,7 @@ class Platform:
         return self.process.wait(60)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "flows", *words]
+        command = [sys.executable, "-m", "ops", *words]
         return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=300)
 
     def left_behind(self) -> list[str]:
@@ -203,7 +203,7 @@ def test_the_inbox_is_taken_in_once_and_one_retraining_runs_at_a_time(platform: 
     new = 255 - (255 - dataset.train.images[:30]) // 2 * 2  # the same digits with other bits
     np.savez(inbox / "more.npz", images=new, labels=dataset.train.labels[:30])
     (inbox / "broken.csv").write_text("label,pixel0\n5,1\n")
-    command = [sys.executable, "-m", "flows", "retrain"]
+    command = [sys.executable, "-m", "ops", "retrain"]
     first = subprocess.Popen(command, cwd=ROOT, env=platform.environment, stderr=subprocess.PIPE, text=True)
     _wait_for_slot(platform)
     second = platform.run("retrain")
@@ -288,7 +288,7 @@ def test_a_backup_taken_under_load_answers_elsewhere_with_the_same_champion_ledg
     where = Settings(
         home=other.home, mlflow_tracking_uri=f"http://127.0.0.1:{other.ports['DIGITS_MLFLOW_PORT']}", **ports
     )
-    with stage.mlflow(where), stage.service(where), httpx.Client(base_url=where.service_url, timeout=30) as client:
+    with harness.mlflow(where), harness.service(where), httpx.Client(base_url=where.service_url, timeout=30) as client:
         here, there = (get(f"{url}/about").json() for url in (platform.url, where.service_url))
         assert (there["model_version"], there["trouble"]) == (here["model_version"], None)
         assert there["metrics"] == here["metrics"]
@@ -357,7 +357,7 @@ def _forget_answers(platform: Platform) -> str:
     """Empty the prediction log; the version that answers."""
     from datetime import UTC, datetime
 
-    from digits import database, predictions
+    from digits.storage import database, predictions
 
     while (about := get(f"{platform.url}/about").json())["log"]["waiting"]:
         time.sleep(0.1)

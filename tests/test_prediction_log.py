@@ -14,8 +14,8 @@ from conftest import wait_for
 from logged import NOON, answers, write
 from sqlalchemy import Connection, Engine
 
-from digits import database, predictions
-from digits.prediction_log import LogAway, PredictionLog
+from digits.storage import database, predictions
+from services.prediction_log import LogAway, PredictionLog
 
 if TYPE_CHECKING:  # a process that only imports this file need not find it
     from postgres import Postgres

@@ -9,9 +9,9 @@ import pytest
 from logged import NOON, answers, write
 from sqlalchemy import Engine, func, select, update
 
-from digits import predictions
-from digits.prediction_log import PredictionLog
-from digits.predictions import new_ids
+from digits.storage import predictions
+from digits.storage.predictions import new_ids
+from services.prediction_log import PredictionLog
 
 
 def test_a_window_gives_back_what_was_appended_oldest_first(database_url: str, engine: Engine, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from conftest import Files
 from conftest import Registry as Memory
 
-from digits import database, ledger
+from digits.storage import database, ledger
 from models import champion, gate, promotion
 from models.gate import UNDECIDED, Verdict
 

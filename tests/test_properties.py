@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from digits import database, datasets, images, predictions, sources
-from digits.datasets import BadData, Split
-from digits.prediction_log import PredictionLog
-from digits.predictions import Answers, new_ids
+from digits import images
+from digits.data import datasets, sources
+from digits.data.datasets import BadData, Split
+from digits.storage import database, predictions
+from digits.storage.predictions import Answers, new_ids
 from models.gate import Facts, Policy, Sample, Verdict, judge
+from services.prediction_log import PredictionLog
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -317,5 +319,5 @@ def faults() -> Iterator[dict[str, bool]]:
     def writing(file: int, frame: bytes) -> int:
         return write(file, frame[: len(frame) // 2] if state["full"] else frame)
 
-    with patch.object(predictions, "append", inserting), patch("digits.journal.os.write", writing):
+    with patch.object(predictions, "append", inserting), patch("services.write_ahead_log.os.write", writing):
         yield state

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import app
+from ops.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,7 +24,7 @@ def test_the_first_screen_has_the_first_command() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_in_the_readme_and_answers_help(command: str) -> None:
     assert re.search(rf"`(digits )?{command}\b", README)
-    done = subprocess.run([sys.executable, "-m", "flows", command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "ops", command, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert "Usage" in done.stdout
 
@@ -34,7 +34,7 @@ def test_help_answers_in_under_a_second() -> None:
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "flows", "--help"], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "ops", "--help"], cwd=ROOT, check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 1

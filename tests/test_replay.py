@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import Runs
 
-from digits.datasets import BadData
+from digits.data.datasets import BadData
 from digits.settings import Settings
 from flows import replay
 from models.registry import Registry

@@ -18,8 +18,8 @@ import pytest
 from conftest import Files, Registry, find_free_port, serve_registry
 from serving import ROOT, Service, classify, serving
 
-from digits import database, predictions
 from digits.reference import Reference
+from digits.storage import database, predictions
 
 if TYPE_CHECKING:
     from postgres import Postgres

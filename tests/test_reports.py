@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from monitored import START, held_out, reference, window
 
-from digits import changes
+from digits.data import perturbations
 from monitoring import drift, reports
 
 QUICK = drift.Policy(resamples=300)
@@ -27,7 +27,7 @@ def written(home: Path, name: str, traffic: Any) -> tuple[reports.Verdict, repor
 @pytest.fixture(scope="module")
 def drifted(home: Path) -> tuple[reports.Verdict, reports.Written]:
     images, labels = held_out()
-    return written(home, "drifted", window(changes.shift(images[:300], 2), labels[:300]))
+    return written(home, "drifted", window(perturbations.shift(images[:300], 2), labels[:300]))
 
 
 def test_the_verdict_file_says_everything(drifted: tuple[reports.Verdict, reports.Written]) -> None:

@@ -6,16 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from digits import database, datasets, feedback, inbox, predictions
-from digits.datasets import Dataset
-from digits.prediction_log import PredictionLog
-from digits.predictions import AUDITOR, Answers, new_ids
+from digits.data import datasets, inbox
+from digits.data.datasets import Dataset
 from digits.settings import Settings
+from digits.storage import database, feedback, predictions
+from digits.storage.predictions import AUDITOR, Answers, new_ids
 from flows import retrain
 from flows.ingest import start_from
 from flows.retrain import check_policies, gather, noted, resting
 from models import champion, gate, promotion
 from models import registry as registries
+from services.prediction_log import PredictionLog
 
 
 @pytest.fixture

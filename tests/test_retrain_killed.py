@@ -13,13 +13,14 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.states import Completed, Running
 
-from digits import database, datasets, feedback, inbox, ledger, marks, predictions, sources
-from digits.prediction_log import PredictionLog
-from digits.predictions import AUDITOR
+from digits.data import datasets, inbox, sources
 from digits.settings import Settings, settings
-from models import champion, contest, export, recipes
+from digits.storage import cooldowns, database, feedback, ledger, predictions
+from digits.storage.predictions import AUDITOR
+from models import candidate_comparison, champion, export, recipes
 from models import registry as registries
 from models.registry import Registry
+from services.prediction_log import PredictionLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 
@@ -95,7 +96,7 @@ def state(where: Settings) -> dict[str, Any]:
         "points to the champion": ledger.entries(engine)[-1].to_version == version,
         "taken": sorted(path.name for path in (where.inbox / "taken").iterdir()),
         "labels": (training.images.tobytes(), judging.images.tobytes(), feedback.waiting(engine)),
-        "ended": marks.at(engine, "retrained") is not None,
+        "ended": cooldowns.at(engine, "retrained") is not None,
     }
 
 
@@ -115,10 +116,10 @@ def test_undisturbed(where: Settings, undisturbed: dict[str, Any]) -> None:
 
 STEPS = {
     "trained": (export, "to_onnx"),
-    "registered": (contest.Contestant, "fetch"),
+    "registered": (candidate_comparison.Contestant, "fetch"),
     "judged": (Registry, "point"),
     "promoted": (ledger, "append"),
-    "recorded": (marks, "put"),
+    "recorded": (cooldowns, "put"),
 }
 
 
@@ -136,13 +137,13 @@ def test_killed_after_a_step_the_next_one_ends_as_an_undisturbed_one(
         patch.setattr(*STEPS[step], killed)
         with pytest.raises(BaseException):  # noqa: B017  # Prefect's words for it differ with where it strikes
             run()
-    assert marks.at(database.connect(where.database_url), "retrained") is None
+    assert cooldowns.at(database.connect(where.database_url), "retrained") is None
     run()
     assert state(where) == undisturbed
 
 
 def test_runs_of_a_dead_process_are_closed_and_living_ones_are_not(where: Settings) -> None:
-    from flows import reap
+    from flows import crashed_runs
     from flows.retrain import retrain
 
     registry = Registry(where.mlflow_tracking_uri)
@@ -157,7 +158,7 @@ def test_runs_of_a_dead_process_are_closed_and_living_ones_are_not(where: Settin
             for name, id in links.items()
         }
         opened["by hand"] = registry.open_run("by hand", {})
-        reap.dead_runs(registry, timedelta(seconds=15))  # which those that have just started are far from
+        crashed_runs.dead_runs(registry, timedelta(seconds=15))  # which those that have just started are far from
         states = {name: client.read_flow_run(UUID(str(id))).state for name, id in links.items()}
     assert {name: state and state.type for name, state in states.items()} == {
         "dead": StateType.CRASHED,

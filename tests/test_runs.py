@@ -3,7 +3,7 @@
 import pytest
 from conftest import Runs
 
-from digits import datasets
+from digits.data import datasets
 from models import runs
 from models.recipes import SIGMOID
 from models.registry import Registry

@@ -20,8 +20,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from digits import reference, sources
-from digits.datasets import BadData
+from digits import reference
+from digits.data import sources
+from digits.data.datasets import BadData
 from models import scoring
 from models.champion import Model, open_session
 from models.scoring import PIXEL_NAMES

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from digits import sources
-from digits.datasets import Dataset, Split
+from digits.data import sources
+from digits.data.datasets import Dataset, Split
 from models import search
 from models.recipes import ADAM, COMPACT, DISTORTED, Recipe
 from models.search import ATTEMPTS, FIRST_TRIALS, STARTS, Search

@@ -11,12 +11,12 @@ import pytest
 from conftest import Files, Registry, wait_for
 from serving import Service, classify
 
-from digits import database, predictions
-from digits.prediction_log import PredictionLog
-from digits.predictions import Answers, new_ids, shadow_id
 from digits.reference import Reference
+from digits.storage import database, predictions
+from digits.storage.predictions import Answers, new_ids, shadow_id
 from models.champion import Champion, Watcher, open_session
 from services import shadow
+from services.prediction_log import PredictionLog
 from services.shadow import Shadow
 
 HOUR = timedelta(hours=1)

@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from digits import datasets, sources
-from digits.datasets import BadData, Dataset, Split
-from digits.sources import Unavailable
+from digits.data import datasets, sources
+from digits.data.datasets import BadData, Dataset, Split
+from digits.data.sources import Unavailable
 
 # Writers, one per kind of file
 

@@ -22,7 +22,7 @@ from models.search import Search
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 3
-COMMAND = [sys.executable, "-m", "flows", "sweep", "--name", "quick", "--data", "bundled", "--epochs", str(EPOCHS)]
+COMMAND = [sys.executable, "-m", "ops", "sweep", "--name", "quick", "--data", "bundled", "--epochs", str(EPOCHS)]
 FINISHED = r"^trial (\d+): validation accuracy"
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
@@ -86,7 +86,7 @@ class Sweep:
 
 @pytest.fixture(scope="module")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from flows.processes import ENVIRONMENT
+    from ops.processes import ENVIRONMENT
 
     home, port = tmp_path_factory.mktemp("prefect"), find_free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]

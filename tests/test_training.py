@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from digits import sources
-from digits.datasets import Dataset
+from digits.data import sources
+from digits.data.datasets import Dataset
 from models import evaluation, training
 from models.recipes import COMPACT, SIGMOID, Distortion, Recipe
 

@@ -1,0 +1,1 @@
+"""Running the platform: the command line, local processes, bootstrap, backup and health."""

@@ -1,0 +1,53 @@
+"""`digits monitor --power`: what the detector, as it is set, would catch in the traffic of the champion, and how often it cries wolf."""
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from digits.data import datasets
+from digits.data.datasets import Split
+from digits.reference import Reference
+from digits.settings import Settings
+from digits.storage import database, predictions
+from flows.monitor import MOST, begin
+
+if TYPE_CHECKING:  # SciPy and ONNX Runtime
+    from monitoring.detection_power import Power
+
+log = logging.getLogger("digits.power")
+
+LEAST = 100  # answers that the detector judges at all
+USUAL = 500  # where the window has fewer
+
+
+def measure(since: str, where: Settings) -> "tuple[int, list[Power]]":
+    """The size of the latest window and the detector's power at that size, on digits that the champion did not train on."""
+    from models import champion
+    from monitoring import detection_power
+
+    current = champion.fetch(where.mlflow_tracking_uri, "champion", where.champions)
+    reference = champion.reference_of(current, where.champions)
+    test = datasets.load(where.datasets, current.card["dataset"]).test
+    reference, held_out = apart(reference, test)
+    count = _window_size(since, current.version, where)
+    return count, detection_power.measure(reference, held_out.images, held_out.labels, current.answer, count)
+
+
+def apart(reference: Reference, test: Split) -> tuple[Reference, Split]:
+    """The reference and test images that are not in it; of a small data set half of the reference, and the other half."""
+    fresh = ~np.isin(datasets.digests(test.images), datasets.digests(reference.images))
+    if fresh.sum() >= len(reference) / 2:
+        return reference, Split(test.images[fresh], test.labels[fresh])
+    half = len(reference) // 2
+    log.info("all test images are in the reference: half of it is held out, so the power shown is a lower bound")
+    kept = reference.sample(half, seed=1)
+    others = ~np.isin(datasets.digests(reference.images), datasets.digests(kept.images))
+    return kept, Split(reference.images[others], reference.labels[others])
+
+
+def _window_size(since: str, version: str, where: Settings) -> int:
+    engine = database.connect(where.database_url)
+    found = predictions.count(engine, begin(since, datetime.now(UTC)), version)
+    return min(found, MOST) if found >= LEAST else USUAL
