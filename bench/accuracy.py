@@ -16,8 +16,9 @@ import numpy as np
 from scipy.stats import t
 
 from digits.data import datasets, sources
-from digits.data.datasets import Dataset, Split
-from digits.settings import settings
+from digits.data.datasets import Dataset
+from digits.images import Split
+from digits.settings import load_settings
 from models import evaluation, recipes, training
 from models.recipes import RECIPES, Recipe
 
@@ -26,8 +27,8 @@ KAGGLE_ROWS = 42_000
 
 def data_for(recipe: Recipe) -> Dataset:
     """MNIST as the recipe splits it."""
-    where = settings()
-    data = sources.read("mnist", mnist=where.mnist, cache=where.downloads)
+    settings = load_settings()
+    data = sources.read("mnist", mnist=settings.mnist, cache=settings.downloads)
     if recipe.name == "kaggle-sgd":
         pool = datasets.join(data.train, data.validation)
         chosen = np.random.default_rng(0).permutation(len(pool))[:KAGGLE_ROWS]
@@ -48,7 +49,7 @@ def over_seeds(accuracies: list[float]) -> str:
     )
 
 
-def measure(recipe: Recipe, seeds: int, committee: bool) -> None:
+def measure(recipe: Recipe, seeds: int, ensemble: bool) -> None:
     """Print a line per seed, then the mean and the spread."""
     accuracies, logits = [], []
     for seed in range(seeds):
@@ -64,7 +65,7 @@ def measure(recipe: Recipe, seeds: int, committee: bool) -> None:
         print(f"{recipe.name} seed {seed}: {accuracy} of {len(data.test):,} in {seconds:.0f} s", flush=True)
     if seeds > 1:
         print(f"{recipe.name}: {over_seeds(accuracies)}")
-    if committee:
+    if ensemble:
         print(f"committee of {len(logits)}: {evaluation.accuracy(np.mean(logits, axis=0), data.test.labels)}")
 
 
@@ -77,7 +78,7 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.perf_counter()
     for name in arguments.recipes:
-        measure(recipes.find(name), arguments.seeds, arguments.committee)
+        measure(recipes.find(name), arguments.seeds, arguments.ensemble)
     print(f"trained and tested in {time.perf_counter() - started:.0f} s together")
 
 

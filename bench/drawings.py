@@ -30,7 +30,7 @@ LEAST = 0.97
 def main() -> None:
     """Train, serve, draw, and print the share of right answers for each pen."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", default="distorted", choices=recipes.RECIPES)
+    parser.add_argument("--recipe", default="augmented", choices=recipes.RECIPES)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--save", type=Path)
@@ -42,9 +42,9 @@ def main() -> None:
     random = np.random.default_rng(0)
     chosen = random.choice(len(dataset.test), arguments.count, replace=False)
     right: dict[int, list[bool]] = defaultdict(list)
-    with harness.home() as where, harness.mlflow(where):
-        harness.register(where, recipe, dataset)
-        with harness.service(where), httpx.Client(base_url=where.service_url, timeout=30) as client:
+    with harness.home() as settings, harness.mlflow(settings):
+        harness.register(settings, recipe, dataset)
+        with harness.service(settings), httpx.Client(base_url=settings.service_url, timeout=30) as client:
             for position, index in enumerate(chosen):
                 pen = PENS[position % len(PENS)]
                 picture = png(draw(dataset.test.images[index], pen, random))
@@ -55,10 +55,10 @@ def main() -> None:
                     arguments.save.mkdir(parents=True, exist_ok=True)
                     (arguments.save / f"{index}-{label}-read-as-{digit}-pen-{pen}.png").write_bytes(picture)
     for pen in PENS:
-        print(f"pen of {pen:2} pixels: {intervals.of(sum(right[pen]), len(right[pen]))} of {len(right[pen])}")
+        print(f"pen of {pen:2} pixels: {intervals.wilson(sum(right[pen]), len(right[pen]))} of {len(right[pen])}")
     total = sum(map(sum, right.values()))
     print(
-        f"{recipe.name}, {recipe.epochs} epochs: {intervals.of(total, len(chosen))} of {len(chosen)} (at least {LEAST:.0%})"
+        f"{recipe.name}, {recipe.epochs} epochs: {intervals.wilson(total, len(chosen))} of {len(chosen)} (at least {LEAST:.0%})"
     )
 
 

@@ -180,16 +180,18 @@ def main(*wanted: str) -> None:
     dataset = harness.data()
     outcomes = []
     with ExitStack() as held:
-        where = held.enter_context(harness.home())
-        can_fill = held.enter_context(small_disk(where.home, HOME_BYTES)) if os.name == "posix" else False
-        held.enter_context(processes.running(where))
-        processes.wait_healthy(where, [one.name for one in processes.processes(where)], lambda name, seconds: None)
-        harness.register(where, COMPACT.model_copy(update={"epochs": 2}), dataset)
-        _wait(lambda: harness.answers(f"{where.service_url}/readyz"))
-        for name, fault, allowed in _faults(where, can_fill):
+        settings = held.enter_context(harness.home())
+        can_fill = held.enter_context(small_disk(settings.home, HOME_BYTES)) if os.name == "posix" else False
+        held.enter_context(processes.running(settings))
+        processes.wait_healthy(
+            settings, [one.name for one in processes.processes(settings)], lambda name, seconds: None
+        )
+        harness.register(settings, COMPACT.model_copy(update={"epochs": 2}), dataset)
+        _wait(lambda: harness.answers(f"{settings.service_url}/readyz"))
+        for name, fault, allowed in _faults(settings, can_fill):
             if wanted and name not in wanted:
                 continue
-            outcomes.append(_meet(where, name, fault, allowed, dataset.test.images[:500]))
+            outcomes.append(_meet(settings, name, fault, allowed, dataset.test.images[:500]))
             print(outcomes[-1], flush=True)
             for reason in outcomes[-1].load.failed[:3]:
                 print(f"    {reason}", flush=True)
@@ -198,27 +200,27 @@ def main(*wanted: str) -> None:
     raise SystemExit(0 if all(outcome.is_fine for outcome in outcomes) else 1)
 
 
-def _faults(where: Settings, can_fill: bool) -> Iterator[tuple[str, Callable[[], float], int | None]]:
+def _faults(settings: Settings, can_fill: bool) -> Iterator[tuple[str, Callable[[], float], int | None]]:
     """Name, what does it and returns the moment from which recovery counts, and the requests it may cost; None if there is nobody."""
-    yield "service worker", lambda: _kill(where, "service", workers), CLIENTS
-    yield "service, all of it", lambda: _kill(where, "service", family), None
-    yield "service's parent", lambda: _kill(where, "service", only), None
-    yield "mlflow", lambda: _kill(where, "mlflow", family), 0
-    yield "mlflow's parent", lambda: _kill(where, "mlflow", only), 0
-    yield "prefect", lambda: _kill(where, "prefect", family), 0
-    yield "flows", lambda: _kill(where, "flows", family), 0
-    yield "database locked", lambda: _during(locked(where.home / "digits.db")), 0
+    yield "service worker", lambda: _kill(settings, "service", workers), CLIENTS
+    yield "service, all of it", lambda: _kill(settings, "service", family), None
+    yield "service's parent", lambda: _kill(settings, "service", only), None
+    yield "mlflow", lambda: _kill(settings, "mlflow", family), 0
+    yield "mlflow's parent", lambda: _kill(settings, "mlflow", only), 0
+    yield "prefect", lambda: _kill(settings, "prefect", family), 0
+    yield "flows", lambda: _kill(settings, "flows", family), 0
+    yield "database locked", lambda: _during(locked(settings.home / "digits.db")), 0
     if can_fill:
-        yield "disk full", lambda: _during(full(where.home)), 0
+        yield "disk full", lambda: _during(full(settings.home)), 0
 
 
-def _kill(where: Settings, name: str, which: Callable[[psutil.Process], list[psutil.Process]]) -> float:
-    pid = processes.infos(where)[name]["pid"]
+def _kill(settings: Settings, name: str, which: Callable[[psutil.Process], list[psutil.Process]]) -> float:
+    pid = processes.infos(settings)[name]["pid"]
     victims = which(psutil.Process(pid))
     kill(victims)
     killed = time.monotonic()
     if pid in {victim.pid for victim in victims}:  # what it left behind may answer until Supervisor starts it again
-        _wait(lambda: processes.infos(where)[name]["pid"] not in (0, pid))
+        _wait(lambda: processes.infos(settings)[name]["pid"] not in (0, pid))
     return killed
 
 
@@ -228,23 +230,23 @@ def _during(fault: AbstractContextManager[None]) -> float:
     return time.monotonic()
 
 
-def _meet(where: Settings, name: str, fault: Callable[[], float], allowed: int | None, images: Images) -> Outcome:
-    with Load(where.service_url, images) as load:
+def _meet(settings: Settings, name: str, fault: Callable[[], float], allowed: int | None, images: Images) -> Outcome:
+    with Load(settings.service_url, images) as load:
         time.sleep(CALM_SECONDS)
         ended = fault()
-        _wait(lambda: _is_well(where))
+        _wait(lambda: _is_well(settings))
         seconds = time.monotonic() - ended
         time.sleep(CALM_SECONDS)
     return Outcome(name, load, len(load.lost()), seconds, allowed)
 
 
-def _is_well(where: Settings) -> bool:
+def _is_well(settings: Settings) -> bool:
     """Every process healthy, the champion there, and no answer waits on disk for the database."""
-    if not all(processes.is_healthy(where, process) for process in processes.processes(where)):
+    if not all(processes.is_healthy(settings, process) for process in processes.processes(settings)):
         return False
-    if not harness.answers(f"{where.service_url}/readyz"):
+    if not harness.answers(f"{settings.service_url}/readyz"):
         return False
-    about = httpx.get(f"{where.service_url}/about", timeout=10).json()
+    about = httpx.get(f"{settings.service_url}/about", timeout=10).json()
     return bool(about["log"]["spooled_batches"] == 0 and about["log"]["waiting"] < RATE)
 
 

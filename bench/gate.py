@@ -19,16 +19,16 @@ from itertools import pairwise, permutations
 import numpy as np
 
 from digits.data import datasets, sources
-from digits.data.datasets import Dataset, Split
-from digits.images import Labels
-from digits.settings import settings
+from digits.data.datasets import Dataset
+from digits.images import Labels, Split
+from digits.settings import load_settings
 from models import evaluation, gate, recipes, training
 from models.recipes import Recipe
 
 BINS = ((0.25, 0.5), (0.5, 0.75), (0.75, 1.0), (1.0, 100.0))  # of points ahead
 
 
-class Contestant:
+class JudgedModel:
     """One training and its answers."""
 
     def __init__(self, recipe: Recipe, data: Dataset) -> None:
@@ -40,13 +40,13 @@ class Contestant:
         self.facts = gate.Facts(corruption, size_bytes=500_000, milliseconds=0.1)
 
 
-def verdict(data: Dataset, candidate: Contestant, champion: Contestant) -> gate.Verdict:
+def verdict(data: Dataset, candidate: JudgedModel, champion: JudgedModel) -> gate.GateVerdict:
     """As a retraining judges, with the usual policy."""
     sample = gate.Sample("test images", data.test.labels, candidate.digits, champion.digits)
-    return gate.judge([sample], candidate.facts, champion.facts, gate.Policy())
+    return gate.judge([sample], candidate.facts, champion.facts, gate.GatePolicy())
 
 
-def report(what: str, data: Dataset, pairs: Sequence[tuple[Contestant, Contestant]]) -> None:
+def report(what: str, data: Dataset, pairs: Sequence[tuple[JudgedModel, JudgedModel]]) -> None:
     """Print the verdicts on candidate and champion, and how much better in truth those are that were promoted."""
     decisions = [verdict(data, *pair).decision for pair in pairs]
     ahead = [
@@ -75,18 +75,18 @@ def main() -> None:
     parser.add_argument("--weaker", type=int, default=12, help="trainings on fewer images")
     parser.add_argument("--fewest", type=int, default=14_000, help="images that the weakest of them learns from")
     arguments = parser.parse_args()
-    where, started = settings(), time.monotonic()
+    settings, started = load_settings(), time.monotonic()
     own = {"epochs": arguments.epochs, "validation_fraction": arguments.validation}
     changed = {name: value for name, value in own.items() if value is not None}
     recipe = recipes.find(arguments.recipe).model_copy(update=changed)
-    data = sources.read("mnist", mnist=where.mnist, cache=where.downloads)
+    data = sources.read("mnist", mnist=settings.mnist, cache=settings.downloads)
     if recipe.validation_fraction is not None:
         data = datasets.resplit(data, recipe.validation_fraction, recipe.seed)
 
-    def train(seed: int, images: int) -> Contestant:
+    def train(seed: int, images: int) -> JudgedModel:
         some = Split(data.train.images[:images], data.train.labels[:images])
         part = Dataset(some, data.validation, data.test, data.source)
-        return Contestant(recipe.model_copy(update={"seed": seed}), part)
+        return JudgedModel(recipe.model_copy(update={"seed": seed}), part)
 
     same = [train(seed, len(data.train)) for seed in range(arguments.pairs + 1)]
     right = [one.truth for one in same]

@@ -19,7 +19,7 @@ from PIL import Image
 from digits.data import datasets, sources
 from digits.data.datasets import Dataset
 from digits.images import Images
-from digits.settings import Settings, settings
+from digits.settings import Settings, load_settings
 from models.recipes import Recipe
 from ops import processes
 
@@ -58,30 +58,30 @@ def free_port() -> int:
 
 
 @contextmanager
-def mlflow(where: Settings) -> Iterator[None]:
+def mlflow(settings: Settings) -> Iterator[None]:
     """The MLflow server, answering."""
-    with _of_platform(where, "mlflow", lambda process: processes.is_healthy(where, process)):
+    with _of_platform(settings, "mlflow", lambda process: processes.is_healthy(settings, process)):
         yield
 
 
 @contextmanager
-def service(where: Settings, **more: str) -> Iterator[psutil.Process]:
+def service(settings: Settings, **more: str) -> Iterator[psutil.Process]:
     """The service, with its champion; `more` are further settings by the name of their variable."""
-    url = f"{where.service_url}/readyz"
-    with _of_platform(where, "service", lambda process: answers(url), **more) as process:
+    url = f"{settings.service_url}/readyz"
+    with _of_platform(settings, "service", lambda process: answers(url), **more) as process:
         yield process
 
 
 @contextmanager
 def _of_platform(
-    where: Settings, name: str, is_ready: Callable[[processes.Process], bool], **more: str
+    settings: Settings, name: str, is_ready: Callable[[processes.Process], bool], **more: str
 ) -> Iterator[psutil.Process]:
     """One of the platform's processes as Supervisor would run it."""
-    (where.home / "bentoml").mkdir(exist_ok=True)
-    (where.home / "mlflow" / "artifacts").mkdir(parents=True, exist_ok=True)
-    wanted = next(process for process in processes.processes(where) if process.name == name)
-    environment = {**processes.environment(where), **more}
-    with running(wanted.command, where.home / f"{name}.log", lambda: is_ready(wanted), environment) as process:
+    (settings.home / "bentoml").mkdir(exist_ok=True)
+    (settings.home / "mlflow" / "artifacts").mkdir(parents=True, exist_ok=True)
+    wanted = next(process for process in processes.processes(settings) if process.name == name)
+    environment = {**processes.environment(settings), **more}
+    with running(wanted.command, settings.home / f"{name}.log", lambda: is_ready(wanted), environment) as process:
         yield process
 
 
@@ -121,18 +121,18 @@ def png(image: Images) -> bytes:
 
 def data() -> Dataset:
     """MNIST (DIGITS_MNIST), or the bundled digits."""
-    where = settings()
-    return sources.read("mnist" if where.mnist else "bundled", mnist=where.mnist, cache=where.downloads)
+    settings = load_settings()
+    return sources.read("mnist" if settings.mnist else "bundled", mnist=settings.mnist, cache=settings.downloads)
 
 
-def register(where: Settings, recipe: Recipe, dataset: Dataset) -> str:
+def register(settings: Settings, recipe: Recipe, dataset: Dataset) -> str:
     """Train and register as `digits train` does, and point the alias `champion` to it; the version."""
     from flows import train
     from models.registry import Registry
 
-    registry = Registry(where.mlflow_tracking_uri)
-    fingerprint = datasets.save(dataset, where.datasets).name
-    prepared = train.prepare.fn(where.datasets, fingerprint, recipe)
+    registry = Registry(settings.mlflow_tracking_uri)
+    fingerprint = datasets.save(dataset, settings.datasets).name
+    prepared = train.prepare.fn(settings.datasets, fingerprint, recipe)
     with registry.run(recipe, fingerprint, prepared, {}) as run_id:
         trained = train.fit.fn(recipe, prepared, registry)
         evaluation = train.evaluate.fn(trained, prepared)

@@ -30,8 +30,8 @@ import httpx
 import numpy as np
 
 from digits.data import datasets, perturbations, sources
-from digits.data.datasets import Split
-from digits.settings import settings
+from digits.images import Split
+from digits.settings import load_settings
 from digits.storage import database, feedback, ledger
 from digits.storage.predictions import AUDITOR
 
@@ -58,8 +58,8 @@ class People:
 
 def divide(data: str, requests: int) -> People:
     """All digits of a source, shuffled and divided."""
-    where = settings()
-    dataset = sources.read(data, mnist=where.mnist, cache=where.downloads)
+    settings = load_settings()
+    dataset = sources.read(data, mnist=settings.mnist, cache=settings.downloads)
     pool = datasets.join(dataset.train, dataset.validation, dataset.test)
     order = np.random.default_rng(0).permutation(len(pool))
     tenth = len(pool) // 10
@@ -85,15 +85,15 @@ class Platform:
     client: httpx.Client
     started: float
 
-    def say(self, words: str) -> None:
-        print(f"{time.monotonic() - self.started:6.0f} s  {words}", flush=True)
+    def say(self, message: str) -> None:
+        print(f"{time.monotonic() - self.started:6.0f} s  {message}", flush=True)
 
-    def run(self, *words: str) -> str:
+    def run(self, *message: str) -> str:
         """What a command printed."""
-        command = [sys.executable, "-m", "ops", *words]
+        command = [sys.executable, "-m", "ops", *message]
         done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True)
         if done.returncode:
-            raise Failed(f"digits {' '.join(words)}: {done.stderr}")
+            raise Failed(f"digits {' '.join(message)}: {done.stderr}")
         return done.stdout + done.stderr
 
     def send(self, split: Split, count: int, seed: int) -> None:
@@ -168,15 +168,15 @@ class Platform:
 
 
 @contextmanager
-def platform(home: Path, recipe: str, data: Path, audit_share: float) -> Iterator[Platform]:
+def platform(home: Path, recipe: str, data: Path, audit_sample_rate: float) -> Iterator[Platform]:
     """A platform on free ports, up and with a first champion trained on the data."""
     ports = {f"DIGITS_{name}_PORT": str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
     outside = ("MLFLOW_", "PREFECT_", "DIGITS_", "BENTOML_")
     own = {
         "DIGITS_HOME": str(home),
         "DIGITS_RECIPE": recipe,
-        "DIGITS_AUDIT_SHARE": str(audit_share),
-        "DIGITS_BULK_LOG_SHARE": "0",
+        "DIGITS_AUDIT_SAMPLE_RATE": str(audit_sample_rate),
+        "DIGITS_BULK_LOG_SAMPLE_RATE": "0",
         "DIGITS_RETRAIN_COOLDOWN_HOURS": "0",
         "DIGITS_RETRAIN_LABELS": "1000000",  # drift alone starts a retraining here
     }
@@ -219,9 +219,9 @@ def write_npz(path: Path, people: People, seed: int | None = None) -> Path:
     return path
 
 
-def check(truth: bool, words: str) -> None:
+def check(truth: bool, message: str) -> None:
     if not truth:
-        raise Failed(words)
+        raise Failed(message)
 
 
 def close(there: Platform, people: People, requests: int) -> None:

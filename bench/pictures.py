@@ -24,7 +24,7 @@ from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeServic
 from selenium.webdriver.common.by import By
 
 from bench import harness, loop
-from digits.settings import settings
+from digits.settings import load_settings
 from models import recipes
 from models.recipes import Recipe
 
@@ -57,24 +57,24 @@ def main() -> None:
 
 def of_the_page(recipe: Recipe) -> None:
     """Train, serve, draw, and take the pictures."""
-    with harness.home() as where, harness.mlflow(where):
-        harness.register(where, recipe, harness.data())
-        with harness.service(where):
-            with page(where.service_url, 1300, 950, 1, "light") as browser:
+    with harness.home() as settings, harness.mlflow(settings):
+        harness.register(settings, recipe, harness.data())
+        with harness.service(settings):
+            with page(settings.service_url, 1300, 950, 1, "light") as browser:
                 visit(browser, FOUR, SEVEN, THREE)
                 take(browser, "page.png")
-            with page(where.service_url, 412, 915, 2, "dark") as browser:
+            with page(settings.service_url, 412, 915, 2, "dark") as browser:
                 visit(browser, NINE, TWO)
                 take(browser, "page-phone.png")
 
 
 def of_the_platform(recipe: str) -> None:
     """MLflow's comparison of three runs, the report of drift, and Prefect's runs."""
-    people = loop.divide("mnist" if settings().mnist else "bundled", requests=1000)
+    people = loop.divide("mnist" if load_settings().mnist else "bundled", requests=1000)
     with tempfile.TemporaryDirectory(prefix="digits-pictures-") as folder:
         home = Path(folder)
         data = loop.write_npz(home / "digits.npz", people)
-        with loop.platform(home, recipe, data, audit_share=1) as there:
+        with loop.platform(home, recipe, data, audit_sample_rate=1) as there:
             for other in ("classic", "adam"):
                 there.run("train", "--recipe", other, "--data", str(data))
             there.send(people.traffic, 1000, seed=1)

@@ -16,7 +16,7 @@ import numpy as np
 
 from digits.data import sources
 from digits.images import PIXELS, Images
-from digits.settings import settings
+from digits.settings import load_settings
 from models import export, recipes, scoring, training
 
 ROWS = 28_000
@@ -27,10 +27,10 @@ LEAST_READING = 1.0  # of pandas' speed
 
 def main() -> None:
     """Measure and print the two ratios."""
-    from models.champion import open_session
+    from models import onnx_model
 
-    where = settings()
-    dataset = sources.read("mnist" if where.mnist else "bundled", mnist=where.mnist, cache=where.downloads)
+    settings = load_settings()
+    dataset = sources.read("mnist" if settings.mnist else "bundled", mnist=settings.mnist, cache=settings.downloads)
     model = training.fit(recipes.COMPACT.model_copy(update={"epochs": 1}), dataset).model
     training.forward(model, dataset.test.images[:1])  # Keras exports no model that was never called
     onnx = export.to_onnx(model)
@@ -40,7 +40,7 @@ def main() -> None:
         _write_kaggle(source, images)
         rows = _read(source)
         assert (np.concatenate([chunk.images for chunk in rows]) == images).all()
-        answer = open_session(onnx).answer
+        answer = onnx_model.load(onnx).predict_proba
         seconds = _race(
             {
                 "pandas": lambda: _pandas(source),

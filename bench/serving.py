@@ -49,37 +49,37 @@ def main() -> None:
     arguments = parser.parse_args()
     dataset = harness.data()
     images = dataset.test.images
-    with harness.home() as where, harness.mlflow(where):
-        version = harness.register(where, COMPACT.model_copy(update={"epochs": 2}), dataset)
-        files = fetch(where, version)
+    with harness.home() as settings, harness.mlflow(settings):
+        version = harness.register(settings, COMPACT.model_copy(update={"epochs": 2}), dataset)
+        files = fetch(settings, version)
         print(f"{psutil.cpu_count()} cores, load before {psutil.getloadavg()[0]:.1f}", flush=True)
-        single_image(where, files, images, arguments.rounds, arguments.seconds)
-        files_and_bulk(where, files, images, arguments.rounds, arguments.seconds)
-        readiness(where)
-        memory(where, images)
+        single_image(settings, files, images, arguments.rounds, arguments.seconds)
+        files_and_bulk(settings, files, images, arguments.rounds, arguments.seconds)
+        readiness(settings)
+        memory(settings, images)
 
 
-def fetch(where: Settings, version: str) -> Path:
+def fetch(settings: Settings, version: str) -> Path:
     """A folder with model.onnx and model.keras of the version."""
     for name in ("model.onnx", "model.keras"):
         parameters = {"name": "digits", "version": version, "path": name}
-        answer = httpx.get(f"{where.mlflow_tracking_uri}/model-versions/get-artifact", params=parameters, timeout=30)
-        (where.home / name).write_bytes(answer.raise_for_status().content)
-    return where.home
+        answer = httpx.get(f"{settings.mlflow_tracking_uri}/model-versions/get-artifact", params=parameters, timeout=30)
+        (settings.home / name).write_bytes(answer.raise_for_status().content)
+    return settings.home
 
 
-def single_image(where: Settings, files: Path, images: Images, rounds: int, seconds: int) -> None:
+def single_image(settings: Settings, files: Path, images: Images, rounds: int, seconds: int) -> None:
     """One image as JSON, 8 connections: ours, bare, `mlflow models serve`, FastAPI with `model.predict`."""
     ours = harness.script(files, "ours", json.dumps({"images": images[0].tolist()}).encode(), "application/json")
     theirs = harness.script(files, "mlflow", json.dumps({"inputs": [images[0].tolist()]}).encode(), "application/json")
     with ExitStack() as servers:
         urls = {
-            "ours": (f"{where.service_url}/classify", ours),
+            "ours": (f"{settings.service_url}/classify", ours),
             "bare": (servers.enter_context(peer("bare", files / "model.onnx")), ours),
             "mlflow": (servers.enter_context(mlflow_models_serve(files)), theirs),
             "keras": (servers.enter_context(peer("keras", files / "model.keras")), ours),
         }
-        servers.enter_context(harness.service(where))
+        servers.enter_context(harness.service(settings))
         agree(urls)
         loads: dict[str, list[Load]] = {name: [] for name in urls}
         for url, script in urls.values():
@@ -165,21 +165,21 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def files_and_bulk(where: Settings, files: Path, images: Images, rounds: int, seconds: int) -> None:
+def files_and_bulk(settings: Settings, files: Path, images: Images, rounds: int, seconds: int) -> None:
     """Uploaded pictures, and raw bytes beside ONNX Runtime alone, whose images are in memory already."""
-    url = where.service_url
+    url = settings.service_url
     small = harness.script(files, "small", png(images[0]), "image/png")
     large = harness.script(files, "large", drawing(images[0]), "image/png")
     many = np.resize(images, (BULK_IMAGES, *images.shape[1:]))
     bulk = harness.script(files, "bulk", many.tobytes(), "application/octet-stream")
-    with harness.service(where):
+    with harness.service(settings):
         print(f"  /classify_file, 28 x 28 PNG    {harness.wrk(f'{url}/classify_file', small, seconds, CONNECTIONS)}")
         print(f"  /classify_file, 400 x 400 PNG  {harness.wrk(f'{url}/classify_file', large, seconds, CONNECTIONS)}")
     alone: list[float] = []
     print(f"/classify_bulk, {BULK_IMAGES:,} images a request, 2 connections, beside ONNX Runtime alone")
     for share in ("1", "0.01"):
         ratios, loads = [], []
-        with harness.service(where, DIGITS_BULK_LOG_SHARE=share):
+        with harness.service(settings, DIGITS_BULK_LOG_SAMPLE_RATE=share):
             for _ in range(rounds):
                 loads.append(harness.wrk(f"{url}/classify_bulk", bulk, seconds, 2))
                 alone.append(max(onnxruntime_alone(files, many, threads) for threads in (0, 1)))
@@ -222,27 +222,29 @@ def drawing(image: Images) -> bytes:
     return png(paper)
 
 
-def readiness(where: Settings) -> None:
+def readiness(settings: Settings) -> None:
     """From starting the process to the first 200 of /readyz, with a champion that has to be fetched."""
     seconds = []
     for _ in range(3):
-        shutil.rmtree(where.champions, ignore_errors=True)
+        shutil.rmtree(settings.champions, ignore_errors=True)
         started = time.perf_counter()
-        with harness.service(where):
+        with harness.service(settings):
             seconds.append(time.perf_counter() - started)
     print(f"ready after {statistics.median(seconds):.1f} s, median of 3 (at most {MOST_READY_SECONDS:g})", flush=True)
 
 
-def memory(where: Settings, images: Images) -> None:
+def memory(settings: Settings, images: Images) -> None:
     """What the process that answers holds while it answers many single images."""
-    script = harness.script(where.home, "soak", json.dumps({"images": images[0].tolist()}).encode(), "application/json")
-    with harness.service(where) as parent:
+    script = harness.script(
+        settings.home, "soak", json.dumps({"images": images[0].tolist()}).encode(), "application/json"
+    )
+    with harness.service(settings) as parent:
         done = 0.0
         print(f"resident memory of the worker (at most {MOST_MEGABYTES} MB), and of the process that started it")
         print(f"  before the first request     {resident(parent)}")
         marks = [SOAK_REQUESTS / 10, SOAK_REQUESTS / 2, SOAK_REQUESTS]
         while marks:
-            done += harness.wrk(f"{where.service_url}/classify", script, 3, CONNECTIONS).requests_per_second * 3
+            done += harness.wrk(f"{settings.service_url}/classify", script, 3, CONNECTIONS).requests_per_second * 3
             if done >= marks[0]:
                 marks.pop(0)
                 print(f"  after {done:9,.0f} requests     {resident(parent)}", flush=True)

@@ -164,10 +164,10 @@ def main() -> None:
     words.add_argument("--rate", type=float, default=200, help="requests per second")
     chosen = words.parse_args()
     dataset = harness.data()
-    with harness.home() as where, harness.mlflow(where):
-        harness.register(where, COMPACT.model_copy(update={"epochs": 2}), dataset)
-        with harness.service(where) as service:
-            mixed = Mixed(where.service_url, dataset.test.images[:1000], chosen.rate)
+    with harness.home() as settings, harness.mlflow(settings):
+        harness.register(settings, COMPACT.model_copy(update={"epochs": 2}), dataset)
+        with harness.service(settings) as service:
+            mixed = Mixed(settings.service_url, dataset.test.images[:1000], chosen.rate)
             found = watch(service, mixed, 60 * chosen.minutes)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in mixed.answered.items())
     print(

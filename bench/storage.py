@@ -10,7 +10,7 @@ import numpy as np
 from sqlalchemy import text
 
 from digits.storage import database, predictions
-from digits.storage.predictions import Answers, new_ids
+from digits.storage.predictions import PredictionBatch, new_ids
 from services.prediction_log import PredictionLog
 
 AT_ONCE = 1000
@@ -35,10 +35,10 @@ def measure(url: str, folder: Path, count: int) -> None:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (AT_ONCE, 28, 28), np.uint8)
     probabilities = random.dirichlet(np.ones(10), AT_ONCE).astype(np.float32)
-    log = PredictionLog(url, folder / "spool", audit_share=0.02, limit=2 * count)
+    log = PredictionLog(url, folder / "spool", audit_sample_rate=0.02, limit=2 * count)
     began = time.perf_counter()
     for _ in range(0, count, AT_ONCE):
-        log.append(Answers(new_ids(AT_ONCE), datetime.now(UTC), "1", images, probabilities, "/classify_bulk"))
+        log.append(PredictionBatch(new_ids(AT_ONCE), datetime.now(UTC), "1", images, probabilities, "/classify_bulk"))
     assert log.flush(600), "the log was not written within 600 s"
     seconds = time.perf_counter() - began
     log.close()

@@ -54,39 +54,39 @@ def main() -> None:
     """Measure and print."""
     dataset = harness.data()
     recipe = COMPACT.model_copy(update={"epochs": 2})
-    with harness.home() as where, harness.mlflow(where):
-        versions = [harness.register(where, recipe.model_copy(update={"seed": seed}), dataset) for seed in (0, 1)]
+    with harness.home() as settings, harness.mlflow(settings):
+        versions = [harness.register(settings, recipe.model_copy(update={"seed": seed}), dataset) for seed in (0, 1)]
         body = orjson.dumps({"images": dataset.test.images[0].tolist()})
-        script = harness.script(where.home, "swaps", body, "application/json")
-        url = f"{where.service_url}/classify"
-        with harness.service(where), ThreadPoolExecutor(1) as pool:
+        script = harness.script(settings.home, "swaps", body, "application/json")
+        url = f"{settings.service_url}/classify"
+        with harness.service(settings), ThreadPoolExecutor(1) as pool:
             harness.wrk(url, script, 3)  # warm
             before = harness.wrk(url, script, SECONDS)
             client = Client(url, body)
             client.start()
             meanwhile = pool.submit(harness.wrk, url, script, SECONDS + 2 * SWAPS)
-            seconds = swap(where, versions)
+            seconds = swap(settings, versions)
             load = meanwhile.result()
             client.stop()
             last = versions[(SWAPS + 1) % 2]
             print(f"before:    {before}")
             print(f"meanwhile: {load}   p99 {load.p99_ms / before.p99_ms:.2f} × that before (at most {MOST_P99:g})")
             print(
-                f"{SWAPS} swaps, each seen after {statistics.median(seconds):.1f} s (median; the service looks every {where.watch_seconds:g} s)"
+                f"{SWAPS} swaps, each seen after {statistics.median(seconds):.1f} s (median; the service looks every {settings.registry_poll_seconds:g} s)"
             )
             print(f"answers checked: {dict(Counter(client.versions))} by version, {len(client.failed)} failed")
             print(f"the last 100 are from v{last}: {set(client.versions[-100:]) == {last}}")
 
 
-def swap(where: Settings, versions: list[str]) -> list[float]:
+def swap(settings: Settings, versions: list[str]) -> list[float]:
     """Move the alias to and fro, each time until the service says that it answers with the other; seconds of each."""
-    registry = Registry(where.mlflow_tracking_uri)
+    registry = Registry(settings.mlflow_tracking_uri)
     seconds = []
     for number in range(SWAPS):
         started = time.perf_counter()
         version = versions[number % 2]
         registry.point("champion", version)
-        while httpx.get(f"{where.service_url}/about", timeout=10).json()["model_version"] != version:
+        while httpx.get(f"{settings.service_url}/about", timeout=10).json()["model_version"] != version:
             time.sleep(0.02)
         seconds.append(time.perf_counter() - started)
     return seconds

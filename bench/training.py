@@ -21,7 +21,7 @@ import numpy as np
 
 from digits.data import datasets, sources
 from digits.data.datasets import Dataset
-from digits.settings import settings
+from digits.settings import load_settings
 from models.recipes import COMPACT
 
 BATCH, RATE = COMPACT.batch_size, COMPACT.learning_rate
@@ -176,8 +176,8 @@ def _accuracy(answers: Any, data: Dataset) -> float:
 
 
 def _data() -> Dataset:
-    where = settings()
-    data = sources.read("mnist", mnist=where.mnist, cache=where.downloads)
+    settings = load_settings()
+    data = sources.read("mnist", mnist=settings.mnist, cache=settings.downloads)
     return datasets.resplit(data, COMPACT.validation_fraction or 0.2, seed=0)
 
 
@@ -198,9 +198,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--contestant", choices=CONTESTANTS)
     arguments = parser.parse_args()
-    if arguments.contestant:
+    if arguments.judged:
         data = _data()
-        seconds, accuracy = CONTESTANTS[arguments.contestant][1](data, arguments.epochs)
+        seconds, accuracy = CONTESTANTS[arguments.judged][1](data, arguments.epochs)
         print(json.dumps({"speed": arguments.epochs * len(data.train) / seconds, "accuracy": accuracy}))
         return
     present = [name for name, (library, _) in CONTESTANTS.items() if find_spec(library)]

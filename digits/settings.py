@@ -44,7 +44,7 @@ def _reachable(host: str) -> str:
 def _private(values: dict[str, Any]) -> str:
     """The address of servers that ask nobody for a key: this machine's own, unless everything is open."""
     host: str = values["host"]
-    return host if values["open"] or _is_loopback(host) else "127.0.0.1"
+    return host if values["auth"] == "off" or _is_loopback(host) else "127.0.0.1"
 
 
 def _is_loopback(host: str) -> bool:
@@ -83,11 +83,11 @@ class Settings(BaseSettings):
 
     host: str = Field(
         "127.0.0.1",
-        description="Address the service binds to; the other servers ask for no key, and follow where `DIGITS_OPEN` is true.",
+        description="Address the service binds to; the other servers have no authentication and bind to it only with `DIGITS_AUTH=off`.",
     )
-    open: bool | None = Field(
-        None,
-        description="Whether the service answers without an API key; unless set, only on connections to 127.0.0.1.",
+    auth: Literal["off", "loopback", "required"] = Field(
+        "loopback",
+        description="Which connections need an API key: off (none), loopback (all but those to 127.0.0.1) or required (all).",
     )
     api_key: str | None = Field(
         None, repr=False, description="API key that the commands send to a service that wants one."
@@ -108,7 +108,7 @@ class Settings(BaseSettings):
         repr=False,
         description="MLflow server.",
     )
-    mlflow_link: Url = Field(
+    mlflow_public_url: Url = Field(
         default_factory=lambda values: without_password(values["mlflow_tracking_uri"]),
         description="MLflow's address in links, where browsers reach it under another; without a password.",
     )
@@ -142,7 +142,9 @@ class Settings(BaseSettings):
         None, repr=False, description="Webhook that is told of drift, lost accuracy and failed retrainings, as JSON."
     )
     alert_cooldown_hours: float = Field(12.0, ge=0, description="Time in which the same alert is not sent again.")
-    watch_seconds: float = Field(2.0, gt=0, description="How often the service looks whether the champion changed.")
+    registry_poll_seconds: float = Field(
+        2.0, gt=0, description="How often the service looks whether the champion changed."
+    )
 
     service_workers: int = Field(1, ge=1, description="Processes that answer requests.")
     body_limit_bytes: int = Field(16_000_000, gt=0, description="Larger requests are refused.")
@@ -157,13 +159,15 @@ class Settings(BaseSettings):
     )
     access_log: bool = Field(False, description="Whether the service prints a line per request.")
     traces: bool = Field(False, description="Whether the service records OpenTelemetry traces.")
-    bulk_log_share: float = Field(
+    bulk_log_sample_rate: float = Field(
         1.0, ge=0, le=1, description="Share of the answers of `/classify_bulk` that is logged."
     )
-    audit_share: float = Field(
+    audit_sample_rate: float = Field(
         0.02, ge=0, le=1, description="Share of the logged answers drawn at random for labelling."
     )
-    keep_days: float = Field(90, gt=0, description="How long answers stay in the prediction log, and reports on disk.")
+    retention_days: float = Field(
+        90, gt=0, description="How long answers stay in the prediction log, and reports on disk."
+    )
 
     @property
     def is_public(self) -> bool:
@@ -173,7 +177,7 @@ class Settings(BaseSettings):
     @property
     def private_host(self) -> str:
         """Address that MLflow, Prefect and the Evidently UI bind to."""
-        return _private({"host": self.host, "open": self.open})
+        return _private({"host": self.host, "auth": self.auth})
 
     @property
     def local_host(self) -> str:
@@ -185,9 +189,9 @@ class Settings(BaseSettings):
         """The endpoint as this machine reaches it."""
         return f"http://{_reachable(self.host)}:{self.service_port}"
 
-    def run_link(self, experiment_id: str, run_id: str) -> str:
+    def run_url(self, experiment_id: str, run_id: str) -> str:
         """Where a run is seen in MLflow's UI."""
-        return f"{self.mlflow_link}/#/experiments/{experiment_id}/runs/{run_id}"
+        return f"{self.mlflow_public_url}/#/experiments/{experiment_id}/runs/{run_id}"
 
     @property
     def credentials(self) -> dict[str, str]:
@@ -231,6 +235,6 @@ class Settings(BaseSettings):
         return self.home / "workspace"
 
 
-def settings() -> Settings:
+def load_settings() -> Settings:
     """The settings as the environment has them now; entry points read them once and pass values on."""
     return Settings()

@@ -23,7 +23,7 @@ class Alert:
 
     event: str  # "drift", "accuracy", "retraining failed"
     about: str  # of two alerts with the same event about the same, the second is not sent within the cooldown
-    words: str
+    message: str
     details: Mapping[str, Any] = field(default_factory=dict)  # as JSON has them
 
 
@@ -43,7 +43,7 @@ def send(url: str | None, database_url: str, alert: Alert, cooldown: timedelta) 
     body = {
         "event": alert.event,
         "about": alert.about,
-        "words": alert.words,
+        "message": alert.message,
         "at": now.isoformat(timespec="seconds"),
         **alert.details,
     }
@@ -51,7 +51,7 @@ def send(url: str | None, database_url: str, alert: Alert, cooldown: timedelta) 
         httpx.post(url, json=body, timeout=TIMEOUT).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = f"it answered {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else str(error)
-        log.warning("the webhook does not take the alert %r (%s): %s", alert.event, reason, alert.words)
+        log.warning("the webhook does not take the alert %r (%s): %s", alert.event, reason, alert.message)
         return False
     with suppress(SQLAlchemyError, OSError):
         cooldowns.put(database.connect(database_url), name, now)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from prefect import flow
 
-from digits.settings import Settings, settings
+from digits.settings import Settings, load_settings
 from digits.storage import database, predictions
 from flows import monitor
 
@@ -21,8 +21,10 @@ def backfill(begin: str, end: str, every: str = "24h") -> list[str]:
 
     Done again, the reports are replaced. Nobody is told and nothing retrained: that time is over.
     """
-    where = settings()
-    found = [report(window, version, where) for window in windows(begin, end, every) for version in _who(window, where)]
+    settings = load_settings()
+    found = [
+        report(window, version, settings) for window in windows(begin, end, every) for version in _who(window, settings)
+    ]
     if not found:
         log.info("there are no answers from %s to %s", begin, end)
     return found
@@ -42,18 +44,18 @@ def windows(begin: str, end: str, every: str) -> Iterator[tuple[datetime, dateti
         start += step
 
 
-def report(window: tuple[datetime, datetime], version: str, where: Settings) -> str:
+def report(window: tuple[datetime, datetime], version: str, settings: Settings) -> str:
     """Write the report of one window and version; the verdict in a line."""
     since, until = window
-    version, _, reference = monitor.load(where, version)
-    answers, labelled = monitor.read(version, since, until, where)
+    version, _, reference = monitor.load(settings, version)
+    answers, labelled = monitor.read(version, since, until, settings)
     verdict = monitor.judge(reference, answers, labelled)
-    written = monitor.write(version, since, until, reference, answers, verdict, where)
-    line = f"{since:%Y-%m-%d %H:%M}, digits v{version}, {verdict.count} answers: {verdict.words}"
+    written = monitor.write(version, since, until, reference, answers, verdict, settings)
+    line = f"{since:%Y-%m-%d %H:%M}, digits v{version}, {verdict.count} answers: {verdict.message}"
     log.info("%s", line)
     log.info("report: %s", written.html or written.verdict)
     return line
 
 
-def _who(window: tuple[datetime, datetime], where: Settings) -> list[str]:
-    return predictions.versions_between(database.connect(where.database_url), *window)
+def _who(window: tuple[datetime, datetime], settings: Settings) -> list[str]:
+    return predictions.versions_between(database.connect(settings.database_url), *window)

@@ -40,7 +40,7 @@ def tag(reason: str) -> None:
         client.update_flow_run(UUID(flow_run.id), tags={*flow_run.tags, reason.split(":")[0]})
 
 
-def dead_runs(registry: "Registry", lease: timedelta) -> None:
+def mark_crashed(registry: "Registry", lease: timedelta) -> None:
     """Close what other retrainings left open; to be called by the one that holds the only slot.
 
     Whoever holds the slot knows that every older retraining is dead, though one that is just about to be refused the slot
@@ -60,7 +60,7 @@ def dead_runs(registry: "Registry", lease: timedelta) -> None:
                 log.warning("the training %s died; its MLflow run is marked as failed", run_id[:8])
 
 
-def orphans(pool: str, worker: str) -> None:
+def mark_orphans(pool: str, worker: str) -> None:
     """Mark the runs of a process pool as crashed whose process died with its worker; called by a worker before it works.
 
     While another worker of the pool is online the runs may be its own: then only their heartbeats tell.

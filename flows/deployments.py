@@ -26,7 +26,7 @@ from prefect.utilities.processutils import setup_signal_handlers_worker
 from prefect.workers.base import BaseWorker
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
-from digits.settings import Settings, settings
+from digits.settings import Settings, load_settings
 from flows import crashed_runs
 from flows.backfill import backfill
 from flows.ingest import ingest
@@ -43,15 +43,15 @@ HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 
 
-def deployments(where: Settings) -> list[Any]:  # of Prefect's RunnerDeployment, typed as if it might be a coroutine
+def deployments(settings: Settings) -> list[Any]:  # of Prefect's RunnerDeployment, typed as if it might be a coroutine
     """Every flow that can be started in the Prefect UI; retraining daily and when monitoring asks for it, monitoring hourly.
 
     Never two at once; what an event starts rests for a while after the last retraining.
     """
     alone = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
     pool: dict[str, Any] = {
-        "work_pool_name": where.work_pool,
-        "job_variables": job_variables(where),
+        "work_pool_name": settings.work_pool,
+        "job_variables": job_variables(settings),
         "entrypoint_type": EntrypointType.MODULE_PATH,  # found wherever the package is: nothing is pulled
     }
     return [
@@ -68,18 +68,18 @@ def deployments(where: Settings) -> list[Any]:  # of Prefect's RunnerDeployment,
     ]
 
 
-def job_variables(where: Settings) -> dict[str, Any]:
+def job_variables(settings: Settings) -> dict[str, Any]:
     """What the pool has to know of each run: a process's folder, where `.env` lies, and command, or a container's image.
 
     Without the command Prefect's worker would copy the folder it was started in over that of the process.
     """
-    if where.work_pool_type == "process":
+    if settings.work_pool_type == "process":
         here = {
             "working_dir": str(Path(__file__).parent.parent),
             "command": f"{quote(sys.executable)} -m prefect.engine",
         }
-        return {**here, **where.job_variables}
-    return {"image": where.flows_image, **where.job_variables}
+        return {**here, **settings.job_variables}
+    return {"image": settings.flows_image, **settings.job_variables}
 
 
 def _asked_for() -> DeploymentEventTrigger:
@@ -92,25 +92,25 @@ def _asked_for() -> DeploymentEventTrigger:
     )
 
 
-def register(where: Settings) -> None:
+def register(settings: Settings) -> None:
     """Put pool, deployments and the watch over heartbeats into Prefect, or bring those that are there up to date.
 
     Raises ValueError when the pool is of another type. The base job template of a pool that is there stays as it is.
     """
-    template = asyncio.run(get_default_base_job_template_for_infrastructure_type(where.work_pool_type))
-    pool = WorkPoolCreate(name=where.work_pool, type=where.work_pool_type, base_job_template=template or {})
+    template = asyncio.run(get_default_base_job_template_for_infrastructure_type(settings.work_pool_type))
+    pool = WorkPoolCreate(name=settings.work_pool, type=settings.work_pool_type, base_job_template=template or {})
     with get_client(sync_client=True) as client:
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(pool)
-        existing = client.read_work_pool(where.work_pool)
-        if existing.type != where.work_pool_type:
+        existing = client.read_work_pool(settings.work_pool)
+        if existing.type != settings.work_pool_type:
             raise ValueError(
-                f"the work pool {where.work_pool!r} is of type {existing.type}, not {where.work_pool_type}; "
+                f"the work pool {settings.work_pool!r} is of type {existing.type}, not {settings.work_pool_type}; "
                 "set DIGITS_WORK_POOL to another name"
             )
         silent = silent_runs()
         known = client.read_automations_by_name(silent.name)
-    for deployment in deployments(where):
+    for deployment in deployments(settings):
         deployment.apply()
     if known:
         silent.id = known[0].id
@@ -136,25 +136,25 @@ def silent_runs(silence: timedelta = SILENCE) -> Automation:
     )
 
 
-def worker_of(where: Settings, name: str) -> BaseWorker[Any, Any, Any]:
+def worker_of(settings: Settings, name: str) -> BaseWorker[Any, Any, Any]:
     """A worker of the pool; raises ValueError where the pool's kind of worker is not installed."""
-    kind = BaseWorker.get_worker_class_from_type(where.work_pool_type)
+    kind = BaseWorker.get_worker_class_from_type(settings.work_pool_type)
     if kind is None:
         raise ValueError(
-            f"DIGITS_WORK_POOL_TYPE is {where.work_pool_type!r}, whose worker is not installed here; "
+            f"DIGITS_WORK_POOL_TYPE is {settings.work_pool_type!r}, whose worker is not installed here; "
             "run `uv sync --group pools` or the image of docker/flows.Dockerfile"
         )
-    return kind(work_pool_name=where.work_pool, name=name, limit=AT_ONCE)
+    return kind(work_pool_name=settings.work_pool, name=name, limit=AT_ONCE)
 
 
 def main() -> None:
     """Register, then work for the pool until told to stop; the schedules stay active in Prefect meanwhile."""
-    where, name = settings(), socket.gethostname()
-    wait_for_prefect(where.prefect_api_url)
-    register(where)
-    worker = worker_of(where, name)
-    if where.work_pool_type == "process":
-        crashed_runs.orphans(where.work_pool, name)
+    settings, name = load_settings(), socket.gethostname()
+    wait_for_prefect(settings.prefect_api_url)
+    register(settings)
+    worker = worker_of(settings, name)
+    if settings.work_pool_type == "process":
+        crashed_runs.mark_orphans(settings.work_pool, name)
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(worker.start())

@@ -12,14 +12,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from digits.reference import Reference
-from digits.settings import Settings, settings
+from digits.settings import Settings, load_settings
 from digits.storage import database, feedback, predictions
 from digits.storage.predictions import Window
 from flows import alerts
 from flows.alerts import Alert
 
 if TYPE_CHECKING:  # Evidently takes 7 s to import
-    from monitoring.reports import Verdict, Written
+    from monitoring.reports import MonitoringVerdict, Written
 
 log = logging.getLogger("digits.monitor")
 
@@ -31,18 +31,18 @@ DRIFT, LABELS = "digits.drift.detected", "digits.labels.arrived"  # events that 
 @flow(name="monitor")
 def monitor(since: str = "24h") -> str:
     """Report drift and accuracy of the champion's answers in the last 30m, 24h or 7d, or since a moment; the verdict in words."""
-    where = settings()
-    version, begun, reference = load(where)
+    settings = load_settings()
+    version, begun, reference = load(settings)
     until = datetime.now(UTC)
     start = max(begin(since, until), begun)
-    window, labelled = read(version, start, until, where)
+    window, labelled = read(version, start, until, settings)
     verdict = judge(reference, window, labelled)
-    written = write(version, start, until, reference, window, verdict, where)
-    publish(version, verdict, written, where)
-    tell(version, verdict, written, where)
-    ask_for_retraining(version, verdict, where)
-    clean(where)
-    return verdict.words
+    written = write(version, start, until, reference, window, verdict, settings)
+    publish(version, verdict, written, settings)
+    tell(version, verdict, written, settings)
+    ask_for_retraining(version, verdict, settings)
+    clean(settings)
+    return verdict.message
 
 
 def begin(since: str, until: datetime) -> datetime:
@@ -70,20 +70,20 @@ def duration(text: str) -> timedelta:
 
 
 @task(cache_policy=NO_CACHE)
-def load(where: Settings, version: str | None = None) -> tuple[str, datetime, Reference]:
+def load(settings: Settings, version: str | None = None) -> tuple[str, datetime, Reference]:
     """A version, the champion unless given: its number, when it was made, and its own reference sample, verified."""
-    from models import champion  # ONNX Runtime
+    from models.model_store import ModelStore  # ONNX Runtime
 
-    uri, cache = where.mlflow_tracking_uri, where.champions
-    found = champion.fetch_version(uri, version, cache) if version else champion.fetch(uri, "champion", cache)
+    store = ModelStore(settings.mlflow_tracking_uri, settings.champions)
+    found = store.fetch_version(version) if version else store.fetch()
     made = datetime.fromisoformat(found.card["created_at"])
-    return found.version, made, champion.reference_of(found, cache)
+    return found.version, made, store.reference(found)
 
 
 @task(cache_policy=NO_CACHE)
-def read(version: str, since: datetime, until: datetime, where: Settings) -> tuple[Window, Window]:
+def read(version: str, since: datetime, until: datetime, settings: Settings) -> tuple[Window, Window]:
     """What the version answered in that time, and what of it was labelled; of more than `MOST` answers a sample each."""
-    engine = database.connect(where.database_url)
+    engine = database.connect(settings.database_url)
     window, labelled = (
         predictions.read_window(engine, since, until, limit=MOST, version=version, labelled=only)
         for only in (False, True)
@@ -92,7 +92,7 @@ def read(version: str, since: datetime, until: datetime, where: Settings) -> tup
 
 
 @task(cache_policy=NO_CACHE)
-def judge(reference: Reference, window: Window, labelled: Window) -> "Verdict":
+def judge(reference: Reference, window: Window, labelled: Window) -> "MonitoringVerdict":
     """Drift of the window and accuracy of what was labelled."""
     from monitoring import reports
 
@@ -106,27 +106,27 @@ def write(
     until: datetime,
     reference: Reference,
     window: Window,
-    verdict: "Verdict",
-    where: Settings,
+    verdict: "MonitoringVerdict",
+    settings: Settings,
 ) -> "Written":
     """The files in a folder named by the window, and a point in the history of the Evidently UI."""
     from monitoring import reports
 
-    folder = where.reports / reports.folder_name(since, until, version)
-    return reports.write(folder, where.workspace, reference, window, verdict)
+    folder = settings.reports / reports.folder_name(since, until, version)
+    return reports.write(folder, settings.workspace, reference, window, verdict)
 
 
 @task(cache_policy=NO_CACHE)
-def publish(version: str, verdict: "Verdict", written: "Written", where: Settings) -> None:
+def publish(version: str, verdict: "MonitoringVerdict", written: "Written", settings: Settings) -> None:
     """The verdict in the log, and with its pictures on the page of the Prefect run."""
     from monitoring import reports
 
-    log.info("digits v%s, %d answers: %s", version, verdict.count, verdict.words)
-    for advice in verdict.advice:
-        log.info("%s", advice)
+    log.info("digits v%s, %d answers: %s", version, verdict.count, verdict.message)
+    for recommendations in verdict.recommendations:
+        log.info("%s", recommendations)
     if written.html:
         log.info("report: %s", written.html)
-    history = f"http://{where.local_host}:{where.reports_port}"
+    history = f"http://{settings.local_host}:{settings.reports_port}"
     title = f"digits v{version}: {verdict.drift.verdict}"
     create_markdown_artifact(reports.markdown(version, verdict, written, history), key="drift", description=title)
     if written.pictures:
@@ -135,48 +135,53 @@ def publish(version: str, verdict: "Verdict", written: "Written", where: Setting
 
 
 @task(cache_policy=NO_CACHE)
-def tell(version: str, verdict: "Verdict", written: "Written", where: Settings) -> None:
+def tell(version: str, verdict: "MonitoringVerdict", written: "Written", settings: Settings) -> None:
     """Drift and lost accuracy to the webhook."""
-    cooldown = timedelta(hours=where.alert_cooldown_hours)
+    cooldown = timedelta(hours=settings.alert_cooldown_hours)
     for alert in _alerts(version, verdict, {"report": str(written.html or written.verdict)}):
-        alerts.send(where.alert_url, where.database_url, alert, cooldown)
+        alerts.send(settings.alert_url, settings.database_url, alert, cooldown)
 
 
 @task(cache_policy=NO_CACHE)
-def ask_for_retraining(version: str, verdict: "Verdict", where: Settings) -> None:
+def ask_for_retraining(version: str, verdict: "MonitoringVerdict", settings: Settings) -> None:
     """Events that the retraining waits for: drift, and enough labels that no retraining has taken."""
     resource = {"prefect.resource.id": f"digits.version.{version}", "prefect.resource.name": f"digits v{version}"}
     if verdict.drift.verdict == "drift":
-        payload = {"reason": f"drift: {verdict.drift.words}", **_facts(verdict)}
+        payload = {"reason": f"drift: {verdict.drift.message}", **_facts(verdict)}
         emit_event(DRIFT, resource=resource, payload=payload)
-    waiting = feedback.waiting(database.connect(where.database_url))
-    if waiting >= where.retrain_labels:
+    waiting = feedback.waiting(database.connect(settings.database_url))
+    if waiting >= settings.retrain_labels:
         emit_event(LABELS, resource=resource, payload={"reason": f"labels: {waiting} new ones", "waiting": waiting})
 
 
 @task(cache_policy=NO_CACHE)
-def clean(where: Settings) -> None:
+def clean(settings: Settings) -> None:
     """Remove reports as old as forgotten answers."""
     from monitoring import reports
 
-    removed = reports.remove_old(where.reports, where.workspace, datetime.now(UTC) - timedelta(days=where.keep_days))
+    removed = reports.remove_old(
+        settings.reports, settings.workspace, datetime.now(UTC) - timedelta(days=settings.retention_days)
+    )
     if removed:
-        log.info("removed %d reports older than %g days", len(removed), where.keep_days)
+        log.info("removed %d reports older than %g days", len(removed), settings.retention_days)
 
 
-def _alerts(version: str, verdict: "Verdict", links: dict[str, str]) -> list[Alert]:
+def _alerts(version: str, verdict: "MonitoringVerdict", links: dict[str, str]) -> list[Alert]:
     """The same causes, or a loss of the same version, are the same alert."""
     found = []
-    about, details = f"digits v{version}", {"advice": list(verdict.advice), **_facts(verdict), **links}
+    about, details = (
+        f"digits v{version}",
+        {"recommendations": list(verdict.recommendations), **_facts(verdict), **links},
+    )
     if verdict.drift.verdict == "drift":
         causes = ", ".join(sorted(cause.kind for cause in verdict.drift.causes))
-        found.append(Alert("drift", f"{about}: {causes}", verdict.drift.words, details))
+        found.append(Alert("drift", f"{about}: {causes}", verdict.drift.message, details))
     if verdict.accuracy.verdict == "worse":
-        found.append(Alert("accuracy", about, verdict.accuracy.words, details))
+        found.append(Alert("accuracy", about, verdict.accuracy.message, details))
     return found
 
 
-def _facts(verdict: "Verdict") -> dict[str, Any]:
+def _facts(verdict: "MonitoringVerdict") -> dict[str, Any]:
     return {
         "severity": verdict.drift.severity,
         "count": verdict.count,

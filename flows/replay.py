@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import ValidationError
 
-from digits.settings import Settings, settings
+from digits.settings import Settings, load_settings
 from flows import train
 from models.recipes import Recipe
 
@@ -61,21 +61,21 @@ class Replay:
 @flow(name="replay")
 def replay(run: str) -> Replay:
     """Train a run again from its recipe, data and seed and compare the weights; nothing is registered."""
-    where = settings()
-    recorded = look_up(run, where)
-    outcome = train_again(recorded, where)
+    settings = load_settings()
+    recorded = look_up(run, settings)
+    outcome = train_again(recorded, settings)
     log.log(logging.INFO if outcome.identical else logging.WARNING, "%s", outcome.sentence)
     create_markdown_artifact(f"# Replay\n\n{outcome.sentence}\n", key="replay", description=outcome.title)
     return outcome
 
 
 @task(cache_policy=NO_CACHE)
-def look_up(run: str, where: Settings) -> Recorded:
+def look_up(run: str, settings: Settings) -> Recorded:
     """A version or run with all that it was trained from; raises LookupError or ValueError when it lacks something."""
     from models import runs
     from models.registry import Registry
 
-    registry = Registry(where.mlflow_tracking_uri)
+    registry = Registry(settings.mlflow_tracking_uri)
     found = runs.find(registry, run)
     for tag in ("dataset", "weights_hash"):
         if tag not in found.tags:
@@ -92,11 +92,11 @@ def look_up(run: str, where: Settings) -> Recorded:
 
 
 @task(cache_policy=NO_CACHE)
-def train_again(recorded: Recorded, where: Settings) -> Replay:
+def train_again(recorded: Recorded, settings: Settings) -> Replay:
     """The same training on the stored data set; raises BadData when the data set is not here any more."""
     from models import registry, run_diff, training
 
-    dataset = train.prepare.fn(where.datasets, recorded.dataset, recorded.recipe)
+    dataset = train.prepare.fn(settings.datasets, recorded.dataset, recorded.recipe)
     trained = training.fit(recorded.recipe, dataset)
     commits = recorded.run.tags.get("git_commit"), registry.git_commit().get("git_commit")
     code = run_diff.differing_code(*commits, sides=("the run", "this checkout"))

@@ -14,15 +14,16 @@ from prefect.concurrency.sync import concurrency
 from pydantic import BaseModel, ValidationError
 
 from digits.data import datasets, inbox
-from digits.settings import Settings, settings
+from digits.settings import Settings, load_settings
 from digits.storage import cooldowns, database, feedback, ledger
 from flows import alerts, crashed_runs
 from flows.alerts import Alert
 from flows.ingest import extended, start_from, with_feedback
 from flows.train import train_on
 from models import gate, recipes
-from models.gate import Verdict
+from models.gate import GateVerdict
 from models.recipes import Recipe
+from models.registry_reader import RegistryReader
 
 log = logging.getLogger("digits.retrain")
 
@@ -45,35 +46,35 @@ def retrain(
     The recipe is the setting `DIGITS_RECIPE` and the data set the current one unless given. With `cooldown`, as for events,
     nothing is done for a while after the last retraining.
     """
-    where = settings()
-    with one_at_a_time(), alarmed(where):
+    settings = load_settings()
+    with one_at_a_time(), alert_on_failure(settings):
         crashed_runs.tag(reason)
-        if cooldown and (rest := resting(where)):
+        if cooldown and (rest := resting(settings)):
             return rest
-        with noted(where):
-            check_policies(where)
-            clear_up(where)
-            chosen = recipes.find(recipe or where.recipe).model_copy(update={"seed": seed})
-            fingerprint = gather(data, where)
-            version = trained_before(fingerprint, chosen, where)
+        with record_finish(settings):
+            check_policies(settings)
+            clear_up(settings)
+            chosen = recipes.find(recipe or settings.recipe).model_copy(update={"seed": seed})
+            fingerprint = assemble_dataset(data, settings)
+            version = trained_before(fingerprint, chosen, settings)
             if version is None:
                 version = train_on(fingerprint, chosen, {"reason": reason})
             else:
                 log.info("nothing new to learn: digits v%s has the same data, recipe, code and libraries", version)
-                if settled := settled_before(version, where):
+                if settled := settled_before(version, settings):
                     log.info("%s", settled)
                     return settled
-            judged, verdict = judge(version, fingerprint, chosen.floor, where)
-            act(version, judged, verdict, where)
+            judged, verdict = judge(version, fingerprint, chosen.floor, settings)
+            apply_verdict(version, judged, verdict, settings)
     return f"digits v{version}: {verdict.sentence}"
 
 
 @contextmanager
-def noted(where: Settings) -> Iterator[None]:
+def record_finish(settings: Settings) -> Iterator[None]:
     """Note when a retraining ended, also one that failed, which the next event would start again at once; a killed one may go on."""
 
     def note() -> None:
-        cooldowns.put(database.connect(where.database_url), RETRAINED, datetime.now(UTC))
+        cooldowns.put(database.connect(settings.database_url), RETRAINED, datetime.now(UTC))
 
     try:
         yield
@@ -83,11 +84,11 @@ def noted(where: Settings) -> Iterator[None]:
     note()
 
 
-def check_policies(where: Settings) -> None:
+def check_policies(settings: Settings) -> None:
     """Raises ValueError naming the setting of a policy that is none, before anything is trained."""
     policies: list[tuple[str, type[BaseModel], Mapping[str, Any]]] = [
-        ("DIGITS_GATE", gate.Policy, where.gate),
-        ("DIGITS_FEEDBACK", feedback.Policy, where.feedback),
+        ("DIGITS_GATE", gate.GatePolicy, settings.gate),
+        ("DIGITS_FEEDBACK", feedback.FeedbackPolicy, settings.feedback),
     ]
     for setting, policy, given in policies:
         try:
@@ -100,10 +101,10 @@ def check_policies(where: Settings) -> None:
             ) from error
 
 
-def resting(where: Settings) -> str | None:
+def resting(settings: Settings) -> str | None:
     """Why an event starts nothing yet; None when enough time has passed since the last retraining."""
-    last = cooldowns.at(database.connect(where.database_url), RETRAINED)
-    again = last and last + timedelta(hours=where.retrain_cooldown_hours)
+    last = cooldowns.at(database.connect(settings.database_url), RETRAINED)
+    again = last and last + timedelta(hours=settings.retrain_cooldown_hours)
     if again is None or datetime.now(UTC) >= again:
         return None
     sentence = (
@@ -114,14 +115,14 @@ def resting(where: Settings) -> str | None:
 
 
 @contextmanager
-def alarmed(where: Settings) -> Iterator[None]:
+def alert_on_failure(settings: Settings) -> Iterator[None]:
     """Tell the webhook of an error on the way, and pass it on."""
     try:
         yield
     except Exception as error:
         log.error("the retraining failed: %s", error)
         alert = Alert("retraining failed", type(error).__name__, f"The retraining failed: {error}")
-        alerts.send(where.alert_url, where.database_url, alert, timedelta(hours=where.alert_cooldown_hours))
+        alerts.send(settings.alert_url, settings.database_url, alert, timedelta(hours=settings.alert_cooldown_hours))
         raise
 
 
@@ -144,58 +145,61 @@ def one_at_a_time() -> Iterator[None]:
 
 
 @task(cache_policy=NO_CACHE)
-def clear_up(where: Settings) -> None:
+def clear_up(settings: Settings) -> None:
     """Mend what a retraining left that died: runs that look as if they went on, and a promotion without its record."""
     from models import promotion
+    from models.model_store import ModelStore
     from models.registry import Registry
 
-    registry = Registry(where.mlflow_tracking_uri)
-    crashed_runs.dead_runs(registry, timedelta(seconds=LEASE_SECONDS))
-    promotion.mend(registry, database.connect(where.database_url))
+    registry = Registry(settings.mlflow_tracking_uri)
+    crashed_runs.mark_crashed(registry, timedelta(seconds=LEASE_SECONDS))
+    promotion.repair_ledger(
+        registry, ModelStore(settings.mlflow_tracking_uri, settings.champions), database.connect(settings.database_url)
+    )
 
 
 @task(cache_policy=NO_CACHE)
-def gather(data: str | None, where: Settings) -> str:
+def assemble_dataset(data: str | None, settings: Settings) -> str:
     """The fingerprint of the data to train on: the given source or the current data set, what lies in the inbox, and feedback.
 
     Files leave the inbox last, and labels once taken are read every time: whatever dies before is done again by the next
     retraining, to the same end.
     """
-    current = datasets.current(where.datasets)
-    start = start_from.fn(data or "mnist", where) if data or current is None else current
-    taken = inbox.read_inbox(where.inbox)
-    start = extended(start, taken.labelled, ", ".join(taken.names), where)
-    counts = feedback.take(database.connect(where.database_url), feedback.Policy.model_validate(where.feedback))
+    current = datasets.current(settings.datasets)
+    start = start_from.fn(data or "mnist", settings) if data or current is None else current
+    taken = inbox.read_inbox(settings.inbox)
+    start = extended(start, taken.labelled, ", ".join(taken.names), settings)
+    counts = feedback.ingest_feedback(
+        database.connect(settings.database_url), feedback.FeedbackPolicy.model_validate(settings.feedback)
+    )
     if counts:
         log.info(
             "took %d labels from feedback: %s", counts.total(), ", ".join(f"{n} {part}" for part, n in counts.items())
         )
     if counts["quarantine"]:
         log.info("`digits audit --quarantine` shows the labels in quarantine")
-    fingerprint = with_feedback(start, where)
-    datasets.set_current(where.datasets, start)
-    inbox.mark_taken(taken, where.inbox)
+    fingerprint = with_feedback(start, settings)
+    datasets.set_current(settings.datasets, start)
+    inbox.archive(taken, settings.inbox)
     return fingerprint
 
 
 @task(cache_policy=NO_CACHE)
-def trained_before(fingerprint: str, recipe: Recipe, where: Settings) -> str | None:
+def trained_before(fingerprint: str, recipe: Recipe, settings: Settings) -> str | None:
     """A version that has these weights already, because its data, recipe, code and libraries are the same."""
     from models.registry import Registry
 
-    return Registry(where.mlflow_tracking_uri).trained_before(fingerprint, recipe)
+    return Registry(settings.mlflow_tracking_uri).trained_before(fingerprint, recipe)
 
 
-def settled_before(version: str, where: Settings) -> str | None:
+def settled_before(version: str, settings: Settings) -> str | None:
     """Why there is nothing to judge: the version is the champion, or has been and was replaced; None where there is.
 
     What somebody rolled back must not come back by the next retraining on the same data.
     """
-    from models import champion
-
-    if champion.version(where.mlflow_tracking_uri) == version:
+    if RegistryReader(settings.mlflow_tracking_uri).version() == version:
         return f"digits v{version} stays the champion: there is nothing new to learn"
-    if entry := ledger.left(ledger.entries(database.connect(where.database_url)), version):
+    if entry := ledger.left(ledger.entries(database.connect(settings.database_url)), version):
         return (
             f"digits v{version} was the champion until the {entry.action} of v{entry.to_version} ({entry.why}) and does not come back "
             f"by itself: there is nothing new to learn; `digits promote {version}` brings it back"
@@ -204,47 +208,49 @@ def settled_before(version: str, where: Settings) -> str | None:
 
 
 @task(cache_policy=NO_CACHE)
-def judge(version: str, fingerprint: str, floor: float, where: Settings) -> tuple[str | None, Verdict]:
+def judge(version: str, fingerprint: str, floor: float, settings: Settings) -> tuple[str | None, GateVerdict]:
     """Candidate against champion on the test images of the candidate's data set, and on labelled traffic.
 
     The champion's version, None before the first, and the verdict.
     """
     from models import candidate_comparison, promotion  # ONNX Runtime and scikit-learn
-    from models.champion import version as champion_version
+    from models.model_store import ModelStore
     from models.registry import Registry
 
-    test = datasets.load(where.datasets, fingerprint).test
-    policy = gate.Policy.model_validate(where.gate)
-    registry = Registry(where.mlflow_tracking_uri)
-    current = champion_version(where.mlflow_tracking_uri)
-    candidate = candidate_comparison.Contestant.fetch(where.mlflow_tracking_uri, version, where.champions)
+    test = datasets.load(settings.datasets, fingerprint).test
+    policy = gate.GatePolicy.model_validate(settings.gate)
+    registry = Registry(settings.mlflow_tracking_uri)
+    store = ModelStore(settings.mlflow_tracking_uri, settings.champions)
+    current = store.registry.version()
+    candidate = candidate_comparison.JudgedModel.fetch(store, version)
     if current is None:
         verdict = gate.judge_first(candidate.accuracy(test), floor, candidate.facts(test), policy)
     else:
-        champion = candidate_comparison.Contestant.fetch(where.mlflow_tracking_uri, current, where.champions)
-        engine = database.connect(where.database_url)
-        traffic, record = feedback.hold_out(engine), feedback.shadow_record(engine, current, version)
-        samples = candidate_comparison.samples(test, traffic, record, candidate, champion, policy)
-        before = promotion.noted(registry, version, current)
+        champion = candidate_comparison.JudgedModel.fetch(store, current)
+        engine = database.connect(settings.database_url)
+        traffic = feedback.audited_traffic(engine)
+        samples = candidate_comparison.samples(test, traffic, candidate, champion, policy)
+        before = promotion.last_evidence(registry, version, current)
         look = gate.next_look(samples, before)
         if look is None:
             reason = "there are less than twice as many labelled answers as when the two were compared last"
-            return current, Verdict(gate.UNDECIDED, [reason], before)
+            return current, GateVerdict(gate.UNDECIDED, [reason], before)
         verdict = gate.judge(samples, candidate.facts(test), champion.facts(test), policy, look)
-    promotion.note(registry, version, current, verdict)
+    promotion.record_verdict(registry, store, version, current, verdict)
     return current, verdict
 
 
 @task(cache_policy=NO_CACHE)
-def act(version: str, judged: str | None, verdict: Verdict, where: Settings) -> None:
+def apply_verdict(version: str, judged: str | None, verdict: GateVerdict, settings: Settings) -> None:
     """Promote over the champion that was judged, or leave the champion where it is, undecided candidates in its shadow; the verdict on the Prefect run's page."""
     from models import promotion
-    from models.champion import version as champion_version
+    from models.model_store import ModelStore
     from models.registry import Registry
 
     _publish(version, verdict)
-    registry = Registry(where.mlflow_tracking_uri)
-    current = champion_version(where.mlflow_tracking_uri)
+    registry = Registry(settings.mlflow_tracking_uri)
+    store = ModelStore(settings.mlflow_tracking_uri, settings.champions)
+    current = store.registry.version()
     if current not in (judged, version):
         log.warning(
             "digits v%s was judged against v%s, and v%s became the champion meanwhile: nothing changes; "
@@ -258,13 +264,13 @@ def act(version: str, judged: str | None, verdict: Verdict, where: Settings) -> 
     elif verdict.decision != "promote":
         log.info("digits v%s: %s", version, verdict.sentence)
         if verdict.decision == gate.UNDECIDED:
-            promotion.shadow(registry, version)
+            promotion.set_challenger(registry, store, version)
     else:
-        engine = database.connect(where.database_url)
-        promotion.promote(registry, engine, version, "; ".join(verdict.reasons), where.champions, verdict.evidence)
+        engine = database.connect(settings.database_url)
+        promotion.promote(registry, store, engine, version, "; ".join(verdict.reasons), verdict.evidence)
 
 
-def _publish(version: str, verdict: Verdict) -> None:
+def _publish(version: str, verdict: GateVerdict) -> None:
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in verdict.evidence.items())
     reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
     text = f"# digits v{version}: {verdict.decision}\n\n{reasons}\n\n| evidence | |\n|---|---|\n{rows}\n"

@@ -17,13 +17,14 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from digits.images import Images
-from digits.settings import Settings, settings
+from digits.settings import Settings, load_settings
 from flows import sweep_executor
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-    from models.champion import Champion, Model
+    from models.model_store import VerifiedModel
+    from models.onnx_model import OnnxModel
     from models.scoring import Count
 
 log = logging.getLogger("digits.score")
@@ -34,41 +35,42 @@ AHEAD = 4  # chunks under way for each thread of a cluster
 @flow(name="score")
 def score(source: Path, target: Path) -> "Count":
     """Answer every row of a Kaggle `test.csv[.gz]` or of a Parquet file, set aside what is no image; the balance."""
-    where = settings()
-    champion = load(where)
-    count = answer(source, target, champion, where)
+    settings = load_settings()
+    champion = load(settings)
+    count = answer(source, target, champion, settings)
     log.info("digits v%s: %s", champion.version, count.sentence)
     _publish(count, champion.version)
     return count
 
 
 @task(cache_policy=NO_CACHE)
-def load(where: Settings) -> "Champion":
+def load(settings: Settings) -> "VerifiedModel":
     """The champion, verified."""
-    from models import champion
+    from models.model_store import ModelStore
 
-    return champion.fetch(where.mlflow_tracking_uri, "champion", where.champions)
+    return ModelStore(settings.mlflow_tracking_uri, settings.champions).fetch()
 
 
 @task(cache_policy=NO_CACHE)
-def answer(source: Path, target: Path, champion: "Champion", where: Settings) -> "Count":
+def answer(source: Path, target: Path, champion: "VerifiedModel", settings: Settings) -> "Count":
     """The answers and the rejected rows, written."""
     from models import scoring  # with pyarrow 1 s
 
-    if where.dask_address is None:
-        return scoring.score(source, target, champion.answer)
-    carried = Carried(_model_file(champion, where))
-    with sweep_executor.cluster(where.dask_address, None) as address, sweep_executor.connect(address) as client:
+    if settings.dask_address is None:
+        return scoring.score(source, target, champion.predict_proba)
+    carried = Carried(_model_file(champion, settings))
+    with sweep_executor.cluster(settings.dask_address, None) as address, sweep_executor.connect(address) as client:
         return scoring.score(source, target, carried, partial(on_cluster, client))
 
 
-def _model_file(champion: "Champion", where: Settings) -> bytes:
+def _model_file(champion: "VerifiedModel", settings: Settings) -> bytes:
     """The ONNX file of the champion; raises BadArtifact when the registry has another one now."""
-    from models.champion import BadArtifact, download
+    from models.onnx_model import InvalidArtifact
+    from models.registry_reader import RegistryReader
 
-    content = download(where.mlflow_tracking_uri, champion.version, "model.onnx")
+    content = RegistryReader(settings.mlflow_tracking_uri).download(champion.version, "model.onnx")
     if hashlib.sha256(content).hexdigest() != champion.card["files"]["model.onnx"]:
-        raise BadArtifact(f"digits v{champion.version} changed while it was read; call this again")
+        raise InvalidArtifact(f"digits v{champion.version} changed while it was read; call this again")
     return content
 
 
@@ -82,14 +84,14 @@ class Carried:
     content: bytes = field(repr=False)  # of the ONNX file
 
     def __call__(self, images: Images) -> NDArray[np.float32]:
-        return _opened(self.content).answer(images)
+        return _opened(self.content).predict_proba(images)
 
 
 @lru_cache(maxsize=1)
-def _opened(content: bytes) -> "Model":
-    from models.champion import open_session
+def _opened(content: bytes) -> "OnnxModel":
+    from models import onnx_model
 
-    return open_session(content)
+    return onnx_model.load(content)
 
 
 def on_cluster(client: "Client", function: Callable[[Any], Any], chunks: Iterable[Any]) -> Iterator[Any]:

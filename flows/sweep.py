@@ -12,11 +12,12 @@ from prefect.artifacts import create_markdown_artifact
 
 from digits import intervals
 from digits.data import datasets
-from digits.settings import settings
+from digits.settings import load_settings
 from flows import sweep_executor
 from flows.ingest import store
 from flows.sweep_executor import Plan
 from flows.train import prefect_run, train_on
+from models.registry_reader import RegistryReader
 
 if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s, Optuna 1 s
     from models.registry import Registry
@@ -45,15 +46,15 @@ def sweep(plan: Plan = USUAL) -> str:
     from models.registry import Registry
     from models.search import Search
 
-    where = settings()
-    fingerprint = store(plan.data, where)
-    registry = Registry(where.mlflow_tracking_uri)
-    search = Search(where.sweeps, plan.name, fingerprint, plan.epochs)
-    with only_one(where.sweeps, search.title), parent_run(registry, search, fingerprint) as parent:
+    settings = load_settings()
+    fingerprint = store(plan.data, settings)
+    registry = Registry(settings.mlflow_tracking_uri)
+    search = Search(settings.sweeps, plan.name, fingerprint, plan.epochs)
+    with only_one(settings.sweeps, search.title), parent_run(registry, search, fingerprint) as parent:
         try:
             sweep_executor.run(plan, fingerprint, parent)
         finally:
-            publish(search, datasets.manifest(where.datasets, fingerprint)["images"]["validation"])
+            publish(search, datasets.manifest(settings.datasets, fingerprint)["images"]["validation"])
         return register_best(search, fingerprint, parent, registry)
 
 
@@ -76,11 +77,11 @@ def parent_run(registry: "Registry", search: "Search", fingerprint: str) -> Iter
     left = search.take_up()
     if left:
         log.info("queued %d trials again that were under way when the last call was killed", left)
-    run_id: str | None = search.noted("run")
+    run_id: str | None = search.attribute("run")
     if run_id is None or not registry.reopen_run(run_id):
         tags = {"dataset": fingerprint, "study": search.title, **git_commit(), **prefect_run()}
         run_id = registry.open_run(f"sweep {search.name}", tags)
-        search.note("run", run_id)
+        search.set_attribute("run", run_id)
     try:
         yield run_id
     except BaseException as error:  # an interrupt, too
@@ -93,11 +94,11 @@ def publish(search: "Search", images: int) -> None:
     """The best five trials, in lines and on the page of the Prefect run; `images` is the number of validation images."""
     from models.search import describe
 
-    standings = search.standings()
-    log.info("%d trials so far, %d of them to their end", search.begun(), len(standings))
+    results = search.results()
+    log.info("%d trials so far, %d of them to their end", search.begun(), len(results))
     table = "| trial | validation accuracy | seconds | recipe |\n|---|---|---|---|\n"
-    for one in standings[:BEST]:
-        accuracy = intervals.of(round(one.accuracy * images), images)
+    for one in results[:BEST]:
+        accuracy = intervals.wilson(round(one.accuracy * images), images)
         log.info("  trial %d: %s %s", one.number, accuracy, describe(one.recipe))
         table += f"| {one.number} | {accuracy} | {one.seconds:.1f} | {describe(one.recipe)} |\n"
     create_markdown_artifact(f"# {search.title}\n\n{table}", key="sweep", description=f"sweep {search.name}")
@@ -105,18 +106,16 @@ def publish(search: "Search", images: int) -> None:
 
 def register_best(search: "Search", fingerprint: str, parent: str, registry: "Registry") -> str:
     """The version of the best recipe, trained now unless it has one already, with the alias `challenger`."""
-    from models import champion
-
-    standings = search.standings()
-    if not standings:
+    results = search.results()
+    if not results:
         raise NothingFinished(
             f"no trial of {search.name!r} came to its end; its recipes are queued: "
             f"go on with `digits sweep --name {search.name}` and more minutes"
         )
-    best = standings[0]
+    best = results[0]
     version = registry.trained_before(fingerprint, best.recipe)
     if version is None:
         version = train_on(fingerprint, best.recipe, {"mlflow.parentRunId": parent, "trial": str(best.number)})
-    if version != champion.version(registry.uri):
+    if version != RegistryReader(registry.uri).version():
         registry.point("challenger", version)
     return version

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from digits.data import datasets
 from digits.data.datasets import Dataset, Storage
-from digits.settings import settings
+from digits.settings import load_settings
 from flows.train import prefect_run
 from models.recipes import Recipe
 
@@ -61,7 +61,7 @@ def run(plan: Plan, fingerprint: str, parent: str) -> None:
     from prefect_dask.task_runners import DaskTaskRunner
 
     if plan.minutes:
-        with cluster(settings().dask_address, plan.workers) as address:
+        with cluster(load_settings().dask_address, plan.workers) as address:
             runner: Any = DaskTaskRunner(address=address)  # whose futures Prefect's annotations do not allow for
             judge_trials.with_options(task_runner=runner)(plan, fingerprint, parent, address)
 
@@ -216,10 +216,10 @@ class Trials:
         from models.registry import Registry, git_commit
         from models.search import Search
 
-        where = settings()
+        settings = load_settings()
         self.plan, self.fingerprint, self.parent, self.deadline = plan, fingerprint, parent, deadline
-        self.datasets, self.registry, self.client = where.datasets, Registry(where.mlflow_tracking_uri), client
-        self.search = Search(where.sweeps, plan.name, fingerprint, plan.epochs)
+        self.datasets, self.registry, self.client = settings.datasets, Registry(settings.mlflow_tracking_uri), client
+        self.search = Search(settings.sweeps, plan.name, fingerprint, plan.epochs)
         self.tags = {"recipe": plan.name, "dataset": fingerprint, **git_commit(), **prefect_run()}
         self.channel = f"digits-{uuid4().hex}"
         self.reports = Queue(self.channel, client=client)
@@ -311,7 +311,7 @@ class Trials:
         self.search.complete(one.number, reached, tried.seconds)
         figures = {"train_seconds": tried.seconds, "parameters": tried.parameters, "validation_accuracy": reached}
         self.registry.log_points(one.run_id, [(len(tried.history), figures)])
-        best = self.search.standings()[0].accuracy
+        best = self.search.results()[0].accuracy
         self.registry.log_points(self.parent, [(one.number, {"best_validation_accuracy": best})])
         self._close(one, "FINISHED", f"validation accuracy {reached:.2%} in {tried.seconds:.1f} s")
 

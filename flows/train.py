@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 from digits.data import datasets
 from digits.data.datasets import Dataset, Storage
 from digits.reference import Reference
-from digits.settings import settings
+from digits.settings import load_settings
 from flows.ingest import store
 from models.recipes import COMPACT, Recipe
 
@@ -28,18 +28,18 @@ log = logging.getLogger("digits.train")
 @flow(name="train")
 def train(recipe: Recipe = COMPACT, data: str | None = None) -> str:
     """Train the recipe on SOURCE or else on the current data set, and register the result as a candidate; its version."""
-    return train_on(store(data, settings()), recipe)
+    return train_on(store(data, load_settings()), recipe)
 
 
 def train_on(fingerprint: str, recipe: Recipe, tags: Mapping[str, str] | None = None) -> str:
     """Train the recipe on a stored data set inside the current flow; the version of the candidate."""
     from models.registry import Registry
 
-    where = settings()
-    registry = Registry(where.mlflow_tracking_uri)
-    dataset = prepare(where.datasets, fingerprint, recipe)
+    settings = load_settings()
+    registry = Registry(settings.mlflow_tracking_uri)
+    dataset = prepare(settings.datasets, fingerprint, recipe)
     with registry.run(recipe, fingerprint, dataset, {**prefect_run(), **(tags or {})}) as run_id:
-        registry.log_json(datasets.manifest(where.datasets, fingerprint), "dataset.json")
+        registry.log_json(datasets.manifest(settings.datasets, fingerprint), "dataset.json")
         trained = fit(recipe, dataset, registry)
         evaluation = evaluate(trained, dataset)
         record(registry, trained, evaluation, dataset)
@@ -105,12 +105,11 @@ def register(
     run_id: str,
 ) -> str:
     """Export, prove the export equal on the test images, and register it with its reference sample; the version."""
-    from models import conformal, export
-    from models.champion import open_session
+    from models import conformal, export, onnx_model
     from models.registry import inputs as registry_inputs
 
     onnx = export.to_onnx(trained.model)
-    answer = open_session(onnx).answer
+    answer = onnx_model.load(onnx).predict_proba
     exported = answer(dataset.test.images)
     export.check_equal(exported, evaluation.probabilities, dataset.test.images)
     reference = Reference(dataset.test.images, dataset.test.labels, exported)
@@ -119,7 +118,7 @@ def register(
         "dataset": fingerprint,
         "inputs": registry_inputs(fingerprint, recipe),
         "metrics": {**evaluation.metrics, **trained.metrics},
-        "certainty": conformal.calibrate(answer(dataset.validation.images), dataset.validation.labels).to_card(),
+        "conformal": conformal.calibrate(answer(dataset.validation.images), dataset.validation.labels).to_card(),
         "run_id": run_id,
         "experiment_id": registry.experiment_id,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -143,6 +142,6 @@ def _publish(registry: "Registry", version: str, run_id: str, evaluation: "Evalu
     rows = "\n".join(
         f"| {name} | {value:.4f} |" for name, value in evaluation.metrics.items() if name.startswith("test_")
     )
-    link = settings().run_link(registry.experiment_id, run_id)
+    link = load_settings().run_url(registry.experiment_id, run_id)
     text = f"# digits v{version}\n\n[MLflow run]({link})\n\n| metric | value |\n|---|---|\n{rows}\n"
     create_markdown_artifact(text, key="candidate", description=f"digits v{version}")

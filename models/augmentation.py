@@ -4,58 +4,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digits.images import SIZE, Images
-from models.recipes import Distortion
+from models.recipes import Augmentation
 
 CENTRE = (SIZE - 1) / 2
 
 
-def ranges(distortion: Distortion, progress: float) -> Distortion:
+def ranges(augmentation: Augmentation, progress: float) -> Augmentation:
     """The ranges at a moment of the training, from 0 at its start to 1 at its end."""
-    share = 1 - progress * (1 - distortion.final_share)
+    share = 1 - progress * (1 - augmentation.final_share)
     fixed = ("elastic_sigma_pixels", "final_share")
-    return distortion.model_copy(
-        update={name: share * value for name, value in distortion.model_dump().items() if name not in fixed}
+    return augmentation.model_copy(
+        update={name: share * value for name, value in augmentation.model_dump().items() if name not in fixed}
     )
 
 
-def distort(images: Images, distortion: Distortion, random: np.random.Generator, chunk: int = 2000) -> Images:
+def augment(images: Images, augmentation: Augmentation, random: np.random.Generator, chunk: int = 2000) -> Images:
     """Every image moved, turned, bent and thickened at random; same shape, paper outside the frame stays paper."""
-    parts = [_distort(images[start : start + chunk], distortion, random) for start in range(0, len(images), chunk)]
+    parts = [_augment(images[start : start + chunk], augmentation, random) for start in range(0, len(images), chunk)]
     return np.concatenate(parts)
 
 
-def _distort(images: Images, distortion: Distortion, random: np.random.Generator) -> Images:
-    rows, columns = _affine_coordinates(len(images), distortion, random)
-    if distortion.elastic_pixels:
-        rows += _elastic_field(len(images), distortion, random)
-        columns += _elastic_field(len(images), distortion, random)
-    return _sample(_thicken(images, distortion.thickness, random), rows, columns)
+def _augment(images: Images, augmentation: Augmentation, random: np.random.Generator) -> Images:
+    rows, columns = _affine_coordinates(len(images), augmentation, random)
+    if augmentation.elastic_pixels:
+        rows += _elastic_field(len(images), augmentation, random)
+        columns += _elastic_field(len(images), augmentation, random)
+    return _sample(_thicken(images, augmentation.thickness, random), rows, columns)
 
 
 def _affine_coordinates(
-    n: int, distortion: Distortion, random: np.random.Generator
+    n: int, augmentation: Augmentation, random: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Row and column of the source pixel for every target pixel, each of shape (n, 28, 28)."""
 
     def draw(limit: float) -> NDArray[np.float32]:
         return random.uniform(-limit, limit, (n, 1, 1)).astype(np.float32)
 
-    angle, shear = draw(distortion.rotation_radians), draw(distortion.shear)
-    height, width = 1 + draw(distortion.scale), 1 + draw(distortion.scale)
+    angle, shear = draw(augmentation.rotation_radians), draw(augmentation.shear)
+    height, width = 1 + draw(augmentation.scale), 1 + draw(augmentation.scale)
     row, column = (axis.astype(np.float32)[None] - CENTRE for axis in np.mgrid[:SIZE, :SIZE])
     row, column = row / height, (column + shear * row) / width
-    rows = np.cos(angle) * row - np.sin(angle) * column + CENTRE + draw(distortion.shift_pixels)
-    columns = np.sin(angle) * row + np.cos(angle) * column + CENTRE + draw(distortion.shift_pixels)
+    rows = np.cos(angle) * row - np.sin(angle) * column + CENTRE + draw(augmentation.shift_pixels)
+    columns = np.sin(angle) * row + np.cos(angle) * column + CENTRE + draw(augmentation.shift_pixels)
     return rows, columns
 
 
-def _elastic_field(n: int, distortion: Distortion, random: np.random.Generator) -> NDArray[np.float32]:
+def _elastic_field(n: int, augmentation: Augmentation, random: np.random.Generator) -> NDArray[np.float32]:
     """Displacements in pixels, shape (n, 28, 28): uniform noise, smoothed by a Gaussian, times the strength."""
     noise = random.random((n, SIZE, SIZE), dtype=np.float32) * 2 - 1
     offsets = np.arange(SIZE)[:, None] - np.arange(SIZE)[None, :]
-    smooth = np.exp(-0.5 * (offsets / distortion.elastic_sigma_pixels) ** 2)
+    smooth = np.exp(-0.5 * (offsets / augmentation.elastic_sigma_pixels) ** 2)
     smooth = (smooth / smooth.sum(axis=1).max()).astype(np.float32)  # noise outside the frame is 0
-    return np.float32(distortion.elastic_pixels) * (smooth @ noise @ smooth.T)
+    return np.float32(augmentation.elastic_pixels) * (smooth @ noise @ smooth.T)
 
 
 def _thicken(images: Images, thickness: float, random: np.random.Generator) -> Images:

@@ -5,44 +5,44 @@ import io
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digits.data.datasets import Split, digests
-from digits.images import Images, Labels
-from digits.storage.feedback import Record
-from models import champion, evaluation, gate
-from models.champion import Champion
+from digits.data.datasets import digests
+from digits.images import Images, Labels, Split
+from models import evaluation, gate
+from models.model_store import ModelStore, VerifiedModel
+from models.onnx_model import InvalidArtifact
+from models.registry_reader import NAME
 
 TIMED_IMAGES = 200
 
 
 @dataclass(frozen=True)
-class Contestant:
+class JudgedModel:
     """A verified version and the digests of its training images."""
 
-    model: Champion
+    model: VerifiedModel
     size_bytes: int
     trained_on: NDArray[np.uint64]  # sorted or not, one per training image
 
     @classmethod
-    def fetch(cls, uri: str, version: str, cache: Path) -> Self:
+    def fetch(cls, store: ModelStore, version: str) -> Self:
         """The version from the registry; raises champion.NoChampion, BadArtifact or Unreachable."""
-        model = champion.fetch_version(uri, version, cache)
-        size_bytes = len(champion.download(uri, version, "model.onnx"))
-        content = champion.download(uri, version, "trained_on.npy")
+        model = store.fetch_version(version)
+        size_bytes = len(store.registry.download(version, "model.onnx"))
+        content = store.registry.download(version, "trained_on.npy")
         if hashlib.sha256(content).hexdigest() != model.card["files"].get("trained_on.npy"):
-            raise champion.BadArtifact(
-                f"{champion.NAME} v{version}: the checksum of trained_on.npy is not the one on its card; register it again"
+            raise InvalidArtifact(
+                f"{NAME} v{version}: the checksum of trained_on.npy is not the one on its card; register it again"
             )
         return cls(model, size_bytes, np.load(io.BytesIO(content), allow_pickle=False))
 
     def digits(self, images: Images) -> Labels:
         """The most probable digit of each image, (n,)."""
-        return self.model.answer(images).argmax(axis=1).astype(np.uint8)
+        return self.model.predict_proba(images).argmax(axis=1).astype(np.uint8)
 
     def accuracy(self, split: Split) -> float:
         """Share of right answers."""
@@ -51,7 +51,7 @@ class Contestant:
     def facts(self, test: Split) -> gate.Facts:
         """Everything but the answers themselves."""
         return gate.Facts(
-            corruption_accuracy=evaluation.corruption_accuracy(self.model.answer, test),
+            corruption_accuracy=evaluation.corruption_accuracy(self.model.predict_proba, test),
             size_bytes=self.size_bytes,
             milliseconds=self._milliseconds(test.images),
             trained_on=int(np.isin(digests(test.images), self.trained_on).sum()),
@@ -62,12 +62,12 @@ class Contestant:
         times = []
         for image in images[:TIMED_IMAGES]:
             started = time.perf_counter()
-            self.model.answer(image[None])
+            self.model.predict_proba(image[None])
             times.append(time.perf_counter() - started)
         return 1000 * statistics.median(times)
 
 
-def sample(name: str, split: Split, candidate: Contestant, champion: Contestant) -> gate.Sample:
+def sample(name: str, split: Split, candidate: JudgedModel, champion: JudgedModel) -> gate.Sample:
     """Both on the same images."""
     return gate.Sample(name, split.labels, candidate.digits(split.images), champion.digits(split.images))
 
@@ -75,12 +75,11 @@ def sample(name: str, split: Split, candidate: Contestant, champion: Contestant)
 def samples(
     test: Split,
     traffic: Split | None,
-    record: Record | None,
-    candidate: Contestant,
-    champion: Contestant,
-    policy: gate.Policy,
+    candidate: JudgedModel,
+    champion: JudgedModel,
+    policy: gate.GatePolicy,
 ) -> list[gate.Sample]:
-    """The test images, and where there are enough of them the labelled traffic held out and the candidate's shadow record.
+    """The test images, and where there are enough of them the labelled traffic, replayed.
 
     Traffic that one of the two trained on (it may have come through the inbox too) is left out.
     """
@@ -91,15 +90,10 @@ def samples(
             found.append(
                 sample("new traffic", Split(traffic.images[fresh], traffic.labels[fresh]), candidate, champion)
             )
-    if record is not None:
-        fresh = _untrained(record.images, candidate, champion)
-        if fresh.sum() >= policy.smallest_sample:
-            answers = (record.labels[fresh], record.challenger[fresh], record.champion[fresh])
-            found.append(gate.Sample("shadow record", *answers))
     return found
 
 
-def _untrained(images: Images, *contestants: Contestant) -> NDArray[np.bool_]:
+def _untrained(images: Images, *judged: JudgedModel) -> NDArray[np.bool_]:
     """Which images neither trained on, (n,)."""
-    known = np.concatenate([contestant.trained_on for contestant in contestants])
+    known = np.concatenate([judged.trained_on for judged in judged])
     return ~np.isin(digests(images), known)

@@ -21,41 +21,41 @@ Probabilities = NDArray[np.float32]  # (n, 10)
 
 COVERAGES = (0.995, 0.99, 0.95, 0.9)  # the first that the validation images are enough for is promised
 FEWEST_OUTSIDE = 2  # validation images left outside their sets, so that a single mislabelled one does not decide
-UNSURE_BELOW = 0.9  # of calibrated confidence: more than one such answer in ten would be wrong
+UNCERTAIN_BELOW = 0.9  # of calibrated confidence: more than one such answer in ten would be wrong
 LEAST_CONTRAST = 10  # between the darkest and the lightest of 255; with less, an image is blank
 
 
 @dataclass(frozen=True)
-class Certainty:
+class ConformalPredictor:
     """What a version knows about its own certainty; it travels on the version's card."""
 
     coverage: float  # share of images whose true digit is promised to be in the set
     ratio: float  # of a digit's probability to the answer's, from which on it is in the set
-    unsure_below: float  # confidence
+    uncertain_below: float  # confidence
     images: int  # that it was calibrated on
 
-    def judge(self, probabilities: Probabilities, images: Images) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def predict(self, probabilities: Probabilities, images: Images) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which digits cannot be ruled out, (n, 10), and which answers are guesses, (n,).
 
         On a blank image no digit can be ruled out, whatever the model says.
         """
         most = np.maximum.reduce(probabilities, axis=1, keepdims=True)
-        sets, unsure = probabilities >= self.ratio * most, most[:, 0] < self.unsure_below
+        sets, uncertain = probabilities >= self.ratio * most, most[:, 0] < self.uncertain_below
         if len(images) != 1 or _may_be_blank(images):
             nothing = blank(images)
-            sets[nothing] = unsure[nothing] = True
-        return sets, unsure
+            sets[nothing] = uncertain[nothing] = True
+        return sets, uncertain
 
     def to_card(self) -> dict[str, Any]:
         """As JSON has it."""
         return asdict(self)
 
 
-UNCALIBRATED = Certainty(coverage=1.0, ratio=0.0, unsure_below=UNSURE_BELOW, images=0)
+UNCALIBRATED = ConformalPredictor(coverage=1.0, ratio=0.0, uncertain_below=UNCERTAIN_BELOW, images=0)
 """Of a version with too few validation images, or registered without: every set holds all ten digits."""
 
 
-def calibrate(probabilities: Probabilities, labels: Labels) -> Certainty:
+def calibrate(probabilities: Probabilities, labels: Labels) -> ConformalPredictor:
     """From a model's answers (n, 10) on labelled images that it was not trained on.
 
     On a new image from where these come from, the true digit is in the set with at least the stated probability, which holds on
@@ -66,7 +66,7 @@ def calibrate(probabilities: Probabilities, labels: Labels) -> Certainty:
         outside = int((len(labels) + 1) * (1 - coverage) + 1e-9)
         if outside >= FEWEST_OUTSIDE:
             ratio = float(np.sort(likely)[outside - 1])
-            return Certainty(coverage, ratio, UNSURE_BELOW, len(labels))
+            return ConformalPredictor(coverage, ratio, UNCERTAIN_BELOW, len(labels))
     return UNCALIBRATED
 
 

@@ -11,10 +11,9 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from digits import intervals
 from digits.data import perturbations
-from digits.data.datasets import Split
 from digits.data.perturbations import Change
-from digits.images import Images, Labels
-from digits.intervals import Share
+from digits.images import Images, Labels, Split
+from digits.intervals import Proportion
 
 Probabilities = NDArray[np.float32]  # (n, 10)
 
@@ -72,9 +71,9 @@ def corruption_accuracy(answer: Callable[[Images], Probabilities], test: Split) 
     return float(np.mean(list(corruption_accuracies(answer, test).values())))
 
 
-def accuracy(probabilities: Probabilities, labels: Labels) -> Share:
+def accuracy(probabilities: Probabilities, labels: Labels) -> Proportion:
     """Share of images whose most probable digit is the true one."""
-    return intervals.of(int((probabilities.argmax(axis=1) == labels).sum()), len(labels))
+    return intervals.wilson(int((probabilities.argmax(axis=1) == labels).sum()), len(labels))
 
 
 def log_loss(probabilities: Probabilities, labels: Labels) -> float:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from digits.data.datasets import Split
-from digits.images import SIZE, Images
+from digits.images import SIZE, Images, Split
 
 if TYPE_CHECKING:  # matplotlib takes 1 s, and only a training draws
     from matplotlib.axes import Axes

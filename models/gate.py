@@ -12,7 +12,7 @@ UNDECIDED: Final = "not enough evidence"
 LOOK = "look"  # in the evidence: how often these two were compared
 
 
-class Policy(BaseModel):
+class GatePolicy(BaseModel):
     """What counts as better, and what as harm."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +50,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateVerdict:
     """The decision with every reason for it and the counts behind it."""
 
     decision: Literal["promote", "hold", "not enough evidence"]
@@ -97,19 +97,21 @@ class Paired:
         )
 
 
-def judge_first(accuracy: float, floor: float, candidate: Facts, policy: Policy) -> Verdict:
+def judge_first(accuracy: float, floor: float, candidate: Facts, policy: GatePolicy) -> GateVerdict:
     """A first version is promoted when its test accuracy reaches the floor of its recipe."""
     evidence = {"accuracy": accuracy, "floor": floor, **_facts("candidate", candidate)}
     reasons = _unfit("candidate", candidate, policy)
     if accuracy < floor:
         reasons.append(f"test accuracy {accuracy:.4f} is below the recipe's floor {floor:.4f}")
     if reasons:
-        return Verdict("hold", reasons, evidence)
+        return GateVerdict("hold", reasons, evidence)
     reason = f"there is no champion, and test accuracy {accuracy:.4f} reaches the floor {floor:.4f}"
-    return Verdict("promote", [reason], evidence)
+    return GateVerdict("promote", [reason], evidence)
 
 
-def judge(samples: Sequence[Sample], candidate: Facts, champion: Facts, policy: Policy, look: int = 1) -> Verdict:
+def judge(
+    samples: Sequence[Sample], candidate: Facts, champion: Facts, policy: GatePolicy, look: int = 1
+) -> GateVerdict:
     """Candidate against champion; the first sample are the test images, of which no digit may suffer.
 
     To be promoted, the candidate must be better on one of the samples by more than chance (corrected for their number, and for
@@ -130,21 +132,21 @@ def judge(samples: Sequence[Sample], candidate: Facts, champion: Facts, policy: 
         *_corruption(candidate, champion, policy),
     ]
     if harm:
-        return Verdict("hold", harm, evidence)
+        return GateVerdict("hold", harm, evidence)
     if all((sample.candidate == sample.champion).all() for sample in samples):
         reason = "the candidate answers every one of the images as the champion does"
-        return Verdict(UNDECIDED, [reason], evidence)
+        return GateVerdict(UNDECIDED, [reason], evidence)
     significance = policy.significance / len(pairs) / (look * (look + 1) if look > 1 else 1)
     better = [pair for pair in pairs if pair.p_better <= significance]
     if not better:
         reasons = [f"{pair}, p = {pair.p_better:.2g}" for pair in pairs]
-        return Verdict(UNDECIDED, reasons, evidence)
+        return GateVerdict(UNDECIDED, reasons, evidence)
     worth = [pair for pair in better if pair.removed >= policy.minimum_gain]
     if not worth:
         asked = f"of the champion's errors gone, less than the {policy.minimum_gain:.1%} asked for"
-        return Verdict("hold", [f"{pair}, {pair.removed:.1%} {asked}" for pair in better], evidence)
+        return GateVerdict("hold", [f"{pair}, {pair.removed:.1%} {asked}" for pair in better], evidence)
     reasons = [f"{pair}, a gain of {100 * pair.gain:.2f} points, p = {pair.p_better:.2g}" for pair in worth]
-    return Verdict("promote", reasons, evidence)
+    return GateVerdict("promote", reasons, evidence)
 
 
 def next_look(samples: Sequence[Sample], before: Mapping[str, float]) -> int | None:
@@ -201,7 +203,7 @@ def _leak(who: str, facts: Facts) -> list[str]:
     return [f"the {who} trained on {facts.trained_on} of these images, so they cannot judge it"]
 
 
-def _unfit(who: str, facts: Facts, policy: Policy) -> list[str]:
+def _unfit(who: str, facts: Facts, policy: GatePolicy) -> list[str]:
     """Why a model may not be served, or not be judged, whatever it answers."""
     reasons = _leak(who, facts)
     if facts.size_bytes > policy.largest_bytes:
@@ -212,14 +214,14 @@ def _unfit(who: str, facts: Facts, policy: Policy) -> list[str]:
     return reasons
 
 
-def _loss(pair: Paired, policy: Policy) -> list[str]:
+def _loss(pair: Paired, policy: GatePolicy) -> list[str]:
     """A loss beyond what is allowed, and beyond chance: one image can be percents of a small sample."""
     if -pair.gain > policy.allowed_loss and pair.p_worse <= policy.significance:
         return [f"{pair}, a loss of {-100 * pair.gain:.2f} points, p = {pair.p_worse:.2g}"]
     return []
 
 
-def _suffering_digits(sample: Sample, policy: Policy) -> list[str]:
+def _suffering_digits(sample: Sample, policy: GatePolicy) -> list[str]:
     """Two trainings of one small network differ by up to 5 points in some digit's recall (`python -m bench.gate`)."""
     reasons = []
     for digit in range(10):
@@ -233,7 +235,7 @@ def _suffering_digits(sample: Sample, policy: Policy) -> list[str]:
     return reasons
 
 
-def _corruption(candidate: Facts, champion: Facts, policy: Policy) -> list[str]:
+def _corruption(candidate: Facts, champion: Facts, policy: GatePolicy) -> list[str]:
     before, after = champion.corruption_accuracy, candidate.corruption_accuracy
     if before - after > policy.corruption_loss:
         return [f"accuracy on corrupted images falls from {before:.3f} to {after:.3f}"]

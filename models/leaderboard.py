@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from digits import intervals
-from digits.intervals import Share
+from digits.intervals import Proportion
 from models import runs
 from models.recipes import RECIPES, Recipe
 from models.registry import Registry, flat
 from models.runs import Run
 
-DISTORTION = "distortion."
+DISTORTION = "augmentation."
 ASIDE = {"name", "seed", "floor", "reported"}  # fields that do not make another recipe
 MEANS = ("parameters", "train_seconds", "test_log_loss", "test_ece", "corruption_accuracy")
 
@@ -33,8 +33,8 @@ class Row:
     dataset: str | None = None  # fingerprint
     source: str | None = None
     seeds: tuple[int, ...] = ()
-    accuracy: Share | None = None  # mean over the seeds, on the test images
-    best: Share | None = None
+    accuracy: Proportion | None = None  # mean over the seeds, on the test images
+    best: Proportion | None = None
     best_version: str | None = None  # None where the best run became none
     parameters: float | None = None
     train_seconds: float | None = None  # these and the following are means over the seeds
@@ -94,8 +94,8 @@ def _row(name: str, seeds: list[Run], held_out: HeldOut) -> Row:
         dataset=seeds[0].tags["dataset"],
         source=held_out.source,
         seeds=tuple(sorted(int(run.params["seed"]) for run in seeds)),
-        accuracy=intervals.of(round(mean * held_out.images), held_out.images),
-        best=intervals.of(round(best * held_out.images), held_out.images),
+        accuracy=intervals.wilson(round(mean * held_out.images), held_out.images),
+        best=intervals.wilson(round(best * held_out.images), held_out.images),
         best_version=best_run.version,
         **{metric: _mean(run.metrics[metric] for run in seeds if metric in run.metrics) for metric in MEANS},
     )
@@ -112,9 +112,9 @@ def _name(params: Mapping[str, str]) -> str:
         and value != usual.get(field)
         and not (field.startswith(DISTORTION) and field not in usual)
     ]
-    distorted, usually = (any(field.startswith(DISTORTION) for field in fields) for fields in (params, usual))
-    if distorted != usually:
-        changed.append("distorted" if distorted else "not distorted")
+    augmented, usually = (any(field.startswith(DISTORTION) for field in fields) for fields in (params, usual))
+    if augmented != usually:
+        changed.append("augmented" if augmented else "not distorted")
     return name + (f" ({', '.join(changed)})" if changed else "")
 
 

@@ -3,13 +3,13 @@
 import json
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
 
 from digits.storage import ledger
-from models import champion, gate
+from models import gate
+from models.model_store import ModelStore
 from models.registry import Registry
 
 log = logging.getLogger("digits.promotion")
@@ -17,10 +17,10 @@ log = logging.getLogger("digits.promotion")
 
 def promote(
     registry: Registry,
+    store: ModelStore,
     engine: Engine,
     version: str,
     why: str,
-    cache: Path,
     evidence: Mapping[str, Any] | None = None,
     action: ledger.Action = "promotion",
 ) -> None:
@@ -31,11 +31,11 @@ def promote(
     version = version.removeprefix("v")
     if not version.isdecimal():
         raise ValueError(f"{version!r} is no version; give its number, see `digits leaderboard`")
-    current = champion.version(registry.uri)
+    current = store.registry.version()
     if version == current:
         raise ValueError(f"digits v{version} is the champion already")
-    champion.fetch_version(registry.uri, version, cache)
-    if (meanwhile := champion.version(registry.uri)) != current:
+    store.fetch_version(version)
+    if (meanwhile := store.registry.version()) != current:
         raise RuntimeError(
             f"digits v{meanwhile} became the champion meanwhile; see `digits ledger`, then promote again"
         )
@@ -47,28 +47,30 @@ def promote(
     log.info("%s: digits v%s is the champion (before: %s): %s", action, version, before, why)
 
 
-def roll_back(registry: Registry, engine: Engine, why: str, cache: Path) -> str:
+def roll_back(registry: Registry, store: ModelStore, engine: Engine, why: str) -> str:
     """Make the previous champion the champion again; its version."""
-    current = champion.version(registry.uri)
+    current = store.registry.version()
     previous = current and ledger.before(ledger.entries(engine), current)
     if not previous:
         raise LookupError(
             "there is no previous champion to roll back to; promote a version with `digits promote VERSION`"
         )
-    promote(registry, engine, previous, why, cache, action="rollback")
+    promote(registry, store, engine, previous, why, action="rollback")
     return previous
 
 
-def note(registry: Registry, version: str, over: str | None, verdict: gate.Verdict) -> None:
+def record_verdict(
+    registry: Registry, store: ModelStore, version: str, over: str | None, verdict: gate.GateVerdict
+) -> None:
     """The gate's verdict over a champion with its evidence, kept beside the version; of the champion, why it was promoted stays."""
-    if version == champion.version(registry.uri):
+    if version == store.registry.version():
         return
     evidence = json.dumps(verdict.evidence)
     tags = {"gate": verdict.decision, "gate_reasons": "; ".join(verdict.reasons), "gate_evidence": evidence}
     registry.tag_version(version, {**tags, "gate_champion": over or ""})
 
 
-def noted(registry: Registry, version: str, over: str) -> dict[str, float]:
+def last_evidence(registry: Registry, version: str, over: str) -> dict[str, float]:
     """The evidence of the last look at the version beside this champion, when it left the two undecided; empty for none."""
     tags = registry.version_tags(version)
     if (tags.get("gate"), tags.get("gate_champion")) != (gate.UNDECIDED, over):
@@ -77,9 +79,9 @@ def noted(registry: Registry, version: str, over: str) -> dict[str, float]:
     return evidence
 
 
-def mend(registry: Registry, engine: Engine) -> None:
+def repair_ledger(registry: Registry, store: ModelStore, engine: Engine) -> None:
     """Record the promotion whose process died between moving the alias and writing the ledger."""
-    current = champion.version(registry.uri)
+    current = store.registry.version()
     book = ledger.entries(engine)
     last = book[-1].to_version if book else None
     if current is None or current == last:
@@ -91,14 +93,14 @@ def mend(registry: Registry, engine: Engine) -> None:
     log.warning("digits v%s was made the champion by a process that died; the ledger has it now", current)
 
 
-def shadow(registry: Registry, version: str) -> None:
-    """Let a version that the gate cannot decide on answer in the champion's shadow, where labelled traffic may tell.
+def set_challenger(registry: Registry, store: ModelStore, version: str) -> None:
+    """Keep a version that the gate could not decide on as challenger, to be judged again on more labelled traffic.
 
-    It takes the place of an older undecided one; a challenger that came by another way, like the best of a sweep, stays.
+    It replaces an older undecided one; a challenger that came another way, like the best of a sweep, stays.
     """
-    current, sitting = champion.version(registry.uri), champion.version(registry.uri, "challenger")
+    current, sitting = store.registry.version(), store.registry.version("challenger")
     if version in (current, sitting):
         return
     if sitting in (None, current) or registry.version_tags(sitting).get("gate") == gate.UNDECIDED:
         registry.point("challenger", version)
-        log.info("digits v%s answers in the shadow of the champion (before: %s)", version, sitting and f"v{sitting}")
+        log.info("digits v%s is the challenger (before: %s)", version, sitting and f"v{sitting}")

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Distortion(BaseModel):
+class Augmentation(BaseModel):
     """Ranges of the random distortion of every training image in every epoch; each is drawn uniformly from ± its value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,11 +62,11 @@ class Recipe(BaseModel):
         lt=1,
         description="Share of the training part kept for validation; the data set's own split unless set.",
     )
-    distortion: Distortion | None = Field(
+    augmentation: Augmentation | None = Field(
         None, description="Random distortion of the training images, anew in every epoch."
     )
     members: int = Field(1, ge=1, description="Networks trained with consecutive seeds and averaged into one model.")
-    seed: int = Field(0, ge=0, description="Seed of weights, order and distortion.")
+    seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
     floor: float = Field(0.9, ge=0, le=1, description="Least test accuracy with which a first version may be promoted.")
     reported: str = Field("", description="What the project this recipe reproduces reports.")
 
@@ -134,8 +134,8 @@ SIGMOID = Recipe(
 92.72 % [92.62, 92.82] over five seeds, 4 s each on two cores (`python -m bench.accuracy sigmoid --seeds 5`).
 """
 
-DISTORTED = Recipe(
-    name="distorted",
+AUGMENTED = Recipe(
+    name="augmented",
     hidden=(1024, 1024),
     batch_norm=True,
     dropout=0.1,
@@ -146,7 +146,7 @@ DISTORTED = Recipe(
     epochs=60,
     batch_size=256,
     validation_fraction=0.02,
-    distortion=Distortion(final_share=0.25),
+    augmentation=Augmentation(final_share=0.25),
     reported="ours",
 )
 """784-1024-1024-10 with batch normalisation and dropout on images distorted anew in every epoch, less and less.
@@ -156,10 +156,10 @@ strong distortion teaches what a digit may look like, weak distortion what digit
 --seeds 3`: 99.47 % [99.34, 99.59] over three seeds, 7 to 8 minutes each on two cores.
 """
 
-COMMITTEE = DISTORTED.model_copy(update={"name": "committee", "members": 3})
+ENSEMBLE = AUGMENTED.model_copy(update={"name": "ensemble", "members": 3})
 """Three `distorted` networks, averaged: 99.50 % [99.34, 99.62] (`python -m bench.accuracy distorted --seeds 3 --committee`)."""
 
-RECIPES = {recipe.name: recipe for recipe in (KAGGLE_SGD, CLASSIC, ADAM, COMPACT, SIGMOID, DISTORTED, COMMITTEE)}
+RECIPES = {recipe.name: recipe for recipe in (KAGGLE_SGD, CLASSIC, ADAM, COMPACT, SIGMOID, AUGMENTED, ENSEMBLE)}
 
 
 def find(name: str) -> Recipe:

@@ -20,11 +20,11 @@ from digits.data.datasets import Dataset
 from digits.images import SIZE
 from digits.settings import without_password
 from models.recipes import Recipe
+from models.registry_reader import NAME, RegistryUnreachable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAME = "digits"  # of the experiment and of the registered model
 EXPERIMENT_KIND = (
     "mlflow.experimentKind",
     "custom_model_development",
@@ -38,10 +38,6 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 retry a server that is down for four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
-
-
-class Unreachable(ConnectionError):
-    """MLflow does not answer."""
 
 
 class Registry:
@@ -61,7 +57,7 @@ class Registry:
             if error.error_code != "INTERNAL_ERROR":
                 words = str(error).splitlines()[0]
                 raise ValueError(f"MLflow at {without_password(uri)} refuses the experiment {NAME}: {words}") from error
-            raise Unreachable(
+            raise RegistryUnreachable(
                 f"MLflow does not answer at {without_password(uri)}; start it with `digits up` or set MLFLOW_TRACKING_URI"
             ) from error
         self.experiment_id: str = experiment.experiment_id
@@ -217,8 +213,8 @@ class Registry:
 def flat(recipe: Recipe) -> dict[str, Any]:
     """The recipe as MLflow params: nested fields joined by a dot."""
     fields = recipe.model_dump(mode="json")
-    distortion = fields.pop("distortion") or {}
-    return {**fields, **{f"distortion.{name}": value for name, value in distortion.items()}}
+    augmentation = fields.pop("augmentation") or {}
+    return {**fields, **{f"augmentation.{name}": value for name, value in augmentation.items()}}
 
 
 def environment() -> dict[str, str]:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from digits.data import datasets
-from digits.data.datasets import Dataset, Split, Storage
-from digits.images import Labels
-from models import champion, gate, runs
-from models.champion import Champion
+from digits.data.datasets import Dataset, Storage
+from digits.images import Labels, Split
+from models import gate, runs
+from models.model_store import ModelStore, VerifiedModel
 from models.registry import Registry
 from models.runs import Run
 
@@ -25,7 +25,7 @@ SAME = "the same"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunDiff:
     """Everything that differs between run A and run B."""
 
     a: Run
@@ -80,12 +80,12 @@ class Place(NamedTuple):
     label: int
 
 
-def compare(registry: Registry, a: Run, b: Run, storage: Storage, cache: Path) -> Comparison:
-    """Run A against run B; data sets are looked for in `storage`, and models are kept in `cache`."""
+def compare(registry: Registry, a: Run, b: Run, storage: Storage, store: ModelStore) -> RunDiff:
+    """Run A against run B; data sets are looked for in `storage`, models are fetched through `store`."""
     recipes, environments = (
         [runs.read_json(registry, run, name) for run in (a, b)] for name in ("recipe.json", "environment.json")
     )
-    return Comparison(
+    return RunDiff(
         a,
         b,
         {
@@ -95,7 +95,7 @@ def compare(registry: Registry, a: Run, b: Run, storage: Storage, cache: Path) -
             "environment": differing(*environments) or [SAME],
             "weights": [_weights(a, b)],
             "figures": [_figure(name, a, b) for name in FIGURES if name in a.metrics and name in b.metrics],
-            "answers": _answers(registry, a, b, storage, cache),
+            "answers": _answers(a, b, storage, store),
         },
     )
 
@@ -116,8 +116,8 @@ def differing_code(before: str | None, now: str | None, sides: tuple[str, str] =
     if before is None or now is None:
         return ["not recorded for " + " and ".join(side for side, commit in commits.items() if commit is None)]
     if before == now:
-        unsure = f"both at {now[:8]} with changes that were not committed: it may differ"
-        return [unsure] if now.endswith("+") else []
+        uncertain = f"both at {now[:8]} with changes that were not committed: it may differ"
+        return [uncertain] if now.endswith("+") else []
     files = _changed_files(before.rstrip("+"), now.rstrip("+"))
     about = f": {_listed(files)}" if files else ""
     loose = [
@@ -195,27 +195,29 @@ def _data(registry: Registry, a: Run, b: Run, storage: Storage) -> list[str]:
     return [f"{before} → {now}", *differing_data(*stored)]
 
 
-def _answers(registry: Registry, a: Run, b: Run, storage: Storage, cache: Path) -> list[str]:
+def _answers(a: Run, b: Run, storage: Storage, store: ModelStore) -> list[str]:
     """The paired test, on the test images common to both."""
     unregistered = [run.title for run in (a, b) if run.version is None]
     if unregistered:
         return [f"cannot be compared: {' and '.join(unregistered)} became no version"]
-    models = [champion.fetch_version(registry.uri, str(run.version), cache) for run in (a, b)]
-    images, what = _test_images(a, b, models, storage, cache)
+    models = [store.fetch_version(str(run.version)) for run in (a, b)]
+    images, what = _test_images(a, b, models, storage, store)
     if images is None:
         return ["cannot be compared: their test images have none in common"]
-    a_digits, b_digits = (model.answer(images.images).argmax(axis=1).astype(np.uint8) for model in models)
+    a_digits, b_digits = (model.predict_proba(images.images).argmax(axis=1).astype(np.uint8) for model in models)
     counts = agreement(a_digits, b_digits, images.labels)
     return [f"on {counts.n:,} {what}", counts.sentence]
 
 
-def _test_images(a: Run, b: Run, models: list[Champion], storage: Storage, cache: Path) -> tuple[Split | None, str]:
+def _test_images(
+    a: Run, b: Run, models: list[VerifiedModel], storage: Storage, store: ModelStore
+) -> tuple[Split | None, str]:
     """From the stored data sets, or from the samples kept with the versions where these are not here."""
     try:
         tests = [datasets.load(storage, run.tags["dataset"]).test for run in (a, b)]
         what = "test images" if a.tags["dataset"] == b.tags["dataset"] else "test images common to both data sets"
     except (datasets.BadData, KeyError):
-        samples = [champion.reference_of(model, cache) for model in models]
+        samples = [store.reference(model) for model in models]
         tests = [Split(sample.images, sample.labels) for sample in samples]
         what = "test images kept with both versions"
     return common(*tests), what

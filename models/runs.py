@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from digits.settings import without_password
-from models.registry import NAME, Registry
+from models.registry import Registry
+from models.registry_reader import NAME
 
 
 @dataclass(frozen=True)

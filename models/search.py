@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 from digits.data.datasets import Dataset
-from models.recipes import Distortion, Recipe
+from models.recipes import Augmentation, Recipe
 from models.training import Epoch, Network
 
 SPACE = 1  # counted up when `propose` changes: trials of different spaces are not compared
@@ -20,22 +20,22 @@ PATIENCE = 5  # epochs; with a constant learning rate only, because the cosine's
 FIRST_TRIALS = 5  # that are never pruned: a median of fewer says little
 ATTEMPTS = 3  # of the same recipe, before what cuts it off is taken to be its own fault
 RATES = {"sgd": (1e-2, 1.0), "adam": (3e-4, 1e-2), "adamw": (3e-4, 1e-2)}  # around the recipes that are known to train
-USUAL = Distortion()
+USUAL = Augmentation()
 RANGES = ("rotation_radians", "scale", "shear", "shift_pixels", "elastic_pixels", "thickness")
 
 STARTS: tuple[dict[str, Any], ...] = (
     {
         **{"layers": 2, "log2_width_1": 7, "log2_width_2": 6, "batch_norm": False, "dropout": 0.0},
-        **{"optimizer": "adam", "adam_rate": 1e-3, "schedule": "constant", "log2_batch_size": 5, "distortion": False},
+        **{"optimizer": "adam", "adam_rate": 1e-3, "schedule": "constant", "log2_batch_size": 5, "augmentation": False},
     },
     {
         **{"layers": 2, "log2_width_1": 9, "log2_width_2": 9, "batch_norm": False, "dropout": 0.0},
-        **{"optimizer": "adam", "adam_rate": 1e-3, "schedule": "constant", "log2_batch_size": 7, "distortion": False},
+        **{"optimizer": "adam", "adam_rate": 1e-3, "schedule": "constant", "log2_batch_size": 7, "augmentation": False},
     },
     {
         **{"layers": 2, "log2_width_1": 9, "log2_width_2": 9, "batch_norm": True, "dropout": 0.15},
         **{"optimizer": "adamw", "adamw_rate": 2e-3, "weight_decay": 1e-2, "schedule": "cosine"},
-        **{"log2_batch_size": 8, "distortion": True, "distortion_strength": 1.0, "distortion_final_share": 1.0},
+        **{"log2_batch_size": 8, "augmentation": True, "distortion_strength": 1.0, "distortion_final_share": 1.0},
     },
 )
 """Where every sweep begins: the recipes `compact` and `adam`, and `distorted` at half its width."""
@@ -51,7 +51,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Standing:
+class TrialResult:
     """A trial that was trained to its end."""
 
     number: int
@@ -78,20 +78,20 @@ def propose(trial: BaseTrial, name: str, epochs: int) -> Recipe:
         weight_decay=_short(trial.suggest_float("weight_decay", 1e-3, 1e-1, log=True)) if optimizer == "adamw" else 0.0,
         schedule=schedule,
         batch_size=2 ** trial.suggest_int("log2_batch_size", 5, 9),
-        distortion=_distortion(trial),
+        augmentation=_augmentation(trial),
         epochs=epochs,
         patience=PATIENCE if schedule == "constant" else None,
         seed=trial.user_attrs.get("seed", trial.number),
     )
 
 
-def _distortion(trial: BaseTrial) -> Distortion | None:
+def _augmentation(trial: BaseTrial) -> Augmentation | None:
     """The usual ranges times a strength, and how much of them is left in the last epoch."""
-    if not trial.suggest_categorical("distortion", (False, True)):
+    if not trial.suggest_categorical("augmentation", (False, True)):
         return None
     strength = trial.suggest_float("distortion_strength", 0.25, 1.25, step=0.25)
     final_share = round(trial.suggest_float("distortion_final_share", 0.25, 1.0, step=0.25), 2)
-    return Distortion(**{name: round(getattr(USUAL, name) * strength, 4) for name in RANGES}, final_share=final_share)
+    return Augmentation(**{name: round(getattr(USUAL, name) * strength, 4) for name in RANGES}, final_share=final_share)
 
 
 def _short(value: float) -> float:
@@ -196,23 +196,25 @@ class Search:
             self.set_aside(number)
         return len(left)
 
-    def standings(self) -> list[Standing]:
+    def results(self) -> list[TrialResult]:
         """The trials that were trained to their end, the most accurate first and of equals the earlier."""
         done = [
-            Standing(trial.number, propose(trial, self.name, self.epochs), trial.values[0], trial.user_attrs["seconds"])
+            TrialResult(
+                trial.number, propose(trial, self.name, self.epochs), trial.values[0], trial.user_attrs["seconds"]
+            )
             for trial in self._with(TrialState.COMPLETE)
         ]
-        return sorted(done, key=lambda standing: (-standing.accuracy, standing.number))
+        return sorted(done, key=lambda result: (-result.accuracy, result.number))
 
     def begun(self) -> int:
         """How many trials there were, however they ended."""
         return len(self._study.trials) - len(self._with(TrialState.WAITING))
 
-    def note(self, about: str, what: Any) -> None:
+    def set_attribute(self, about: str, what: Any) -> None:
         """Keep something with the study."""
         self._study.set_user_attr(about, what)
 
-    def noted(self, about: str) -> Any:
+    def attribute(self, about: str) -> Any:
         """What was kept, or None."""
         return self._study.user_attrs.get(about)
 
@@ -242,13 +244,13 @@ def describe(recipe: Recipe) -> str:
         f"dropout {recipe.dropout:g}" if recipe.dropout else "",
         f"{recipe.optimizer} {recipe.learning_rate:g}{schedule}{decay}",
         f"batch {recipe.batch_size}",
-        _describe_distortion(recipe.distortion) if recipe.distortion else "",
+        _describe_augmentation(recipe.augmentation) if recipe.augmentation else "",
     ]
     return ", ".join(word for word in words if word)
 
 
-def _describe_distortion(distortion: Distortion) -> str:
-    strength = distortion.elastic_pixels / USUAL.elastic_pixels
+def _describe_augmentation(augmentation: Augmentation) -> str:
+    strength = augmentation.elastic_pixels / USUAL.elastic_pixels
     return f"distorted × {strength:g}" + (
-        f" to {strength * distortion.final_share:g}" if distortion.final_share < 1 else ""
+        f" to {strength * augmentation.final_share:g}" if augmentation.final_share < 1 else ""
     )

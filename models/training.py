@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from digits.data.datasets import Dataset, Split
-from digits.images import SIZE, Images, Labels
+from digits.data.datasets import Dataset
+from digits.images import SIZE, Images, Labels, Split
 from models import backend
-from models.augmentation import distort, ranges
+from models.augmentation import augment, ranges
 from models.recipes import Recipe
 
 log = logging.getLogger("digits.training")
@@ -172,22 +172,22 @@ class Network:
     def _epochs_of_images(self) -> Iterator[Images]:
         """The training images of each epoch; distorted ones are made in a thread while the epoch before is trained."""
         recipe, images = self.recipe, self.train.images
-        if recipe.distortion is None:
+        if recipe.augmentation is None:
             yield from (images for _ in range(recipe.epochs))
             return
         with ThreadPoolExecutor(1) as pool:
-            ready: Future[Images] = pool.submit(_distorted, images, recipe, 0)
+            ready: Future[Images] = pool.submit(_augmented, images, recipe, 0)
             for epoch in range(recipe.epochs):
                 current = ready.result()
                 if epoch + 1 < recipe.epochs:
-                    ready = pool.submit(_distorted, images, recipe, epoch + 1)
+                    ready = pool.submit(_augmented, images, recipe, epoch + 1)
                 yield current
 
 
-def _distorted(images: Images, recipe: Recipe, epoch: int) -> Images:
-    assert recipe.distortion is not None
-    shrunk = ranges(recipe.distortion, epoch / max(1, recipe.epochs - 1))
-    return distort(images, shrunk, np.random.default_rng((recipe.seed, epoch, 1)))
+def _augmented(images: Images, recipe: Recipe, epoch: int) -> Images:
+    assert recipe.augmentation is not None
+    shrunk = ranges(recipe.augmentation, epoch / max(1, recipe.epochs - 1))
+    return augment(images, shrunk, np.random.default_rng((recipe.seed, epoch, 1)))
 
 
 def _optimizer(recipe: Recipe, steps: int) -> Any:
@@ -301,7 +301,7 @@ def _average(models: list[Any]) -> Any:
     images = keras.Input((SIZE, SIZE), dtype="uint8", name="images")
     for number, model in enumerate(models):
         model.name = f"member_{number}"
-    return keras.Model(images, keras.layers.Average()([model(images) for model in models]), name="committee")
+    return keras.Model(images, keras.layers.Average()([model(images) for model in models]), name="ensemble")
 
 
 def _with_probabilities(logits: Any, temperature: float) -> Any:

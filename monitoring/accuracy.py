@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from digits import intervals
-from digits.intervals import Share
+from digits.intervals import Proportion
 from digits.reference import Reference
 from digits.storage.predictions import Window
 
@@ -20,12 +20,12 @@ class Accuracy(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     verdict: Literal["as expected", "worse", "not enough labels"]
-    words: str
+    message: str
     count: int  # predictions
-    expected: Share  # of the version on its held-out reference
-    labelled: Share | None  # of the labelled predictions; None without labels
-    audited: Share | None  # of those that were drawn at random to be labelled, which judge; None without any
-    per_digit: dict[int, Share]  # by true digit, those that have labels
+    expected: Proportion  # of the version on its held-out reference
+    labelled: Proportion | None  # of the labelled predictions; None without labels
+    audited: Proportion | None  # of those that were drawn at random to be labelled, which judge; None without any
+    per_digit: dict[int, Proportion]  # by true digit, those that have labels
     mean_confidence: float | None  # over all predictions; None when there are none
     estimate: float | None  # without labels, from calibrated confidence, over all predictions
     estimate_error: float | None  # the same estimate of the audited predictions alone, minus their accuracy
@@ -46,7 +46,7 @@ def assess(reference: Reference, window: Window, labelled: Window | None = None,
     audited = _share(right[known.audited]) if known.audited.any() else None
     found = Accuracy(
         verdict=_verdict(expected, audited, minimum_labels),
-        words="",
+        message="",
         count=len(window),
         expected=expected,
         labelled=_share(right[has_label]) if has_label.any() else None,
@@ -56,15 +56,15 @@ def assess(reference: Reference, window: Window, labelled: Window | None = None,
         estimate=float(estimated.mean()) if len(window) else None,
         estimate_error=float(honest[known.audited].mean()) - audited.value if audited else None,
     )
-    return found.model_copy(update={"words": _words(found, minimum_labels)})
+    return found.model_copy(update={"message": _message(found, minimum_labels)})
 
 
 def _confidence(window: Window) -> NDArray[np.float32]:
     return window.probabilities.max(axis=1) if len(window) else np.zeros(0, dtype=np.float32)
 
 
-def _share(right: NDArray[np.bool_]) -> Share:
-    return intervals.of(int(right.sum()), len(right))
+def _share(right: NDArray[np.bool_]) -> Proportion:
+    return intervals.wilson(int(right.sum()), len(right))
 
 
 def _calibrated(reference: Reference, confidence: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -83,7 +83,7 @@ def _calibrated(reference: Reference, confidence: NDArray[np.float32]) -> NDArra
 
 
 def _verdict(
-    expected: Share, audited: Share | None, minimum_labels: int
+    expected: Proportion, audited: Proportion | None, minimum_labels: int
 ) -> Literal["as expected", "worse", "not enough labels"]:
     if audited is None or audited.count < minimum_labels:
         return "not enough labels"
@@ -91,7 +91,7 @@ def _verdict(
     return "worse" if audited.value - expected.value + highest < 0 else "as expected"
 
 
-def _words(found: Accuracy, minimum_labels: int) -> str:
+def _message(found: Accuracy, minimum_labels: int) -> str:
     known = f"the version had {found.expected.value:.2%} on {found.expected.count} held-out images"
     estimate = "" if found.estimate is None else f" By its confidence alone {found.estimate:.2%} would be right"
     audited = found.audited

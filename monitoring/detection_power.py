@@ -48,7 +48,7 @@ def measure(
     labels: Labels,
     answer: Answer,
     count: int,
-    policy: drift.Policy | None = None,
+    policy: drift.DriftPolicy | None = None,
     windows: int = 40,
     clean_windows: int = 200,
     seed: int = 0,
@@ -80,16 +80,16 @@ def measure(
         def mixed(window: int, factor: float = factor) -> NDArray[np.int64]:
             return perturbations.more_of(labels, window % 10, factor, count, random)
 
-        words = f"one digit {factor:g} times as often"
-        found.append(Power(change="mix", strength=words, caught=caught(clean, windows, mixed), windows=windows))
+        message = f"one digit {factor:g} times as often"
+        found.append(Power(change="mix", strength=message, caught=caught(clean, windows, mixed), windows=windows))
     return found
 
 
 def _injected(images: Images) -> Iterator[tuple[str, str, Images]]:
     """Every change at every strength: its name, its strength in words, the changed images."""
-    for name, (change, amounts, words) in INJECTED.items():
+    for name, (change, amounts, message) in INJECTED.items():
         for amount in amounts:
-            yield name, words.format(amount), change(images, amount)
+            yield name, message.format(amount), change(images, amount)
     yield "inverted", "", perturbations.invert(images)
 
 

@@ -13,7 +13,7 @@ from digits.images import Images
 from monitoring import image_statistics
 from monitoring.image_statistics import Columns, Values
 
-ADVICE = {
+RECOMMENDATIONS = {
     "client": "Look at what the client sends: this looks like a fault in how it makes or encodes its pictures.",
     "preprocessing": "Look at the preprocessing: pictures no longer arrive framed and levelled as the model saw them in training.",
     "retrain": "What people write has changed: have some of these labelled, and retrain with them if accuracy suffers.",
@@ -36,10 +36,10 @@ class Cause(BaseModel):
 
     kind: str
     amount: float
-    words: str
+    message: str
     explains: float  # share of the drift that vanishes when the reference is changed likewise, 0 to 1
     look_at: Literal["client", "preprocessing", "retrain", "look"]
-    advice: str
+    recommendations: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class _Guess:
 
     kind: str
     amount: float
-    words: str
+    message: str
     look_at: Literal["client", "preprocessing", "retrain", "look"]
     down: float = 0.0
 
@@ -135,10 +135,10 @@ def _cause(guess: _Guess, explains: float) -> Cause:
     return Cause(
         kind=guess.kind,
         amount=guess.amount,
-        words=guess.words,
+        message=guess.message,
         explains=explains,
         look_at=guess.look_at,
-        advice=ADVICE[guess.look_at],
+        recommendations=RECOMMENDATIONS[guess.look_at],
     )
 
 
@@ -221,5 +221,5 @@ def _mix(before: Values, now: Values) -> _Guess:
     was, is_now = (np.bincount(digits.astype(int), minlength=10) / len(digits) for digits in (before, now))
     digit = int(np.abs(is_now - was).argmax())
     more = "more" if is_now[digit] > was[digit] else "fewer"
-    words = f"{more} {digit}s than before ({is_now[digit]:.0%} instead of {was[digit]:.0%})"
-    return _Guess("mix", float(is_now[digit] - was[digit]), words, "retrain")
+    message = f"{more} {digit}s than before ({is_now[digit]:.0%} instead of {was[digit]:.0%})"
+    return _Guess("mix", float(is_now[digit] - was[digit]), message, "retrain")

@@ -25,7 +25,7 @@ DIGIT = "digit"  # the column of answers, 0 to 9; every other column is numeric
 CONFIDENCE = "confidence"
 
 
-class Policy(BaseModel):
+class DriftPolicy(BaseModel):
     """What counts as drift."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,12 +75,12 @@ class Drift(BaseModel):
     columns: tuple[Column, ...]  # most exceeding first; empty when there was not enough data
     causes: tuple[Cause, ...]  # what explains most first
     alpha: float
-    words: str
+    message: str
 
 
-def compare(reference: Reference, window: Window, policy: Policy | None = None) -> Drift:
+def compare(reference: Reference, window: Window, policy: DriftPolicy | None = None) -> Drift:
     """Judges the window against the reference sample of the version that answered it."""
-    policy = policy or Policy()
+    policy = policy or DriftPolicy()
     if min(len(window), len(reference.images)) < policy.minimum_count:
         return _not_enough(reference, window, policy)
     before, now = tables(reference, window)
@@ -98,7 +98,7 @@ def compare(reference: Reference, window: Window, policy: Policy | None = None) 
         columns=columns,
         causes=causes,
         alpha=policy.alpha,
-        words=_words(columns, causes),
+        message=_message(columns, causes),
     )
 
 
@@ -164,7 +164,7 @@ def _unit(name: str) -> str:
     return "probability" if name == CONFIDENCE else image_statistics.UNITS.get(name, "grey levels")
 
 
-def thresholds(reference: Columns, count: int, policy: Policy | None = None) -> dict[str, float]:
+def thresholds(reference: Columns, count: int, policy: DriftPolicy | None = None) -> dict[str, float]:
     """The score that each column of a window of this size must exceed to be drift.
 
     Both sides are drawn with replacement from the reference (its size, and the window's), and scored; the columns' scores,
@@ -172,7 +172,7 @@ def thresholds(reference: Columns, count: int, policy: Policy | None = None) -> 
     Westfall and Young, Resampling-Based Multiple Testing, 1993). So columns that say the same cost nothing. The answers have an
     alpha of their own, because they alone see a change of the mix, which shows weakly.
     """
-    policy = policy or Policy()
+    policy = policy or DriftPolicy()
     names = [name for name in reference if name != DIGIT]
     distances, changes = _null(reference, names, count, policy)
     images = np.maximum(_limits(distances, policy.alpha / 2), policy.smallest_distance)
@@ -186,7 +186,7 @@ def _limits(scores: Values, alpha: float) -> Values:
     return mean + spread * np.quantile(((scores - mean) / spread).max(axis=1), 1 - alpha)
 
 
-def _null(reference: Columns, names: list[str], count: int, policy: Policy) -> tuple[Values, Values]:
+def _null(reference: Columns, names: list[str], count: int, policy: DriftPolicy) -> tuple[Values, Values]:
     """Scores without any change: distances of shape (resamples, columns), largest share changes of shape (resamples,).
 
     A draw is how often each reference image came up, so a distribution function is a running sum over the sorted images:
@@ -209,28 +209,28 @@ def _null(reference: Columns, names: list[str], count: int, policy: Policy) -> t
     return distances, changes
 
 
-def _severity(columns: tuple[Column, ...], policy: Policy) -> Literal["none", "slight", "strong"]:
+def _severity(columns: tuple[Column, ...], policy: DriftPolicy) -> Literal["none", "slight", "strong"]:
     drifted = [column for column in columns if column.drifted]
     limits = {DIGIT: policy.strong_share}
     strong = any(column.score >= limits.get(column.name, policy.strong_distance) for column in drifted)
     return "strong" if strong else "slight" if drifted else "none"
 
 
-def _words(columns: tuple[Column, ...], causes: tuple[Cause, ...]) -> str:
+def _message(columns: tuple[Column, ...], causes: tuple[Cause, ...]) -> str:
     """The verdict in a sentence or two."""
     drifted = [column for column in columns if column.drifted]
     if not drifted:
         return f"No drift: none of {len(columns)} columns differs from the reference."
     if causes[0].kind != "unknown":
-        return "; ".join(cause.words for cause in causes).capitalize() + "."
+        return "; ".join(cause.message for cause in causes).capitalize() + "."
     changed = ", ".join(
         f"{column.name} {column.before:.3g} → {column.now:.3g} ({column.unit})" for column in drifted[:3]
     )
     return f"{len(drifted)} of {len(columns)} columns changed in a way we do not know: {changed}."
 
 
-def _not_enough(reference: Reference, window: Window, policy: Policy) -> Drift:
-    words = (
+def _not_enough(reference: Reference, window: Window, policy: DriftPolicy) -> Drift:
+    message = (
         f"Not enough data: {len(window)} predictions against {len(reference.images)} reference images, "
         f"at least {policy.minimum_count} of each are needed."
     )
@@ -243,5 +243,5 @@ def _not_enough(reference: Reference, window: Window, policy: Policy) -> Drift:
         columns=(),
         causes=(),
         alpha=policy.alpha,
-        words=words,
+        message=message,
     )

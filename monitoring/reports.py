@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from digits.intervals import Share
+from digits.intervals import Proportion
 from digits.reference import Reference
 from digits.storage.predictions import Window
 from monitoring import accuracy, drift, drift_images
@@ -37,7 +37,7 @@ _DRIFTED = "drifted_share"  # of the columns
 _SHOWN = [_DRIFTED, drift.CONFIDENCE, *UNITS]  # means that the dashboard shows over time
 
 
-class Verdict(BaseModel):
+class MonitoringVerdict(BaseModel):
     """Everything monitoring has to say about one window."""
 
     model_config = ConfigDict(frozen=True)
@@ -48,8 +48,8 @@ class Verdict(BaseModel):
     versions: tuple[str, ...]  # that answered in this window
     drift: drift.Drift
     accuracy: accuracy.Accuracy
-    words: str
-    advice: tuple[str, ...]
+    message: str
+    recommendations: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,32 +63,32 @@ class Written:
 
 
 def judge(
-    reference: Reference, window: Window, policy: drift.Policy | None = None, labelled: Window | None = None
-) -> Verdict:
+    reference: Reference, window: Window, policy: drift.DriftPolicy | None = None, labelled: Window | None = None
+) -> MonitoringVerdict:
     """Drift and accuracy of a window, against the reference sample of the version that answered it.
 
     `labelled` holds all labelled answers of that time where the window is a sample.
     """
     found = drift.compare(reference, window, policy)
     right = accuracy.assess(reference, window, labelled)
-    return Verdict(
+    return MonitoringVerdict(
         since=min(window.at, default=None),
         until=max(window.at, default=None),
         count=len(window),
         versions=tuple(sorted(set(window.versions))),
         drift=found,
         accuracy=right,
-        words=f"{found.words} {right.words}",
-        advice=_advice(found, right),
+        message=f"{found.message} {right.message}",
+        recommendations=_recommendations(found, right),
     )
 
 
-def _advice(found: drift.Drift, right: accuracy.Accuracy) -> tuple[str, ...]:
+def _recommendations(found: drift.Drift, right: accuracy.Accuracy) -> tuple[str, ...]:
     """What to do, each thing once; a loss of accuracy without drift has causes that no image statistic shows."""
-    advice = tuple(dict.fromkeys(cause.advice for cause in found.causes))
-    if right.verdict == "worse" and not advice:
+    recommendations = tuple(dict.fromkeys(cause.recommendations for cause in found.causes))
+    if right.verdict == "worse" and not recommendations:
         return ("Look at the labels and at the digits that are answered wrongly; then retrain with the labelled ones.",)
-    return advice
+    return recommendations
 
 
 def folder_name(since: datetime, until: datetime, version: str) -> str:
@@ -97,7 +97,7 @@ def folder_name(since: datetime, until: datetime, version: str) -> str:
     return f"{start}--{end}-v{version}"
 
 
-def write(folder: Path, workspace: Path, reference: Reference, window: Window, verdict: Verdict) -> Written:
+def write(folder: Path, workspace: Path, reference: Reference, window: Window, verdict: MonitoringVerdict) -> Written:
     """`verdict.json`, `report.html` and `pictures.png` in the folder, and the run in the workspace that the Evidently UI shows.
 
     Written again for the same folder, the files and the run are replaced, so a window can be recomputed.
@@ -151,16 +151,16 @@ def _forget(runs: set[str], workspace: Path) -> None:
                     opened.delete_run(project.id, run)
 
 
-def markdown(version: str, verdict: Verdict, written: Written, history: str) -> str:
+def markdown(version: str, verdict: MonitoringVerdict, written: Written, history: str) -> str:
     """The verdict as a page: words, advice, accuracy, what drifted; `history` is the address of the Evidently UI."""
-    advice = "".join(f"- {sentence}\n" for sentence in verdict.advice)
+    recommendations = "".join(f"- {sentence}\n" for sentence in verdict.recommendations)
     rows = "".join(_row(column) for column in verdict.drift.columns if column.drifted)
     table = (
         f"| column | before | now | unit | distance | threshold |\n|---|---|---|---|---|---|\n{rows}" if rows else ""
     )
     links = f"[history in the Evidently UI]({history}), `{written.html or written.verdict}`"
     right = _accuracies(verdict.accuracy)
-    parts = [f"# digits v{version}: {verdict.drift.verdict}", verdict.words, advice, right, table, links]
+    parts = [f"# digits v{version}: {verdict.drift.verdict}", verdict.message, recommendations, right, table, links]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
@@ -203,7 +203,7 @@ def _quiet() -> Iterator[None]:
             plotly.io.templates.default = theme
 
 
-def _run(reference: Reference, window: Window, verdict: Verdict) -> Any:
+def _run(reference: Reference, window: Window, verdict: MonitoringVerdict) -> Any:
     """Evidently's snapshot of the window: every column by our own score and threshold. It sends nothing anywhere."""
     from evidently import DataDefinition, Dataset, Report  # 3 to 8 s
 
@@ -219,11 +219,11 @@ def _run(reference: Reference, window: Window, verdict: Verdict) -> Any:
     )
     current, then = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
     report = Report(_metrics(verdict), include_tests=True)
-    metadata = {"versions": ", ".join(verdict.versions), "verdict": verdict.drift.verdict, "words": verdict.words}
+    metadata = {"versions": ", ".join(verdict.versions), "verdict": verdict.drift.verdict, "message": verdict.message}
     return report.run(current, then, timestamp=verdict.until, metadata=metadata, tags=["monitor"])
 
 
-def _frame(columns: Columns, labelled: Share | None, audited: Share | None, drifted_share: float) -> Any:
+def _frame(columns: Columns, labelled: Proportion | None, audited: Proportion | None, drifted_share: float) -> Any:
     import pandas as pd  # 1.4 s
 
     frame = pd.DataFrame(columns)
@@ -233,7 +233,7 @@ def _frame(columns: Columns, labelled: Share | None, audited: Share | None, drif
     return frame
 
 
-def _metrics(verdict: Verdict) -> list[Any]:
+def _metrics(verdict: MonitoringVerdict) -> list[Any]:
     """The dashboard's numbers first, then a panel per column, the most exceeding first.
 
     One drifted column is drift: the thresholds hold for all columns together. Evidently's dashboard draws one line for each set

@@ -45,7 +45,7 @@ class Backup:
         return f"{self.files} files, {self.bytes / 1e6:,.1f} MB" + "".join(f"; {reason}" for reason in self.without)
 
 
-def back_up(where: Settings, target: Path) -> Backup:
+def back_up(settings: Settings, target: Path) -> Backup:
     """Copy databases, artifacts, data sets and champions to a folder, or into one file where the name ends in .tar.
 
     What refers to something is copied before it: answers move from the spool into the database, which names versions of MLflow,
@@ -55,20 +55,20 @@ def back_up(where: Settings, target: Path) -> Backup:
     target = target.expanduser().absolute()
     if target.exists():
         raise ValueError(f"{target} exists already; give the backup another name")
-    if not any(where.home.glob("*")):
-        raise ValueError(f"there is nothing to back up in {where.home}; start the platform with `digits up`")
-    if target.is_relative_to(where.home):
-        raise ValueError(f"{target} lies in {where.home} itself, and would be lost with it; give another place")
+    if not any(settings.home.glob("*")):
+        raise ValueError(f"there is nothing to back up in {settings.home}; start the platform with `digits up`")
+    if target.is_relative_to(settings.home):
+        raise ValueError(f"{target} lies in {settings.home} itself, and would be lost with it; give another place")
     target.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(target) as folder:
-        _copy_folder(where.spool, folder / "spool")
-        _copy_digits_database(where, folder)
+        _copy_folder(settings.spool, folder / "spool")
+        _copy_digits_database(settings, folder)
         for database in OTHER_DBS:
-            if (where.home / database).exists():
-                _copy_sqlite(where.home / database, folder / database)
-        _copy_folder(where.inbox, folder / INBOX)
+            if (settings.home / database).exists():
+                _copy_sqlite(settings.home / database, folder / database)
+        _copy_folder(settings.inbox, folder / INBOX)
         for name in FOLDERS:
-            _copy_folder(where.home / name, folder / name)
+            _copy_folder(settings.home / name, folder / name)
         files = _describe(folder)
         _write_manifest(folder, files)
         if target.suffix == ".tar":
@@ -82,40 +82,42 @@ def back_up(where: Settings, target: Path) -> Backup:
                 packed.unlink(missing_ok=True)
         else:
             folder.rename(target)
-    return Backup(len(files), sum(file["bytes"] for file in files.values()), _elsewhere(where))
+    return Backup(len(files), sum(file["bytes"] for file in files.values()), _elsewhere(settings))
 
 
-def restore(where: Settings, source: Path) -> Backup:
+def restore(settings: Settings, source: Path) -> Backup:
     """Put a backup in the place of an empty DIGITS_HOME, after every byte of it was compared with its manifest.
 
     Raises BadBackup when the backup is damaged or incomplete, ValueError when something is there that it would replace; then
     nothing has changed.
     """
-    if processes.states(where):
+    if processes.states(settings):
         raise ValueError(
-            f"the platform runs on {where.home}; stop it with `digits down`, or set DIGITS_HOME to an empty folder"
+            f"the platform runs on {settings.home}; stop it with `digits down`, or set DIGITS_HOME to an empty folder"
         )
-    if where.home.exists() and any(where.home.iterdir()):
-        raise ValueError(f"{where.home} is not empty; move it away, or set DIGITS_HOME to an empty folder")
-    if where.inbox.exists() and any(where.inbox.iterdir()):
-        raise ValueError(f"the inbox {where.inbox} is not empty; move it away, or set DIGITS_INBOX to an empty folder")
+    if settings.home.exists() and any(settings.home.iterdir()):
+        raise ValueError(f"{settings.home} is not empty; move it away, or set DIGITS_HOME to an empty folder")
+    if settings.inbox.exists() and any(settings.inbox.iterdir()):
+        raise ValueError(
+            f"the inbox {settings.inbox} is not empty; move it away, or set DIGITS_INBOX to an empty folder"
+        )
     if not source.exists():
         raise ValueError(f"there is no backup {source}; give a folder or a .tar that `digits backup` wrote")
-    where.home.mkdir(parents=True, exist_ok=True)
-    staging = where.home / ".restoring"  # on the same disk, so that moving it into place copies nothing
+    settings.home.mkdir(parents=True, exist_ok=True)
+    staging = settings.home / ".restoring"  # on the same disk, so that moving it into place copies nothing
     try:
         _unpack(source.expanduser(), staging)
         files = _check(staging)
-        _restore_digits_database(where, staging)
+        _restore_digits_database(settings, staging)
         if (staging / INBOX).exists():
-            shutil.copytree(staging / INBOX, where.inbox, dirs_exist_ok=True)
+            shutil.copytree(staging / INBOX, settings.inbox, dirs_exist_ok=True)
             shutil.rmtree(staging / INBOX)
         for path in staging.iterdir():
             if path.name != MANIFEST:
-                path.rename(where.home / path.name)
+                path.rename(settings.home / path.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Backup(len(files), sum(file["bytes"] for file in files.values()), _elsewhere(where))
+    return Backup(len(files), sum(file["bytes"] for file in files.values()), _elsewhere(settings))
 
 
 # Databases
@@ -133,17 +135,17 @@ def _copy_sqlite(source: Path, target: Path) -> None:
         raise OSError(f"{source} cannot be copied ({error}); nothing was backed up") from error
 
 
-def _copy_digits_database(where: Settings, folder: Path) -> None:
-    path = _sqlite_path(where.database_url)
+def _copy_digits_database(settings: Settings, folder: Path) -> None:
+    path = _sqlite_path(settings.database_url)
     if path is None:
-        _postgres("pg_dump", where, "--format=custom", "--no-owner", f"--file={folder / DIGITS_DUMP}")
+        _postgres("pg_dump", settings, "--format=custom", "--no-owner", f"--file={folder / DIGITS_DUMP}")
     elif path.exists():
         _copy_sqlite(path, folder / DIGITS_DB)
 
 
-def _restore_digits_database(where: Settings, staging: Path) -> None:
+def _restore_digits_database(settings: Settings, staging: Path) -> None:
     """Into the database of the settings, which has to be of the same kind and empty."""
-    path = _sqlite_path(where.database_url)
+    path = _sqlite_path(settings.database_url)
     wanted, other = (DIGITS_DUMP, DIGITS_DB) if path is None else (DIGITS_DB, DIGITS_DUMP)
     if (staging / other).exists():
         kind = "SQLite" if other == DIGITS_DB else "PostgreSQL"
@@ -154,11 +156,13 @@ def _restore_digits_database(where: Settings, staging: Path) -> None:
         return
     if path is None:
         tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
-        if _postgres("psql", where, "--tuples-only", "--no-align", f"--command={tables}").strip() != "0":
+        if _postgres("psql", settings, "--tuples-only", "--no-align", f"--command={tables}").strip() != "0":
             raise ValueError("the database of DIGITS_DATABASE_URL is not empty; name an empty one")
-        _postgres("pg_restore", where, "--no-owner", "--exit-on-error", "--single-transaction", str(staging / wanted))
+        _postgres(
+            "pg_restore", settings, "--no-owner", "--exit-on-error", "--single-transaction", str(staging / wanted)
+        )
         (staging / wanted).unlink()
-    elif path != where.home / DIGITS_DB:
+    elif path != settings.home / DIGITS_DB:
         if path.exists():
             raise ValueError(f"{path} exists already; move it away, or set DIGITS_DATABASE_URL")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,9 +174,9 @@ def _sqlite_path(url: str) -> Path | None:
     return Path(url.split("///", 1)[1].split("?")[0]).absolute() if url.startswith("sqlite") else None
 
 
-def _postgres(program: str, where: Settings, *words: str) -> str:
+def _postgres(program: str, settings: Settings, *words: str) -> str:
     """What a program of PostgreSQL prints; the password goes through the environment, where other users cannot read it."""
-    parts = urlsplit(where.database_url)
+    parts = urlsplit(settings.database_url)
     host = parts.netloc.rpartition("@")[2]
     user = unquote(parts.username or "")
     address = urlunsplit(("postgresql", f"{parts.username}@{host}" if user else host, parts.path, parts.query, ""))
@@ -189,12 +193,12 @@ def _postgres(program: str, where: Settings, *words: str) -> str:
     return done.stdout
 
 
-def _elsewhere(where: Settings) -> list[str]:
+def _elsewhere(settings: Settings) -> list[str]:
     """What this machine does not keep."""
-    servers = (("MLflow", where.mlflow_link, "mlflow"), ("Prefect", where.prefect_api_url, "prefect"))
-    here = {process.name for process in processes.processes(where)}
+    servers = (("MLflow", settings.mlflow_public_url, "mlflow"), ("Prefect", settings.prefect_api_url, "prefect"))
+    here = {process.name for process in processes.processes(settings)}
     without = [f"without what {name} keeps at {url}" for name, url, process in servers if process not in here]
-    return [*without, f"without the data sets in {where.datasets_url}"] if where.datasets_url else without
+    return [*without, f"without the data sets in {settings.datasets_url}"] if settings.datasets_url else without
 
 
 # Files

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from digits.settings import Settings, settings
+from digits.settings import Settings, load_settings
 
 app = typer.Typer(
     help="Trains, promotes, serves and watches handwritten-digit recognisers.",
@@ -71,13 +71,13 @@ def _reason(error: OSError) -> str:
     """Our own sentences as they are; what the operating system says with the file it says it of, and what helps."""
     if error.errno is None:
         return str(error) or type(error).__name__
-    place = error.filename or settings().home
-    advice = ""
+    place = error.filename or load_settings().home
+    recommendations = ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        advice = "; make room there and do it again"
-    elif Path(str(place)).absolute().is_relative_to(settings().home):
-        advice = "; set DIGITS_HOME to a folder that can be written"
-    return f"{place}: {os.strerror(error.errno)}{advice}"
+        recommendations = "; make room there and do it again"
+    elif Path(str(place)).absolute().is_relative_to(load_settings().home):
+        recommendations = "; set DIGITS_HOME to a folder that can be written"
+    return f"{place}: {os.strerror(error.errno)}{recommendations}"
 
 
 def _fail(sentence: str) -> None:
@@ -87,7 +87,7 @@ def _fail(sentence: str) -> None:
 
 def _keep_traceback() -> str:
     """Write the traceback of the current exception to a file; where it is, in words."""
-    path = settings().home / "logs" / "traceback.log"
+    path = load_settings().home / "logs" / "traceback.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(traceback.format_exc())
@@ -101,7 +101,7 @@ def up() -> None:
     """Start the whole platform on this machine and stay in the foreground; Ctrl-C stops all of it."""
     from ops import bootstrap
 
-    bootstrap.up(settings())
+    bootstrap.up(load_settings())
 
 
 @app.command()
@@ -109,8 +109,8 @@ def down() -> None:
     """Stop a platform that was started elsewhere with `digits up`."""
     from ops import processes
 
-    where = settings()
-    print("stopped" if processes.stop(where) else f"nothing runs on {where.home}")
+    settings = load_settings()
+    print("stopped" if processes.stop(settings) else f"nothing runs on {settings.home}")
 
 
 @app.command()
@@ -118,7 +118,7 @@ def status() -> None:
     """What is up, where, and which version answers."""
     from ops import bootstrap
 
-    if not bootstrap.print_status(settings()):
+    if not bootstrap.print_status(load_settings()):
         raise SystemExit(1)
 
 
@@ -127,7 +127,7 @@ def backup(target: Annotated[Path, typer.Argument(metavar="FOLDER|FILE.tar")]) -
     """Copy all state into a new folder or .tar file, also while the platform runs."""
     from ops import backup
 
-    print(f"backed up to {target}: {backup.back_up(settings(), target)}")
+    print(f"backed up to {target}: {backup.back_up(load_settings(), target)}")
 
 
 @app.command()
@@ -135,8 +135,8 @@ def restore(source: Annotated[Path, typer.Argument(metavar="FOLDER|FILE.tar")]) 
     """Put what `digits backup` wrote into an empty DIGITS_HOME."""
     from ops import backup
 
-    where = settings()
-    print(f"restored {source} into {where.home}: {backup.restore(where, source)}; start it with `digits up`")
+    settings = load_settings()
+    print(f"restored {source} into {settings.home}: {backup.restore(settings, source)}; start it with `digits up`")
 
 
 @app.command()
@@ -145,7 +145,7 @@ def ingest(data: Data = "mnist") -> None:
     _silence_prefect()
     from flows.ingest import start_from
 
-    print(start_from.fn(data, settings()))
+    print(start_from.fn(data, load_settings()))
 
 
 @app.command()
@@ -160,11 +160,11 @@ def train(
 
     changes = {"seed": seed} | ({"epochs": epochs} if epochs else {})
     chosen = recipes.find(recipe).model_copy(update=changes)
-    with _flows() as where:
+    with _flows() as settings:
         from flows.train import train
 
         version = train(chosen, data)
-        _print_version(where, version)
+        _print_version(settings, version)
 
 
 @app.command()
@@ -183,23 +183,23 @@ def retrain(
 @app.command()
 def promote(version: str, why: Reason = "by hand") -> None:
     """Make VERSION the champion, after checking that it loads and answers."""
-    where = settings()
-    registry = _registry(where)
+    settings = load_settings()
+    registry = _registry(settings)
     from digits.storage import database
     from models import promotion
 
-    promotion.promote(registry, database.connect(where.database_url), version, why, where.champions)
+    promotion.promote(registry, _store(settings), database.connect(settings.database_url), version, why)
 
 
 @app.command()
 def rollback(why: Reason = "by hand") -> None:
     """Go back to the previous champion."""
-    where = settings()
-    registry = _registry(where)
+    settings = load_settings()
+    registry = _registry(settings)
     from digits.storage import database
     from models import promotion
 
-    promotion.roll_back(registry, database.connect(where.database_url), why, where.champions)
+    promotion.roll_back(registry, _store(settings), database.connect(settings.database_url), why)
 
 
 @app.command()
@@ -211,7 +211,7 @@ def ledger() -> None:
     from digits.storage import ledger as book
 
     table = Table("when (UTC)", "what", "from", "to", "by", "why", box=None, pad_edge=False)
-    entries = book.entries(database.connect(settings().database_url))
+    entries = book.entries(database.connect(load_settings().database_url))
     if not entries:
         print("nothing was promoted yet")
         return
@@ -230,7 +230,7 @@ def create_key(
     """Make a key and print it, this once; what is kept does not tell it."""
     from digits.storage import api_keys, database
 
-    print(api_keys.create(database.connect(settings().database_url), name, role, rate))
+    print(api_keys.create(database.connect(load_settings().database_url), name, role, rate))
 
 
 @keys_app.command("list")
@@ -241,10 +241,10 @@ def list_keys() -> None:
     from digits.storage import api_keys, database
 
     table = Table("name", "roles", "requests a minute", "made (UTC)", "revoked (UTC)", box=None, pad_edge=False)
-    where = settings()
-    for key in api_keys.by_hash(database.connect(where.database_url)).values():
+    settings = load_settings()
+    for key in api_keys.by_hash(database.connect(settings.database_url)).values():
         revoked = f"{key.revoked_at:%Y-%m-%d %H:%M:%S}" if key.revoked_at else "–"
-        rate = f"{key.rate_per_minute or where.rate_per_minute:,}"
+        rate = f"{key.rate_per_minute or settings.rate_per_minute:,}"
         table.add_row(key.name, ", ".join(sorted(key.roles)), rate, f"{key.created_at:%Y-%m-%d %H:%M:%S}", revoked)
     _show(table)
 
@@ -254,7 +254,7 @@ def revoke_key(name: str) -> None:
     """Refuse the key from now on; every worker knows within seconds."""
     from digits.storage import api_keys, database
 
-    api_keys.revoke(database.connect(settings().database_url), name)
+    api_keys.revoke(database.connect(load_settings().database_url), name)
 
 
 @app.command()
@@ -285,7 +285,7 @@ def leaderboard() -> None:
         table.add_column(name, no_wrap=name != "recipe")
     table.add_column("parameters", no_wrap=True, justify="right")
     table.add_column("seconds", no_wrap=True, justify="right")
-    for row in leaderboard.read(_registry(settings())):
+    for row in leaderboard.read(_registry(load_settings())):
         table.add_row(*row.cells)
     _show(table)
 
@@ -295,10 +295,10 @@ def diff(run_a: str, run_b: str) -> None:
     """Why two runs differ (versions or run ids): data, code, recipe, environment, and a paired test of their answers."""
     from models import run_diff, runs
 
-    where = settings()
-    registry = _registry(where)
+    settings = load_settings()
+    registry = _registry(settings)
     a, b = runs.find(registry, run_a), runs.find(registry, run_b)
-    print(run_diff.compare(registry, a, b, where.datasets, where.champions).text)
+    print(run_diff.compare(registry, a, b, settings.datasets, _store(settings)).text)
 
 
 @app.command()
@@ -322,11 +322,11 @@ def sweep(
     """Search recipes under a time budget, side by side, and register the best as challenger; Ctrl-C keeps what is done."""
     from ops.processes import signals_as_interrupts
 
-    with _flows() as where, signals_as_interrupts():
+    with _flows() as settings, signals_as_interrupts():
         from flows.sweep import sweep
         from flows.sweep_executor import Plan
 
-        _print_version(where, sweep(Plan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)))
+        _print_version(settings, sweep(Plan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)))
 
 
 @app.command()
@@ -338,7 +338,7 @@ def predict(
     from ops import predict
 
     refused = 0
-    with (predict.champion if direct else predict.endpoint)(settings()) as ask:
+    with (predict.champion if direct else predict.endpoint)(load_settings()) as ask:
         for file in files:
             try:
                 print(f"{file}: {ask(file.read_bytes())}")
@@ -362,9 +362,9 @@ def traffic(
 
     from ops import traffic as requests
 
-    where = settings()
-    test = requests.test_images(data, where)
-    sending = requests.send(where, requests.changed(test, change, amount), n, seed, labels)
+    settings = load_settings()
+    test = requests.test_images(data, settings)
+    sending = requests.send(settings, requests.changed(test, change, amount), n, seed, labels)
     for sent in tqdm(sending, total=n, unit="request", disable=None):  # noqa: B007  # the last one is printed
         pass
     print(f"{sent.answers} answers, {sent.right / sent.answers:.1%} right, {sent.labelled} labelled")
@@ -431,8 +431,8 @@ def audit(
     from flows.monitor import begin
     from ops import audit
 
-    where = settings()
-    folder, engine = folder or where.home / "audit", database.connect(where.database_url)
+    settings = load_settings()
+    folder, engine = folder or settings.home / "audit", database.connect(settings.database_url)
     labelled = audit.collect(engine, folder)
     answers = feedback.unlabelled_audit(engine, begin(since, datetime.now(UTC)))
     if quarantine:
@@ -457,7 +457,7 @@ def _print_power(since: str) -> None:
 
     from ops.detection_power import measure
 
-    count, found = measure(since, settings())
+    count, found = measure(since, load_settings())
     table = Table("change", "strength", "caught", "windows", box=None, pad_edge=False)
     for one in found:
         change = "none: false alarms" if one.change == "none" else one.change
@@ -466,16 +466,24 @@ def _print_power(since: str) -> None:
     _show(table)
 
 
-def _registry(where: Settings) -> Any:
-    from models import champion
+def _registry(settings: Settings) -> Any:
+    from models.registry_reader import RegistryReader
 
-    champion.version(where.mlflow_tracking_uri)  # raises at once where MLflow does not answer; to import it takes 4 s
+    RegistryReader(
+        settings.mlflow_tracking_uri
+    ).version()  # raises at once where MLflow does not answer; to import it takes 4 s
     from models.registry import Registry
 
-    return Registry(where.mlflow_tracking_uri)
+    return Registry(settings.mlflow_tracking_uri)
 
 
-def _print_version(where: Settings, version: str) -> None:
+def _store(settings: Settings) -> Any:
+    from models.model_store import ModelStore
+
+    return ModelStore(settings.mlflow_tracking_uri, settings.champions)
+
+
+def _print_version(settings: Settings, version: str) -> None:
     print(f"digits v{version} is registered; make it the champion with `digits promote {version}`")
 
 
@@ -484,12 +492,12 @@ def _flows() -> Iterator[Settings]:
     """Prefect set up for flows that run in this process: told where its server is, and silent on the terminal."""
     from ops.processes import environment
 
-    where = settings()
-    _check_prefect(where)
-    os.environ.update(environment(where))
+    settings = load_settings()
+    _check_prefect(settings)
+    os.environ.update(environment(settings))
     _silence_prefect()
     started = time.monotonic()
-    yield where
+    yield settings
     logging.getLogger("digits").info("took %.1f s", time.monotonic() - started)
 
 
@@ -498,13 +506,13 @@ def _silence_prefect() -> None:
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 
 
-def _check_prefect(where: Settings) -> None:
+def _check_prefect(settings: Settings) -> None:
     import httpx
 
     try:
         # as patient as Prefect's own client (PREFECT_API_REQUEST_TIMEOUT): a server that is busy is there
-        httpx.get(f"{where.prefect_api_url}/health", timeout=httpx.Timeout(60, connect=10)).raise_for_status()
+        httpx.get(f"{settings.prefect_api_url}/health", timeout=httpx.Timeout(60, connect=10)).raise_for_status()
     except httpx.HTTPError as error:
         raise ConnectionError(
-            f"Prefect does not answer at {where.prefect_api_url}; start it with `digits up` or set PREFECT_API_URL"
+            f"Prefect does not answer at {settings.prefect_api_url}; start it with `digits up` or set PREFECT_API_URL"
         ) from error

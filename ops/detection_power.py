@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from digits.data import datasets
-from digits.data.datasets import Split
+from digits.images import Split
 from digits.reference import Reference
 from digits.settings import Settings
 from digits.storage import database, predictions
@@ -22,17 +22,18 @@ LEAST = 100  # answers that the detector judges at all
 USUAL = 500  # where the window has fewer
 
 
-def measure(since: str, where: Settings) -> "tuple[int, list[Power]]":
+def measure(since: str, settings: Settings) -> "tuple[int, list[Power]]":
     """The size of the latest window and the detector's power at that size, on digits that the champion did not train on."""
-    from models import champion
+    from models.model_store import ModelStore
     from monitoring import detection_power
 
-    current = champion.fetch(where.mlflow_tracking_uri, "champion", where.champions)
-    reference = champion.reference_of(current, where.champions)
-    test = datasets.load(where.datasets, current.card["dataset"]).test
+    store = ModelStore(settings.mlflow_tracking_uri, settings.champions)
+    current = store.fetch()
+    reference = store.reference(current)
+    test = datasets.load(settings.datasets, current.card["dataset"]).test
     reference, held_out = apart(reference, test)
-    count = _window_size(since, current.version, where)
-    return count, detection_power.measure(reference, held_out.images, held_out.labels, current.answer, count)
+    count = _window_size(since, current.version, settings)
+    return count, detection_power.measure(reference, held_out.images, held_out.labels, current.predict_proba, count)
 
 
 def apart(reference: Reference, test: Split) -> tuple[Reference, Split]:
@@ -47,7 +48,7 @@ def apart(reference: Reference, test: Split) -> tuple[Reference, Split]:
     return kept, Split(reference.images[others], reference.labels[others])
 
 
-def _window_size(since: str, version: str, where: Settings) -> int:
-    engine = database.connect(where.database_url)
+def _window_size(since: str, version: str, settings: Settings) -> int:
+    engine = database.connect(settings.database_url)
     found = predictions.count(engine, begin(since, datetime.now(UTC)), version)
     return min(found, MOST) if found >= LEAST else USUAL

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from digits import images
+from digits.data import rectification
 from digits.settings import Settings
 from ops.endpoint import read
 
@@ -27,16 +27,16 @@ Ask = Callable[[bytes], Answer]  # of a file's content; raises ValueError where 
 
 
 @contextmanager
-def endpoint(where: Settings) -> Iterator[Ask]:
+def endpoint(settings: Settings) -> Iterator[Ask]:
     """Ask the running service, which logs the answers."""
-    with httpx.Client(base_url=where.service_url, headers=where.credentials, timeout=30) as client:
+    with httpx.Client(base_url=settings.service_url, headers=settings.credentials, timeout=30) as client:
 
         def ask(body: bytes) -> Answer:
             try:
                 response = client.post("/classify_file", files={"file": body})
             except httpx.TransportError as error:
                 raise ConnectionError(
-                    f"the endpoint does not answer at {where.service_url}; start it with `digits up`, or use --direct"
+                    f"the endpoint does not answer at {settings.service_url}; start it with `digits up`, or use --direct"
                 ) from error
             answer = read(response)
             return Answer(answer["digit"], answer["probability"], answer["model_version"])
@@ -45,14 +45,14 @@ def endpoint(where: Settings) -> Iterator[Ask]:
 
 
 @contextmanager
-def champion(where: Settings) -> Iterator[Ask]:
+def champion(settings: Settings) -> Iterator[Ask]:
     """Load the champion into this process; nothing is logged."""
-    from models import champion  # ONNX Runtime
+    from models.model_store import ModelStore  # ONNX Runtime
 
-    model = champion.fetch(where.mlflow_tracking_uri, "champion", where.champions)
+    model = ModelStore(settings.mlflow_tracking_uri, settings.champions).fetch()
 
     def ask(body: bytes) -> Answer:
-        (probabilities,) = model.answer(images.decode(body)[None])
+        (probabilities,) = model.predict_proba(rectification.decode(body)[None])
         digit = int(probabilities.argmax())
         return Answer(digit, float(probabilities[digit]), model.version)
 

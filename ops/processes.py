@@ -71,30 +71,30 @@ class PortTaken(OSError):
     """Somebody else listens on a port the platform needs."""
 
 
-def processes(where: Settings) -> list[Process]:
+def processes(settings: Settings) -> list[Process]:
     """What `digits up` starts; a server that a setting names elsewhere is not started here."""
-    python, host = [sys.executable, "-m"], ["--host", where.private_host]
+    python, host = [sys.executable, "-m"], ["--host", settings.private_host]
     mlflow = Process(
         name="mlflow",
         what="MLflow: runs and versions",
         command=[
-            *(*python, "mlflow", "server", *host, "--port", str(where.mlflow_port), "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{where.home}/mlflow/mlflow.db"),
-            *("--artifacts-destination", f"{where.home}/mlflow/artifacts"),
+            *(*python, "mlflow", "server", *host, "--port", str(settings.mlflow_port), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{settings.home}/mlflow/mlflow.db"),
+            *("--artifacts-destination", f"{settings.home}/mlflow/artifacts"),
         ],
         priority=1,
-        host=where.private_host,
-        port=where.mlflow_port,
+        host=settings.private_host,
+        port=settings.mlflow_port,
         setting="DIGITS_MLFLOW_PORT",
         health="/health",
     )
     prefect = Process(
         name="prefect",
         what="Prefect: flows and schedules",
-        command=[*python, "prefect", "server", "start", *host, "--port", str(where.prefect_port)],
+        command=[*python, "prefect", "server", "start", *host, "--port", str(settings.prefect_port)],
         priority=1,
-        host=where.private_host,
-        port=where.prefect_port,
+        host=settings.private_host,
+        port=settings.prefect_port,
         setting="DIGITS_PREFECT_PORT",
         health="/api/health",
     )
@@ -102,11 +102,11 @@ def processes(where: Settings) -> list[Process]:
         name="service",
         what="endpoint and drawing page",
         command=[
-            *(*python, "services", "--host", where.host, "--port", str(where.service_port)),
+            *(*python, "services", "--host", settings.host, "--port", str(settings.service_port)),
         ],
         priority=2,
-        host=where.host,
-        port=where.service_port,
+        host=settings.host,
+        port=settings.service_port,
         setting="DIGITS_SERVICE_PORT",
         health="/livez",
     )
@@ -114,12 +114,12 @@ def processes(where: Settings) -> list[Process]:
         name="reports",
         what="Evidently: drift reports",
         command=[
-            *(_script("evidently"), "ui", *host, "--port", str(where.reports_port)),
-            *("--workspace", str(where.workspace)),
+            *(_script("evidently"), "ui", *host, "--port", str(settings.reports_port)),
+            *("--workspace", str(settings.workspace)),
         ],
         priority=2,
-        host=where.private_host,
-        port=where.reports_port,
+        host=settings.private_host,
+        port=settings.reports_port,
         setting="DIGITS_REPORTS_PORT",
         health="/",
     )
@@ -129,15 +129,15 @@ def processes(where: Settings) -> list[Process]:
         command=[*python, "flows.deployments"],
         priority=3,
     )
-    local_mlflow = [mlflow] if _is_here(where, where.mlflow_tracking_uri, where.mlflow_port) else []
-    local_prefect = [prefect] if _is_here(where, where.prefect_api_url, where.prefect_port) else []
+    local_mlflow = [mlflow] if _is_here(settings, settings.mlflow_tracking_uri, settings.mlflow_port) else []
+    local_prefect = [prefect] if _is_here(settings, settings.prefect_api_url, settings.prefect_port) else []
     return [*local_mlflow, *local_prefect, service, reports, flows]
 
 
-def _is_here(where: Settings, url: str, port: int) -> bool:
+def _is_here(settings: Settings, url: str, port: int) -> bool:
     """Whether a setting names the server that this machine would start."""
     parsed = httpx.URL(url)
-    return parsed.host in ("127.0.0.1", "localhost", "::1", where.private_host) and parsed.port == port
+    return parsed.host in ("127.0.0.1", "localhost", "::1", settings.private_host) and parsed.port == port
 
 
 def _script(name: str) -> str:
@@ -145,40 +145,40 @@ def _script(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
-def environment(where: Settings) -> dict[str, str]:
+def environment(settings: Settings) -> dict[str, str]:
     """What the processes of the platform run with."""
     return {
         **os.environ,
         **ENVIRONMENT,
-        "DIGITS_HOME": str(where.home),
-        "MLFLOW_TRACKING_URI": where.mlflow_tracking_uri,
-        "PREFECT_API_URL": where.prefect_api_url,
-        "PREFECT_HOME": str(where.home / "prefect"),
-        "BENTOML_HOME": str(where.home / "bentoml"),
+        "DIGITS_HOME": str(settings.home),
+        "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
+        "PREFECT_API_URL": settings.prefect_api_url,
+        "PREFECT_HOME": str(settings.home / "prefect"),
+        "BENTOML_HOME": str(settings.home / "bentoml"),
     }
 
 
 @contextmanager
-def running(where: Settings) -> Iterator[subprocess.Popen[bytes]]:
+def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     """The platform, from starting its processes to the end of the last of them; Supervisor restarts those that die."""
-    if any(character in str(where.home) for character in "%;#"):
+    if any(character in str(settings.home) for character in "%;#"):
         raise ValueError(
-            f"DIGITS_HOME is {str(where.home)!r}; Supervisor reads no paths with %, ; or #, choose another"
+            f"DIGITS_HOME is {str(settings.home)!r}; Supervisor reads no paths with %, ; or #, choose another"
         )
-    if states(where):
+    if states(settings):
         raise AlreadyRunning(
-            f"the platform already runs on {where.home}; see `digits status`, stop it with `digits down`"
+            f"the platform already runs on {settings.home}; see `digits status`, stop it with `digits down`"
         )
-    end_left_behind(where)
-    wanted = processes(where)
+    end_left_behind(settings)
+    wanted = processes(settings)
     _check_ports(wanted)
-    configuration = _configure(where, wanted)
-    _check_disk(where.home)
+    configuration = _configure(settings, wanted)
+    _check_disk(settings.home)
     # A session of its own: Ctrl-C reaches only this process, which then stops the others in their order.
-    with log_of(where, "supervisor").open("ab") as output:
+    with log_of(settings, "supervisor").open("ab") as output:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(configuration)],
-            env=environment(where),
+            env=environment(settings),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=output,
@@ -189,55 +189,55 @@ def running(where: Settings) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         supervisor.terminate()
         supervisor.wait()
-        end_left_behind(where)
+        end_left_behind(settings)
 
 
-def wait_healthy(where: Settings, names: list[str], tell: Callable[[str, float], None]) -> None:
+def wait_healthy(settings: Settings, names: list[str], tell: Callable[[str, float], None]) -> None:
     """Wait until each of the processes answers; raises RuntimeError with the log of the one that does not.
 
     The first states to be seen are those of a Supervisor that has started, so an empty answer later means that it has ended.
     """
     started = time.monotonic()
-    waiting = [process for process in processes(where) if process.name in names]
+    waiting = [process for process in processes(settings) if process.name in names]
     deaths: Counter[str] = Counter()
     before: dict[str, str] = {}
     while waiting:
-        for process in [process for process in waiting if is_healthy(where, process)]:
+        for process in [process for process in waiting if is_healthy(settings, process)]:
             tell(process.name, time.monotonic() - started)
             waiting.remove(process)
-        now = states(where)
+        now = states(settings)
         if before and not now:
-            raise RuntimeError(f"Supervisor has ended; read {log_of(where, 'supervisor')}")
+            raise RuntimeError(f"Supervisor has ended; read {log_of(settings, 'supervisor')}")
         deaths.update(name for name, state in now.items() if state == "BACKOFF" and before.get(name) != "BACKOFF")
         before = now
         for process in waiting:
             if deaths[process.name] >= DEATHS or time.monotonic() - started > PATIENCE_SECONDS:
-                raise RuntimeError(f"{process.name} does not start; read {log_of(where, process.name)}")
+                raise RuntimeError(f"{process.name} does not start; read {log_of(settings, process.name)}")
         time.sleep(0.2)
 
 
-def address(where: Settings, process: Process) -> str:
+def address(settings: Settings, process: Process) -> str:
     """Where this machine reaches the process."""
-    return where.service_url if process.name == "service" else f"http://{where.local_host}:{process.port}"
+    return settings.service_url if process.name == "service" else f"http://{settings.local_host}:{process.port}"
 
 
-def is_healthy(where: Settings, process: Process) -> bool:
+def is_healthy(settings: Settings, process: Process) -> bool:
     """Whether the process answers; of the flows, which have no port, whether they have asked Prefect for work."""
     if process.port is None:
-        return _is_polling(where, process.name)
+        return _is_polling(settings, process.name)
     try:
-        return httpx.get(f"{address(where, process)}{process.health}", timeout=10).status_code == httpx.codes.OK
+        return httpx.get(f"{address(settings, process)}{process.health}", timeout=10).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
 
 
-def _is_polling(where: Settings, name: str) -> bool:
+def _is_polling(settings: Settings, name: str) -> bool:
     """Whether the process that serves the deployments has asked for their runs since it was started."""
-    info = infos(where).get(name, {})
+    info = infos(settings).get(name, {})
     if info.get("statename") not in ("STARTING", "RUNNING"):
         return False
     try:
-        found = httpx.post(f"{where.prefect_api_url}/deployments/filter", json={}, timeout=5)
+        found = httpx.post(f"{settings.prefect_api_url}/deployments/filter", json={}, timeout=5)
         if found.status_code in (401, 403):  # a server behind a password, which only Prefect's own client knows
             return info["statename"] == "RUNNING"
         rows = found.raise_for_status().json()
@@ -247,41 +247,41 @@ def _is_polling(where: Settings, name: str) -> bool:
     return max(polled, default=0.0) >= info["start"]
 
 
-def states(where: Settings) -> dict[str, str]:
+def states(settings: Settings) -> dict[str, str]:
     """Supervisor's word on each process (RUNNING, STARTING, BACKOFF, ...); empty when the platform does not run."""
-    return {name: info["statename"] for name, info in infos(where).items()}
+    return {name: info["statename"] for name, info in infos(settings).items()}
 
 
-def infos(where: Settings) -> dict[str, dict[str, Any]]:
+def infos(settings: Settings) -> dict[str, dict[str, Any]]:
     """What Supervisor knows of each process (http://supervisord.org/api.html); empty when the platform does not run."""
     try:
-        with _supervisor(where) as supervisor:
+        with _supervisor(settings) as supervisor:
             return {row["name"]: row for row in supervisor.getAllProcessInfo()}
     except (OSError, Fault):
         return {}
 
 
-def end_left_behind(where: Settings) -> bool:
+def end_left_behind(settings: Settings) -> bool:
     """End the processes of a platform whose Supervisor was killed; whether there were any."""
-    found = launch.left_behind(f"unix://{_socket(where)}")
+    found = launch.left_behind(f"unix://{_socket(settings)}")
     launch.end(found)
     return bool(found)
 
 
-def stop(where: Settings) -> bool:
+def stop(settings: Settings) -> bool:
     """Stop a platform that runs on this `DIGITS_HOME` and wait for its end; False when none did."""
     try:
-        with _supervisor(where) as supervisor:
+        with _supervisor(settings) as supervisor:
             pid = supervisor.getPID()
             supervisor.shutdown()
     except (OSError, Fault):
-        return end_left_behind(where)
+        return end_left_behind(settings)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while _is_alive(pid):  # Supervisor outlives its processes
         if time.monotonic() > deadline:
-            raise TimeoutError(f"Supervisor (process {pid}) does not end; read {log_of(where, 'supervisor')}")
+            raise TimeoutError(f"Supervisor (process {pid}) does not end; read {log_of(settings, 'supervisor')}")
         time.sleep(0.2)
-    end_left_behind(where)
+    end_left_behind(settings)
     return True
 
 
@@ -293,9 +293,9 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def log_of(where: Settings, name: str) -> Path:
+def log_of(settings: Settings, name: str) -> Path:
     """Where a process writes what it prints."""
-    return where.home / "logs" / f"{name}.log"
+    return settings.home / "logs" / f"{name}.log"
 
 
 @contextmanager
@@ -347,19 +347,19 @@ def _check_ports(wanted: list[Process]) -> None:
             ) from error
 
 
-def _configure(where: Settings, wanted: list[Process]) -> Path:
+def _configure(settings: Settings, wanted: list[Process]) -> Path:
     """Write the configuration of Supervisor (https://supervisord.org/configuration.html) and make the folders."""
     folders = ("run", "logs", "mlflow/artifacts", "prefect", "bentoml")
-    for folder in (*(where.home / name for name in folders), where.inbox, where.workspace):
+    for folder in (*(settings.home / name for name in folders), settings.inbox, settings.workspace):
         folder.mkdir(parents=True, exist_ok=True)
     config = configparser.RawConfigParser()
-    config["unix_http_server"] = {"file": str(_socket(where)), "chmod": "0700"}
+    config["unix_http_server"] = {"file": str(_socket(settings)), "chmod": "0700"}
     config["rpcinterface:supervisor"] = {
         "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
     }
     config["supervisord"] = {
-        "logfile": _escaped(log_of(where, "supervisor")),
-        "pidfile": _escaped(where.home / "run" / "supervisor.pid"),
+        "logfile": _escaped(log_of(settings, "supervisor")),
+        "pidfile": _escaped(settings.home / "run" / "supervisor.pid"),
         "directory": _escaped(Path(__file__).parent.parent),
         "silent": "true",
     }
@@ -374,9 +374,9 @@ def _configure(where: Settings, wanted: list[Process]) -> Path:
             "stopasgroup": "true",
             "killasgroup": "true",
             "redirect_stderr": "true",
-            "stdout_logfile": _escaped(log_of(where, process.name)),
+            "stdout_logfile": _escaped(log_of(settings, process.name)),
         }
-    path = where.home / "run" / "supervisor.conf"
+    path = settings.home / "run" / "supervisor.conf"
     with path.open("w") as file:
         config.write(file)
     return path
@@ -391,9 +391,9 @@ def _escaped(value: Path | str) -> str:
     return str(value).replace("%", "%%")
 
 
-def _socket(where: Settings) -> Path:
+def _socket(settings: Settings) -> Path:
     """Under `var/`, unless the path is longer than the 107 bytes that a Unix socket's address holds."""
-    path = where.home / "run" / "supervisor.sock"
+    path = settings.home / "run" / "supervisor.sock"
     if len(str(path)) < 90:  # Supervisor binds to a longer temporary name first
         return path
     name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
@@ -401,8 +401,8 @@ def _socket(where: Settings) -> Path:
 
 
 @contextmanager
-def _supervisor(where: Settings) -> Iterator[Any]:
+def _supervisor(settings: Settings) -> Iterator[Any]:
     from supervisor.xmlrpc import SupervisorTransport
 
-    with ServerProxy("http://127.0.0.1", SupervisorTransport(serverurl=f"unix://{_socket(where)}")) as server:
+    with ServerProxy("http://127.0.0.1", SupervisorTransport(serverurl=f"unix://{_socket(settings)}")) as server:
         yield server.supervisor

@@ -8,8 +8,8 @@ import httpx
 import numpy as np
 
 from digits.data import datasets, perturbations, sources
-from digits.data.datasets import Split
 from digits.data.perturbations import Change
+from digits.images import Split
 from digits.settings import Settings
 from ops import endpoint
 
@@ -36,12 +36,12 @@ class Sent:
     labelled: int
 
 
-def test_images(data: str | None, where: Settings) -> Split:
+def test_images(data: str | None, settings: Settings) -> Split:
     """Of a SOURCE, or of the current data set where none is named."""
-    fingerprint = datasets.current(where.datasets)
+    fingerprint = datasets.current(settings.datasets)
     if data is None and fingerprint:
-        return datasets.load(where.datasets, fingerprint).test
-    return sources.read(data or "mnist", mnist=where.mnist, cache=where.downloads).test
+        return datasets.load(settings.datasets, fingerprint).test
+    return sources.read(data or "mnist", mnist=settings.mnist, cache=settings.downloads).test
 
 
 def changed(test: Split, change: str, amount: float | None) -> Split:
@@ -57,12 +57,12 @@ def changed(test: Split, change: str, amount: float | None) -> Split:
     return Split(apply(test.images, amount), test.labels)
 
 
-def send(where: Settings, test: Split, n: int, seed: int, label_share: float) -> Iterator[Sent]:
+def send(settings: Settings, test: Split, n: int, seed: int, label_share: float) -> Iterator[Sent]:
     """Send n random test images one request at a time and give feedback on a share of them; the counts so far."""
     random = np.random.default_rng(seed)
     chosen = random.choice(len(test), n, replace=n > len(test))
     right = labelled = 0
-    with httpx.Client(base_url=where.service_url, headers=where.credentials, timeout=30) as client:
+    with httpx.Client(base_url=settings.service_url, headers=settings.credentials, timeout=30) as client:
         for count, (image, label) in enumerate(zip(test.images[chosen], test.labels[chosen], strict=True), start=1):
             answer = _post(client, "/classify", {"images": image.tolist()})
             right += answer["digit"] == label

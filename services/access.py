@@ -11,16 +11,18 @@ import threading
 import time
 from math import ceil
 from pathlib import Path
+from typing import Literal
 
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from digits.storage import api_keys, database
-from digits.storage.api_keys import Key, Role
+from digits.storage.api_keys import ApiKey, Role
 
 log = logging.getLogger("digits.service")
 
 REFRESH_SECONDS = 2.0
+Auth = Literal["off", "loopback", "required"]
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 # What a path needs: a role, or None for any key. A path that is not here is for `admin`, so that none is open by oversight.
 NEEDS: dict[str, Role | None] = {
@@ -40,26 +42,26 @@ OPEN = {"/", "/draw", "/page", "/docs", "/swagger", "/openapi.json", "/docs.json
 class Access:
     """The keys as this worker knows them, held open from the service's start to its end.
 
-    `open` lets everybody in; None does so only on connections to this machine's own address, where other machines do not come.
+    With `auth` `loopback`, connections to this machine's loopback address are unauthenticated; all others require a key.
     """
 
-    def __init__(self, url: str, rates: Path, open: bool | None, rate_per_minute: int) -> None:
-        self._url, self._open, self._rate_per_minute = url, open, rate_per_minute
-        self._keys: dict[str, Key] | None = None  # None until they were read once
+    def __init__(self, url: str, rates: Path, auth: Auth, rate_per_minute: int) -> None:
+        self._url, self._auth, self._rate_per_minute = url, auth, rate_per_minute
+        self._keys: dict[str, ApiKey] | None = None  # None until they were read once
         self._limits = Limits(rates)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keys", daemon=True)
 
     def start(self) -> None:
-        if not self._open:
+        if self._auth != "off":
             self._thread.start()
 
     def stop(self) -> None:
         self._stop.set()
 
-    def admit(self, scope: Scope) -> Key | None:
+    def admit(self, scope: Scope) -> ApiKey | None:
         """The key of the request, None where it needs none; raises HTTPException 401, 403, 429, or 503 before keys are known."""
-        if self._open or (self._open is None and _is_local(scope)):
+        if self._auth == "off" or (self._auth == "loopback" and _is_local(scope)):
             return None
         path: str = "/" + scope["path"].lstrip("/").partition("/")[0]
         if path in OPEN:
@@ -75,7 +77,7 @@ class Access:
             raise HTTPException(429, sentence, {"Retry-After": str(wait)})
         return key
 
-    def _find(self, sent: bytes) -> Key:
+    def _find(self, sent: bytes) -> ApiKey:
         if self._keys is None:
             raise HTTPException(503, "the API keys have not been read yet; ask again in a moment", {"Retry-After": "2"})
         key = self._keys.get(api_keys.digest(sent)) if sent else None
@@ -88,15 +90,15 @@ class Access:
         return key
 
     def _run(self) -> None:
-        engine, trouble = None, ""
+        engine, warning = None, ""
         while True:
             try:
                 engine = engine or database.connect(self._url, busy_seconds=2)
-                self._keys, trouble = api_keys.by_hash(engine), ""
+                self._keys, warning = api_keys.by_hash(engine), ""
             except Exception as error:  # whatever it is: the thread must live to see it mended
-                if not trouble:
-                    trouble = (str(error) or repr(error)).splitlines()[0]
-                    log.warning("the API keys cannot be read (%s); those known so far go on", trouble)
+                if not warning:
+                    warning = (str(error) or repr(error)).splitlines()[0]
+                    log.warning("the API keys cannot be read (%s); those known so far go on", warning)
             if self._stop.wait(REFRESH_SECONDS):
                 return
 

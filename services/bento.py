@@ -10,9 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from digits.settings import Settings, settings
-from models import champion
-from models.champion import Champion, NoChampion, Unreachable
+from digits.settings import Settings, load_settings
+from models.model_store import ModelStore, VerifiedModel, last_good, remember
+from models.registry_reader import RegistryUnreachable, VersionNotFound
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "docker" / "bentofile.yaml"
@@ -24,15 +24,15 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit("expected one file of pinned packages: python -m services.bento requirements.txt")
     try:
-        print(build(settings(), Path(sys.argv[1])))
+        print(build(load_settings(), Path(sys.argv[1])))
     except (OSError, LookupError, ValueError) as error:
         raise SystemExit(f"digits: {error}") from error
 
 
-def build(where: Settings, requirements: Path) -> Path:
+def build(settings: Settings, requirements: Path) -> Path:
     """Where in the Bento store, `bentos/` of DIGITS_HOME, the release is; raises NoChampion, Unreachable or BadArtifact."""
     os.environ["BENTOML_HOME"] = str(
-        where.home / "bentos"
+        settings.home / "bentos"
     )  # read when it is imported; a running service empties its own
     import bentoml
 
@@ -41,23 +41,23 @@ def build(where: Settings, requirements: Path) -> Path:
         for room in ROOMS:
             shutil.copytree(ROOT / room, context / room, ignore=shutil.ignore_patterns("__pycache__", "release"))
         shutil.copy(requirements, context / "requirements.txt")
-        baked = _bake(where, context / "services" / "release")
+        baked = _bake(settings, context / "services" / "release")
         facts = {"model_version": baked.version, "dataset": str(baked.card.get("dataset"))}
         bento = bentoml.bentos.build_bentofile(str(RECIPE), labels=facts, build_ctx=str(context))
     return Path(bento.path)
 
 
-def _bake(where: Settings, folder: Path) -> Champion:
+def _bake(settings: Settings, folder: Path) -> VerifiedModel:
     """The champion, verified, and its files in the folder."""
     try:
-        return champion.fetch(where.mlflow_tracking_uri, "champion", folder)
-    except Unreachable as away:
+        return ModelStore(settings.mlflow_tracking_uri, folder).fetch()
+    except RegistryUnreachable as away:
         try:
-            copy = champion.last_good("champion", where.champions)
-        except NoChampion:
+            copy = last_good("champion", settings.champions)
+        except VersionNotFound:
             raise away from None
-        shutil.copytree(where.champions / copy.version, folder / copy.version)
-        champion.remember(copy, "champion", folder)
+        shutil.copytree(settings.champions / copy.version, folder / copy.version)
+        remember(copy, "champion", folder)
         return copy
 
 

@@ -63,7 +63,7 @@ class Metrics:
         self._requests = prometheus.Counter("digits_requests", "Requests answered.", ["route", "status"])
         self._seconds = prometheus.Histogram("digits_request_seconds", "Time to answer.", ["route"], buckets=SECONDS)
         self._answers = prometheus.Counter("digits_answers", "Images answered.", ["version", "digit"])
-        self._unsure = prometheus.Counter("digits_unsure_answers", "Images answered as unsure.", ["version"])
+        self._uncertain = prometheus.Counter("digits_uncertain_answers", "Images answered as unsure.", ["version"])
         gauge = prometheus.Gauge
         self._version = gauge(
             "digits_champion_version", "Version that answers, 0 before the first.", multiprocess_mode="livemin"
@@ -74,12 +74,6 @@ class Metrics:
         )
         self._lost = gauge(
             "digits_log_lost", "Answers that neither database nor disk would take.", multiprocess_mode="livesum"
-        )
-        self._shadowed = gauge(
-            "digits_shadow_answers", "Images the challenger answered since the start.", multiprocess_mode="livesum"
-        )
-        self._shadow_dropped = gauge(
-            "digits_shadow_dropped", "Images the challenger was spared or failed on.", multiprocess_mode="livesum"
         )
         self._lock = threading.Lock()
         self._pending: defaultdict[prometheus.Counter, int] = defaultdict(int)
@@ -99,11 +93,11 @@ class Metrics:
             timer = self._timed[route] = self._seconds.labels(route)
         timer.observe(seconds)
 
-    def count_answers(self, version: str, digits: Labels, unsure: NDArray[np.bool_]) -> None:
+    def count_answers(self, version: str, digits: Labels, uncertain: NDArray[np.bool_]) -> None:
         """Answers (n,)."""
-        guesses = int(np.count_nonzero(unsure))
+        guesses = int(np.count_nonzero(uncertain))
         if guesses:
-            self._unsure.labels(version).inc(guesses)
+            self._uncertain.labels(version).inc(guesses)
         if len(digits) == 1:
             self._answer(version, int(digits[0]), 1)
             return
@@ -125,17 +119,13 @@ class Metrics:
         for counter, count in counts.items():
             counter.inc(count)
 
-    def set_state(
-        self, *, version: str, waiting: int, spooled: int, lost: int, shadowed: int, shadow_dropped: int
-    ) -> None:
+    def set_state(self, *, version: str, waiting: int, spooled: int, lost: int) -> None:
         """What holds now."""
         self.flush()
         self._version.set(int(version) if version.isdigit() else 0)
         self._waiting.set(waiting)
         self._spooled.set(spooled)
         self._lost.set(lost)
-        self._shadowed.set(shadowed)
-        self._shadow_dropped.set(shadow_dropped)
 
     def render(self) -> tuple[bytes, str]:
         """The text for Prometheus over all workers, and its content type."""

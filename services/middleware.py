@@ -14,11 +14,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.responses import problem, refusal
-from services.serving_context import Desk
+from services.serving_context import ServingContext
 
 log = logging.getLogger("digits.service")
 
-Endpoint = Callable[[Desk, bytes], Awaitable[Response]]
+Endpoint = Callable[[ServingContext, bytes], Awaitable[Response]]
 
 DRAINED_BYTES = 256_000_000  # of a body that is too large: a client reads the answer only after it has sent it all
 STATE_SECONDS = 1.0
@@ -76,21 +76,21 @@ class Front:
     def __init__(self, routes: Starlette, direct: Mapping[str, Endpoint]) -> None:
         self._routes, self._direct = routes, direct
         self.paths = {getattr(route, "path", "") for route in routes.routes}
-        self._desk: Desk | None = None
+        self._desk: ServingContext | None = None
         self._in_flight = 0
         self._arrivals = Arrivals()
         self._state_is_due = False
 
-    def open(self, desk: Desk) -> None:
+    def open(self, context: ServingContext) -> None:
         """Begin to answer."""
-        self._desk = self._routes.state.desk = desk
+        self._desk = self._routes.state.context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        desk = self._desk
+        context = self._desk
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})  # before it was accepted: 403
             return
-        if desk is None:
+        if context is None:
             raise RuntimeError("a request came before the service was open")
         started = time.perf_counter()
         status = 0
@@ -103,15 +103,15 @@ class Front:
 
         self._in_flight += 1
         try:
-            self._check_room(desk, scope)
-            scope["digits.key"] = desk.access.admit(scope)
+            self._check_room(context, scope)
+            scope["digits.key"] = context.access.admit(scope)
             endpoint = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
-            limit, seconds = desk.where.body_limit_bytes, desk.where.body_timeout_seconds
+            limit, seconds = context.settings.body_limit_bytes, context.settings.body_timeout_seconds
             bounded = _bounded(scope, receive, limit, seconds, self._arrivals)
             if endpoint is None:
                 await self._routes(scope, bounded, sending)
             else:
-                response = await endpoint(desk, await _body(bounded))
+                response = await endpoint(context, await _body(bounded))
                 status = response.status_code
                 await send({"type": "http.response.start", "status": status, "headers": response.raw_headers})
                 await send({"type": "http.response.body", "body": response.body})
@@ -126,25 +126,25 @@ class Front:
                 await problem(500, "the service failed at this request and has logged why")(scope, receive, sending)
         finally:
             self._in_flight -= 1
-            self._note(desk, scope["path"], status, time.perf_counter() - started)
+            self._note(context, scope["path"], status, time.perf_counter() - started)
 
-    def _check_room(self, desk: Desk, scope: Scope) -> None:
+    def _check_room(self, context: ServingContext, scope: Scope) -> None:
         """503 while too many are under way; the figures can be read even then."""
-        if self._in_flight > desk.where.concurrency_limit and scope["path"] != "/metrics":
-            sentence = f"the service has {desk.where.concurrency_limit} requests under way; ask again in a second"
+        if self._in_flight > context.settings.concurrency_limit and scope["path"] != "/metrics":
+            sentence = f"the service has {context.settings.concurrency_limit} requests under way; ask again in a second"
             raise HTTPException(503, sentence, {"Retry-After": "1"})
 
-    def _note(self, desk: Desk, path: str, status: int, seconds: float) -> None:
+    def _note(self, context: ServingContext, path: str, status: int, seconds: float) -> None:
         route = path if path in self.paths else "/predictions/{id}" if path.startswith("/predictions/") else "other"
-        desk.metrics.count_request(route, status, seconds)
+        context.metrics.count_request(route, status, seconds)
         if not self._state_is_due:
             self._state_is_due = True
-            asyncio.get_running_loop().call_later(STATE_SECONDS, self._share_state, desk)
+            asyncio.get_running_loop().call_later(STATE_SECONDS, self._share_state, context)
 
-    def _share_state(self, desk: Desk) -> None:
+    def _share_state(self, context: ServingContext) -> None:
         """Once after requests, not for each."""
         self._state_is_due = False
-        desk.update_gauges()
+        context.update_gauges()
 
 
 class Shortcut:

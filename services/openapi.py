@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from digits.images import FORMATS, MOST_IMAGES, SIZE
+from digits.data.rectification import FORMATS
+from digits.images import MAX_IMAGES, SIZE
 
 Schema = dict[str, Any]
 
@@ -54,7 +55,7 @@ _LOGGED_FIELDS: Schema = {
 _ANSWER_FIELDS: Schema = {
     **_LOGGED_FIELDS,
     "id": {"type": ["string", "null"], "description": f"{_ID['description']}; null where the log is full"},
-    "unsure": _UNSURE,
+    "uncertain": _UNSURE,
     "prediction_set": _SET,
 }
 
@@ -63,7 +64,7 @@ SCHEMAS: dict[str, Schema] = {
     "Images": {
         "type": "array",
         "minItems": 1,
-        "maxItems": MOST_IMAGES,
+        "maxItems": MAX_IMAGES,
         "items": {"$ref": "#/components/schemas/Image"},
     },
     "Answer": _object(_ANSWER_FIELDS),
@@ -85,7 +86,7 @@ SCHEMAS: dict[str, Schema] = {
             "model_version": {"type": "string"},
             "digits": {"type": "array", "items": _DIGIT},
             "probabilities": {"type": "array", "items": _PROBABILITY, "description": "of each answered digit"},
-            "unsure": {"type": "array", "items": _UNSURE},
+            "uncertain": {"type": "array", "items": _UNSURE},
             "prediction_sets": {"type": "array", "items": _SET},
             "ids": {"type": "array", "items": {"type": ["string", "null"]}, "description": "null where not logged"},
         }
@@ -127,25 +128,21 @@ SCHEMAS: dict[str, Schema] = {
         {
             "model_version": _TEXT_OR_NULL,
             "since": _TEXT_OR_NULL,
-            "trouble": {
+            "warning": {
                 "type": ["string", "null"],
                 "description": "what keeps the service from following the champion",
             },
             "recipe": {"type": ["object", "null"]},
             "dataset": _TEXT_OR_NULL,
             "metrics": {"type": ["object", "null"]},
-            "certainty": {
+            "conformal": {
                 "type": ["object", "null"],
-                "description": "coverage of the prediction sets, and unsure_below, the probability below which an answer is unsure",
+                "description": "coverage of the prediction sets, and uncertain_below, the probability below which an answer is unsure",
             },
             "created_at": _TEXT_OR_NULL,
             "run_id": _TEXT_OR_NULL,
-            "run_link": _TEXT_OR_NULL,
+            "run_url": _TEXT_OR_NULL,
             "log": {"type": "object"},
-            "challenger": {
-                "type": ["object", "null"],
-                "description": "the version that answers the same images in the background, for the log alone",
-            },
         }
     ),
     "Problem": _object({"error": {"type": "string", "description": "one sentence"}}),
@@ -181,7 +178,7 @@ def _body(content: Schema) -> Schema:
     return {"required": True, "content": content}
 
 
-def document(most_images: int = MOST_IMAGES) -> Schema:
+def document(most_images: int = MAX_IMAGES) -> Schema:
     """The description with so many images in a list at most, OpenAPI 3.1 (https://spec.openapis.org/oas/v3.1.0)."""
     one_or_many = {"oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Image", "Images")]}
     one_or_many_answers = {"oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Answer", "Answers")]}

@@ -17,9 +17,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from digits.images import SIZE
 from digits.storage import database, predictions
-from digits.storage.predictions import Answers, Prediction, Row, UnknownPrediction
+from digits.storage.predictions import Prediction, PredictionBatch, Row, UnknownPrediction
 from services import write_ahead_log
-from services.write_ahead_log import Journal
+from services.write_ahead_log import WriteAheadLog
 
 log = logging.getLogger("digits.storage.predictions")
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 BATCH = 2000  # answers written in one transaction
 
 
-class LogAway(ConnectionError):
+class LogUnavailable(ConnectionError):
     """The database of the log does not answer."""
 
 
@@ -43,7 +43,7 @@ class PredictionLog:
         self,
         url: str,
         spool: Path,
-        audit_share: float = 0.0,
+        audit_sample_rate: float = 0.0,
         keep: timedelta | None = None,
         limit: int = 20_000,
         interval_seconds: float = 0.2,
@@ -51,12 +51,12 @@ class PredictionLog:
     ) -> None:
         self.spool = spool
         self.lost = 0
-        self._url, self._audit_share, self._keep, self._limit = url, audit_share, keep, limit
+        self._url, self._audit_sample_rate, self._keep, self._limit = url, audit_sample_rate, keep, limit
         self._interval_seconds, self._retry_seconds = interval_seconds, retry_seconds
         self._lock = threading.Lock()
-        self._waiting: deque[Answers] = deque()
-        self._journal = Journal(spool)
-        self._journal.turn(0)
+        self._waiting: deque[PredictionBatch] = deque()
+        self._wal = WriteAheadLog(spool)
+        self._wal.turn(0)
         self._taken = self._done = 0  # answers appended, and those of them that are safe
         self._wanted = 0  # so many are to be made safe at once
         self._engine: Engine | None = None
@@ -83,14 +83,14 @@ class PredictionLog:
         """The database, or None while it is away."""
         return self._engine if time.monotonic() >= self._away_until else None
 
-    def append(self, answers: Answers) -> bool:
+    def append(self, answers: PredictionBatch) -> bool:
         """Take answers, without waiting for the database or the disk; False where there is no more room for them."""
         record = _pack(answers)
         with self._lock:
             if self.depth >= self._limit:
                 self.lost += len(answers.ids)
                 return False
-            self._journal.append(record)
+            self._wal.append(record)
             self._waiting.append(answers)
             self._taken += len(answers.ids)
             return True
@@ -121,11 +121,11 @@ class PredictionLog:
             time.sleep(2 * self._interval_seconds)
             return question(self._connected())
         except SQLAlchemyError as error:
-            raise LogAway("the prediction log's database does not answer; send this again later") from error
+            raise LogUnavailable("the prediction log's database does not answer; send this again later") from error
 
     def _connected(self) -> Engine:
         if self.engine is None:
-            raise LogAway("the prediction log's database does not answer; send this again later")
+            raise LogUnavailable("the prediction log's database does not answer; send this again later")
         return self.engine
 
     def close(self, timeout_seconds: float = 10.0) -> None:
@@ -145,7 +145,7 @@ class PredictionLog:
             while self._round():
                 pass
         with self._lock:
-            self._journal.close(self._taken, self._done)
+            self._wal.close(self._taken, self._done)
         if self._engine is not None:
             self._engine.dispose()
 
@@ -168,24 +168,24 @@ class PredictionLog:
             self._progress.notify_all()
             return going_on and (self._done < self._wanted or self.depth >= BATCH)
 
-    def _take(self) -> list[Answers]:
+    def _take(self) -> list[PredictionBatch]:
         """The oldest that wait, about one batch, so that a burst does not stand in memory twice."""
-        batch: list[Answers] = []
+        batch: list[PredictionBatch] = []
         count = 0
         with self._lock:
-            self._journal.turn(self._taken)
+            self._wal.turn(self._taken)
             while self._waiting and count < BATCH:
                 batch.append(self._waiting.popleft())
                 count += len(batch[-1].ids)
         return batch
 
-    def _store(self, batch: list[Answers]) -> bool:
+    def _store(self, batch: list[PredictionBatch]) -> bool:
         try:
             if self._engine is None:
                 self._engine = database.connect(self._url, busy_seconds=2)
             if batch:
-                predictions.append(self._engine, list(predictions.to_rows(batch, self._audit_share)))
-                self._journal.forget(self._done + sum(len(answers.ids) for answers in batch))
+                predictions.append(self._engine, list(predictions.to_rows(batch, self._audit_sample_rate)))
+                self._wal.forget(self._done + sum(len(answers.ids) for answers in batch))
             self._replay(self._engine)
             self._forget_old(self._engine)
         except (SQLAlchemyError, OSError) as error:
@@ -199,18 +199,18 @@ class PredictionLog:
             self._away_until = 0.0
         return True
 
-    def _leave(self, batch: list[Answers]) -> int:
+    def _leave(self, batch: list[PredictionBatch]) -> int:
         """Leave what waits to the disk, which has it; write what the disk refused once more. How many answers are safe."""
-        safe = max(self._journal.leave(), self._done)
+        safe = max(self._wal.leave(), self._done)
         with self._lock:
             self._waiting.extendleft(reversed(batch))
             count = self._done
             while count < safe:
                 count += len(self._waiting.popleft().ids)
-            was_full, self._is_disk_full = self._is_disk_full, self._journal.drop_torn()
+            was_full, self._is_disk_full = self._is_disk_full, self._wal.drop_torn()
             if self._is_disk_full:
                 for answers in self._waiting:
-                    self._journal.append(_pack(answers))
+                    self._wal.append(_pack(answers))
         if self._is_disk_full and not was_full:
             log.warning("answers wait in memory, at most %d: %s does not take them either", self._limit, self.spool)
         return safe
@@ -221,7 +221,7 @@ class PredictionLog:
         What comes in meanwhile does not wait for the end of a long replay.
         """
         for path, records in write_ahead_log.left_behind(self.spool):
-            self._move(path, predictions.to_rows(map(_unpack, records), self._audit_share), engine)
+            self._move(path, predictions.to_rows(map(_unpack, records), self._audit_sample_rate), engine)
             if self.depth >= BATCH:
                 return
 
@@ -248,16 +248,16 @@ class PredictionLog:
             log.info("forgot %d answers older than %s", removed, self._keep)
 
 
-def _pack(answers: Answers) -> bytes:
+def _pack(answers: PredictionBatch) -> bytes:
     """As the journal holds it: one line of JSON, the images, the probabilities."""
-    head = orjson.dumps([answers.ids, answers.at, answers.version, answers.route, answers.role])
+    head = orjson.dumps([answers.ids, answers.at, answers.version, answers.route])
     return b"".join((head, b"\n", answers.images.tobytes(), answers.probabilities.tobytes()))
 
 
-def _unpack(record: bytes) -> Answers:
+def _unpack(record: bytes) -> PredictionBatch:
     head, _, arrays = record.partition(b"\n")
-    ids, at, version, route, role = orjson.loads(head)
+    ids, at, version, route = orjson.loads(head)
     end = len(ids) * SIZE * SIZE
     images = np.frombuffer(arrays[:end], np.uint8).reshape(-1, SIZE, SIZE)
     probabilities = np.frombuffer(arrays[end:], np.float32).reshape(-1, 10)
-    return Answers(ids, datetime.fromisoformat(at), version, images, probabilities, route, role)
+    return PredictionBatch(ids, datetime.fromisoformat(at), version, images, probabilities, route)

@@ -22,7 +22,7 @@ class Reply(NamedTuple):
     digits: Labels  # (n,)
     probabilities: NDArray[np.float32]  # (n, 10)
     sets: NDArray[np.bool_]  # (n, 10), the digits that cannot be ruled out
-    unsure: NDArray[np.bool_]  # (n,)
+    uncertain: NDArray[np.bool_]  # (n,)
     ids: list[str | None]  # None where the answer is not logged
 
     def part(self, start: int, end: int) -> "Reply":
@@ -32,7 +32,7 @@ class Reply(NamedTuple):
             self.digits[start:end],
             self.probabilities[start:end],
             self.sets[start:end],
-            self.unsure[start:end],
+            self.uncertain[start:end],
             self.ids[start:end],
         )
 
@@ -71,7 +71,7 @@ def entry(reply: Reply, index: int = 0) -> dict[str, Any]:
         "digit": digit,
         "probability": reply.probabilities[index, digit],
         "probabilities": reply.probabilities[index],
-        "unsure": reply.unsure[index],
+        "uncertain": reply.uncertain[index],
         "prediction_set": np.flatnonzero(reply.sets[index]),
         "model_version": reply.version,
     }

@@ -20,14 +20,15 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from digits import images as pixels
+from digits.data import rectification
 from digits.images import Images
-from digits.storage.api_keys import Key
+from digits.storage.api_keys import ApiKey
 from digits.storage.predictions import UnknownPrediction
-from models.champion import Champion
+from models.model_store import VerifiedModel
 from services import openapi
-from services.prediction_log import LogAway
+from services.prediction_log import LogUnavailable
 from services.responses import Reply, entry, json, refusal, set_lists, unprocessable
-from services.serving_context import Desk
+from services.serving_context import ServingContext
 
 PAGE = Path(__file__).parent / "page"
 PICTURES_AT_ONCE = 2  # one of 24 million pixels takes 250 MB while it is decoded
@@ -76,21 +77,21 @@ def application() -> Starlette:
 
 async def classify(request: Request) -> Response:
     """One image as rows of numbers, or a list of images."""
-    return await classify_body(request.app.state.desk, await request.body())
+    return await classify_body(request.app.state.context, await request.body())
 
 
-async def classify_body(desk: Desk, body: bytes) -> Response:
+async def classify_body(context: ServingContext, body: bytes) -> Response:
     """The same, from its body alone."""
-    champion = _at_work(desk)
+    champion = _at_work(context)
     if len(body) > LARGE_BYTES:
-        return await _aside(_classify_large, desk, champion, body)
-    images, is_single = _read_images(body, desk.where.batch_limit)
-    return _write_answers(await desk.batcher.answer(images), is_single)
+        return await _aside(_classify_large, context, champion, body)
+    images, is_single = _read_images(body, context.settings.batch_limit)
+    return _write_answers(await context.batcher.answer(images), is_single)
 
 
-def _classify_large(desk: Desk, champion: Champion, body: bytes) -> Response:
-    images, is_single = _read_images(body, desk.where.batch_limit)
-    return _write_answers(desk.answer(champion, images, "/classify"), is_single)
+def _classify_large(context: ServingContext, champion: VerifiedModel, body: bytes) -> Response:
+    images, is_single = _read_images(body, context.settings.batch_limit)
+    return _write_answers(context.answer(champion, images, "/classify"), is_single)
 
 
 def _read_images(body: bytes, limit: int) -> tuple[Images, bool]:
@@ -115,22 +116,22 @@ def _write_answers(reply: Reply, is_single: bool) -> Response:
 
 async def classify_file(request: Request) -> Response:
     """A picture file, as the form field `file` or as the body itself; with `?preview=true` the answer is not logged."""
-    desk: Desk = request.app.state.desk
-    champion = _at_work(desk)
+    context: ServingContext = request.app.state.context
+    champion = _at_work(context)
     preview = request.query_params.get("preview", "false")
     if preview not in ("true", "false"):
         raise unprocessable(f'preview is "{preview[:40]}"; expected true or false')
     body = await _picture(request)
     async with _decoding:
-        return await _aside(_classify_picture, desk, champion, body, 0.0 if preview == "true" else 1.0)
+        return await _aside(_classify_picture, context, champion, body, 0.0 if preview == "true" else 1.0)
 
 
-def _classify_picture(desk: Desk, champion: Champion, body: bytes, share: float) -> Response:
+def _classify_picture(context: ServingContext, champion: VerifiedModel, body: bytes, share: float) -> Response:
     try:
-        image = pixels.decode(body, desk.where.picture_limit_pixels)
+        image = rectification.decode(body, context.settings.picture_limit_pixels)
     except ValueError as error:
         raise unprocessable(error) from error
-    reply = desk.answer(champion, image[None], "/classify_file", share)
+    reply = context.answer(champion, image[None], "/classify_file", share)
     return json({**entry(reply), "image": image})
 
 
@@ -153,8 +154,8 @@ async def _picture(request: Request) -> bytes:
 
 async def classify_bulk(request: Request) -> Response:
     """Raw uint8 pixels, 784 bytes per image."""
-    desk: Desk = request.app.state.desk
-    champion = _at_work(desk)
+    context: ServingContext = request.app.state.context
+    champion = _at_work(context)
     body = await request.body()
     size = pixels.SIZE * pixels.SIZE
     if not body or len(body) % size:
@@ -162,18 +163,18 @@ async def classify_bulk(request: Request) -> Response:
             f"the body has {len(body):,} bytes; expected {size} for each image, 0 = paper and 255 = ink"
         )
     images = np.frombuffer(body, np.uint8).reshape(-1, pixels.SIZE, pixels.SIZE)
-    await desk.room()
-    return await _aside(_classify_bulk, desk, champion, images)
+    await context.room()
+    return await _aside(_classify_bulk, context, champion, images)
 
 
-def _classify_bulk(desk: Desk, champion: Champion, images: Images) -> Response:
-    reply = desk.answer(champion, images, "/classify_bulk", desk.where.bulk_log_share)
+def _classify_bulk(context: ServingContext, champion: VerifiedModel, images: Images) -> Response:
+    reply = context.answer(champion, images, "/classify_bulk", context.settings.bulk_log_sample_rate)
     return json(
         {
             "model_version": reply.version,
             "digits": reply.digits,
             "probabilities": reply.probabilities.max(1),
-            "unsure": reply.unsure,
+            "uncertain": reply.uncertain,
             "prediction_sets": set_lists(reply.sets),
             "ids": reply.ids,
         }
@@ -182,7 +183,7 @@ def _classify_bulk(desk: Desk, champion: Champion, images: Images) -> Response:
 
 async def feedback(request: Request) -> Response:
     """The true digit of an earlier answer; said by the request's key, or by whom it names where no key is needed."""
-    desk: Desk = request.app.state.desk
+    context: ServingContext = request.app.state.context
     kind = request.headers.get("content-type", "")
     if not kind.lower().startswith("application/json"):  # a page of another site cannot send this type unasked
         raise HTTPException(415, f'the content type is "{kind[:80]}"; send application/json')
@@ -194,16 +195,16 @@ async def feedback(request: Request) -> Response:
         raise unprocessable(f"digit is {_quote(digit)}; expected a whole number from 0 to 9")
     if not isinstance(source, str) or not 0 < len(source) <= 64 or not source.isprintable():
         raise unprocessable(f"source is {_quote(source)}; expected who says so in 1 to 64 characters")
-    key: Key | None = request.scope["digits.key"]
+    key: ApiKey | None = request.scope["digits.key"]
     source = key.name if key else source
-    await _aside(_ask_log, partial(desk.log.label, id, digit, source))
+    await _aside(_ask_log, partial(context.log.label, id, digit, source))
     return json({"id": id, "digit": digit, "source": source})
 
 
 async def prediction(request: Request) -> Response:
     """An earlier answer by its id."""
-    desk: Desk = request.app.state.desk
-    found = await _aside(_ask_log, partial(desk.log.find, request.path_params["id"]))
+    context: ServingContext = request.app.state.context
+    found = await _aside(_ask_log, partial(context.log.find, request.path_params["id"]))
     return json(
         {
             "id": found.id,
@@ -221,29 +222,29 @@ async def prediction(request: Request) -> Response:
 
 async def about(request: Request) -> Response:
     """The version that answers."""
-    desk: Desk = request.app.state.desk
-    return json(await _aside(desk.about))
+    context: ServingContext = request.app.state.context
+    return json(await _aside(context.about))
 
 
 async def samples(request: Request) -> Response:
     """Digits to try the version on that answers."""
-    desk: Desk = request.app.state.desk
-    champion = _at_work(desk)
-    return json({"model_version": champion.version, "samples": await _aside(desk.samples, champion)})
+    context: ServingContext = request.app.state.context
+    champion = _at_work(context)
+    return json({"model_version": champion.version, "samples": await _aside(context.samples, champion)})
 
 
 async def metrics(request: Request) -> Response:
     """The figures for Prometheus."""
-    desk: Desk = request.app.state.desk
-    desk.update_gauges()
-    content, kind = await _aside(desk.metrics.render)
+    context: ServingContext = request.app.state.context
+    context.update_gauges()
+    content, kind = await _aside(context.metrics.render)
     return Response(content, headers={"Content-Type": kind})
 
 
 async def description(request: Request) -> Response:
     """OpenAPI."""
-    desk: Desk = request.app.state.desk
-    return json(openapi.document(desk.where.batch_limit))
+    context: ServingContext = request.app.state.context
+    return json(openapi.document(context.settings.batch_limit))
 
 
 async def page(request: Request) -> Response:
@@ -262,12 +263,12 @@ async def refused(request: Request, error: Exception) -> Response:
     return refusal(request, error)
 
 
-def _at_work(desk: Desk) -> Champion:
+def _at_work(context: ServingContext) -> VerifiedModel:
     """Who is champion now; 503 before the first one."""
-    standing = desk.standing
-    if standing.champion is None:
-        raise HTTPException(503, f"there is no champion to answer: {standing.trouble}", {"Retry-After": "5"})
-    return standing.champion
+    state = context.state
+    if state.champion is None:
+        raise HTTPException(503, f"there is no champion to answer: {state.warning}", {"Retry-After": "5"})
+    return state.champion
 
 
 def _fields(body: bytes, needed: set[str], known: set[str], example: str) -> dict[str, Any]:
@@ -295,7 +296,7 @@ def _ask_log(question: Callable[[], T]) -> T:
         return question()
     except UnknownPrediction as error:
         raise HTTPException(404, str(error)) from error
-    except LogAway as error:
+    except LogUnavailable as error:
         raise HTTPException(503, str(error), {"Retry-After": "5"}) from error
 
 

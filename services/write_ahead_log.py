@@ -40,7 +40,7 @@ class _File:
             os.close(self.descriptor)
 
 
-class Journal:
+class WriteAheadLog:
     """The files of one process; each is removed once all that is in it is safe elsewhere.
 
     Nothing raises: what the disk does not take is missing from the journal, and still in memory.

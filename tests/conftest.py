@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from postgres import Postgres
     from serving import Service
 
-    from digits.data.datasets import Dataset, Split
+    from digits.data.datasets import Dataset
+    from digits.images import Split
 
 Files = dict[str, bytes]
 
@@ -84,19 +85,18 @@ def version_files(sharpness: float = 12) -> Files:
     """model.onnx, reference.npz and card.json of a version; another sharpness is another model with the same digits."""
     from sklearn.datasets import load_digits
 
-    from models import conformal
-    from models.champion import open_session
+    from models import conformal, onnx_model
 
     digits = load_digits()
     images, labels = enlarge(digits.images), digits.target
     model = linear_model(images[:1200], labels[:1200], sharpness)
-    probabilities = open_session(model).answer(images[1200:])
+    probabilities = onnx_model.load(model).predict_proba(images[1200:])
     sample = Reference(images[1200:], labels[1200:].astype(np.uint8), probabilities)
     files = {"model.onnx": model, "reference.npz": sample.to_bytes()}
     card: dict[str, Any] = {
         "recipe": {"name": "linear", "seed": 0},
         "dataset": "0123456789abcdef",
-        "certainty": conformal.calibrate(probabilities, sample.labels).to_card(),
+        "conformal": conformal.calibrate(probabilities, sample.labels).to_card(),
         "metrics": {"test_accuracy": float((probabilities.argmax(1) == labels[1200:]).mean())},
         "run_id": "5f3c",
         "experiment_id": "1",
@@ -326,7 +326,7 @@ def trained_runs(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -
     from dataclasses import replace
 
     from digits.data import sources
-    from digits.data.datasets import Split
+    from digits.images import Split
     from models.recipes import SIGMOID
 
     home = tmp_path_factory.mktemp("home")
@@ -389,7 +389,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> "Dataset":
 @pytest.fixture(scope="session")
 def few(bundled: "Dataset") -> "Split":
     """Two hundred real digits, twenty of each, sorted by digit."""
-    from digits.data.datasets import Split
+    from digits.images import Split
 
     rows = np.concatenate([np.flatnonzero(bundled.train.labels == digit)[:20] for digit in range(10)])
     return Split(bundled.train.images[rows], bundled.train.labels[rows])

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 
 from digits.data import sources
-from digits.data.datasets import Dataset, Split
+from digits.data.datasets import Dataset
+from digits.images import Split
 
 HEADER = "label," + ",".join(f"pixel{pixel}" for pixel in range(784))
 tmp_path_is_shared = settings(

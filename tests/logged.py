@@ -5,21 +5,21 @@ from pathlib import Path
 
 import numpy as np
 
-from digits.storage.predictions import Answers, new_ids
+from digits.storage.predictions import PredictionBatch, new_ids
 from services.prediction_log import PredictionLog
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
-def answers(count: int = 3, at: datetime = NOON, version: str = "1", role: str = "champion", seed: int = 0) -> Answers:
+def answers(count: int = 3, at: datetime = NOON, version: str = "1", seed: int = 0) -> PredictionBatch:
     random = np.random.default_rng(seed)
     probabilities = random.dirichlet(np.ones(10), count).astype(np.float32)
     images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-    return Answers(new_ids(count), at, version, images, probabilities, "/classify", role)
+    return PredictionBatch(new_ids(count), at, version, images, probabilities, "/classify")
 
 
-def write(url: str, spool: Path, *batches: Answers, audit_share: float = 0.0) -> None:
-    log = PredictionLog(url, spool, audit_share)
+def write(url: str, spool: Path, *batches: PredictionBatch, audit_sample_rate: float = 0.0) -> None:
+    log = PredictionLog(url, spool, audit_sample_rate)
     for batch in batches:
         log.append(batch)
     log.close()

@@ -48,10 +48,10 @@ class Service:
     def version(self) -> Any:
         return self.client.get("/about").json()["model_version"]
 
-    def window(self, role: str = "champion") -> predictions.Window:
+    def window(self) -> predictions.Window:
         engine = database.connect(f"sqlite:///{self.home}/digits.db")
         try:
-            return predictions.read_window(engine, datetime.now(UTC) - timedelta(hours=1), role=role)
+            return predictions.read_window(engine, datetime.now(UTC) - timedelta(hours=1))
         finally:
             engine.dispose()
 
@@ -68,7 +68,7 @@ def serving(home: Path, registry: Registry, bento: Path | None = None, **setting
     (home / "bentoml").mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DIGITS_")} | {
         "DIGITS_HOME": str(home),
-        "DIGITS_WATCH_SECONDS": "0.1",
+        "DIGITS_REGISTRY_POLL_SECONDS": "0.1",
         "BENTOML_HOME": str(home / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "True",
         "MLFLOW_TRACKING_URI": registry.uri,

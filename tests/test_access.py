@@ -16,10 +16,10 @@ from serving import ROOT, Service, png, serving
 from starlette.exceptions import HTTPException
 
 from digits.reference import Reference
-from digits.settings import settings
+from digits.settings import load_settings
 from digits.storage import api_keys, database
 from ops import bootstrap, processes
-from services.access import NEEDS, OPEN, Access, Limits
+from services.access import NEEDS, OPEN, Access, Auth, Limits
 from services.routes import application
 
 LOCAL, PUBLIC = ("127.0.0.1", 3000), ("192.0.2.7", 3000)
@@ -34,8 +34,8 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/digits.db"
 
 
-def opened(url: str, tmp_path: Path, open: bool | None = None) -> Access:
-    access = Access(url, tmp_path / "rates", open, rate_per_minute=6000)
+def opened(url: str, tmp_path: Path, auth: Auth = "loopback") -> Access:
+    access = Access(url, tmp_path / "rates", auth, rate_per_minute=6000)
     access._stop.set()  # one look
     access._run()
     return access
@@ -130,20 +130,20 @@ def test_a_key_may_come_as_a_bearer_token(header: bytes, url: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("open", "server", "needed"),
+    ("auth", "server", "needed"),
     [
-        (None, LOCAL, False),
-        (None, ("::1", 3000), False),
-        (None, PUBLIC, True),
-        (None, None, True),
-        (False, LOCAL, True),
-        (True, PUBLIC, False),
+        ("loopback", LOCAL, False),
+        ("loopback", ("::1", 3000), False),
+        ("loopback", PUBLIC, True),
+        ("loopback", None, True),
+        ("required", LOCAL, True),
+        ("off", PUBLIC, False),
     ],
 )
 def test_a_key_is_needed_where_other_machines_come_in(
-    open: bool | None, server: tuple[str, int], needed: bool, url: str, tmp_path: Path
+    auth: Auth, server: tuple[str, int], needed: bool, url: str, tmp_path: Path
 ) -> None:
-    access = opened(url, tmp_path, open)
+    access = opened(url, tmp_path, auth)
     if needed:
         assert refusal(access, scope(server=server)).status_code == 401
     else:
@@ -208,7 +208,9 @@ def locked(champion_files: Files, tmp_path_factory: pytest.TempPathFactory) -> I
     home = tmp_path_factory.mktemp("locked")
     database.connect(f"sqlite:///{home}/digits.db").dispose()
     origins = '["https://app.example"]'
-    with serving(home, registry, DIGITS_OPEN="false", DIGITS_SERVICE_WORKERS="2", DIGITS_CORS_ORIGINS=origins) as one:
+    with serving(
+        home, registry, DIGITS_AUTH="required", DIGITS_SERVICE_WORKERS="2", DIGITS_CORS_ORIGINS=origins
+    ) as one:
         one.wait_for(lambda: one.status("/readyz") == 200)
         yield one
     server.shutdown()
@@ -331,40 +333,40 @@ def test_pages_of_the_named_origins_may_ask_and_no_others(locked: Service, servi
 # On the command line
 
 
-@pytest.mark.parametrize(("host", "open"), [("0.0.0.0", "false"), ("192.0.2.7", None), ("::", None)])
+@pytest.mark.parametrize(("host", "auth"), [("0.0.0.0", "required"), ("192.0.2.7", None), ("::", None)])
 def test_up_refuses_to_serve_other_machines_without_a_key(
-    host: str, open: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host: str, auth: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DIGITS_HOME", str(tmp_path))
     monkeypatch.setenv("DIGITS_HOST", host)
-    if open:
-        monkeypatch.setenv("DIGITS_OPEN", open)
-    with pytest.raises(PermissionError, match=rf"DIGITS_HOST is {host}.*digits keys create.*DIGITS_OPEN=true"):
-        bootstrap.up(settings())
-    engine = database.connect(settings().database_url)
+    if auth:
+        monkeypatch.setenv("DIGITS_AUTH", auth)
+    with pytest.raises(PermissionError, match=rf"DIGITS_HOST is {host}.*digits keys create.*DIGITS_AUTH=off"):
+        bootstrap.up(load_settings())
+    engine = database.connect(load_settings().database_url)
     api_keys.create(engine, "app", ["predict"])
-    bootstrap._check_door(settings())
+    bootstrap._check_door(load_settings())
     api_keys.revoke(engine, "app")
     with pytest.raises(PermissionError):
-        bootstrap._check_door(settings())
-    monkeypatch.setenv("DIGITS_OPEN", "true")
-    bootstrap._check_door(settings())
-    monkeypatch.delenv("DIGITS_OPEN")
+        bootstrap._check_door(load_settings())
+    monkeypatch.setenv("DIGITS_AUTH", "off")
+    bootstrap._check_door(load_settings())
+    monkeypatch.delenv("DIGITS_AUTH")
     monkeypatch.setenv("DIGITS_HOST", "127.0.0.1")
-    bootstrap._check_door(settings())
+    bootstrap._check_door(load_settings())
 
 
 def test_only_the_service_leaves_this_machine_unless_all_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIGITS_HOST", "192.0.2.7")
     assert bound() == {"service": "192.0.2.7", "mlflow": "127.0.0.1", "prefect": "127.0.0.1", "reports": "127.0.0.1"}
-    assert settings().mlflow_tracking_uri == "http://127.0.0.1:5000"
-    monkeypatch.setenv("DIGITS_OPEN", "true")
+    assert load_settings().mlflow_tracking_uri == "http://127.0.0.1:5000"
+    monkeypatch.setenv("DIGITS_AUTH", "off")
     assert set(bound().values()) == {"192.0.2.7"}
 
 
 def bound() -> dict[str, str]:
     """The address that each server is told to bind to."""
-    commands = {process.name: process.command for process in processes.processes(settings()) if process.port}
+    commands = {process.name: process.command for process in processes.processes(load_settings()) if process.port}
     return {name: command[command.index("--host") + 1] for name, command in commands.items()}
 
 

@@ -17,13 +17,13 @@ def test_labelled_traffic_like_the_reference_is_as_expected() -> None:
     assert found.labelled.value == pytest.approx(right.mean())
     for digit, part in found.per_digit.items():
         assert part.count == (labels == digit).sum() and part.right == right[labels == digit].sum()
-    assert f"{found.labelled.value:.2%}" in found.words
+    assert f"{found.labelled.value:.2%}" in found.message
 
 
 def test_traffic_the_version_gets_wrong_is_worse() -> None:
     images, labels = held_out()
     found = accuracy.assess(reference(), window(perturbations.shift(images, 3), labels))
-    assert found.verdict == "worse" and found.words.startswith("Worse")
+    assert found.verdict == "worse" and found.message.startswith("Worse")
     assert found.labelled is not None and found.labelled.high < found.expected.low
 
 
@@ -40,7 +40,7 @@ def test_with_few_labels_nothing_is_claimed(labelled: int) -> None:
     images, labels = held_out()
     some = np.where(np.arange(len(labels)) < labelled, (labels.astype(int) + 1) % 10, -1)  # every label says: wrong
     found = accuracy.assess(reference(), window(images, some))
-    assert found.verdict == "not enough labels" and f"{labelled} of at least 50" in found.words
+    assert found.verdict == "not enough labels" and f"{labelled} of at least 50" in found.message
 
 
 def test_a_difference_within_chance_is_as_expected() -> None:
@@ -88,7 +88,7 @@ def test_the_audit_sample_judges_though_complaints_say_otherwise() -> None:
     assert found.labelled is not None and found.audited is not None
     assert found.audited.count == drawn.sum() and found.audited.right == right[drawn].sum()
     assert found.labelled.value < found.audited.value
-    assert found.verdict == "as expected" and "audited" in found.words
+    assert found.verdict == "as expected" and "audited" in found.message
 
 
 def test_complaints_alone_judge_nothing() -> None:
@@ -96,7 +96,7 @@ def test_complaints_alone_judge_nothing() -> None:
     nobody = np.zeros(len(labels), np.bool_)
     found = accuracy.assess(reference(), window(perturbations.shift(images, 3), labels, audited=nobody))
     assert found.labelled is not None and found.labelled.high < found.expected.low
-    assert found.audited is None and found.verdict == "not enough labels" and "0 of at least 50" in found.words
+    assert found.audited is None and found.verdict == "not enough labels" and "0 of at least 50" in found.message
 
 
 def test_labels_outside_the_sample_count() -> None:
@@ -112,5 +112,5 @@ def test_words_tell_how_honest_the_estimate_was() -> None:
     found = accuracy.assess(reference(), window(perturbations.shift(images, 3), labels))
     assert found.estimate is not None and found.estimate_error is not None and found.labelled is not None
     assert found.estimate_error == pytest.approx(found.estimate - found.labelled.value)
-    assert f"{found.estimate:.2%}" in found.words
-    assert f"{100 * found.estimate_error:.1f} points more than is true" in found.words
+    assert f"{found.estimate:.2%}" in found.message
+    assert f"{100 * found.estimate_error:.1f} points more than is true" in found.message

@@ -51,7 +51,7 @@ def test_an_alert_arrives_as_json_with_its_details(webhook: Webhook, database_ur
     assert alerts.send(webhook.url, database_url, DRIFT, DAY)
     ((kind, body),) = webhook.received
     assert kind == "application/json"
-    assert (body["event"], body["words"], body["severity"]) == ("drift", "Shifted 2.0 px right.", "strong")
+    assert (body["event"], body["message"], body["severity"]) == ("drift", "Shifted 2.0 px right.", "strong")
     assert body["at"].endswith("+00:00")
 
 
@@ -68,7 +68,7 @@ def test_what_did_not_arrive_is_sent_again(
 ) -> None:
     webhook.status = 503
     assert not alerts.send(webhook.url, database_url, DRIFT, DAY)
-    assert "503" in caplog.text and DRIFT.words in caplog.text
+    assert "503" in caplog.text and DRIFT.message in caplog.text
     assert not alerts.send(f"http://127.0.0.1:{find_free_port()}", database_url, DRIFT, DAY)
     assert not alerts.send("no address", database_url, DRIFT, DAY)
     webhook.status = 204

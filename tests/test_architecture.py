@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("digits", "models", "services", "monitoring", "flows")
+ROOMS = ("digits", "models", "services", "monitoring", "flows", "ops")
 ARROWS = {
     "digits": set(),
     "models": {"digits"},
     "monitoring": {"digits"},
     "services": {"digits", "models"},
     "flows": {"digits", "models", "monitoring"},
+    "ops": {"digits", "models", "monitoring", "flows"},
 }
 HOMES = {
     "prefect": "flows",
@@ -28,6 +29,8 @@ HOMES = {
     "sqlalchemy": "digits",
     "alembic": "digits",
     "psycopg": "digits",
+    "supervisor": "ops",
+    "typer": "ops",
     "boto3": "digits",
     "optuna": "models",
     "dask": "flows",
@@ -93,7 +96,7 @@ def test_one_framework_one_home(framework: str, home: str) -> None:
 
 def test_scikit_learn_is_only_in_models_and_the_bundled_data_set() -> None:
     users = {
-        f"{room}/{path.name}"
+        path.relative_to(ROOT).as_posix()
         for room in ROOMS
         for path in files(room)
         for module, _ in imports(path)
@@ -108,7 +111,7 @@ def test_digits_imports_nothing_heavy() -> None:
         for path in files("digits")
         for module, _ in imports(path)
         if (top := module.split(".")[0]) not in STANDARD | LIGHT | {"digits"}
-        and (path.name, top) not in (("sources.py", "sklearn"), ("buckets.py", "boto3"), ("buckets.py", "botocore"))
+        and (path.name, top) not in (("sources.py", "sklearn"), ("bucket.py", "boto3"), ("bucket.py", "botocore"))
     }
     assert not heavy
 

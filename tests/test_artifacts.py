@@ -9,8 +9,9 @@ from conftest import Files, Registry
 
 from digits.data import datasets, sources
 from digits.data.datasets import BadData, Dataset
-from models import champion
-from models.champion import BadArtifact, Watcher
+from models import model_store
+from models.champion import AliasWatcher, InvalidArtifact
+from models.model_store import ModelStore
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("digits", "models", "services", "monitoring", "flows", "ops")
@@ -71,39 +72,39 @@ def flipped(content: bytes, position: int) -> bytes:
 
 
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.5, 0.9, 0.999999])
-@pytest.mark.parametrize("name", champion.FILES)
+@pytest.mark.parametrize("name", model_store.FILES)
 def test_a_flipped_byte_of_the_model_or_the_reference_is_refused_and_the_champion_goes_on(
     name: str, place: float, registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path
 ) -> None:
     registry.versions["1"] = champion_files
     registry.aliases["champion"] = "1"
-    watcher = Watcher(registry.uri, "champion", tmp_path, interval_seconds=1)
+    watcher = AliasWatcher(registry.uri, "champion", tmp_path, interval_seconds=1)
     watcher.look()
     content = other_files[name]
     registry.versions["2"] = {**other_files, name: flipped(content, int(place * len(content)))}
     registry.aliases["champion"] = "2"
-    with pytest.raises(BadArtifact, match=rf"digits v2: the checksum of {name} is not the one on its card"):
-        champion.fetch(registry.uri, "champion", tmp_path)
+    with pytest.raises(InvalidArtifact, match=rf"digits v2: the checksum of {name} is not the one on its card"):
+        ModelStore(registry.uri, tmp_path).fetch()
     watcher.look()
-    assert watcher.standing.champion and watcher.standing.champion.version == "1"
-    assert f"the checksum of {name}" in (watcher.standing.trouble or "")
+    assert watcher.state.champion and watcher.state.champion.version == "1"
+    assert f"the checksum of {name}" in (watcher.state.warning or "")
 
 
-@pytest.mark.parametrize("name", champion.FILES)
+@pytest.mark.parametrize("name", model_store.FILES)
 def test_a_flipped_byte_of_the_copy_is_noticed(
     name: str, registry: Registry, champion_files: Files, tmp_path: Path
 ) -> None:
     registry.versions["1"] = champion_files
     registry.aliases["champion"] = "1"
-    fetched = champion.fetch(registry.uri, "champion", tmp_path)
+    fetched = ModelStore(registry.uri, tmp_path).fetch()
     copy = tmp_path / "1" / name
     copy.write_bytes(flipped(copy.read_bytes(), copy.stat().st_size // 2))
-    with pytest.raises(BadArtifact, match=f"the checksum of {name}"):
-        champion.last_good("champion", tmp_path)
+    with pytest.raises(InvalidArtifact, match=f"the checksum of {name}"):
+        model_store.last_good("champion", tmp_path)
     if name == "reference.npz":
-        with pytest.raises(BadArtifact, match=r"copy of reference\.npz in .* is damaged; remove"):
-            champion.reference_of(fetched, tmp_path)
-    champion.fetch(registry.uri, "champion", tmp_path)  # takes the registry's again
+        with pytest.raises(InvalidArtifact, match=r"copy of reference\.npz in .* is damaged; remove"):
+            model_store.reference_of(fetched, tmp_path)
+    ModelStore(registry.uri, tmp_path).fetch()  # takes the registry's again
     assert copy.read_bytes() == champion_files[name]
 
 

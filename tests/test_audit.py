@@ -10,18 +10,20 @@ from PIL import Image
 from sqlalchemy import Engine
 
 from digits.storage import feedback, predictions
-from digits.storage.predictions import AUDITOR, Answers, new_ids
+from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
 from ops import audit
 from services.prediction_log import PredictionLog
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
 
-def answered(url: str, folder: Path, count: int, audit_share: float) -> list[str]:
+def answered(url: str, folder: Path, count: int, audit_sample_rate: float) -> list[str]:
     """Answers as the service logs them; their ids."""
     ids = new_ids(count)
-    log = PredictionLog(url, folder / "spool", audit_share)
-    log.append(Answers(ids, NOON, "1", held_out()[0][:count], np.full((count, 10), 0.1, np.float32), "/classify"))
+    log = PredictionLog(url, folder / "spool", audit_sample_rate)
+    log.append(
+        PredictionBatch(ids, NOON, "1", held_out()[0][:count], np.full((count, 10), 0.1, np.float32), "/classify")
+    )
     log.close()
     return ids
 
@@ -29,8 +31,8 @@ def answered(url: str, folder: Path, count: int, audit_share: float) -> list[str
 def test_pictures_that_were_sorted_are_labels_of_the_audit_sample(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
-    answered(database_url, tmp_path, 3, audit_share=0)
-    ids = answered(database_url, tmp_path, 5, audit_share=1)
+    answered(database_url, tmp_path, 3, audit_sample_rate=0)
+    ids = answered(database_url, tmp_path, 5, audit_sample_rate=1)
     folder = tmp_path / "audit"
     assert audit.lay_out(feedback.unlabelled_audit(engine, NOON), folder, most=100) == 5
     assert {path.stem for path in folder.glob("*.png")} == set(ids)
@@ -46,7 +48,7 @@ def test_pictures_that_were_sorted_are_labels_of_the_audit_sample(
 
 
 def test_a_picture_moved_on_is_a_correction(database_url: str, engine: Engine, tmp_path: Path) -> None:
-    (id,) = answered(database_url, tmp_path, 1, audit_share=1)
+    (id,) = answered(database_url, tmp_path, 1, audit_sample_rate=1)
     audit.lay_out(feedback.unlabelled_audit(engine, NOON), tmp_path / "audit", most=1)
     path = tmp_path / "audit" / f"{id}.png"
     for digit in (3, 8):
@@ -58,7 +60,7 @@ def test_a_picture_moved_on_is_a_correction(database_url: str, engine: Engine, t
 def test_a_picture_that_stays_does_not_undo_what_an_auditor_said_later(
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (id,) = answered(database_url, tmp_path, 1, audit_share=1)
+    (id,) = answered(database_url, tmp_path, 1, audit_sample_rate=1)
     audit.lay_out(feedback.unlabelled_audit(engine, NOON), tmp_path / "audit", most=1)
     (tmp_path / "audit" / f"{id}.png").rename(tmp_path / "audit" / "3" / f"{id}.png")
     audit.collect(engine, tmp_path / "audit")
@@ -71,7 +73,7 @@ def test_a_picture_that_stays_does_not_undo_what_an_auditor_said_later(
 def test_no_more_than_asked_for_lie_there_and_strange_files_are_no_labels(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
-    answered(database_url, tmp_path, 20, audit_share=1)
+    answered(database_url, tmp_path, 20, audit_sample_rate=1)
     folder = tmp_path / "audit"
     waiting = feedback.unlabelled_audit(engine, NOON)
     assert [audit.lay_out(waiting, folder, most) for most in (5, 5, 8)] == [5, 5, 8]

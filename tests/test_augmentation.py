@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from models.augmentation import distort, ranges
-from models.recipes import Distortion
+from models.augmentation import augment, ranges
+from models.recipes import Augmentation
 
 STILL = dict.fromkeys(("rotation_radians", "scale", "shear", "shift_pixels", "elastic_pixels", "thickness"), 0.0)
 
@@ -22,7 +22,7 @@ def centre(images: np.ndarray, axis: int) -> np.ndarray:
 
 
 def make(**changes: float) -> np.ndarray:
-    return distort(bars(500), Distortion(**{**STILL, **changes}), np.random.default_rng(0))
+    return augment(bars(500), Augmentation(**{**STILL, **changes}), np.random.default_rng(0))
 
 
 def test_without_ranges_nothing_changes() -> None:
@@ -30,9 +30,9 @@ def test_without_ranges_nothing_changes() -> None:
 
 
 def test_the_same_seed_gives_the_same_images() -> None:
-    first, second = (distort(bars(50), Distortion(), np.random.default_rng(3)) for _ in range(2))
+    first, second = (augment(bars(50), Augmentation(), np.random.default_rng(3)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    assert (first != distort(bars(50), Distortion(), np.random.default_rng(4))).any()
+    assert (first != augment(bars(50), Augmentation(), np.random.default_rng(4))).any()
 
 
 def test_shifts_fill_their_range() -> None:
@@ -62,8 +62,8 @@ def test_elastic_bending_moves_pixels_by_about_what_is_expected() -> None:
 
 
 def test_the_ranges_shrink_evenly_to_their_final_share() -> None:
-    distortion = Distortion(shift_pixels=2, final_share=0.25)
-    assert ranges(distortion, 0) == distortion
-    assert ranges(distortion, 0.5).shift_pixels == pytest.approx(1.25)
-    assert ranges(distortion, 1).shift_pixels == pytest.approx(0.5)
-    assert ranges(distortion, 1).elastic_sigma_pixels == distortion.elastic_sigma_pixels
+    augmentation = Augmentation(shift_pixels=2, final_share=0.25)
+    assert ranges(augmentation, 0) == augmentation
+    assert ranges(augmentation, 0.5).shift_pixels == pytest.approx(1.25)
+    assert ranges(augmentation, 1).shift_pixels == pytest.approx(0.5)
+    assert ranges(augmentation, 1).elastic_sigma_pixels == augmentation.elastic_sigma_pixels

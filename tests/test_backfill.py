@@ -29,7 +29,7 @@ def test_a_window_begins_so_long_ago_or_at_a_moment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("begin", "end", "every", "words"),
+    ("begin", "end", "every", "message"),
     [
         ("yesterday", "2026-01-05", "24h", "'yesterday'"),
         ("2026-01-05", "2026-01-05", "24h", "not before"),

@@ -16,7 +16,7 @@ import pytest
 
 from digits.settings import Settings
 from digits.storage import database, ledger, predictions
-from digits.storage.predictions import Answers, new_ids
+from digits.storage.predictions import PredictionBatch, new_ids
 from ops import backup
 from services.prediction_log import PredictionLog
 
@@ -27,15 +27,15 @@ DATABASES = ("mlflow/mlflow.db", "prefect/prefect.db", "sweeps/trials.db")
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
-def answers(count: int = 3) -> Answers:
+def answers(count: int = 3) -> PredictionBatch:
     probabilities = np.full((count, 10), 0.1, np.float32)
-    return Answers(new_ids(count), NOON, "1", np.zeros((count, 28, 28), np.uint8), probabilities, "/classify")
+    return PredictionBatch(new_ids(count), NOON, "1", np.zeros((count, 28, 28), np.uint8), probabilities, "/classify")
 
 
 @pytest.fixture
-def where(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path) -> Settings:
     """A DIGITS_HOME with a little of everything."""
-    where = Settings(home=tmp_path / "home", database_url=f"sqlite:///{tmp_path}/home/digits.db")
+    settings = Settings(home=tmp_path / "home", database_url=f"sqlite:///{tmp_path}/home/digits.db")
     files = {
         "datasets/current": b"f1",
         "datasets/f1/data.npz": bytes(range(256)),
@@ -47,15 +47,17 @@ def where(tmp_path: Path) -> Settings:
         "logs/service.log": b"not kept",
     }
     for name, content in files.items():
-        (where.home / name).parent.mkdir(parents=True, exist_ok=True)
-        (where.home / name).write_bytes(content)
-    ledger.append(database.connect(where.database_url), "promotion", None, "1", "it is the first", {"accuracy": 0.98})
+        (settings.home / name).parent.mkdir(parents=True, exist_ok=True)
+        (settings.home / name).write_bytes(content)
+    ledger.append(
+        database.connect(settings.database_url), "promotion", None, "1", "it is the first", {"accuracy": 0.98}
+    )
     for name in DATABASES:
-        (where.home / name).parent.mkdir(exist_ok=True)
-        with closing(sqlite3.connect(where.home / name)) as connection, connection:
+        (settings.home / name).parent.mkdir(exist_ok=True)
+        with closing(sqlite3.connect(settings.home / name)) as connection, connection:
             connection.execute("CREATE TABLE versions (name)")
             connection.execute("INSERT INTO versions VALUES ('1')")
-    return where
+    return settings
 
 
 def elsewhere(tmp_path: Path) -> Settings:
@@ -69,15 +71,15 @@ def content(home: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["backup", "backup.tar"])
-def test_all_state_comes_back_and_nothing_else(where: Settings, tmp_path: Path, name: str) -> None:
+def test_all_state_comes_back_and_nothing_else(settings: Settings, tmp_path: Path, name: str) -> None:
     target, new = tmp_path / "far" / name, elsewhere(tmp_path)
-    taken = backup.back_up(where, target)
+    taken = backup.back_up(settings, target)
     restored = backup.restore(new, target)
     assert (taken.files, taken.bytes) == (restored.files, restored.bytes)
-    kept = content(where.home)
+    kept = content(settings.home)
     del kept["datasets/.f2.tmp/data.npz"], kept["logs/service.log"]
     assert content(new.home) == kept
-    entries = [ledger.entries(database.connect(one.database_url)) for one in (where, new)]
+    entries = [ledger.entries(database.connect(one.database_url)) for one in (settings, new)]
     assert entries[0] == entries[1] and len(entries[0]) == 1
     for database_name in DATABASES:
         with closing(sqlite3.connect(new.home / database_name)) as connection:
@@ -85,11 +87,11 @@ def test_all_state_comes_back_and_nothing_else(where: Settings, tmp_path: Path, 
     assert [path.name for path in target.parent.iterdir()] == [name]
 
 
-def test_an_inbox_elsewhere_comes_back_to_where_the_settings_have_it(where: Settings, tmp_path: Path) -> None:
+def test_an_inbox_elsewhere_comes_back_to_where_the_settings_have_it(settings: Settings, tmp_path: Path) -> None:
     mail, other = tmp_path / "mail", tmp_path / "other"
     (mail / "taken").mkdir(parents=True)
     (mail / "taken" / "may.csv").write_bytes(b"label,pixel0\n")
-    backup.back_up(where.model_copy(update={"inbox": mail}), tmp_path / "b.tar")
+    backup.back_up(settings.model_copy(update={"inbox": mail}), tmp_path / "b.tar")
     new = elsewhere(tmp_path).model_copy(update={"inbox": other})
     backup.restore(new, tmp_path / "b.tar")
     assert content(other) == content(mail) and not (new.home / "inbox").exists()
@@ -98,13 +100,13 @@ def test_an_inbox_elsewhere_comes_back_to_where_the_settings_have_it(where: Sett
         backup.restore(again, tmp_path / "b.tar")
 
 
-def test_what_a_bucket_keeps_is_said_to_be_missing(where: Settings, tmp_path: Path) -> None:
-    taken = backup.back_up(where.model_copy(update={"datasets_url": "s3://digits/datasets"}), tmp_path / "b.tar")
+def test_what_a_bucket_keeps_is_said_to_be_missing(settings: Settings, tmp_path: Path) -> None:
+    taken = backup.back_up(settings.model_copy(update={"datasets_url": "s3://digits/datasets"}), tmp_path / "b.tar")
     assert "without the data sets in s3://digits/datasets" in str(taken)
 
 
-def test_every_answer_before_the_backup_is_in_it_though_others_go_on(where: Settings, tmp_path: Path) -> None:
-    log, stop = PredictionLog(where.database_url, where.spool, interval_seconds=0.01), threading.Event()
+def test_every_answer_before_the_backup_is_in_it_though_others_go_on(settings: Settings, tmp_path: Path) -> None:
+    log, stop = PredictionLog(settings.database_url, settings.spool, interval_seconds=0.01), threading.Event()
     before: list[str] = []
 
     def send() -> None:
@@ -119,7 +121,7 @@ def test_every_answer_before_the_backup_is_in_it_though_others_go_on(where: Sett
     try:
         for number in range(5):
             asked, new = list(before), elsewhere(tmp_path / str(number))
-            backup.back_up(where, tmp_path / f"{number}.tar")
+            backup.back_up(settings, tmp_path / f"{number}.tar")
             backup.restore(new, tmp_path / f"{number}.tar")
             PredictionLog(new.database_url, new.spool).close()  # as the service does at its start
             found = predictions.read_window(database.connect(new.database_url), NOON).ids
@@ -154,9 +156,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_backup_is_refused_and_leaves_nothing(where: Settings, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_backup_is_refused_and_leaves_nothing(settings: Settings, tmp_path: Path, damage: str) -> None:
     new = elsewhere(tmp_path)
-    backup.back_up(where, tmp_path / "backup")
+    backup.back_up(settings, tmp_path / "backup")
     change, reason = DAMAGES[damage]
     change(tmp_path / "backup")
     with pytest.raises(backup.BadBackup, match=rf"{reason}.*nothing was restored$"):
@@ -165,39 +167,39 @@ def test_a_damaged_backup_is_refused_and_leaves_nothing(where: Settings, tmp_pat
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
-def test_a_truncated_archive_is_refused_and_leaves_nothing(where: Settings, tmp_path: Path, share: float) -> None:
+def test_a_truncated_archive_is_refused_and_leaves_nothing(settings: Settings, tmp_path: Path, share: float) -> None:
     new, archive = elsewhere(tmp_path), tmp_path / "backup.tar"
-    backup.back_up(where, archive)
+    backup.back_up(settings, archive)
     archive.write_bytes(archive.read_bytes()[: int(share * archive.stat().st_size)])
     with pytest.raises(backup.BadBackup, match=r"nothing was restored$"):
         backup.restore(new, archive)
     assert list(new.home.iterdir()) == []
 
 
-def test_an_archive_that_reaches_out_of_its_folder_is_refused(where: Settings, tmp_path: Path) -> None:
+def test_an_archive_that_reaches_out_of_its_folder_is_refused(settings: Settings, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "evil.tar", "w") as archive:
-        archive.add(where.home / "inbox/more.csv", arcname="../../evil.csv")
+        archive.add(settings.home / "inbox/more.csv", arcname="../../evil.csv")
     with pytest.raises(backup.BadBackup, match="nothing was restored"):
         backup.restore(elsewhere(tmp_path), tmp_path / "evil.tar")
     assert not list(tmp_path.rglob("evil.csv"))
 
 
-def test_nothing_is_overwritten(where: Settings, tmp_path: Path) -> None:
-    backup.back_up(where, tmp_path / "backup")
+def test_nothing_is_overwritten(settings: Settings, tmp_path: Path) -> None:
+    backup.back_up(settings, tmp_path / "backup")
     with pytest.raises(ValueError, match="backup exists already; give the backup another name"):
-        backup.back_up(where, tmp_path / "backup")
+        backup.back_up(settings, tmp_path / "backup")
     with pytest.raises(ValueError, match="home is not empty; move it away, or set DIGITS_HOME to an empty folder"):
-        backup.restore(where, tmp_path / "backup")
+        backup.restore(settings, tmp_path / "backup")
     with pytest.raises(ValueError, match=r"there is no backup .*nowhere"):
         backup.restore(elsewhere(tmp_path), tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"lies in .* itself"):
-        backup.back_up(where, where.home / "backup")
+        backup.back_up(settings, settings.home / "backup")
     with pytest.raises(ValueError, match="there is nothing to back up in"):
         backup.back_up(elsewhere(tmp_path), tmp_path / "other")
 
 
 def test_a_disk_that_fills_up_leaves_no_half_backup(
-    where: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy, target = shutil.copyfile, tmp_path / "far" / "backup.tar"
 
@@ -208,7 +210,7 @@ def test_a_disk_that_fills_up_leaves_no_half_backup(
 
     monkeypatch.setattr(shutil, "copyfile", fill)
     with pytest.raises(OSError, match="No space left"):
-        backup.back_up(where, target)
+        backup.back_up(settings, target)
     assert list(target.parent.iterdir()) == []
 
 

@@ -43,7 +43,7 @@ def test_each_request_gets_its_own_part_of_one_call() -> None:
     assert one.digits.tolist() == [3] and one.ids == ["id of 3"]
     assert three.digits.tolist() == [1, 4, 9] and three.ids == ["id of 1", "id of 4", "id of 9"]
     assert three.probabilities.argmax(1).tolist() == [1, 4, 9] and three.sets.sum(1).tolist() == [1, 1, 1]
-    assert three.unsure.tolist() == [False, False, True] and three.version == "1"
+    assert three.uncertain.tolist() == [False, False, True] and three.version == "1"
     assert last.digits.tolist() == [5]
 
 

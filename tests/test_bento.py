@@ -12,8 +12,8 @@ from conftest import Files, serve_registry
 from serving import ROOT, Service, classify, png, serving
 
 from digits.reference import from_bytes
-from models import champion
-from models.champion import BadArtifact, Release
+from models import model_store
+from models.champion import FixedVersion, InvalidArtifact
 
 UV = shutil.which("uv") or shutil.which(str(ROOT / ".uv" / "bin" / "uv"))
 
@@ -59,7 +59,7 @@ def test_a_bento_holds_what_the_list_allows(bento: Path) -> None:
     source = bento / "src"
     held = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
     tracked = subprocess.check_output(["git", "ls-files", "digits", "models", "services"], cwd=ROOT, text=True).split()
-    baked = {f"services/release/7/{name}" for name in (*champion.FILES, "card.json")}
+    baked = {f"services/release/7/{name}" for name in (*model_store.FILES, "card.json")}
     unknown = held - set(tracked) - baked - {"services/release/champion.txt", "bentofile.yaml"}
     # what an editor or another engineer has not committed yet may be there, as long as it is code
     assert all(name.endswith(".py") for name in unknown), unknown
@@ -97,7 +97,7 @@ def test_the_bento_answers_without_a_registry(released: Service, champion_files:
     answer = released.client.post("/classify_file", content=png(sample.images[0])).json()
     assert answer["digit"] == int(sample.probabilities[0].argmax())
     about = released.client.get("/about").json()
-    assert (about["trouble"], about["run_link"], about["challenger"]) == (None, None, None)
+    assert (about["warning"], about["run_url"]) == (None, None)
     assert len(released.client.get("/samples").json()["samples"]) == 20
     released.wait_for(lambda: released.status(f"/predictions/{answer['id']}") == 200)  # its tables are made meanwhile
     assert released.status("/") == released.status("/docs") == released.status("/page/page.js") == 200
@@ -107,11 +107,10 @@ def test_the_bento_answers_without_a_registry(released: Service, champion_files:
 def test_a_release_whose_model_was_changed_does_not_answer(bento: Path, tmp_path: Path) -> None:
     folder = tmp_path / "release"
     shutil.copytree(bento / "src" / "services" / "release", folder)
-    standing = Release(folder, "champion").standing
-    assert standing.champion and standing.champion.version == "7"
-    assert Release(folder, "challenger", optional=True).standing.champion is None
+    state = FixedVersion(folder, "champion").state
+    assert state.champion and state.champion.version == "7"
     model = folder / "7" / "model.onnx"
     content = model.read_bytes()
     model.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
-    with pytest.raises(BadArtifact, match=r"digits v7: the checksum of model\.onnx"):
-        Release(folder, "champion")
+    with pytest.raises(InvalidArtifact, match=r"digits v7: the checksum of model\.onnx"):
+        FixedVersion(folder, "champion")

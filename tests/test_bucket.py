@@ -20,7 +20,7 @@ from digits.data.bucket import Bucket
 from digits.data.datasets import BadData, Dataset
 from digits.settings import Settings
 from flows import sweep_executor
-from models import champion
+from models.model_store import ModelStore
 from models.recipes import COMPACT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -64,7 +64,7 @@ def test_another_machine_gets_the_same_data_set_and_starts_from_it(
     fetched = datasets.load(there, fingerprint)
     assert fetched.fingerprint == fingerprint and np.array_equal(fetched.train.images, bundled.train.images)
     for key in keys(s3):
-        s3.delete_object(Bucket="digits", Key=key)
+        s3.delete_object(Bucket="digits", ApiKey=key)
     assert datasets.load(there, fingerprint).fingerprint == fingerprint  # it has its own copy now
 
 
@@ -79,7 +79,7 @@ def test_what_was_changed_in_the_bucket_is_refused_and_not_kept(
     np.savez(changed, **{**arrays, "train_labels": labels})  # type: ignore[arg-type]  # as in digits.data.datasets
     key = f"some/prefix/{path.name}/arrays.npz"
     for content in (changed.getvalue(), changed.getvalue()[:1000]):
-        s3.put_object(Bucket="digits", Key=key, Body=content)
+        s3.put_object(Bucket="digits", ApiKey=key, Body=content)
         with pytest.raises(BadData, match=f"the data set {path.name} in {URL} is not what was stored there: "):
             datasets.load(there, path.name)
         assert [one.name for one in there.folder.iterdir()] == [".lock"]
@@ -89,7 +89,7 @@ def test_an_upload_that_was_cut_off_is_not_there_and_is_done_again(
     s3: Any, bundled: Dataset, here: Bucket, there: Bucket
 ) -> None:
     path = datasets.save(bundled, here)
-    s3.delete_object(Bucket="digits", Key=f"some/prefix/{path.name}/manifest.json")
+    s3.delete_object(Bucket="digits", ApiKey=f"some/prefix/{path.name}/manifest.json")
     with pytest.raises(BadData, match=f"there is no data set {path.name} in {there.folder} or {URL}; ingest it again"):
         datasets.load(there, path.name)
     datasets.save(bundled, here)
@@ -156,9 +156,9 @@ def test_a_version_on_s3_reaches_the_service_through_mlflow_alone(
         registry.point("champion", version)
         stored = [key for key in keys(s3) if key.startswith("artifacts/")]
         assert {"model.onnx", "reference.npz", "card.json"} <= {key.rsplit("/", 1)[1] for key in stored}
-        fetched = champion.fetch(uri, "champion", tmp_path / "champions")
+        fetched = ModelStore(uri, tmp_path / "champions").fetch()
         sample = reference.from_bytes(champion_files["reference.npz"])
-        assert np.allclose(fetched.answer(sample.images), sample.probabilities, atol=1e-5)
+        assert np.allclose(fetched.predict_proba(sample.images), sample.probabilities, atol=1e-5)
         with serving(tmp_path / "service", cast(Any, SimpleNamespace(uri=uri))) as service:
             service.wait_for(lambda: service.status("/readyz") == 200, seconds=60)
             assert classify(service, sample.images[0])["digit"] == sample.probabilities[0].argmax()

@@ -13,8 +13,10 @@ import pytest
 from conftest import Files, Registry, serve_registry, wait_for
 
 from digits import reference
-from models import champion
-from models.champion import BadArtifact, NoChampion, Unreachable, Watcher
+from models import onnx_model
+from models.champion import AliasWatcher, InvalidArtifact, RegistryUnreachable, VersionNotFound
+from models.model_store import ModelStore
+from models.registry_reader import RegistryReader
 
 
 def publish(registry: Registry, version: str, files: Files) -> None:
@@ -22,12 +24,12 @@ def publish(registry: Registry, version: str, files: Files) -> None:
     registry.aliases["champion"] = version
 
 
-def watcher(registry: Registry, cache: Path) -> Watcher:
-    return Watcher(registry.uri, "champion", cache, interval_seconds=0.02)
+def watcher(registry: Registry, cache: Path) -> AliasWatcher:
+    return AliasWatcher(registry.uri, "champion", cache, interval_seconds=0.02)
 
 
-def version_of(watching: Watcher) -> str | None:
-    champion = watching.standing.champion
+def version_of(watching: AliasWatcher) -> str | None:
+    champion = watching.state.champion
     return champion.version if champion else None
 
 
@@ -35,20 +37,20 @@ def test_the_alias_is_fetched_and_answers_as_it_did_when_registered(
     registry: Registry, champion_files: Files, tmp_path: Path
 ) -> None:
     publish(registry, "3", champion_files)
-    fetched = champion.fetch(registry.uri, "champion", tmp_path)
+    fetched = ModelStore(registry.uri, tmp_path).fetch()
     sample = reference.from_bytes(champion_files["reference.npz"])
-    answers = fetched.answer(sample.images)
+    answers = fetched.predict_proba(sample.images)
     assert (fetched.version, fetched.card["recipe"]["name"]) == ("3", "linear")
     assert answers.shape == (597, 10) and answers.dtype == np.float32
     assert np.allclose(answers, sample.probabilities, atol=1e-6)
     assert (answers.argmax(1) == sample.labels).mean() > 0.85
-    assert champion.version(registry.uri) == "3"
+    assert RegistryReader(registry.uri).version() == "3"
 
 
 def test_a_large_batch_is_answered_as_its_parts_are(champion_files: Files) -> None:
-    model = champion.open_session(champion_files["model.onnx"])
+    model = onnx_model.load(champion_files["model.onnx"])
     images = np.random.default_rng(0).integers(0, 256, (2500, 28, 28), dtype=np.uint8)
-    assert np.allclose(model.answer(images)[2400:], model.answer(images[2400:]), atol=1e-6)
+    assert np.allclose(model.predict_proba(images)[2400:], model.predict_proba(images[2400:]), atol=1e-6)
 
 
 @pytest.mark.parametrize("status", [200, 400, 404, 429])
@@ -56,29 +58,31 @@ def test_what_is_no_mlflow_is_said_and_not_taken_for_an_empty_one(
     registry: Registry, tmp_path: Path, status: int
 ) -> None:
     registry.broken = status
-    with pytest.raises(Unreachable, match=rf"answered {status}, and not as MLflow does; set MLFLOW_TRACKING_URI"):
-        champion.fetch(registry.uri, "champion", tmp_path)
+    with pytest.raises(
+        RegistryUnreachable, match=rf"answered {status}, and not as MLflow does; set MLFLOW_TRACKING_URI"
+    ):
+        ModelStore(registry.uri, tmp_path).fetch()
 
 
 def test_no_champion_is_said_with_what_to_do(registry: Registry, champion_files: Files, tmp_path: Path) -> None:
-    with pytest.raises(NoChampion, match="digits retrain"):
-        champion.fetch(registry.uri, "champion", tmp_path)
-    assert champion.version(registry.uri) is None
+    with pytest.raises(VersionNotFound, match="digits retrain"):
+        ModelStore(registry.uri, tmp_path).fetch()
+    assert RegistryReader(registry.uri).version() is None
     registry.versions["1"] = champion_files
-    with pytest.raises(NoChampion, match="alias champion"):
-        champion.fetch(registry.uri, "champion", tmp_path)
-    with pytest.raises(NoChampion, match="no digits v7"):
-        champion.fetch_version(registry.uri, "7", tmp_path)
+    with pytest.raises(VersionNotFound, match="alias champion"):
+        ModelStore(registry.uri, tmp_path).fetch()
+    with pytest.raises(VersionNotFound, match="no digits v7"):
+        ModelStore(registry.uri, tmp_path).fetch_version("7")
 
 
 def test_a_registry_that_is_away_is_named(free_port: int, tmp_path: Path) -> None:
-    with pytest.raises(Unreachable, match=f"127.0.0.1:{free_port}.*MLFLOW_TRACKING_URI"):
-        champion.fetch(f"http://127.0.0.1:{free_port}", "champion", tmp_path)
+    with pytest.raises(RegistryUnreachable, match=f"127.0.0.1:{free_port}.*MLFLOW_TRACKING_URI"):
+        ModelStore(f"http://127.0.0.1:{free_port}", tmp_path).fetch()
 
 
 def test_the_password_of_a_registry_is_not_shown(free_port: int, tmp_path: Path) -> None:
-    with pytest.raises(Unreachable, match=f"http://127.0.0.1:{free_port}") as refused:
-        champion.fetch(f"http://admin:hush@127.0.0.1:{free_port}", "champion", tmp_path)
+    with pytest.raises(RegistryUnreachable, match=f"http://127.0.0.1:{free_port}") as refused:
+        ModelStore(f"http://admin:hush@127.0.0.1:{free_port}", tmp_path).fetch()
     assert "hush" not in str(refused.value)
 
 
@@ -86,13 +90,13 @@ def test_a_version_is_downloaded_once_and_again_when_its_copy_is_damaged(
     registry: Registry, champion_files: Files, tmp_path: Path
 ) -> None:
     publish(registry, "3", champion_files)
-    champion.fetch(registry.uri, "champion", tmp_path)
+    ModelStore(registry.uri, tmp_path).fetch()
     assert sorted(path.name for path in (tmp_path / "3").iterdir()) == ["card.json", "model.onnx", "reference.npz"]
     registry.asked.clear()
-    champion.fetch_version(registry.uri, "3", tmp_path)
+    ModelStore(registry.uri, tmp_path).fetch_version("3")
     assert registry.asked == ["card.json"]
     (tmp_path / "3" / "model.onnx").write_bytes(b"rot")
-    champion.fetch_version(registry.uri, "3", tmp_path)
+    ModelStore(registry.uri, tmp_path).fetch_version("3")
     assert (tmp_path / "3" / "model.onnx").read_bytes() == champion_files["model.onnx"]
 
 
@@ -109,7 +113,7 @@ def damaged(files: Files, how: str, other: Files) -> Files:
     elif how == "card is no JSON":
         files["card.json"] = b"<html>"
     elif how == "another certainty":
-        card["certainty"] = {"level": 0.9}
+        card["conformal"] = {"level": 0.9}
         files["card.json"] = json.dumps(card).encode()
     else:
         wrong = {"no ONNX": ("model.onnx", b"\x00\x01"), "another model": ("model.onnx", other["model.onnx"]),
@@ -160,17 +164,17 @@ def test_a_bad_version_is_refused_and_the_champion_goes_on(
     watching = watcher(registry, tmp_path)
     watching.look()
     publish(registry, "2", damaged(champion_files, how, other_files))
-    with pytest.raises(BadArtifact, match=f"digits v2: .*{BAD[how]}"):
-        champion.fetch(registry.uri, "champion", tmp_path)
+    with pytest.raises(InvalidArtifact, match=f"digits v2: .*{BAD[how]}"):
+        ModelStore(registry.uri, tmp_path).fetch()
     for _ in range(3):
         watching.look()
     assert version_of(watching) == "1"
-    assert watching.standing.trouble and "digits v2" in watching.standing.trouble
+    assert watching.state.warning and "digits v2" in watching.state.warning
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "2").exists()
     publish(registry, "3", other_files)
     watching.look()
-    assert version_of(watching) == "3" and watching.standing.trouble is None
+    assert version_of(watching) == "3" and watching.state.warning is None
 
 
 def test_a_refused_version_is_not_downloaded_at_every_look(
@@ -189,7 +193,7 @@ def test_the_watcher_waits_for_a_first_champion_and_follows_the_alias(
     watching = watcher(registry, tmp_path)
     watching.start()
     try:
-        wait_for(lambda: "digits retrain" in (watching.standing.trouble or ""))
+        wait_for(lambda: "digits retrain" in (watching.state.warning or ""))
         assert version_of(watching) is None
         publish(registry, "1", champion_files)
         wait_for(lambda: version_of(watching) == "1")
@@ -206,13 +210,13 @@ def test_without_the_registry_the_last_good_champion_starts_from_its_copy(
 ) -> None:
     registry, server = serve_registry()
     publish(registry, "4", champion_files)
-    champion.fetch(registry.uri, "champion", tmp_path)
+    ModelStore(registry.uri, tmp_path).fetch()
     server.shutdown()
     server.server_close()
     watching = watcher(registry, tmp_path)
     watching.look()
     assert version_of(watching) == "4"
-    assert "does not answer" in (watching.standing.trouble or "")
+    assert "does not answer" in (watching.state.warning or "")
     (tmp_path / "4" / "model.onnx").write_bytes(b"rot")
     damaged_start = watcher(registry, tmp_path)
     damaged_start.look()
@@ -229,13 +233,13 @@ def test_an_unreachable_registry_does_not_take_the_champion_away(
     server.shutdown()
     server.server_close()
     watching.look()
-    assert version_of(watching) == "1" and "does not answer" in (watching.standing.trouble or "")
+    assert version_of(watching) == "1" and "does not answer" in (watching.state.warning or "")
     again, server = serve_registry(int(registry.uri.rsplit(":", 1)[1]))
     publish(again, "2", other_files)
     watching.look()
     server.shutdown()
     server.server_close()
-    assert version_of(watching) == "2" and watching.standing.trouble is None
+    assert version_of(watching) == "2" and watching.state.warning is None
 
 
 def test_the_same_number_in_a_new_registry_is_another_version(
@@ -244,12 +248,12 @@ def test_the_same_number_in_a_new_registry_is_another_version(
     publish(registry, "1", champion_files)
     watching = watcher(registry, tmp_path)
     watching.look()
-    before = watching.standing.champion
+    before = watching.state.champion
     registry.run_prefix = "77aa"
     publish(registry, "1", other_files)
     watching.look()
-    assert before and watching.standing.champion and version_of(watching) == "1"
-    assert watching.standing.champion.card["files"] != before.card["files"]
+    assert before and watching.state.champion and version_of(watching) == "1"
+    assert watching.state.champion.card["files"] != before.card["files"]
     watching.look()
     assert registry.asked.count("card.json") == 2
 
@@ -262,19 +266,19 @@ def test_a_registry_that_fails_or_shuts_the_door_is_not_a_bad_version(
     watching = watcher(registry, tmp_path)
     watching.look()
     registry.broken = status
-    with pytest.raises(Unreachable, match=f"answered {status}"):
-        champion.fetch_version(registry.uri, "1", tmp_path)
+    with pytest.raises(RegistryUnreachable, match=f"answered {status}"):
+        ModelStore(registry.uri, tmp_path).fetch_version("1")
     watching.look()
-    assert version_of(watching) == "1" and f"answered {status}" in (watching.standing.trouble or "")
+    assert version_of(watching) == "1" and f"answered {status}" in (watching.state.warning or "")
     registry.broken = None
     watching.look()
-    assert watching.standing.trouble is None
+    assert watching.state.warning is None
 
 
 def test_only_the_newest_copies_are_kept(registry: Registry, champion_files: Files, tmp_path: Path) -> None:
     for version in map(str, range(1, 9)):
         publish(registry, version, champion_files)
-        champion.fetch(registry.uri, "champion", tmp_path)
+        ModelStore(registry.uri, tmp_path).fetch()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5", "6", "7", "8", "champion.txt"]
 
 
@@ -284,12 +288,12 @@ def test_a_full_disk_does_not_keep_a_champion_from_answering(
     cache = tmp_path / "file"
     cache.touch()  # nothing can be written below a file
     publish(registry, "1", champion_files)
-    assert champion.fetch(registry.uri, "champion", cache).version == "1"
+    assert ModelStore(registry.uri, cache).fetch().version == "1"
 
 
 def test_answering_needs_none_of_the_training_stack() -> None:
     program = (
-        "import sys, models.champion; "
+        "import sys, models.model_store; "
         "print({'tensorflow', 'keras', 'mlflow', 'prefect', 'evidently', 'onnx', 'sklearn', 'pandas'} & set(sys.modules))"
     )
     root = Path(__file__).parent.parent

@@ -22,14 +22,14 @@ from PIL import Image
 from serving import ROOT, Service, classify, png, serving
 
 from digits import reference
-from models.champion import open_session
+from models import onnx_model
 
 
 def test_json_png_bulk_and_the_session_itself_give_the_same_answers(
     service: Service, sample: reference.Reference, champion_files: Files
 ) -> None:
     images = sample.images[:40]
-    direct = open_session(champion_files["model.onnx"]).answer(images)
+    direct = onnx_model.load(champion_files["model.onnx"]).predict_proba(images)
     many = service.client.post("/classify", json={"images": images.tolist()}).json()["predictions"]
     bulk = service.client.post("/classify_bulk", content=images.tobytes()).json()
     files = [service.client.post("/classify_file", content=png(image)).json() for image in images]
@@ -51,7 +51,7 @@ def test_one_image_is_answered_by_an_object_and_a_list_of_one_by_a_list(
     one = classify(service, sample.images[0])
     assert set(one) == {
         *("id", "digit", "probability", "probabilities"),
-        *("unsure", "prediction_set", "model_version"),
+        *("uncertain", "prediction_set", "model_version"),
     }
     several = service.client.post("/classify", json={"images": sample.images[:1].tolist()}).json()
     assert set(several) == {"model_version", "predictions"} and len(several["predictions"]) == 1
@@ -112,9 +112,9 @@ def test_the_last_word_of_feedback_counts(service: Service, sample: reference.Re
 
 def test_about_names_the_version_its_recipe_metrics_and_run(service: Service) -> None:
     about = service.client.get("/about").json()
-    assert (about["model_version"], about["recipe"]["name"], about["trouble"]) == ("1", "linear", None)
+    assert (about["model_version"], about["recipe"]["name"], about["warning"]) == ("1", "linear", None)
     assert about["metrics"]["test_accuracy"] > 0.8
-    assert about["run_link"] == f"{service.registry.uri}/#/experiments/1/runs/5f3c"
+    assert about["run_url"] == f"{service.registry.uri}/#/experiments/1/runs/5f3c"
 
 
 BLANK = [[0] * 28 for _ in range(28)]
@@ -348,7 +348,7 @@ def test_the_champion_is_swapped_under_load_without_a_failed_request(
             registry.aliases["champion"] = version
             service.wait_for(lambda version=version: service.version() == version)  # type: ignore[misc]
         registry.aliases["champion"] = "3"
-        service.wait_for(lambda: "checksum of model.onnx" in (service.client.get("/about").json()["trouble"] or ""))
+        service.wait_for(lambda: "checksum of model.onnx" in (service.client.get("/about").json()["warning"] or ""))
         time.sleep(0.3)
         ended.set()
         for client in clients:
@@ -376,7 +376,7 @@ def test_without_registry_and_database_it_answers_from_its_copy_and_keeps_what_i
     with serving(tmp_path, registry) as service:
         service.wait_for(lambda: service.status("/readyz") == 200)
         answer = classify(service, sample.images[0])
-        assert answer["model_version"] == "1" and "does not answer" in service.client.get("/about").json()["trouble"]
+        assert answer["model_version"] == "1" and "does not answer" in service.client.get("/about").json()["warning"]
         assert service.client.post("/feedback", json={"id": answer["id"], "digit": 1}).status_code == 503
         service.wait_for(lambda: service.client.get("/about").json()["log"]["spooled_batches"] == 1)
         (tmp_path / "digits.db").rmdir()

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from digits.data import datasets, sources
 from digits.images import Images
-from digits.settings import settings
+from digits.settings import load_settings
 from models import conformal
-from models.conformal import Certainty
+from models.conformal import ConformalPredictor
 from models.recipes import COMPACT, Recipe
 
 
@@ -36,8 +36,8 @@ def synthetic(n: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]
     return probabilities.astype(np.float32), labels.astype(np.uint8)
 
 
-def covered(known: Certainty, probabilities: NDArray[np.float32], labels: NDArray[np.uint8]) -> float:
-    sets, _ = known.judge(probabilities, dotted(len(labels)))
+def covered(known: ConformalPredictor, probabilities: NDArray[np.float32], labels: NDArray[np.uint8]) -> float:
+    sets, _ = known.predict(probabilities, dotted(len(labels)))
     return float(sets[np.arange(len(labels)), labels].mean())
 
 
@@ -57,8 +57,8 @@ def test_the_stated_coverage_holds_on_average_over_calibrations(images: int, cov
 def test_too_few_images_promise_nothing_that_they_cannot_hold() -> None:
     known = conformal.calibrate(*synthetic(15, seed=0))
     assert known == conformal.UNCALIBRATED
-    sets, unsure = known.judge(answers([[0.99, 0.01]]), dotted(1))
-    assert sets.all() and not unsure.any()
+    sets, uncertain = known.predict(answers([[0.99, 0.01]]), dotted(1))
+    assert sets.all() and not uncertain.any()
 
 
 def test_the_sets_do_not_depend_on_the_temperature() -> None:
@@ -67,23 +67,23 @@ def test_the_sets_do_not_depend_on_the_temperature() -> None:
     for temperature in (0.5, 3.0):
         warmed = [p.astype(float) ** (1 / temperature) for p in (probabilities, others)]
         calibrating, asking = ((p / p.sum(1, keepdims=True)).astype(np.float32) for p in warmed)
-        sets, _ = conformal.calibrate(calibrating, labels).judge(asking, dotted(3000))
-        expected, _ = conformal.calibrate(probabilities, labels).judge(others, dotted(3000))
+        sets, _ = conformal.calibrate(calibrating, labels).predict(asking, dotted(3000))
+        expected, _ = conformal.calibrate(probabilities, labels).predict(others, dotted(3000))
         assert (sets == expected).mean() > 0.9999  # float32 rounds a ratio at the edge
 
 
 def test_a_set_holds_the_answer_and_what_is_not_much_less_probable() -> None:
-    known = Certainty(0.99, 0.1, 0.9, 1000)
-    sets, _ = known.judge(answers([[0.5, 0.46, 0.04], [0.999, 0.001]]), dotted(2))
+    known = ConformalPredictor(0.99, 0.1, 0.9, 1000)
+    sets, _ = known.predict(answers([[0.5, 0.46, 0.04], [0.999, 0.001]]), dotted(2))
     assert [np.flatnonzero(row).tolist() for row in sets] == [[0, 1], [0]]
 
 
 def test_unsure_is_below_the_limit_of_confidence_or_blank() -> None:
-    known = Certainty(0.99, 0.1, 0.9, 1000)
+    known = ConformalPredictor(0.99, 0.1, 0.9, 1000)
     images = dotted(3)
     images[2] = 0
-    sets, unsure = known.judge(answers([[0.89, 0.11], [0.91, 0.09], [1.0]]), images)
-    assert unsure.tolist() == [True, False, True]
+    sets, uncertain = known.predict(answers([[0.89, 0.11], [0.91, 0.09], [1.0]]), images)
+    assert uncertain.tolist() == [True, False, True]
     assert sets.sum(1).tolist() == [2, 1, 10]
 
 
@@ -99,8 +99,8 @@ def test_blank_is_an_image_without_contrast_whatever_its_brightness() -> None:
     images[5, 0, 0] = 209
     images[5, 27, 27] = 199  # the first pixel is close to all, and those are not close to each other
     assert conformal.blank(images).tolist() == [True, True, True, False, True, False]
-    known, sure = Certainty(0.99, 0.1, 0.9, 1000), answers([[1.0]])
-    alone = [known.judge(sure, images[[index]])[1].item() for index in range(len(images))]
+    known, sure = ConformalPredictor(0.99, 0.1, 0.9, 1000), answers([[1.0]])
+    alone = [known.predict(sure, images[[index]])[1].item() for index in range(len(images))]
     assert alone == [True, True, True, False, True, False]
 
 
@@ -118,7 +118,7 @@ def test_coverage_holds_on_held_out_digits_of_a_trained_and_calibrated_model(
 
     recipe: Recipe = COMPACT.model_copy(update={"epochs": 3})
     assert recipe.validation_fraction is not None
-    dataset = sources.read(source, mnist=settings().mnist, cache=tmp_path_factory.mktemp("cache"))
+    dataset = sources.read(source, mnist=load_settings().mnist, cache=tmp_path_factory.mktemp("cache"))
     dataset = datasets.resplit(dataset, recipe.validation_fraction, recipe.seed)
     model = training.fit(recipe, dataset).model
     known = conformal.calibrate(training.forward(model, dataset.validation.images), dataset.validation.labels)
@@ -129,7 +129,7 @@ def test_coverage_holds_on_held_out_digits_of_a_trained_and_calibrated_model(
     error = np.sqrt(shortfall * known.coverage / n + shortfall**2 / k)
     found = covered(known, probabilities, dataset.test.labels)
     assert abs(found - known.coverage) < 3.5 * error, (found, known)
-    sets, guesses = known.judge(probabilities, dataset.test.images)
+    sets, guesses = known.predict(probabilities, dataset.test.images)
     assert 1 <= sets.sum(1).mean() < 2
     right = probabilities.argmax(1) == dataset.test.labels
     assert right[~guesses].mean() > right.mean() > right[guesses].mean()

@@ -159,7 +159,7 @@ def test_up_ends_with_a_promoted_champion_that_answers_right(stack: Stack) -> No
     assert sum(map(int.__eq__, body["digits"], test.labels[:200].tolist())) >= 180
     assert "promot" in stack.execute("flows", "python", "-m", "ops", "ledger")
     assert "5 answers" in stack.execute("flows", "python", "-m", "ops", "traffic", "-n", "5")
-    assert httpx.get(f"{stack.service}/about", timeout=30).json()["run_link"].startswith(f"{stack.mlflow}/#/")
+    assert httpx.get(f"{stack.service}/about", timeout=30).json()["run_url"].startswith(f"{stack.mlflow}/#/")
     (first,) = stack.retrainings()
     assert first["state_type"] == "COMPLETED" and "first champion" in first["tags"]
 

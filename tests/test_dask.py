@@ -73,8 +73,8 @@ def test_a_file_is_answered_on_the_cluster_as_on_this_machine(
     pq.write_table(pa.table({"image": [image.tobytes() for image in images]}), parquet)
     for source in (csv, parquet):
         counts = [
-            score.answer.fn(source, tmp_path / name, champion, where)
-            for name, where in (("alone.csv", alone), ("spread.csv", spread))
+            score.answer.fn(source, tmp_path / name, champion, settings)
+            for name, settings in (("alone.csv", alone), ("spread.csv", spread))
         ]
         assert counts[0].rows == counts[1].rows >= len(images)
         assert counts[0].rejected == counts[1].rejected == (3 if source == csv else 0)

@@ -86,7 +86,11 @@ def test_processes_that_start_at_once_on_an_empty_database_all_come_up(database_
 
 def test_a_database_from_before_the_migrations_is_adopted_with_what_it_holds(database_url: str) -> None:
     before = database.make_engine(database_url)
-    some = [predictions.predictions, predictions.feedback, cooldowns._marks]  # the service made its own and no others
+    some = [
+        predictions.predictions,
+        predictions.feedback,
+        cooldowns._cooldowns,
+    ]  # the service made its own and no others
     database.metadata.create_all(before, some)
     cooldowns.put(before, "retrained", NOON)
     before.dispose()
@@ -119,7 +123,7 @@ def test_a_database_of_newer_code_is_refused(database_url: str) -> None:
     engine.dispose()
     newest = database._revisions()[-1]
     with pytest.raises(
-        database.Newer, match=f"has the schema 9999, and this version of digits knows those up to {newest};"
+        database.SchemaTooNew, match=f"has the schema 9999, and this version of digits knows those up to {newest};"
     ):
         database.connect(database_url)
 
@@ -132,7 +136,9 @@ def test_postgresql_is_reached_however_its_url_begins(scheme: str) -> None:
 
 def test_a_database_that_does_not_answer_is_named_without_its_password() -> None:
     port = find_free_port()
-    with pytest.raises(database.Away, match=rf"127.0.0.1:{port}/digits does not answer: .*refused") as refused:
+    with pytest.raises(
+        database.DatabaseUnavailable, match=rf"127.0.0.1:{port}/digits does not answer: .*refused"
+    ) as refused:
         database.connect(f"postgresql://digits:hush@127.0.0.1:{port}/digits")
     assert "hush" not in str(refused.value)
 

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digits.data import datasets
-from digits.data.datasets import BadData, Dataset, Split
+from digits.data.datasets import BadData, Dataset
+from digits.images import Split
 
 # Splitting again, and growing
 

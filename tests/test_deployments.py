@@ -62,10 +62,10 @@ def registered(prefect: str) -> dict[str, Any]:
 
 
 def test_registering_twice_leaves_each_thing_once(prefect: str) -> None:
-    where = settings_of(prefect)
-    deployments.register(where)
+    settings = settings_of(prefect)
+    deployments.register(settings)
     before = registered(prefect)
-    deployments.register(where)
+    deployments.register(settings)
     after = registered(prefect)
     assert {row["id"] for row in after.values()} == {row["id"] for row in before.values()}
     assert set(after) == {"daily", "hourly", "backfill", "train", "ingest", "score", "replay", "sweep"}
@@ -98,11 +98,11 @@ def test_the_scheduler_plans_runs_of_both_schedules(prefect: str) -> None:
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
 def test_the_same_flows_go_to_a_pool_of_containers_by_a_setting(prefect: str, kind: str) -> None:
-    where = settings_of(
+    settings = settings_of(
         prefect, work_pool=f"in-{kind}", work_pool_type=kind, flows_image="flows:7", job_variables={"env": {"A": "b"}}
     )
     entrypoints = {name: row["entrypoint"] for name, row in registered(prefect).items()}
-    deployments.register(where)
+    deployments.register(settings)
     pool = get(f"{prefect}/work_pools/in-{kind}").json()
     assert pool["type"] == kind
     assert "image" in pool["base_job_template"]["variables"]["properties"]
@@ -140,10 +140,10 @@ def test_a_starting_worker_marks_what_died_with_the_one_before_it(prefect: str) 
         )
         try:
             post(f"{prefect}/work_pools/digits/workers/heartbeat", json={"name": "another"}).raise_for_status()
-            crashed_runs.orphans("digits", "this")
+            crashed_runs.mark_orphans("digits", "this")
             assert _state(client, dead) == StateType.RUNNING  # it may be the other worker's
             httpx.delete(f"{prefect}/work_pools/digits/workers/another").raise_for_status()
-            crashed_runs.orphans("digits", "this")
+            crashed_runs.mark_orphans("digits", "this")
         finally:
             living.kill()
             living.wait()

@@ -12,7 +12,7 @@ MUST = {"1 px right", "10° clockwise", "to 60%", "1 px", "20 grey levels", "", 
 @cache
 def measured(count: int) -> list[detection_power.Power]:
     images, labels = held_out()
-    policy = drift.Policy(resamples=600)
+    policy = drift.DriftPolicy(resamples=600)
     return detection_power.measure(reference(), images, labels, answer, count, policy, windows=20, clean_windows=100)
 
 

@@ -6,7 +6,7 @@ from digits.data import perturbations
 from digits.images import Images
 from monitoring import drift
 
-QUICK = drift.Policy(resamples=200)
+QUICK = drift.DriftPolicy(resamples=200)
 
 
 def judged(images: Images) -> drift.Drift:
@@ -14,7 +14,7 @@ def judged(images: Images) -> drift.Drift:
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "amount", "words"),
+    ("change", "kind", "amount", "message"),
     [
         (lambda images: perturbations.shift(images, 2), "shift", 2.0, "px right"),
         (lambda images: perturbations.shift(images, -1, 1.5), "shift", -1.0, "px left and 1.5 px down"),
@@ -30,14 +30,14 @@ def judged(images: Images) -> drift.Drift:
         (lambda images: perturbations.scale(images, 0.75), "scale", 0.75, "% smaller"),
     ],
 )
-def test_the_cause_is_named_with_its_amount(change, kind: str, amount: float, words: str) -> None:  # type: ignore[no-untyped-def]
+def test_the_cause_is_named_with_its_amount(change, kind: str, amount: float, message: str) -> None:  # type: ignore[no-untyped-def]
     found = judged(change(held_out()[0][:300]))
     assert found.verdict == "drift"
     first = found.causes[0]
-    assert first.kind == kind, found.words
+    assert first.kind == kind, found.message
     assert first.amount == pytest.approx(amount, rel=0.25, abs=0.05)
-    assert words.lower() in found.words.lower()
-    assert first.explains > 0.8 and len(first.advice) > 20
+    assert message.lower() in found.message.lower()
+    assert first.explains > 0.8 and len(first.recommendations) > 20
 
 
 @pytest.mark.parametrize("degrees", [-15, 15])
@@ -51,7 +51,7 @@ def test_turned_or_slanted_digits_are_said_to_lean(degrees: float) -> None:
 def test_several_changes_at_once_are_told_apart() -> None:
     images = perturbations.shift(perturbations.thicken(held_out()[0][:500]), 2)
     found = judged(images)
-    assert {cause.kind for cause in found.causes} == {"thicken", "shift"}, found.words
+    assert {cause.kind for cause in found.causes} == {"thicken", "shift"}, found.message
 
 
 @pytest.mark.parametrize("digit", [0, 3, 7])
@@ -59,8 +59,8 @@ def test_a_changed_mix_names_the_digit_and_its_shares(digit: int) -> None:
     images, labels = held_out()
     pick = perturbations.more_of(labels, digit, 2.5, 500, np.random.default_rng(digit))
     found = judged(images[pick])
-    assert [cause.kind for cause in found.causes] == ["mix"], found.words
-    assert f"more {digit}s than before" in found.words.lower()
+    assert [cause.kind for cause in found.causes] == ["mix"], found.message
+    assert f"more {digit}s than before" in found.message.lower()
     assert 0.08 < found.causes[0].amount < 0.25
 
 
@@ -75,4 +75,4 @@ def test_a_change_we_do_not_know_is_called_unknown_with_what_moved() -> None:
     images[:, 10:12, :] = 255  # a ruled line
     found = judged(images)
     assert [cause.kind for cause in found.causes] == ["unknown"]
-    assert "in a way we do not know" in found.words and "→" in found.words
+    assert "in a way we do not know" in found.message and "→" in found.message

@@ -6,7 +6,7 @@ from digits.data import perturbations
 from digits.reference import Reference
 from monitoring import drift
 
-QUICK = drift.Policy(resamples=400)
+QUICK = drift.DriftPolicy(resamples=400)
 
 
 def test_plain_traffic_is_no_drift() -> None:
@@ -15,7 +15,7 @@ def test_plain_traffic_is_no_drift() -> None:
     assert (found.severity, found.causes, found.drifted_share) == ("none", (), 0.0)
     assert found.count == 300 and found.reference_count == len(reference().images)
     assert {column.name for column in found.columns} >= {"ink", "slant", "block_1_1", "axis_1", "confidence", "digit"}
-    assert "No drift" in found.words
+    assert "No drift" in found.message
 
 
 @pytest.mark.parametrize("count", [0, 1, 99])
@@ -23,14 +23,14 @@ def test_too_few_predictions_are_not_judged(count: int) -> None:
     found = drift.compare(reference(), window(perturbations.invert(held_out()[0][:count])), QUICK)
     assert found.verdict == "not enough data"
     assert found.columns == () and found.causes == ()
-    assert f"{count} predictions" in found.words
+    assert f"{count} predictions" in found.message
 
 
 def test_a_small_reference_is_not_judged_against() -> None:
     whole = reference()
     small = Reference(whole.images[:60], whole.labels[:60], whole.probabilities[:60])
     found = drift.compare(small, window(held_out()[0][:300]), QUICK)
-    assert found.verdict == "not enough data" and "60 reference images" in found.words
+    assert found.verdict == "not enough data" and "60 reference images" in found.message
 
 
 def test_the_same_window_gives_the_same_verdict() -> None:
@@ -52,7 +52,7 @@ def test_fewer_predictions_need_a_larger_distance() -> None:
 
 def test_thresholds_keep_the_false_alarms_of_all_columns_together() -> None:
     """Windows drawn from the reference itself: of 300, alpha = 0.1 allows 30; 48 is three standard deviations more."""
-    policy = drift.Policy(alpha=0.1, resamples=1000, smallest_distance=1e-6, smallest_share=1e-6)
+    policy = drift.DriftPolicy(alpha=0.1, resamples=1000, smallest_distance=1e-6, smallest_share=1e-6)
     before, _ = drift.tables(reference(), window(held_out()[0]))
     limits = drift.thresholds(before, 150, policy)
     random = np.random.default_rng(5)
@@ -104,4 +104,4 @@ def test_a_verdict_survives_json() -> None:
 @pytest.mark.parametrize("field", [{"alpha": 0.0}, {"resamples": 10}, {"minimum_count": 1}, {"unknown": 1}])
 def test_a_policy_that_cannot_work_is_refused(field: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(field))):
-        drift.Policy(**field)  # type: ignore[arg-type]  # the point of the test
+        drift.DriftPolicy(**field)  # type: ignore[arg-type]  # the point of the test

@@ -11,11 +11,11 @@ from sqlalchemy import Engine, insert, select
 
 from digits.images import Images
 from digits.storage import feedback, predictions
-from digits.storage.feedback import Labelled, Policy, sort_out
+from digits.storage.feedback import FeedbackPolicy, Labelled, triage
 from digits.storage.predictions import AUDITOR
 
 NOW = datetime(2026, 1, 5, 8, tzinfo=UTC)
-ALL_TRAIN, ALL_HELD_OUT = Policy(hold_out=0), Policy(hold_out=1 - 1e-9)
+ALL_TRAIN, ALL_HELD_OUT = FeedbackPolicy(hold_out=0), FeedbackPolicy(hold_out=1 - 1e-9)
 
 
 def answered(
@@ -25,7 +25,6 @@ def answered(
     probability: float = 0.6,
     audit: bool = False,
     version: str = "7",
-    role: str = "champion",
     ids: list[str] | None = None,
 ) -> list[str]:
     """Answers in the log, as the service writes them; their ids."""
@@ -40,7 +39,6 @@ def answered(
             "probabilities": np.full(10, 0.1, np.float32).tobytes(),
             "image": image.tobytes(),
             "route": "/classify",
-            "role": role,
             "audit": audit,
         }
         for i, (id, image, digit) in enumerate(zip(ids, images, digits, strict=True))
@@ -62,9 +60,9 @@ def test_each_label_is_taken_once(engine: Engine) -> None:
     for id, digit in zip(ids[:12], labels[:12], strict=True):
         predictions.label(engine, id, int(digit), "api")
     assert feedback.waiting(engine) == 12
-    assert feedback.take(engine, ALL_TRAIN) == {"train": 12}
+    assert feedback.ingest_feedback(engine, ALL_TRAIN) == {"train": 12}
     assert feedback.waiting(engine) == 0
-    assert feedback.take(engine, ALL_TRAIN) == {}
+    assert feedback.ingest_feedback(engine, ALL_TRAIN) == {}
     split = feedback.training(engine)
     assert split is not None
     assert np.array_equal(split.images, images[:12]) and np.array_equal(split.labels, labels[:12])
@@ -77,10 +75,10 @@ def test_nothing_is_noted_as_taken_when_taking_dies_on_the_way(engine: Engine, m
     monkeypatch.setattr(feedback, "_AT_ONCE", 4)
     monkeypatch.setattr(feedback, "_value", _dies_after(6, feedback._value))
     with pytest.raises(KeyboardInterrupt):
-        feedback.take(engine, ALL_TRAIN)
+        feedback.ingest_feedback(engine, ALL_TRAIN)
     monkeypatch.undo()
     assert feedback.training(engine) is None and feedback.waiting(engine) == 9
-    assert feedback.take(engine, ALL_TRAIN) == {"train": 9}
+    assert feedback.ingest_feedback(engine, ALL_TRAIN) == {"train": 9}
 
 
 def _dies_after(times: int, function):  # type: ignore[no-untyped-def]
@@ -99,11 +97,11 @@ def test_what_was_taken_outlives_the_prediction_log(engine: Engine) -> None:
     images, labels = held_out()
     (first,) = answered(engine, images[:1], labels[:1])
     predictions.label(engine, first, int(labels[0]), "api")
-    feedback.take(engine, ALL_TRAIN)
+    feedback.ingest_feedback(engine, ALL_TRAIN)
     predictions.forget(engine, NOW + timedelta(days=1))
     (second,) = answered(engine, images[1:2], labels[1:2])
     predictions.label(engine, second, int(labels[1]), "api")
-    assert feedback.take(engine, ALL_TRAIN) == {"train": 1}
+    assert feedback.ingest_feedback(engine, ALL_TRAIN) == {"train": 1}
     split = feedback.training(engine)
     assert split is not None and split.labels.tolist() == labels[:2].tolist()
 
@@ -112,10 +110,10 @@ def test_a_corrected_label_replaces_the_one_that_was_taken(engine: Engine) -> No
     images, _ = held_out()
     (id,) = answered(engine, images[:1], [1])
     predictions.label(engine, id, 4, "api")
-    feedback.take(engine, ALL_TRAIN)
+    feedback.ingest_feedback(engine, ALL_TRAIN)
     predictions.label(engine, id, 9, "api")
     assert feedback.waiting(engine) == 1
-    assert feedback.take(engine, ALL_TRAIN) == {"train": 1}
+    assert feedback.ingest_feedback(engine, ALL_TRAIN) == {"train": 1}
     split = feedback.training(engine)
     assert split is not None and split.labels.tolist() == [9]
 
@@ -133,16 +131,16 @@ def test_the_auditor_counts_more_than_a_later_complaint(engine: Engine) -> None:
 
 @pytest.mark.parametrize(("policy", "part"), [(ALL_TRAIN, "train"), (ALL_HELD_OUT, "hold-out")])
 def test_the_auditor_displaces_a_complaint_that_was_taken_before(
-    engine: Engine, policy: feedback.Policy, part: str
+    engine: Engine, policy: feedback.FeedbackPolicy, part: str
 ) -> None:
     images, _ = held_out()
     (first,) = answered(engine, images[:1], [1])
     predictions.label(engine, first, 4, "api")
-    assert feedback.take(engine, policy) == {"train": 1}
+    assert feedback.ingest_feedback(engine, policy) == {"train": 1}
     (second,) = answered(engine, images[:1], [1], audit=True)
     predictions.label(engine, second, 5, AUDITOR)
-    assert feedback.take(engine, policy) == {part: 1}
-    split, other = feedback.training(engine), feedback.hold_out(engine)
+    assert feedback.ingest_feedback(engine, policy) == {part: 1}
+    split, other = feedback.training(engine), feedback.audited_traffic(engine)
     if part == "hold-out":
         split, other = other, split
     assert split is not None and split.labels.tolist() == [5] and other is None
@@ -152,7 +150,7 @@ def test_a_complaint_against_a_sure_answer_waits_in_quarantine_with_the_reason(e
     images, _ = held_out()
     (id,) = answered(engine, images[:1], [1], probability=0.997)
     predictions.label(engine, id, 7, "page")
-    assert feedback.take(engine, ALL_TRAIN) == {"quarantine": 1}
+    assert feedback.ingest_feedback(engine, ALL_TRAIN) == {"quarantine": 1}
     assert feedback.training(engine) is None
     with engine.connect() as connection:
         row = connection.execute(select(feedback.taken)).one()
@@ -165,54 +163,56 @@ def test_an_auditor_lets_labels_out_of_quarantine_either_way(engine: Engine) -> 
     right, slip, unseen = answered(engine, images[:3], [1, 1, 1], probability=0.997)
     for id in (right, slip, unseen):
         predictions.label(engine, id, 7, "page")
-    assert feedback.take(engine, ALL_TRAIN) == {"quarantine": 3}
+    assert feedback.ingest_feedback(engine, ALL_TRAIN) == {"quarantine": 3}
     waiting = feedback.quarantined(engine)
     assert [id for id, _ in waiting] == [right, slip, unseen]
     assert np.array_equal(waiting[1][1], images[1])
     predictions.label(engine, right, 7, AUDITOR)
     predictions.label(engine, slip, 1, AUDITOR)
     assert [id for id, _ in feedback.quarantined(engine)] == [unseen]
-    assert feedback.take(engine, ALL_TRAIN) == {"train": 2}
+    assert feedback.ingest_feedback(engine, ALL_TRAIN) == {"train": 2}
     split = feedback.training(engine)
     assert split is not None and split.labels.tolist() == [7, 1]
-    assert feedback.hold_out(engine) is None  # complaints judge nobody, whoever has checked them
+    assert feedback.audited_traffic(engine) is None  # complaints judge nobody, whoever has checked them
     predictions.forget(engine, NOW + timedelta(days=1))
     assert feedback.quarantined(engine) == []
 
 
 def test_an_auditor_is_never_doubted_nor_capped() -> None:
     against = [one(i, digit=7, probability=1.0, source=AUDITOR) for i in range(5)]
-    strict = Policy(hold_out=0, most_per_source=1)
-    assert {decision.part for decision in sort_out(against, {}, strict)} == {"train"}
+    strict = FeedbackPolicy(hold_out=0, most_per_source=1)
+    assert {decision.part for decision in triage(against, {}, strict)} == {"train"}
 
 
 def test_one_source_brings_no_more_than_the_cap_and_others_are_not_held_back() -> None:
     flood = [one(i, source="bot") for i in range(10)]
     people = [one(100 + i, source="page") for i in range(3)]
-    decisions = sort_out([*flood, *people], {}, Policy(hold_out=0, most_per_source=4))
+    decisions = triage([*flood, *people], {}, FeedbackPolicy(hold_out=0, most_per_source=4))
     assert [decision.part for decision in decisions[:10]].count("train") == 4
     assert {decision.part for decision in decisions[10:]} == {"train"}
     assert "bot has brought 4 already" in {decision.reason for decision in decisions}
 
 
 def test_the_same_image_counts_once_and_contradictions_are_kept_apart() -> None:
-    twice = sort_out([one(1), replace(one(1), id="later")], {}, ALL_TRAIN)
+    twice = triage([one(1), replace(one(1), id="later")], {}, ALL_TRAIN)
     assert [decision.part for decision in twice] == ["train", "left out"]
-    disputed = sort_out([one(1), replace(one(1), id="other", digit=5)], {}, ALL_TRAIN)
+    disputed = triage([one(1), replace(one(1), id="other", digit=5)], {}, ALL_TRAIN)
     assert [decision.part for decision in disputed] == ["quarantine", "quarantine"]
     checked = replace(one(1, source=AUDITOR), id="audit", digit=5)
-    settled = sort_out([one(1), checked], {}, ALL_TRAIN)
+    settled = triage([one(1), checked], {}, ALL_TRAIN)
     assert [decision.part for decision in settled] == ["quarantine", "train"]
-    known = sort_out([one(1)], {one(1).digest: 8}, ALL_TRAIN)
+    known = triage([one(1)], {one(1).digest: 8}, ALL_TRAIN)
     assert known[0].part == "quarantine" and "in use as a 8" in known[0].reason
 
 
 def test_the_hold_out_is_drawn_by_the_image_alone() -> None:
     many = [one(i % 256, digit=3, source=AUDITOR) for i in range(256)]
-    parts = [decision.part for decision in sort_out(many, {}, Policy(hold_out=0.3))]
+    parts = [decision.part for decision in triage(many, {}, FeedbackPolicy(hold_out=0.3))]
     assert 0.2 < parts.count("hold-out") / len(parts) < 0.4
-    assert {decision.part for decision in sort_out([one(i) for i in range(256)], {}, Policy(hold_out=0.3))} == {"train"}
-    backwards = [decision.part for decision in sort_out(many[::-1], {}, Policy(hold_out=0.3))]
+    assert {decision.part for decision in triage([one(i) for i in range(256)], {}, FeedbackPolicy(hold_out=0.3))} == {
+        "train"
+    }
+    backwards = [decision.part for decision in triage(many[::-1], {}, FeedbackPolicy(hold_out=0.3))]
     assert backwards[::-1] == parts
 
 
@@ -222,34 +222,10 @@ def test_only_the_audit_sample_judges_and_nothing_of_it_is_trained_on(engine: En
     plain = answered(engine, images[60:120], labels[60:120])
     for id, digit in zip([*audit, *plain], labels[:120], strict=True):
         predictions.label(engine, id, int(digit), AUDITOR if id in audit else "api")
-    feedback.take(engine, Policy(hold_out=0.5))
-    judging, training = feedback.hold_out(engine), feedback.training(engine)
+    feedback.ingest_feedback(engine, FeedbackPolicy(hold_out=0.5))
+    judging, training = feedback.audited_traffic(engine), feedback.training(engine)
     assert judging is not None and training is not None
     drawn = {image.tobytes() for image in images[:60]}
     assert {image.tobytes() for image in judging.images} <= drawn
     assert not {image.tobytes() for image in judging.images} & {image.tobytes() for image in training.images}
     assert 15 < len(judging) < 45
-
-
-def test_the_shadow_record_pairs_answers_on_the_audit_sample(engine: Engine) -> None:
-    images, labels = held_out()
-    ids = answered(engine, images[:10], labels[:10], audit=True)
-    shadows = [predictions.shadow_id(id) for id in ids[:8]]
-    wrong = (labels[:8] + 1) % 10
-    answered(engine, images[:8], wrong, version="8", role="challenger", ids=shadows)
-    for id, digit in zip(ids[1:], labels[1:10], strict=True):
-        predictions.label(engine, id, int(digit), AUDITOR)
-    record = feedback.shadow_record(engine, "7", "8")
-    assert record is not None
-    assert record.labels[::-1].tolist() == labels[1:8].tolist() == record.champion[::-1].tolist()
-    assert record.challenger[::-1].tolist() == wrong[1:].tolist()
-    assert np.array_equal(record.images[::-1], images[1:8])
-    assert feedback.shadow_record(engine, "7", "9") is None
-    assert [id for id, _ in feedback.unlabelled_audit(engine, NOW)] == ids[:1]
-
-
-def test_the_challengers_answers_are_no_labels_to_take(engine: Engine) -> None:
-    images, labels = held_out()
-    (id,) = answered(engine, images[:1], labels[:1], role="challenger")
-    predictions.label(engine, id, int(labels[0]), "api")
-    assert feedback.waiting(engine) == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from digits.data.datasets import Split
+from digits.images import Split
 from models import figures
 
 LABELS = (np.arange(40) % 10).astype(np.uint8)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from digits.images import Labels
-from models.gate import Facts, Policy, Sample, Verdict, judge, judge_first, next_look
+from models.gate import Facts, GatePolicy, GateVerdict, Sample, judge, judge_first, next_look
 
 LABELS = (np.arange(10_000) % 10).astype(np.uint8)
 FIT = Facts(corruption_accuracy=0.8, size_bytes=400_000, milliseconds=0.05)
@@ -23,16 +23,16 @@ def verdict(
     *more: Sample,
     facts: Facts = FIT,
     champion_facts: Facts = FIT,
-    policy: Policy | None = None,
-) -> Verdict:
+    policy: GatePolicy | None = None,
+) -> GateVerdict:
     labels = LABELS[: len(candidate)]
     samples = [Sample("test images", labels, candidate, champion), *more]
-    return judge(samples, facts, champion_facts, policy or Policy())
+    return judge(samples, facts, champion_facts, policy or GatePolicy())
 
 
 def test_a_first_version_needs_the_floor() -> None:
-    assert judge_first(0.95, 0.9, FIT, Policy()).decision == "promote"
-    below = judge_first(0.85, 0.9, FIT, Policy())
+    assert judge_first(0.95, 0.9, FIT, GatePolicy()).decision == "promote"
+    below = judge_first(0.85, 0.9, FIT, GatePolicy())
     assert below.decision == "hold"
     assert "0.8500" in below.sentence and "0.9000" in below.sentence
 
@@ -126,7 +126,7 @@ def test_images_that_either_trained_on_judge_nothing(who: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "words"),
+    ("facts", "message"),
     [
         (Facts(0.8, 60_000_000, 0.05), "the candidate's file has 60,000,000 bytes, allowed are 50,000,000"),
         (Facts(0.8, 400_000, 25.0), "the candidate takes 25.0 ms for one image, allowed are 20"),
@@ -134,7 +134,7 @@ def test_images_that_either_trained_on_judge_nothing(who: str) -> None:
 )
 def test_a_model_too_large_or_too_slow_is_held_even_as_the_first(facts: Facts, words: str) -> None:
     assert verdict(answers(100), answers(200), facts=facts).reasons == [words]
-    assert judge_first(0.99, 0.9, facts, Policy()).reasons == [words]
+    assert judge_first(0.99, 0.9, facts, GatePolicy()).reasons == [words]
 
 
 def test_every_reason_is_collected() -> None:
@@ -162,7 +162,7 @@ def test_what_is_worth_a_promotion_depends_on_how_few_errors_are_left(wrong: int
 
 
 def traffic(count: int) -> Sample:
-    return Sample("shadow record", LABELS[:count], LABELS[:count], LABELS[:count])
+    return Sample("new traffic", LABELS[:count], LABELS[:count], LABELS[:count])
 
 
 def test_the_same_two_are_looked_at_again_when_traffic_has_doubled() -> None:
@@ -171,7 +171,7 @@ def test_the_same_two_are_looked_at_again_when_traffic_has_doubled() -> None:
     once = {"look": 1.0, "test images: images": 10_000.0}
     assert next_look([test], once) is None  # which are always the same
     assert next_look([test, traffic(60)], once) == 2
-    twice = once | {"look": 2.0, "shadow record: images": 60.0}
+    twice = once | {"look": 2.0, "new traffic: images": 60.0}
     assert next_look([test, traffic(119)], twice) is None
     assert next_look([test, traffic(120)], twice) == 3
 
@@ -186,7 +186,7 @@ def test_looking_often_does_not_promote_by_chance() -> None:
         for look, count in enumerate((50, 100, 200, 400, 800, 1600, 3200, 6400), start=1):
             both = [np.where(wrong[:count], (labels[:count] + 1) % 10, labels[:count]) for wrong in (first, second)]
             samples = [Sample("test images", labels[:count], *(answer.astype(np.uint8) for answer in both))]
-            if judge(samples, FIT, FIT, Policy(significance=0.05), look).decision == "promote":
+            if judge(samples, FIT, FIT, GatePolicy(significance=0.05), look).decision == "promote":
                 promoted += 1
                 break
     assert promoted <= 400 * 0.05 * 1.5

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from digits import images as pixels
+from digits.data import rectification
 
 Picture = NDArray[np.uint8]
 
@@ -40,7 +41,7 @@ def likeness(one: Picture, other: Picture) -> float:
 
 
 def mnist_like() -> Picture:
-    return pixels.decode(encode(seven()))
+    return rectification.decode(encode(seven()))
 
 
 def nested(count: int = 4) -> list[Any]:
@@ -99,11 +100,11 @@ def test_json_of_another_shape_is_refused(value: Any, sentence: str) -> None:
 def test_a_28_by_28_grey_picture_is_taken_bit_by_bit() -> None:
     image = mnist_like()
     grey = Image.fromarray(image)
-    assert np.array_equal(pixels.decode(encode(image)), image)
+    assert np.array_equal(rectification.decode(encode(image)), image)
     for mode in ("RGB", "RGBA", "P"):
-        assert np.array_equal(pixels.decode(encode(grey.convert(mode))), image), mode
-    assert np.array_equal(pixels.decode(encode(image, "BMP")), image)
-    assert np.array_equal(pixels.decode(encode(image, "WEBP", lossless=True)), image)
+        assert np.array_equal(rectification.decode(encode(grey.convert(mode))), image), mode
+    assert np.array_equal(rectification.decode(encode(image, "BMP")), image)
+    assert np.array_equal(rectification.decode(encode(image, "WEBP", lossless=True)), image)
 
 
 def test_a_drawing_is_fitted_into_twenty_pixels_around_its_centre_of_mass() -> None:
@@ -151,12 +152,12 @@ ARRIVALS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("arrival", ARRIVALS)
 def test_the_same_digit_arrives_the_same_however_it_is_sent(arrival: str) -> None:
-    assert likeness(pixels.decode(ARRIVALS[arrival]()), mnist_like()) > 0.93
+    assert likeness(rectification.decode(ARRIVALS[arrival]()), mnist_like()) > 0.93
 
 
 @pytest.mark.parametrize("pen", [5, 10, 40, 56])
 def test_a_fine_and_a_broad_pen_come_out_with_a_stroke_as_in_mnist(pen: int) -> None:
-    ink = pixels.decode(encode(seven(pen=pen))).astype(float) / 255
+    ink = rectification.decode(encode(seven(pen=pen))).astype(float) / 255
     outline = np.abs(np.diff(ink, axis=0)).sum() + np.abs(np.diff(ink, axis=1)).sum()
     assert 1.5 < 2 * ink.sum() / (outline * np.pi / 4) < 4.8  # the 1 % and 99 % of MNIST's test digits
 
@@ -216,7 +217,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_what_is_no_single_digit_is_refused_in_a_sentence(name: str) -> None:
     body, sentence = REFUSED[name]
     with pytest.raises(ValueError) as caught:
-        pixels.decode(body())
+        rectification.decode(body())
     assert sentence in str(caught.value)
 
 
@@ -229,7 +230,7 @@ def test_damaged_files_never_raise_anything_but_a_sentence() -> None:
             damaged = whole.copy()
             damaged[random.integers(0, min(len(whole), 400), 6)] = random.integers(0, 256, 6)
             try:
-                image = pixels.decode(damaged.tobytes())
+                image = rectification.decode(damaged.tobytes())
             except ValueError as error:
                 assert str(error)
             else:
@@ -246,7 +247,7 @@ def test_most_handwritten_digits_are_taken_and_still_look_themselves() -> None:
         picture = Image.new("L", (260, 300), 255)
         picture.paste(Image.eval(ink, lambda value: 255 - value), (30, 60))
         try:
-            taken += pixels.decode(encode(picture)).max() > 200
+            taken += rectification.decode(encode(picture)).max() > 200
         except ValueError:
             continue
     assert taken >= 190

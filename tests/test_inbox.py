@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from digits.data import datasets, inbox, sources
-from digits.data.datasets import Dataset, Split
+from digits.data.datasets import Dataset
+from digits.images import Split
 
 read_now = partial(inbox.read_inbox, settle_seconds=0)
 
@@ -65,7 +66,7 @@ def retrain(folder: Path, store: Path, die_after: int = 9) -> None:
     steps = [
         lambda: datasets.save(after, store),
         lambda: datasets.set_current(store, after.fingerprint),
-        lambda: inbox.mark_taken(taken, folder),
+        lambda: inbox.archive(taken, folder),
     ]
     for step in steps[:die_after]:
         step()
@@ -99,12 +100,12 @@ def test_what_was_read_moves_to_taken(tmp_path: Path, drop: Callable[..., Split]
     folder = tmp_path / "inbox"
     drop("june.csv")
     drop("pictures")
-    inbox.mark_taken(read_now(folder), folder)
+    inbox.archive(read_now(folder), folder)
     assert sorted(path.name for path in folder.iterdir()) == ["taken"]
     assert sorted(path.name for path in (folder / "taken").iterdir()) == ["june.csv", "pictures"]
-    assert read_now(folder) == inbox.Taken(None)
+    assert read_now(folder) == inbox.InboxBatch(None)
     drop("june.csv", 5, 9)
-    inbox.mark_taken(read_now(folder), folder)
+    inbox.archive(read_now(folder), folder)
     assert sorted(path.name for path in (folder / "taken").iterdir()) == ["june-2.csv", "june.csv", "pictures"]
 
 
@@ -159,7 +160,7 @@ def test_a_rejection_cut_short_is_made_good(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("name", [".hidden.csv", "new.csv.part", "new.csv.tmp", "new.npz.crdownload", "new.csv~"])
 def test_unfinished_names_are_left(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("half a tab")
-    assert read_now(tmp_path) == inbox.Taken(None)
+    assert read_now(tmp_path) == inbox.InboxBatch(None)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -167,21 +168,21 @@ def test_a_folder_in_which_a_file_is_unfinished_is_left(tmp_path: Path, drop: Ca
     drop("scans")
     unfinished = next((tmp_path / "inbox" / "scans").iterdir()) / "last.png.part"
     unfinished.write_bytes(b"")
-    assert read_now(tmp_path / "inbox") == inbox.Taken(None)
+    assert read_now(tmp_path / "inbox") == inbox.InboxBatch(None)
     unfinished.unlink()
     assert read_now(tmp_path / "inbox").names == ("scans",)
 
 
 def test_an_empty_folder_is_left(tmp_path: Path) -> None:
     (tmp_path / "about to be filled").mkdir()
-    assert read_now(tmp_path) == inbox.Taken(None)
+    assert read_now(tmp_path) == inbox.InboxBatch(None)
     assert (tmp_path / "about to be filled").is_dir()
 
 
 def test_a_young_file_is_left_until_it_has_settled(tmp_path: Path, drop: Callable[..., Split]) -> None:
     drop("new.csv")
     folder = tmp_path / "inbox"
-    assert inbox.read_inbox(folder, settle_seconds=60) == inbox.Taken(None)
+    assert inbox.read_inbox(folder, settle_seconds=60) == inbox.InboxBatch(None)
     now = time.time()
     os.utime(folder / "new.csv", (now, now - 61))
     assert inbox.read_inbox(folder, settle_seconds=60).names == ("new.csv",)
@@ -207,7 +208,7 @@ def test_a_file_being_written_is_neither_taken_nor_rejected(tmp_path: Path, drop
     writer.start()
     writing.wait()
     while writer.is_alive():
-        assert inbox.read_inbox(path.parent, settle_seconds=0.5) == inbox.Taken(None)
+        assert inbox.read_inbox(path.parent, settle_seconds=0.5) == inbox.InboxBatch(None)
     time.sleep(0.5)
     assert pairs(inbox.read_inbox(path.parent, settle_seconds=0.5).labelled) == pairs(split)
 
@@ -230,7 +231,7 @@ def test_a_file_that_grows_while_it_is_read_is_left(
             source.write_text(source.read_text() + (row[100:] if so_far == "bad" else row))
 
     monkeypatch.setattr(sources, "read_labelled", read_while_it_grows)
-    assert read_now(path.parent) == inbox.Taken(None)
+    assert read_now(path.parent) == inbox.InboxBatch(None)
     monkeypatch.undo()
     assert len(read_now(path.parent).labelled or ()) == 6
 
@@ -240,7 +241,7 @@ def test_a_file_replaced_after_it_was_read_is_read_again(tmp_path: Path, drop: C
     drop("labels.csv", 0, 5)
     taken = read_now(folder)
     later = drop("labels.csv", 5, 12)
-    inbox.mark_taken(taken, folder)
+    inbox.archive(taken, folder)
     assert (folder / "labels.csv").exists() and not (folder / "taken").exists()
     assert pairs(read_now(folder).labelled) == pairs(later)
 
@@ -249,14 +250,14 @@ def test_marking_twice_or_after_the_file_is_gone_does_no_harm(tmp_path: Path, dr
     folder = tmp_path / "inbox"
     drop("labels.csv")
     taken = read_now(folder)
-    inbox.mark_taken(taken, folder)
-    inbox.mark_taken(taken, folder)
+    inbox.archive(taken, folder)
+    inbox.archive(taken, folder)
     assert [path.name for path in (folder / "taken").iterdir()] == ["labels.csv"]
 
 
 def test_no_inbox_is_an_empty_inbox(tmp_path: Path) -> None:
-    assert read_now(tmp_path / "none") == inbox.Taken(None)
-    inbox.mark_taken(inbox.Taken(None), tmp_path / "none")
+    assert read_now(tmp_path / "none") == inbox.InboxBatch(None)
+    inbox.archive(inbox.InboxBatch(None), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 

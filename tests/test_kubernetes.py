@@ -111,9 +111,9 @@ def test_a_container_is_set_up_as_in_compose(name: str) -> None:
     assert {one for one in ours if one.startswith("DIGITS_")} <= known
     theirs = set(SERVICES[name]["environment"])
     helpers = {"MLFLOW_PASSWORD", "PREFECT_PASSWORD", "DATABASE"}  # put together with others
-    assert (set(ours) | set(config)) - helpers - {"DIGITS_OPEN"} <= theirs
+    assert (set(ours) | set(config)) - helpers - {"DIGITS_AUTH"} <= theirs
     # the first training's data are fetched and it needs no log, and under which addresses browsers come is not known
-    missing = theirs - set(ours) - set(config) - {"DIGITS_MNIST", "DIGITS_MLFLOW_LINK", "PREFECT_UI_URL"}
+    missing = theirs - set(ours) - set(config) - {"DIGITS_MNIST", "DIGITS_MLFLOW_PUBLIC_URL", "PREFECT_UI_URL"}
     assert missing <= ({"DIGITS_DATABASE_URL"} | _chatty() if name == "first" else set())
 
 
@@ -169,4 +169,4 @@ def test_what_refers_to_something_finds_it() -> None:
 
 
 def test_the_service_asks_for_keys_in_a_cluster() -> None:
-    assert variables(CONTAINERS["service"])["DIGITS_OPEN"]["value"] == "false"
+    assert variables(CONTAINERS["service"])["DIGITS_AUTH"]["value"] == "required"

@@ -7,7 +7,7 @@ from conftest import Runs
 
 from models import leaderboard
 from models.leaderboard import HeldOut
-from models.recipes import COMPACT, DISTORTED, RECIPES, SIGMOID, Recipe
+from models.recipes import AUGMENTED, COMPACT, RECIPES, SIGMOID, Recipe
 from models.registry import Registry, flat
 from models.runs import Run
 
@@ -65,13 +65,13 @@ def test_every_recipe_is_there_with_what_is_reported() -> None:
 
 
 def test_a_changed_recipe_is_another_row() -> None:
-    other = DISTORTED.distortion.model_copy(update={"shear": 0.0}) if DISTORTED.distortion else None
+    other = AUGMENTED.augmentation.model_copy(update={"shear": 0.0}) if AUGMENTED.augmentation else None
     found = [
         run(COMPACT.model_copy(update={"epochs": 3}), 0.9),
         run(COMPACT.model_copy(update={"floor": 0.5, "reported": "x"}), 0.9),
-        run(DISTORTED.model_copy(update={"distortion": None}), 0.9),
-        run(DISTORTED.model_copy(update={"distortion": other}), 0.9),
-        run(COMPACT.model_copy(update={"distortion": other}), 0.9),
+        run(AUGMENTED.model_copy(update={"augmentation": None}), 0.9),
+        run(AUGMENTED.model_copy(update={"augmentation": other}), 0.9),
+        run(COMPACT.model_copy(update={"augmentation": other}), 0.9),
         run(Recipe(name="found", hidden=(300,), epochs=4, learning_rate=0.002), 0.9),
     ]
     names = [row.recipe for row in leaderboard.rows(found, HELD_OUT)[:6]]
@@ -80,7 +80,7 @@ def test_a_changed_recipe_is_another_row() -> None:
             "compact (epochs 3)",
             "compact",
             "distorted (not distorted)",
-            "distorted (distortion.shear 0.0)",
+            "distorted (augmentation.shear 0.0)",
             "compact (distorted)",
             "found (hidden [300], learning_rate 0.002, epochs 4)",
         ]

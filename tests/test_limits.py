@@ -17,7 +17,7 @@ from serving import Service, classify, serving
 from digits.reference import Reference
 from digits.settings import Settings
 from digits.storage import database, predictions
-from digits.storage.predictions import Answers, new_ids
+from digits.storage.predictions import PredictionBatch, new_ids
 from services.prediction_log import PredictionLog
 
 BODY, PIXELS, BATCH, SECONDS, AT_ONCE = 40_000, 10_000, 3, 3, 4
@@ -174,9 +174,11 @@ def left(service: Service) -> float:
 # The log
 
 
-def answers(count: int) -> Answers:
+def answers(count: int) -> PredictionBatch:
     images = np.zeros((count, 28, 28), np.uint8)
-    return Answers(new_ids(count), datetime.now(UTC), "1", images, np.full((count, 10), 0.1, np.float32), "/classify")
+    return PredictionBatch(
+        new_ids(count), datetime.now(UTC), "1", images, np.full((count, 10), 0.1, np.float32), "/classify"
+    )
 
 
 def test_so_many_answers_wait_where_nothing_takes_them(tmp_path: Path) -> None:
@@ -192,10 +194,10 @@ def test_so_many_answers_wait_where_nothing_takes_them(tmp_path: Path) -> None:
 
 def test_answers_are_kept_so_long(tmp_path: Path) -> None:
     engine = database.connect(f"sqlite:///{tmp_path}/digits.db")
-    edge = datetime.now(UTC) - timedelta(days=Settings(_env_file=None).keep_days)  # type: ignore[call-arg]
+    edge = datetime.now(UTC) - timedelta(days=Settings(_env_file=None).retention_days)  # type: ignore[call-arg]
     with engine.begin() as connection:
         for id, at in (("a", edge - timedelta(seconds=1)), ("b", edge)):
-            row = {"id": id, "at": at, "version": "1", "digit": 1, "probability": 1.0, "route": "/", "role": "champion"}
+            row = {"id": id, "at": at, "version": "1", "digit": 1, "probability": 1.0, "route": "/"}
             blobs = {"probabilities": b"0" * 40, "image": b"0" * 784, "audit": False}
             connection.execute(predictions.predictions.insert(), {**row, **blobs})
     assert predictions.forget(engine, edge) == 1

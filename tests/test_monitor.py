@@ -4,12 +4,12 @@ import numpy as np
 from monitored import held_out, reference, window
 
 from digits.data import datasets, perturbations
-from digits.data.datasets import Split
+from digits.images import Split
 from flows.monitor import _alerts
 from monitoring import drift, reports
 from ops.detection_power import apart
 
-QUICK = drift.Policy(resamples=300)
+QUICK = drift.DriftPolicy(resamples=300)
 
 
 def test_drift_and_lost_accuracy_are_two_alerts_and_plain_traffic_is_none() -> None:
@@ -19,8 +19,8 @@ def test_drift_and_lost_accuracy_are_two_alerts_and_plain_traffic_is_none() -> N
     shifted = reports.judge(reference(), window(perturbations.shift(images[:300], 3), labels[:300]), QUICK)
     found = _alerts("7", shifted, {"report": "here"})
     assert [(alert.event, alert.about) for alert in found] == [("drift", "digits v7: shift"), ("accuracy", "digits v7")]
-    assert found[0].words == shifted.drift.words and found[1].words == shifted.accuracy.words
-    assert found[0].details["report"] == "here" and found[0].details["advice"] == list(shifted.advice)
+    assert found[0].message == shifted.drift.message and found[1].message == shifted.accuracy.message
+    assert found[0].details["report"] == "here" and found[0].details["recommendations"] == list(shifted.recommendations)
 
 
 def test_another_amount_of_the_same_cause_is_the_same_alert() -> None:

@@ -164,7 +164,7 @@ def phone(handheld: Page) -> Page:
 def test_a_digit_drawn_with_the_mouse_is_answered_and_its_correction_is_in_the_log(page: Page) -> None:
     page.draw(ZERO)
     answer = page.answer()
-    assert page.text("digit") == "0" and page.text("words").startswith("That is a 0 (9")
+    assert page.text("digit") == "0" and page.text("message").startswith("That is a 0 (9")
     assert page.text("set").startswith("All but 0 are ruled out; that is right for 9")
     bars = page.browser.find_elements(By.CSS_SELECTOR, "#bars li")
     assert len(bars) == 10 and "best" in (bars[0].get_dom_attribute("class") or "")
@@ -224,8 +224,8 @@ def test_by_keyboard_alone_a_digit_is_drawn_and_corrected(page: Page) -> None:
 def test_it_says_so_when_it_is_not_sure_and_names_what_it_may_be(page: Page) -> None:
     page.draw(*FOUR)
     answer = page.answer()
-    assert answer["unsure"] and "unsure" in (page.find("#digit").get_dom_attribute("class") or "")
-    assert page.text("words").startswith(("I am not sure. It may be a 4", "I cannot tell. At best a 4"))
+    assert answer["uncertain"] and "uncertain" in (page.find("#digit").get_dom_attribute("class") or "")
+    assert page.text("message").startswith(("I am not sure. It may be a 4", "I cannot tell. At best a 4"))
     marked = page.browser.find_elements(By.CSS_SELECTOR, "#bars li.possible .name")
     assert [int(name.text) for name in marked] == answer["prediction_set"] and len(marked) > 1
 
@@ -247,24 +247,24 @@ def test_more_strokes_of_one_drawing_replace_its_place_in_the_visit(page: Page) 
 
 
 def test_nothing_but_scribble_or_an_empty_paper_is_no_digit(page: Page) -> None:
-    assert page.text("digit") == "?" and "Draw" in page.text("words")
+    assert page.text("digit") == "?" and "Draw" in page.text("message")
     page.draw([(0.1, 0.5), (0.9, 0.5)])
-    page.wait_for(lambda: "times as wide as high" in page.text("words"))
+    page.wait_for(lambda: "times as wide as high" in page.text("message"))
     assert page.text("digit") == "?"
     page.find("input[value=eraser]").find_element(By.XPATH, "..").click()
     page.browser.execute_script("document.getElementById('size').value = 70")
     page.draw([(0.02, 0.5), (0.98, 0.5)])
-    page.wait_for(lambda: "blank" in page.text("words"))
+    page.wait_for(lambda: "blank" in page.text("message"))
 
 
 def test_a_sample_is_answered_from_its_pixels_and_not_logged(page: Page, sample: Reference) -> None:
     before = len(page.service.window())
     page.wait_for(lambda: len(page.browser.find_elements(By.CSS_SELECTOR, "#samples button")) == 20)
     page.find("#samples button:nth-child(4)").click()
-    page.wait_for(lambda: page.text("words").endswith("Right: it is a 3."))
+    page.wait_for(lambda: page.text("message").endswith("Right: it is a 3."))
     assert page.text("digit") == "3" and not page.find("#digits button").is_enabled()
     page.find("#samples button:nth-child(15)").click()
-    page.wait_for(lambda: "not sure" in page.text("words") or "cannot tell" in page.text("words"))
+    page.wait_for(lambda: "not sure" in page.text("message") or "cannot tell" in page.text("message"))
     time.sleep(0.6)  # longer than the log's writer waits
     assert len(page.service.window()) == before and page.answers() == []
 
@@ -286,7 +286,7 @@ def test_a_picture_is_taken_from_a_file_and_from_the_clipboard(page: Page, sampl
     assert answer["digit"] == 6 and answer["image"] == sample.images[index].tolist()
     (tmp_path / "text.png").write_text("no picture")
     page.find("#file").send_keys(str(tmp_path / "text.png"))
-    page.wait_for(lambda: "is no picture" in page.text("words"))
+    page.wait_for(lambda: "is no picture" in page.text("message"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -330,7 +330,7 @@ def test_the_service_away_is_said_and_comes_back(page: Page) -> None:
     try:
         page.browser.execute_cdp_cmd("Network.emulateNetworkConditions", {"offline": True, **conditions})
         page.draw(TWO)
-        page.wait_for(lambda: "does not answer" in page.text("words"))
+        page.wait_for(lambda: "does not answer" in page.text("message"))
     except WebDriverException as error:
         pytest.skip(f"this Chromium cannot be taken off the network: {error.msg}")
     finally:

@@ -75,7 +75,7 @@ def test_a_page_without_a_key_asks_for_one_and_goes_on_with_it(champion_files: F
     registry.aliases["champion"] = "1"
     engine = database.connect(f"sqlite:///{tmp_path}/digits.db")
     key = api_keys.create(engine, "page", ["predict", "feedback"])
-    with serving(tmp_path, registry, DIGITS_OPEN="false") as service:
+    with serving(tmp_path, registry, DIGITS_AUTH="required") as service:
         service.wait_for(lambda: service.status("/readyz") == 200)
         browser = start(tmp_path / "chromium", *SIZES["desktop"])
         try:

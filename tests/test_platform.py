@@ -285,12 +285,16 @@ def test_a_backup_taken_under_load_answers_elsewhere_with_the_same_champion_ledg
     assert other.run("ledger").stdout == platform.run("ledger").stdout
     assert datasets.current(other.home / "datasets") == datasets.current(platform.home / "datasets")
     ports = {name.removeprefix("DIGITS_").lower(): int(port) for name, port in other.ports.items()}
-    where = Settings(
+    settings = Settings(
         home=other.home, mlflow_tracking_uri=f"http://127.0.0.1:{other.ports['DIGITS_MLFLOW_PORT']}", **ports
     )
-    with harness.mlflow(where), harness.service(where), httpx.Client(base_url=where.service_url, timeout=30) as client:
-        here, there = (get(f"{url}/about").json() for url in (platform.url, where.service_url))
-        assert (there["model_version"], there["trouble"]) == (here["model_version"], None)
+    with (
+        harness.mlflow(settings),
+        harness.service(settings),
+        httpx.Client(base_url=settings.service_url, timeout=30) as client,
+    ):
+        here, there = (get(f"{url}/about").json() for url in (platform.url, settings.service_url))
+        assert (there["model_version"], there["warning"]) == (here["model_version"], None)
         assert there["metrics"] == here["metrics"]
         for id in before:
             assert client.get(f"/predictions/{id}").json() == get(f"{platform.url}/predictions/{id}").json()

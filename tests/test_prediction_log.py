@@ -15,7 +15,7 @@ from logged import NOON, answers, write
 from sqlalchemy import Connection, Engine
 
 from digits.storage import database, predictions
-from services.prediction_log import LogAway, PredictionLog
+from services.prediction_log import LogUnavailable, PredictionLog
 
 if TYPE_CHECKING:  # a process that only imports this file need not find it
     from postgres import Postgres
@@ -96,7 +96,7 @@ def test_a_database_server_that_stops_and_comes_back_gets_every_answer_once(
         for batch in batches[1:4]:
             log.append(batch)
             assert log.flush(60)  # onto the disk
-        with pytest.raises(LogAway, match="send this again later"):
+        with pytest.raises(LogUnavailable, match="send this again later"):
             log.label(batches[0].ids[0], 3, "page")
         assert log.engine is None
     finally:

@@ -28,8 +28,7 @@ def test_a_window_gives_back_what_was_appended_oldest_first(database_url: str, e
 
 def test_a_window_is_cut_by_time_count_version_and_role(database_url: str, engine: Engine, tmp_path: Path) -> None:
     old, new = answers(3), answers(3, NOON + timedelta(hours=1), "2", seed=1)
-    shadow = answers(2, NOON + timedelta(hours=1), "3", "challenger", seed=2)
-    write(database_url, tmp_path, old, new, shadow)
+    write(database_url, tmp_path, old, new)
     assert predictions.read_window(engine, NOON + timedelta(seconds=1)).ids == new.ids
     assert predictions.read_window(engine, NOON, NOON + timedelta(hours=1)).ids == old.ids
     assert predictions.read_window(engine, NOON, limit=6).ids == old.ids + new.ids
@@ -37,7 +36,6 @@ def test_a_window_is_cut_by_time_count_version_and_role(database_url: str, engin
     predictions.label(engine, new.ids[1], 3, "page")
     assert predictions.read_window(engine, NOON, labelled=True).ids == [new.ids[1]]
     assert predictions.read_window(engine, NOON, version="1").ids == old.ids
-    assert predictions.read_window(engine, NOON, role="challenger").versions == ["3", "3"]
     empty = predictions.read_window(engine, NOON + timedelta(days=1))
     assert len(empty) == 0 and empty.images.shape == (0, 28, 28) and empty.probabilities.shape == (0, 10)
 
@@ -60,7 +58,7 @@ def test_an_answer_is_found_by_its_id(database_url: str, engine: Engine, tmp_pat
     batch = answers(3)
     write(database_url, tmp_path, batch)
     found = predictions.find(engine, batch.ids[1])
-    assert (found.version, found.route, found.role, found.label, found.at) == ("1", "/classify", "champion", -1, NOON)
+    assert (found.version, found.route, found.label, found.at) == ("1", "/classify", -1, NOON)
     assert np.array_equal(found.image, batch.images[1])
     assert np.array_equal(found.probabilities, batch.probabilities[1])
 
@@ -94,7 +92,7 @@ def test_there_are_ids_for_any_number_of_answers() -> None:
 
 
 def test_the_audit_sample_is_drawn_at_random(database_url: str, engine: Engine, tmp_path: Path) -> None:
-    write(database_url, tmp_path, answers(2000), audit_share=0.1)
+    write(database_url, tmp_path, answers(2000), audit_sample_rate=0.1)
     with engine.connect() as connection:
         drawn = connection.scalar(select(func.count()).where(predictions.predictions.c.audit)) or 0
     assert 120 < drawn < 280  # six standard deviations around 200

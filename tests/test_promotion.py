@@ -9,8 +9,9 @@ from conftest import Files
 from conftest import Registry as Memory
 
 from digits.storage import database, ledger
-from models import champion, gate, promotion
-from models.gate import UNDECIDED, Verdict
+from models import gate, promotion
+from models.gate import UNDECIDED, GateVerdict
+from models.model_store import ModelStore, VerifiedModel
 
 
 @dataclass
@@ -20,9 +21,8 @@ class Registry:
     memory: Memory
     tags: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    @property
-    def uri(self) -> str:
-        return self.memory.uri
+    def store(self, cache: Path) -> ModelStore:
+        return ModelStore(self.memory.uri, cache)
 
     def point(self, alias: str, version: str) -> None:
         self.memory.aliases[alias] = version
@@ -42,37 +42,38 @@ def stand_in(registry: Memory, champion_files: Files) -> Any:
 
 def test_the_former_champion_is_the_previous_one_and_the_ledger_says_why(stand_in: Any, tmp_path: Path) -> None:
     engine = database.connect(f"sqlite:///{tmp_path}/digits.db")
-    promotion.promote(stand_in, engine, "1", "the first", tmp_path)
-    promotion.promote(stand_in, engine, "v2", "better", tmp_path, {"gain": 0.01})
+    promotion.promote(stand_in, stand_in.store(tmp_path), engine, "1", "the first")
+    promotion.promote(stand_in, stand_in.store(tmp_path), engine, "v2", "better", {"gain": 0.01})
     assert stand_in.memory.aliases == {"champion": "2", "previous": "1"}
     last = ledger.entries(engine)[-1]
     assert (last.from_version, last.to_version, last.why, last.evidence) == ("1", "2", "better", {"gain": 0.01})
     with pytest.raises(ValueError, match="v2 is the champion already"):
-        promotion.promote(stand_in, engine, "2", "again", tmp_path)
+        promotion.promote(stand_in, stand_in.store(tmp_path), engine, "2", "again")
 
 
 def test_who_is_overtaken_while_a_version_is_checked_changes_nothing(
     stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = database.connect(f"sqlite:///{tmp_path}/digits.db")
-    promotion.promote(stand_in, engine, "1", "the first", tmp_path)
-    fetch = champion.fetch_version
+    promotion.promote(stand_in, stand_in.store(tmp_path), engine, "1", "the first")
+    fetch = ModelStore.fetch_version
 
-    def slow(*arguments: Any) -> champion.Champion:
+    def slow(store: ModelStore, version: str) -> VerifiedModel:
         stand_in.point("champion", "3")
-        return fetch(*arguments)
+        return fetch(store, version)
 
-    monkeypatch.setattr(champion, "fetch_version", slow)
+    monkeypatch.setattr(ModelStore, "fetch_version", slow)
     with pytest.raises(RuntimeError, match=r"v3 became the champion meanwhile; .*promote again"):
-        promotion.promote(stand_in, engine, "2", "better", tmp_path)
+        promotion.promote(stand_in, stand_in.store(tmp_path), engine, "2", "better")
     assert stand_in.memory.aliases == {"champion": "3"} and len(ledger.entries(engine)) == 1
 
 
-def test_an_earlier_look_counts_beside_the_same_champion_alone(stand_in: Any) -> None:
+def test_an_earlier_look_counts_beside_the_same_champion_alone(stand_in: Any, tmp_path: Path) -> None:
     stand_in.point("champion", "1")
-    evidence = {gate.LOOK: 2.0, "shadow record: images": 60.0}
-    promotion.note(stand_in, "2", "1", Verdict(UNDECIDED, ["who knows"], evidence))
-    assert promotion.noted(stand_in, "2", "1") == evidence
-    assert promotion.noted(stand_in, "2", "3") == promotion.noted(stand_in, "3", "1") == {}
-    promotion.note(stand_in, "2", "1", Verdict("promote", ["better"], evidence))
-    assert promotion.noted(stand_in, "2", "1") == {}
+    store = stand_in.store(tmp_path)
+    evidence = {gate.LOOK: 2.0, "new traffic: images": 60.0}
+    promotion.record_verdict(stand_in, store, "2", "1", GateVerdict(UNDECIDED, ["who knows"], evidence))
+    assert promotion.last_evidence(stand_in, "2", "1") == evidence
+    assert promotion.last_evidence(stand_in, "2", "3") == promotion.last_evidence(stand_in, "3", "1") == {}
+    promotion.record_verdict(stand_in, store, "2", "1", GateVerdict("promote", ["better"], evidence))
+    assert promotion.last_evidence(stand_in, "2", "1") == {}

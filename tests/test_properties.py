@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digits import images
-from digits.data import datasets, sources
-from digits.data.datasets import BadData, Split
+from digits.data import datasets, rectification, sources
+from digits.data.datasets import BadData
+from digits.images import Split
 from digits.storage import database, predictions
-from digits.storage.predictions import Answers, new_ids
-from models.gate import Facts, Policy, Sample, Verdict, judge
+from digits.storage.predictions import PredictionBatch, new_ids
+from models.gate import Facts, GatePolicy, GateVerdict, Sample, judge
 from services.prediction_log import PredictionLog
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -131,19 +132,19 @@ def test_any_damaged_picture_is_decoded_or_refused_with_a_sentence(
     mode = "RGB" if (kind, mode) in {("JPEG", "P"), ("WEBP", "P"), ("WEBP", "1")} else mode
     body = damaged(picture(seed, kind, mode), damage)
     try:
-        found = images.decode(body)
+        found = rectification.decode(body)
     except ValueError as error:
         assert 10 < len(str(error)) < 300 and "\n" not in str(error)
     else:
         assert found.dtype == np.uint8 and found.shape == (28, 28) and found.any()
-        assert np.array_equal(found, images.decode(body))
+        assert np.array_equal(found, rectification.decode(body))
 
 
 @quick
 @given(st.binary(max_size=200))
 def test_any_bytes_are_no_picture(body: bytes) -> None:
     with pytest.raises(ValueError, match="send"):
-        images.decode(body)
+        rectification.decode(body)
 
 
 def some_digits(count: int = 300) -> Split:
@@ -221,9 +222,9 @@ def answers(seed: int, wrong: int, digit: int | None) -> NDArray[np.uint8]:
 some_answers = st.builds(answers, st.integers(0, 5), st.integers(0, 300), st.none() | st.integers(0, 9))
 
 
-def verdict(candidate: NDArray[np.uint8], champion: NDArray[np.uint8], order: Any = slice(None)) -> Verdict:
+def verdict(candidate: NDArray[np.uint8], champion: NDArray[np.uint8], order: Any = slice(None)) -> GateVerdict:
     sample = Sample("test images", LABELS[order], candidate[order], champion[order])
-    return judge([sample], FIT, FIT, Policy())
+    return judge([sample], FIT, FIT, GatePolicy())
 
 
 @quick
@@ -276,7 +277,7 @@ def test_no_order_of_events_loses_an_answer_or_doubles_one(events: list[str]) ->
         for event in events:
             if event == "append":
                 count = 1 + len(taken) % 3
-                batch = Answers(
+                batch = PredictionBatch(
                     new_ids(count),
                     NOON,
                     "1",

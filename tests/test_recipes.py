@@ -11,7 +11,7 @@ WIDTHS = {
     "adam": (512, 512),
     "compact": (128, 64),
     "sigmoid": (),
-    "distorted": (1024, 1024),
+    "augmented": (1024, 1024),
 }
 
 

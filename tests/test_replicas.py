@@ -82,7 +82,7 @@ def platform(
     registry.versions["1"] = champion_files
     registry.aliases["champion"] = "1"
     url, homes = postgres.new_database(), [tmp_path_factory.mktemp("replica") for _ in range(COUNT)]
-    settings = {"DIGITS_DATABASE_URL": url, "DIGITS_WATCH_SECONDS": str(WATCH_SECONDS)}
+    settings = {"DIGITS_DATABASE_URL": url, "DIGITS_REGISTRY_POLL_SECONDS": str(WATCH_SECONDS)}
 
     def start(home: Path) -> Any:
         return serving(home, registry, **settings)

@@ -11,7 +11,7 @@ from monitored import START, held_out, reference, window
 from digits.data import perturbations
 from monitoring import drift, reports
 
-QUICK = drift.Policy(resamples=300)
+QUICK = drift.DriftPolicy(resamples=300)
 
 
 @pytest.fixture(scope="module")
@@ -19,29 +19,31 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield tmp_path_factory.mktemp("reports")
 
 
-def written(home: Path, name: str, traffic: Any) -> tuple[reports.Verdict, reports.Written]:
+def written(home: Path, name: str, traffic: Any) -> tuple[reports.MonitoringVerdict, reports.Written]:
     verdict = reports.judge(reference(), traffic, QUICK)
     return verdict, reports.write(home / name, home / "workspace", reference(), traffic, verdict)
 
 
 @pytest.fixture(scope="module")
-def drifted(home: Path) -> tuple[reports.Verdict, reports.Written]:
+def drifted(home: Path) -> tuple[reports.MonitoringVerdict, reports.Written]:
     images, labels = held_out()
     return written(home, "drifted", window(perturbations.shift(images[:300], 2), labels[:300]))
 
 
-def test_the_verdict_file_says_everything(drifted: tuple[reports.Verdict, reports.Written]) -> None:
+def test_the_verdict_file_says_everything(drifted: tuple[reports.MonitoringVerdict, reports.Written]) -> None:
     verdict, files = drifted
-    assert reports.Verdict.model_validate_json(files.verdict.read_text()) == verdict
+    assert reports.MonitoringVerdict.model_validate_json(files.verdict.read_text()) == verdict
     found = json.loads(files.verdict.read_text())
     assert found["drift"]["verdict"] == "drift" and found["drift"]["causes"][0]["kind"] == "shift"
     assert found["count"] == 300 and found["versions"] == ["7"]
     assert found["since"] == START.isoformat().replace("+00:00", "Z")
     assert found["accuracy"]["labelled"]["count"] == 300
-    assert "px right" in found["words"] and found["advice"]
+    assert "px right" in found["message"] and found["recommendations"]
 
 
-def test_the_report_is_one_page_of_at_most_five_megabytes(drifted: tuple[reports.Verdict, reports.Written]) -> None:
+def test_the_report_is_one_page_of_at_most_five_megabytes(
+    drifted: tuple[reports.MonitoringVerdict, reports.Written],
+) -> None:
     _, files = drifted
     assert files.html is not None
     page = files.html.read_text()
@@ -50,7 +52,7 @@ def test_the_report_is_one_page_of_at_most_five_megabytes(drifted: tuple[reports
 
 
 def test_evidently_agrees_with_the_verdict_column_by_column(
-    home: Path, drifted: tuple[reports.Verdict, reports.Written]
+    home: Path, drifted: tuple[reports.MonitoringVerdict, reports.Written]
 ) -> None:
     from evidently.ui.workspace import Workspace
 
@@ -69,7 +71,9 @@ def test_evidently_agrees_with_the_verdict_column_by_column(
     assert any(alarms.values()) and not all(alarms.values())
 
 
-def test_the_dashboard_shows_each_number_once(home: Path, drifted: tuple[reports.Verdict, reports.Written]) -> None:
+def test_the_dashboard_shows_each_number_once(
+    home: Path, drifted: tuple[reports.MonitoringVerdict, reports.Written]
+) -> None:
     (dashboard,) = (json.loads(path.read_text()) for path in (home / "workspace").glob("*/dashboard.json"))
     assert [tab["title"] for tab in dashboard["tabs"]] == ["Monitoring", "Images"]
     for tab in dashboard["tabs"]:
@@ -98,7 +102,7 @@ def test_too_few_predictions_leave_a_verdict_and_no_report(home: Path) -> None:
         verdict, files = written(home, f"few{count}", window(held_out()[0][:count]))
         assert verdict.drift.verdict == "not enough data" and verdict.count == count
         assert (files.html, files.pictures, files.run) == (None, None, None)
-        assert reports.Verdict.model_validate_json(files.verdict.read_text()) == verdict
+        assert reports.MonitoringVerdict.model_validate_json(files.verdict.read_text()) == verdict
 
 
 def test_worse_accuracy_without_drift_has_advice_too() -> None:
@@ -106,7 +110,7 @@ def test_worse_accuracy_without_drift_has_advice_too() -> None:
     wrong = (labels[:300].astype(int) + (np.arange(300) % 3 == 0)) % 10
     verdict = reports.judge(reference(), window(images[:300], wrong), QUICK)
     assert (verdict.drift.verdict, verdict.accuracy.verdict) == ("no drift", "worse")
-    assert len(verdict.advice) == 1
+    assert len(verdict.recommendations) == 1
 
 
 def test_folders_are_named_by_the_window_and_sort_by_time() -> None:
@@ -132,20 +136,20 @@ def test_old_reports_go_with_their_runs_and_nothing_else_does(tmp_path: Path) ->
 
 
 def test_the_page_says_what_drifted_and_what_is_known_of_the_accuracy(
-    drifted: tuple[reports.Verdict, reports.Written],
+    drifted: tuple[reports.MonitoringVerdict, reports.Written],
 ) -> None:
     verdict, files = drifted
     page = reports.markdown("7", verdict, files, "http://127.0.0.1:8000")
-    assert page.startswith("# digits v7: drift\n\n" + verdict.words)
+    assert page.startswith("# digits v7: drift\n\n" + verdict.message)
     for column in verdict.drift.columns:
         assert (f"| {column.name} |" in page) == column.drifted
     assert f"| labelled predictions | {verdict.accuracy.labelled} | 300 |" in page
     assert f"| audit sample | {verdict.accuracy.audited} | 300 |" in page
     assert "(http://127.0.0.1:8000)" in page and str(files.html) in page
-    assert all(f"- {advice}" in page for advice in verdict.advice)
+    assert all(f"- {recommendations}" in page for recommendations in verdict.recommendations)
 
 
-def test_plotly_keeps_its_theme(drifted: tuple[reports.Verdict, reports.Written]) -> None:
+def test_plotly_keeps_its_theme(drifted: tuple[reports.MonitoringVerdict, reports.Written]) -> None:
     import plotly.io
 
     assert plotly.io.templates.default == "plotly"

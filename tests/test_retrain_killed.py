@@ -14,12 +14,13 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Completed, Running
 
 from digits.data import datasets, inbox, sources
-from digits.settings import Settings, settings
+from digits.settings import Settings, load_settings
 from digits.storage import cooldowns, database, feedback, ledger, predictions
 from digits.storage.predictions import AUDITOR
-from models import candidate_comparison, champion, export, recipes
+from models import candidate_comparison, export, recipes, registry_reader
 from models import registry as registries
 from models.registry import Registry
+from models.registry_reader import RegistryReader
 from services.prediction_log import PredictionLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
@@ -36,13 +37,13 @@ def _prefect() -> Iterator[None]:
 
 
 @pytest.fixture
-def where(
+def settings(
     mlflow_server: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Settings:
     """A home with the bundled digits, thirty new ones in the inbox and forty audited answers; an empty registry."""
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
     monkeypatch.setattr(registries, "NAME", name)
-    monkeypatch.setattr(champion, "NAME", name)
+    monkeypatch.setattr(registry_reader, "NAME", name)
     monkeypatch.setattr(recipes, "find", lambda _: QUICK)
     read = inbox.read_inbox
     monkeypatch.setattr(inbox, "read_inbox", lambda folder: read(folder, settle_seconds=0))
@@ -54,18 +55,18 @@ def where(
     new = 255 - (255 - bundled.train.images[:70]) // 2 * 2  # the same digits with other bits
     (tmp_path / "inbox").mkdir()
     np.savez(tmp_path / "inbox" / "more.npz", images=new[:30], labels=bundled.train.labels[:30])
-    _answer(settings(), new[30:], bundled.train.labels[30:70])
-    return settings()
+    _answer(load_settings(), new[30:], bundled.train.labels[30:70])
+    return load_settings()
 
 
-def _answer(where: Settings, images: np.ndarray, labels: np.ndarray) -> None:
+def _answer(settings: Settings, images: np.ndarray, labels: np.ndarray) -> None:
     """Audited answers in the log, under ids that are the same in every test."""
-    log = PredictionLog(where.database_url, where.spool, audit_share=1.0)
+    log = PredictionLog(settings.database_url, settings.spool, audit_sample_rate=1.0)
     ids = [f"{number:032x}" for number in range(len(images))]
     at = datetime(2026, 1, 5, 8, tzinfo=UTC)
-    log.append(predictions.Answers(ids, at, "0", images, np.full((len(ids), 10), 0.1, np.float32), "/classify"))
+    log.append(predictions.PredictionBatch(ids, at, "0", images, np.full((len(ids), 10), 0.1, np.float32), "/classify"))
     log.close()
-    engine = database.connect(where.database_url)
+    engine = database.connect(settings.database_url)
     for id, digit in zip(ids, labels.tolist(), strict=True):
         predictions.label(engine, id, digit, AUDITOR)
 
@@ -76,16 +77,16 @@ def run() -> str:
     return retrain()
 
 
-def state(where: Settings) -> dict[str, Any]:
+def state(settings: Settings) -> dict[str, Any]:
     """Everything a retraining leaves behind, without moments and numbers of versions."""
-    engine = database.connect(where.database_url)
-    fingerprint = datasets.current(where.datasets)
+    engine = database.connect(settings.database_url)
+    fingerprint = datasets.current(settings.datasets)
     assert fingerprint is not None
-    version = champion.version(where.mlflow_tracking_uri)
+    version = RegistryReader(settings.mlflow_tracking_uri).version()
     assert version is not None
-    registry = Registry(where.mlflow_tracking_uri)
+    registry = Registry(settings.mlflow_tracking_uri)
     run = registry.client.get_run(registry.client.get_model_version(registries.NAME, version).run_id)
-    training, judging = feedback.training(engine), feedback.hold_out(engine)
+    training, judging = feedback.training(engine), feedback.audited_traffic(engine)
     assert training is not None and judging is not None
     return {
         "data": fingerprint,
@@ -94,7 +95,7 @@ def state(where: Settings) -> dict[str, Any]:
         "ledger": [(entry.action, entry.from_version, entry.why.split(",")[0]) for entry in ledger.entries(engine)],
         "evidence": [sorted(entry.evidence) for entry in ledger.entries(engine)],
         "points to the champion": ledger.entries(engine)[-1].to_version == version,
-        "taken": sorted(path.name for path in (where.inbox / "taken").iterdir()),
+        "taken": sorted(path.name for path in (settings.inbox / "taken").iterdir()),
         "labels": (training.images.tobytes(), judging.images.tobytes(), feedback.waiting(engine)),
         "ended": cooldowns.at(engine, "retrained") is not None,
     }
@@ -106,9 +107,9 @@ def undisturbed() -> dict[str, Any]:
     return {}
 
 
-def test_undisturbed(where: Settings, undisturbed: dict[str, Any]) -> None:
+def test_undisturbed(settings: Settings, undisturbed: dict[str, Any]) -> None:
     assert "promote: there is no champion" in run()
-    undisturbed.update(state(where))
+    undisturbed.update(state(settings))
     assert undisturbed["ledger"] == [("promotion", None, "there is no champion")]
     assert undisturbed["points to the champion"] and undisturbed["ended"]
     assert undisturbed["labels"][2] == 0
@@ -116,7 +117,7 @@ def test_undisturbed(where: Settings, undisturbed: dict[str, Any]) -> None:
 
 STEPS = {
     "trained": (export, "to_onnx"),
-    "registered": (candidate_comparison.Contestant, "fetch"),
+    "registered": (candidate_comparison.JudgedModel, "fetch"),
     "judged": (Registry, "point"),
     "promoted": (ledger, "append"),
     "recorded": (cooldowns, "put"),
@@ -125,7 +126,7 @@ STEPS = {
 
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_after_a_step_the_next_one_ends_as_an_undisturbed_one(
-    step: str, where: Settings, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    step: str, settings: Settings, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not undisturbed:
         pytest.skip("needs the state of the undisturbed run")
@@ -137,16 +138,16 @@ def test_killed_after_a_step_the_next_one_ends_as_an_undisturbed_one(
         patch.setattr(*STEPS[step], killed)
         with pytest.raises(BaseException):  # noqa: B017  # Prefect's words for it differ with where it strikes
             run()
-    assert cooldowns.at(database.connect(where.database_url), "retrained") is None
+    assert cooldowns.at(database.connect(settings.database_url), "retrained") is None
     run()
-    assert state(where) == undisturbed
+    assert state(settings) == undisturbed
 
 
-def test_runs_of_a_dead_process_are_closed_and_living_ones_are_not(where: Settings) -> None:
+def test_runs_of_a_dead_process_are_closed_and_living_ones_are_not(settings: Settings) -> None:
     from flows import crashed_runs
     from flows.retrain import retrain
 
-    registry = Registry(where.mlflow_tracking_uri)
+    registry = Registry(settings.mlflow_tracking_uri)
     with get_client(sync_client=True) as client:
         dead = client.create_flow_run(retrain, state=Running())
         time.sleep(16)
@@ -158,7 +159,7 @@ def test_runs_of_a_dead_process_are_closed_and_living_ones_are_not(where: Settin
             for name, id in links.items()
         }
         opened["by hand"] = registry.open_run("by hand", {})
-        crashed_runs.dead_runs(registry, timedelta(seconds=15))  # which those that have just started are far from
+        crashed_runs.mark_crashed(registry, timedelta(seconds=15))  # which those that have just started are far from
         states = {name: client.read_flow_run(UUID(str(id))).state for name, id in links.items()}
     assert {name: state and state.type for name, state in states.items()} == {
         "dead": StateType.CRASHED,
@@ -169,13 +170,13 @@ def test_runs_of_a_dead_process_are_closed_and_living_ones_are_not(where: Settin
     assert found == {"dead": "FAILED", "starting": "RUNNING", "ended": "FAILED", "by hand": "RUNNING"}
 
 
-def test_an_event_starts_nothing_within_the_cooldown_and_the_reason_is_a_tag(where: Settings) -> None:
+def test_an_event_starts_nothing_within_the_cooldown_and_the_reason_is_a_tag(settings: Settings) -> None:
     from flows.retrain import retrain
 
     assert "promote" in retrain(reason="drift: strokes thicker", cooldown=True)
     assert "events start the next from" in retrain(reason="drift: strokes thicker", cooldown=True)
     assert "there is nothing new to learn" in retrain(reason="labels: 300 new ones")
-    registry = Registry(where.mlflow_tracking_uri)
+    registry = Registry(settings.mlflow_tracking_uri)
     (run,) = registry.client.search_runs([registry.experiment_id])
     assert run.data.tags["reason"] == "drift: strokes thicker"
     with get_client(sync_client=True) as client:
@@ -183,16 +184,16 @@ def test_an_event_starts_nothing_within_the_cooldown_and_the_reason_is_a_tag(whe
     assert {"drift", "labels"} <= tags
 
 
-def test_what_was_rolled_back_does_not_come_back_by_itself(where: Settings) -> None:
+def test_what_was_rolled_back_does_not_come_back_by_itself(settings: Settings) -> None:
     from flows.retrain import retrain
     from models import promotion
     from models.registry import Registry
 
     assert "promote" in run()
     retrain(seed=1)
-    if champion.version(where.mlflow_tracking_uri) == "1":
-        engine, registry = database.connect(where.database_url), Registry(where.mlflow_tracking_uri)
-        promotion.promote(registry, engine, "2", "by hand", where.champions)
+    if RegistryReader(settings.mlflow_tracking_uri).version() == "1":
+        engine, registry = database.connect(settings.database_url), Registry(settings.mlflow_tracking_uri)
+        promotion.promote(registry, engine, "2", "by hand", settings.champions)
     said = run()
     assert "digits v1 was the champion until the promotion of v2 (" in said and "`digits promote 1`" in said
-    assert champion.version(where.mlflow_tracking_uri) == "2"
+    assert RegistryReader(settings.mlflow_tracking_uri).version() == "2"

@@ -10,7 +10,8 @@ import pytest
 from conftest import Runs
 
 from digits.data import datasets, sources
-from digits.data.datasets import Dataset, Split
+from digits.data.datasets import Dataset
+from digits.images import Split
 from models import run_diff, runs
 from models.registry import Registry
 from models.run_diff import Agreement
@@ -102,11 +103,11 @@ def test_no_difference_and_only_another_order(bundled: Dataset) -> None:
 
 
 def test_fields_that_differ_are_told_one_by_one() -> None:
-    before = {"epochs": 30, "seed": 0, "distortion": {"shear": 0.2, "scale": 0.1}, "gone": 1}
-    now = {"epochs": 12, "seed": 0, "distortion": {"shear": 0.3, "scale": 0.1}, "new": None}
+    before = {"epochs": 30, "seed": 0, "augmentation": {"shear": 0.2, "scale": 0.1}, "gone": 1}
+    now = {"epochs": 12, "seed": 0, "augmentation": {"shear": 0.3, "scale": 0.1}, "new": None}
     assert run_diff.differing(before, now) == [
         "epochs: 30 → 12",
-        "distortion.shear: 0.2 → 0.3",
+        "augmentation.shear: 0.2 → 0.3",
         "gone: 1 → –",
         "new: – → None",
     ]

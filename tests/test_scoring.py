@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from digits import reference
 from digits.data import sources
 from digits.data.datasets import BadData
-from models import scoring
-from models.champion import Model, open_session
+from models import onnx_model, scoring
+from models.champion import Model
 from models.scoring import PIXEL_NAMES
 
 HEADER = ",".join(PIXEL_NAMES)
@@ -39,7 +39,7 @@ def table(champion_files: Files) -> Table:
 
 @pytest.fixture(scope="module")
 def model(champion_files: Files) -> Model:
-    return open_session(champion_files["model.onnx"])
+    return onnx_model.load(champion_files["model.onnx"])
 
 
 @pytest.fixture(autouse=True)
@@ -72,13 +72,13 @@ def read_rejected(path: Path) -> dict[int, str]:
 
 def expected(model: Model, table: Table) -> dict[int, int]:
     images = table.astype(np.uint8).reshape(-1, 28, 28)
-    return dict(enumerate(model.answer(images).argmax(axis=1).tolist(), start=1))
+    return dict(enumerate(model.predict_proba(images).argmax(axis=1).tolist(), start=1))
 
 
 @pytest.mark.parametrize("name", ["test.csv", "test.csv.gz", "TEST.CSV"])
 def test_kaggles_test_file_becomes_a_submission(name: str, table: Table, model: Model, tmp_path: Path) -> None:
     source, target = write_csv(tmp_path / name, lines(table)), tmp_path / "submission.csv"
-    count = scoring.score(source, target, model.answer)
+    count = scoring.score(source, target, model.predict_proba)
     assert (count.answered, count.rejected, count.rows) == (len(table), 0, len(table))
     assert read_answers(target) == expected(model, table)
     assert target.read_text().startswith("ImageId,Label\n1,")
@@ -100,7 +100,7 @@ def test_other_spellings_of_the_same_file(
     write: Callable[[Path, list[str]], Any], table: Table, model: Model, tmp_path: Path
 ) -> None:
     write(tmp_path / "test.csv", lines(table))
-    scoring.score(tmp_path / "test.csv", tmp_path / "out.csv", model.answer)
+    scoring.score(tmp_path / "test.csv", tmp_path / "out.csv", model.predict_proba)
     assert read_answers(tmp_path / "out.csv") == expected(model, table)
 
 
@@ -121,7 +121,7 @@ def test_bad_rows_go_to_the_side_file_with_their_reason(table: Table, model: Mod
     for number, (line, _) in bad.items():
         rows[number - 1] = line
     source = write_csv(tmp_path / "test.csv", rows)
-    count = scoring.score(source, tmp_path / "submission.csv", model.answer)
+    count = scoring.score(source, tmp_path / "submission.csv", model.predict_proba)
     rejected = read_rejected(tmp_path / "submission.rejected.csv")
     assert count.rejected == len(bad) and count.answered + count.rejected == len(table)
     assert f"{len(table)} rows in" in count.sentence and "submission.rejected.csv" in count.sentence
@@ -134,10 +134,10 @@ def test_bad_rows_go_to_the_side_file_with_their_reason(table: Table, model: Mod
 
 def test_an_old_side_file_does_not_outlive_its_cause(table: Table, model: Model, tmp_path: Path) -> None:
     source = write_csv(tmp_path / "test.csv", [*lines(table[:5]), "x"])
-    count = scoring.score(source, tmp_path / "out.csv", model.answer)
+    count = scoring.score(source, tmp_path / "out.csv", model.predict_proba)
     assert count.side_file.exists()
     write_csv(source, lines(table[:6]))
-    scoring.score(source, tmp_path / "out.csv", model.answer)
+    scoring.score(source, tmp_path / "out.csv", model.predict_proba)
     assert not count.side_file.exists()
 
 
@@ -183,7 +183,7 @@ PARQUET: dict[str, Callable[[Table], dict[str, Any]]] = {
 def test_parquet_in_parquet_out(kind: str, table: Table, model: Model, tmp_path: Path) -> None:
     columns = {"note": ["x"] * len(table), **PARQUET[kind](table)}
     pq.write_table(pa.table(columns), tmp_path / "in.parquet", row_group_size=130)
-    count = scoring.score(tmp_path / "in.parquet", tmp_path / "out.parquet", model.answer)
+    count = scoring.score(tmp_path / "in.parquet", tmp_path / "out.parquet", model.predict_proba)
     assert count.answered == len(table) and not count.rejected
     assert read_answers(tmp_path / "out.parquet") == expected(model, table)
     assert pq.ParquetFile(tmp_path / "out.parquet").num_row_groups == 1
@@ -212,7 +212,7 @@ BAD_PARQUET: dict[str, tuple[Callable[[Table], dict[str, Any]], dict[int, str]]]
 def test_bad_rows_of_parquet(kind: str, table: Table, model: Model, tmp_path: Path) -> None:
     spoil, reasons = BAD_PARQUET[kind]
     pq.write_table(pa.table(spoil(table)), tmp_path / "in.parquet")
-    count = scoring.score(tmp_path / "in.parquet", tmp_path / "out.csv", model.answer)
+    count = scoring.score(tmp_path / "in.parquet", tmp_path / "out.csv", model.predict_proba)
     rejected = read_rejected(tmp_path / "out.rejected.csv")
     assert rejected.keys() == reasons.keys()
     for number, reason in reasons.items():
@@ -249,37 +249,37 @@ def test_what_cannot_be_read_at_all_is_refused_and_leaves_nothing(what: str, mod
     make(tmp_path / name)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(BadData, match=sentence):
-        scoring.score(tmp_path / name, tmp_path / "out.csv", model.answer)
+        scoring.score(tmp_path / name, tmp_path / "out.csv", model.predict_proba)
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_an_earlier_answer_survives_a_refusal(table: Table, model: Model, tmp_path: Path) -> None:
     source, target = tmp_path / "test.csv.gz", tmp_path / "out.csv"
     write_csv(source, lines(table))
-    scoring.score(source, target, model.answer)
+    scoring.score(source, target, model.predict_proba)
     before = target.read_bytes()
     source.write_bytes(source.read_bytes()[:-2000])
     with pytest.raises(BadData):
-        scoring.score(source, target, model.answer)
+        scoring.score(source, target, model.predict_proba)
     assert target.read_bytes() == before
 
 
 def test_targets_that_cannot_be(table: Table, model: Model, tmp_path: Path) -> None:
     source = write_csv(tmp_path / "test.csv", lines(table[:3]))
     with pytest.raises(ValueError, match="cannot be written over their source"):
-        scoring.score(source, tmp_path / "." / "test.csv", model.answer)
+        scoring.score(source, tmp_path / "." / "test.csv", model.predict_proba)
     with pytest.raises(ValueError, match=r"out.txt; give a .csv or .parquet"):
-        scoring.score(source, tmp_path / "out.txt", model.answer)
+        scoring.score(source, tmp_path / "out.txt", model.predict_proba)
 
 
 def test_pixels_on_another_scale_are_pointed_out(
     table: Table, model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = write_csv(tmp_path / "test.csv", lines(table[:20] // 16))
-    scoring.score(source, tmp_path / "out.csv", model.answer)
+    scoring.score(source, tmp_path / "out.csv", model.predict_proba)
     assert "expected ink up to 255" in caplog.text
     caplog.clear()
-    scoring.score(write_csv(source, lines(table[:20])), tmp_path / "out.csv", model.answer)
+    scoring.score(write_csv(source, lines(table[:20])), tmp_path / "out.csv", model.predict_proba)
     assert not caplog.text
 
 
@@ -325,9 +325,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, champion_files: File
     """Peak resident memory, of a process of its own: a file eight times as large may not need twice the memory."""
     (tmp_path / "model.onnx").write_bytes(champion_files["model.onnx"])
     program = (
-        "import re, sys\nfrom pathlib import Path\nfrom models import scoring\nfrom models.champion import open_session\n"
-        "model = open_session(Path(sys.argv[1], 'model.onnx').read_bytes())\n"
-        "scoring.score(Path(sys.argv[2]), Path(sys.argv[1], 'out.parquet'), model.answer)\n"
+        "import re, sys\nfrom pathlib import Path\nfrom models import scoring\nfrom models import onnx_model\n"
+        "model = onnx_model.load(Path(sys.argv[1], 'model.onnx').read_bytes())\n"
+        "scoring.score(Path(sys.argv[2]), Path(sys.argv[1], 'out.parquet'), model.predict_proba)\n"
         "print(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1])"  # kB; ru_maxrss is the parent's too
     )
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from digits.data import sources
-from digits.data.datasets import Dataset, Split
+from digits.data.datasets import Dataset
+from digits.images import Split
 from models import search
-from models.recipes import ADAM, COMPACT, DISTORTED, Recipe
+from models.recipes import ADAM, AUGMENTED, COMPACT, Recipe
 from models.search import ATTEMPTS, FIRST_TRIALS, STARTS, Search
 from models.training import Epoch, fit
 
@@ -38,12 +39,12 @@ def train(searched: Search, curve: Sequence[float]) -> int:
 def test_a_sweep_begins_with_what_is_known(tmp_path: Path) -> None:
     searched = open_search(tmp_path)
     proposed = [searched.propose()[1] for _ in STARTS]
-    halved = DISTORTED.model_copy(update={"hidden": (512, 512)})
+    halved = AUGMENTED.model_copy(update={"hidden": (512, 512)})
     for recipe, known in zip(proposed, (COMPACT, ADAM), strict=False):
         assert {name: getattr(recipe, name) for name in PLACE} == {name: getattr(known, name) for name in PLACE}
-        assert recipe.distortion is None
+        assert recipe.augmentation is None
     assert proposed[2].hidden == halved.hidden
-    assert proposed[2].distortion is not None
+    assert proposed[2].augmentation is not None
 
 
 def test_every_proposal_is_a_recipe_that_says_all_about_itself(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_every_proposal_is_a_recipe_that_says_all_about_itself(tmp_path: Path) -
         assert (recipe.weight_decay > 0) == (recipe.optimizer == "adamw")
         assert (recipe.patience is None) == (recipe.schedule == "cosine")
         assert recipe.validation_fraction is None  # all trials are judged on the same images
-        assert ("distorted" in search.describe(recipe)) == (recipe.distortion is not None)
+        assert ("augmented" in search.describe(recipe)) == (recipe.augmentation is not None)
         searched.complete(number, 0.9, 1.0)
 
 
@@ -75,16 +76,16 @@ def test_a_study_is_found_again_with_its_recipes(tmp_path: Path) -> None:
         number, recipes[number] = before.propose()
         before.complete(number, accuracy, 2.5)
     after = open_search(tmp_path)
-    assert [(one.number, one.accuracy) for one in after.standings()] == [(1, 0.97), (2, 0.97), (3, 0.93), (0, 0.91)]
-    assert {one.number: one.recipe for one in after.standings()} == recipes
-    assert {one.seconds for one in after.standings()} == {2.5}
+    assert [(one.number, one.accuracy) for one in after.results()] == [(1, 0.97), (2, 0.97), (3, 0.93), (0, 0.91)]
+    assert {one.number: one.recipe for one in after.results()} == recipes
+    assert {one.seconds for one in after.results()} == {2.5}
 
 
 def test_only_trials_that_can_be_compared_share_a_study(tmp_path: Path) -> None:
     train(open_search(tmp_path, epochs=8), [0.9])
-    assert not open_search(tmp_path, epochs=9).standings()
-    assert not Search(tmp_path, "quick", "fedcba9876543210", 8).standings()
-    assert not Search(tmp_path, "other", "0123456789abcdef", 8).standings()
+    assert not open_search(tmp_path, epochs=9).results()
+    assert not Search(tmp_path, "quick", "fedcba9876543210", 8).results()
+    assert not Search(tmp_path, "other", "0123456789abcdef", 8).results()
     assert open_search(tmp_path, epochs=8).begun() == 1
 
 
@@ -123,7 +124,7 @@ def test_a_failed_recipe_is_not_tried_again_unless_it_is_asked_for(tmp_path: Pat
     for _ in STARTS[2:]:
         searched.propose()
     assert searched.propose()[1] == recipe
-    assert not searched.standings()
+    assert not searched.results()
 
 
 def test_a_continued_sweep_does_not_propose_the_same_again(tmp_path: Path) -> None:
@@ -149,12 +150,12 @@ def test_the_same_figures_in_the_same_order_give_the_same_proposals(tmp_path: Pa
 def test_it_learns_from_the_trials(tmp_path: Path) -> None:
     """Where distortion alone decides, proposals without it become rare."""
     searched = open_search(tmp_path)
-    distorted = []
+    augmented = []
     for _ in range(30):
         number, recipe = searched.propose()
-        distorted.append(recipe.distortion is not None)
-        searched.complete(number, 0.99 if recipe.distortion else 0.9, 1.0)
-    assert sum(distorted[-12:]) >= 9
+        augmented.append(recipe.augmentation is not None)
+        searched.complete(number, 0.99 if recipe.augmentation else 0.9, 1.0)
+    assert sum(augmented[-12:]) >= 9
 
 
 def test_a_trial_below_the_median_is_pruned_after_a_quarter_of_its_epochs(tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_a_trial_below_the_median_is_pruned_after_a_quarter_of_its_epochs(tmp_pa
     better, _ = searched.propose()
     assert all(searched.goes_on(better, epoch, figures(accuracy + 0.005)) for epoch, accuracy in enumerate(good))
     searched.complete(better, 0.985, 1.0)
-    assert {one.number for one in searched.standings()} == {*range(FIRST_TRIALS), better}
+    assert {one.number for one in searched.results()} == {*range(FIRST_TRIALS), better}
 
 
 def test_the_first_trials_are_not_pruned_but_for_a_loss_that_is_no_number(tmp_path: Path) -> None:

@@ -25,21 +25,21 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_defaults_are_those_of_a_laptop(tmp_path: Path) -> None:
-    where = Settings()
-    assert where.home == tmp_path / "var"
-    assert where.inbox == tmp_path / "var" / "inbox"
-    assert where.database_url == f"sqlite:///{tmp_path}/var/digits.db"
-    assert where.host == "127.0.0.1"
-    assert where.mlflow_tracking_uri == "http://127.0.0.1:5000"
-    assert where.prefect_api_url == "http://127.0.0.1:4200/api"
+    settings = Settings()
+    assert settings.home == tmp_path / "var"
+    assert settings.inbox == tmp_path / "var" / "inbox"
+    assert settings.database_url == f"sqlite:///{tmp_path}/var/digits.db"
+    assert settings.host == "127.0.0.1"
+    assert settings.mlflow_tracking_uri == "http://127.0.0.1:5000"
+    assert settings.prefect_api_url == "http://127.0.0.1:4200/api"
 
 
 def test_moving_home_or_a_port_moves_what_follows_from_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DIGITS_HOME", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("DIGITS_MLFLOW_PORT", "5055")
-    where = Settings()
-    assert where.inbox == tmp_path / "elsewhere" / "inbox"
-    assert where.mlflow_tracking_uri == "http://127.0.0.1:5055"
+    settings = Settings()
+    assert settings.inbox == tmp_path / "elsewhere" / "inbox"
+    assert settings.mlflow_tracking_uri == "http://127.0.0.1:5055"
 
 
 @pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "DIGITS_MLFLOW_TRACKING_URI"])
@@ -50,10 +50,10 @@ def test_mlflow_is_found_under_its_own_name_too(monkeypatch: pytest.MonkeyPatch,
 
 def test_links_to_a_run_tell_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://admin:hush@mlflow:5000")
-    assert Settings().run_link("1", "5f3c") == "http://mlflow:5000/#/experiments/1/runs/5f3c"
+    assert Settings().run_url("1", "5f3c") == "http://mlflow:5000/#/experiments/1/runs/5f3c"
     assert "hush" not in repr(Settings())
-    monkeypatch.setenv("DIGITS_MLFLOW_LINK", "https://mlflow.example.org")
-    assert Settings().run_link("1", "5f3c").startswith("https://mlflow.example.org/#/")
+    monkeypatch.setenv("DIGITS_MLFLOW_PUBLIC_URL", "https://mlflow.example.org")
+    assert Settings().run_url("1", "5f3c").startswith("https://mlflow.example.org/#/")
 
 
 def test_a_port_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from digits.data import datasets, sources
-from digits.data.datasets import BadData, Dataset, Split
-from digits.data.sources import Unavailable
+from digits.data.datasets import BadData, Dataset
+from digits.data.sources import SourceUnavailable
+from digits.images import Split
 
 # Writers, one per kind of file
 
@@ -535,7 +536,7 @@ def test_a_bad_cache_is_passed_over_and_a_bad_given_file_is_not(
     assert (tmp_path / "cache" / "mnist.npz").read_bytes() == body
     with pytest.raises(BadData, match=r"^keras\.npz is no complete \.npz archive of 1000 bytes") as refusal:
         read("mnist", tmp_path / "cache", mnist=keras_cache)
-    assert not isinstance(refusal.value, Unavailable)
+    assert not isinstance(refusal.value, SourceUnavailable)
 
 
 @pytest.mark.parametrize(
@@ -550,7 +551,7 @@ def test_what_is_not_mnist_is_not_kept(
     answer: dict[str, Any], reason: str, server: dict[str, Any], body: bytes, tmp_path: Path
 ) -> None:
     server.update({"body": body, **answer})
-    with pytest.raises(Unavailable) as refusal:
+    with pytest.raises(SourceUnavailable) as refusal:
         read("mnist", tmp_path / "cache")
     sentence = str(refusal.value)
     assert reason in sentence and "DIGITS_MNIST is not set" in sentence
@@ -565,14 +566,14 @@ def test_a_setting_that_names_no_file_is_an_error(tmp_path: Path) -> None:
         BadData, match=f"^DIGITS_MNIST names {missing}, which does not exist; correct it or unset it$"
     ) as error:
         read("mnist", tmp_path / "cache", mnist=missing)
-    assert not isinstance(error.value, Unavailable)
+    assert not isinstance(error.value, SourceUnavailable)
 
 
 def test_without_a_network_the_answer_is_quick_and_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MNIST_URL", "http://127.0.0.1:9/mnist.npz")  # the discard port: nobody listens
     start = time.monotonic()
     with pytest.raises(
-        Unavailable, match=r"^MNIST cannot be had here: DIGITS_MNIST is not set, there is no .*Connection refused"
+        SourceUnavailable, match=r"^MNIST cannot be had here: DIGITS_MNIST is not set, there is no .*Connection refused"
     ):
         read("mnist", tmp_path)
     assert time.monotonic() - start < sources.DOWNLOAD_TIMEOUT_SECONDS
@@ -584,7 +585,7 @@ def test_a_silent_network_is_given_up(tmp_path: Path, monkeypatch: pytest.Monkey
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never answers
         monkeypatch.setattr(sources, "MNIST_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/mnist.npz")
         monkeypatch.setattr(sources, "DOWNLOAD_TIMEOUT_SECONDS", 0.2)
-        with pytest.raises(Unavailable, match="timed out"):
+        with pytest.raises(SourceUnavailable, match="timed out"):
             read("mnist", tmp_path)
 
 

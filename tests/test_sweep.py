@@ -135,14 +135,14 @@ def test_a_killed_sweep_leaves_no_process_behind_and_keeps_its_trials(sweep: Swe
         process.kill()
         process.wait()
         wait_for(lambda: not any(map(sweep.owns, psutil.process_iter())), seconds=60)
-    assert sweep.search().standings()
+    assert sweep.search().results()
     (parent,), trials = sweep.runs()
     assert parent.info.status == "RUNNING"
     assert {"FINISHED", "RUNNING"} <= {run.info.status for run in trials}
 
 
 def test_it_goes_on_where_it_was_and_ctrl_c_keeps_what_is_done(sweep: Sweep) -> None:
-    before = {one.number for one in sweep.search().standings()}
+    before = {one.number for one in sweep.search().results()}
     with sweep.call("--minutes", "10", "--workers", "1") as process:
         printed = read_until(process, FINISHED)
         assert re.search(r"^queued \d trials again that were under way when the last call was killed$", printed, re.M)
@@ -154,14 +154,14 @@ def test_it_goes_on_where_it_was_and_ctrl_c_keeps_what_is_done(sweep: Sweep) -> 
     assert re.search(r"^trial \d+: queued for the next call, after \d of 3 epochs: ", rest, re.M)
     assert re.search(r"^\d+ trials so far, \d+ of them to their end$", rest, re.M)
     assert re.search(r"^  trial \d+: \d+\.\d\d % \[", rest, re.M)
-    assert before < {one.number for one in sweep.search().standings()}
+    assert before < {one.number for one in sweep.search().results()}
     (parent,), trials = sweep.runs()
     assert parent.info.status == "KILLED"
     assert "RUNNING" not in {run.info.status for run in trials}
 
 
 def test_on_a_cluster_a_killed_worker_costs_time_and_no_result(sweep: Sweep, cluster: Cluster) -> None:
-    before = {one.number for one in sweep.search().standings()}
+    before = {one.number for one in sweep.search().results()}
     with sweep.call("--minutes", "10", DIGITS_DASK_ADDRESS=cluster.address) as process:
         said = read_until(process, FINISHED)
         wait_for(lambda: len(sweep.under_way()) == 2, seconds=60)
@@ -176,7 +176,7 @@ def test_on_a_cluster_a_killed_worker_costs_time_and_no_result(sweep: Sweep, clu
         assert re.search(rf"^trial {number}: (validation accuracy|pruned after)", said, re.M), said
     assert not re.search(r"^trial \d+: failed", said, re.M)
     assert victim.pid not in [worker.pid for worker in cluster.workers()]
-    spread = [one for one in sweep.search().standings() if one.number not in before]
+    spread = [one for one in sweep.search().results() if one.number not in before]
     quickest = min(spread, key=lambda one: one.seconds)
     assert trained_alone(quickest.recipe, sweep) == quickest.accuracy
 
@@ -187,7 +187,7 @@ def test_at_the_end_of_the_time_the_best_is_registered_as_challenger(sweep: Swee
     assert process.returncode == 0, errors
     version = re.fullmatch(r"digits v(\d+) is registered; make it the champion .*\n", printed)
     assert version
-    best = sweep.search().standings()[0]
+    best = sweep.search().results()[0]
     registry = sweep.registry()
     challenger = registry.client.get_model_version_by_alias("digits", "challenger")
     assert challenger.version == version[1]
@@ -227,7 +227,7 @@ def test_every_trial_is_a_run_with_its_recipe_and_curves(sweep: Sweep) -> None:
     _, runs = sweep.runs()
     numbered = {int(run.data.tags["trial"]): run for run in runs if "outcome" in run.data.tags}
     client = sweep.registry().client
-    for one in sweep.search().standings():
+    for one in sweep.search().results():
         run = numbered[one.number]
         assert run.data.params == {name: str(value) for name, value in flat(one.recipe).items()}
         assert run.data.metrics["validation_accuracy"] == one.accuracy

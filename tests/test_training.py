@@ -8,7 +8,7 @@ import pytest
 from digits.data import sources
 from digits.data.datasets import Dataset
 from models import evaluation, training
-from models.recipes import COMPACT, SIGMOID, Distortion, Recipe
+from models.recipes import COMPACT, SIGMOID, Augmentation, Recipe
 
 QUICK = COMPACT.model_copy(update={"epochs": 3, "batch_size": 16})
 
@@ -100,15 +100,15 @@ def test_sigmoid_outputs_are_divided_by_their_sum(dataset: Dataset) -> None:
 
 
 def test_a_committee_is_the_geometric_mean_of_its_members(dataset: Dataset) -> None:
-    distortion = Distortion(elastic_pixels=8)
-    recipe = QUICK.model_copy(update={"hidden": (32,), "epochs": 2, "members": 2, "distortion": distortion})
-    committee = training.fit(recipe, dataset)
+    augmentation = Augmentation(elastic_pixels=8)
+    recipe = QUICK.model_copy(update={"hidden": (32,), "epochs": 2, "members": 2, "augmentation": augmentation})
+    ensemble = training.fit(recipe, dataset)
     members = [training.fit(recipe.model_copy(update={"members": 1, "seed": seed}), dataset) for seed in (0, 1)]
     images = dataset.test.images
     logs = [np.log(training.forward(one.model, images)) * one.temperature for one in members]
-    expected = np.exp(np.mean(logs, axis=0) / committee.temperature)
+    expected = np.exp(np.mean(logs, axis=0) / ensemble.temperature)
     expected /= expected.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(training.forward(committee.model, images), expected, atol=1e-4)
+    np.testing.assert_allclose(training.forward(ensemble.model, images), expected, atol=1e-4)
 
 
 def test_the_temperature_makes_overconfident_answers_modest() -> None:

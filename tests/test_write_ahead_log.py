@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services import write_ahead_log
-from services.write_ahead_log import Journal
+from services.write_ahead_log import WriteAheadLog
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,7 +30,7 @@ def test_what_a_killed_process_wrote_is_left_behind_in_order(tmp_path: Path) -> 
 
 
 def test_the_journal_of_a_living_process_is_nobody_elses(tmp_path: Path) -> None:
-    living = Journal(tmp_path)
+    living = WriteAheadLog(tmp_path)
     living.turn(0)
     living.append(b"mine")
     assert records(tmp_path) == [] and len(list(tmp_path.glob("*.journal"))) == 1
@@ -39,7 +39,7 @@ def test_the_journal_of_a_living_process_is_nobody_elses(tmp_path: Path) -> None
 
 
 def test_a_file_goes_once_all_in_it_is_safe_and_not_before(tmp_path: Path) -> None:
-    living = Journal(tmp_path)
+    living = WriteAheadLog(tmp_path)
     living.turn(0)
     living.append(b"1")
     living.turn(1)
@@ -72,11 +72,11 @@ def test_a_disk_that_refuses_costs_the_journal_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    blocked = Journal(tmp_path / "file")  # no folder can be made there
+    blocked = WriteAheadLog(tmp_path / "file")  # no folder can be made there
     blocked.turn(0)
     blocked.append(b"1")
     blocked.close(1, 1)
-    living = Journal(tmp_path / "spool")
+    living = WriteAheadLog(tmp_path / "spool")
     living.turn(0)
     living.append(b"1")
     write = os.write

@@ -43,14 +43,14 @@ class Bucket:
     def point(self, fingerprint: str) -> None:
         """Make it the data set that the next retraining starts from, on whatever machine."""
         with self._asking() as (client, bucket, prefix):
-            client.put_object(Bucket=bucket, Key=f"{prefix}current", Body=fingerprint.encode())
+            client.put_object(Bucket=bucket, ApiKey=f"{prefix}current", Body=fingerprint.encode())
 
     def pointed(self) -> str | None:
         """The fingerprint of the data set that the next retraining starts from; None before the first."""
         with self._asking() as (client, bucket, prefix):
             if not _is_there(client, bucket, f"{prefix}current"):
                 return None
-            content: bytes = client.get_object(Bucket=bucket, Key=f"{prefix}current")["Body"].read()
+            content: bytes = client.get_object(Bucket=bucket, ApiKey=f"{prefix}current")["Body"].read()
         return content.decode().strip()
 
     @contextmanager
@@ -80,7 +80,7 @@ def _is_there(client: Any, bucket: str, key: str) -> bool:
     from botocore.exceptions import ClientError
 
     try:
-        client.head_object(Bucket=bucket, Key=key)
+        client.head_object(Bucket=bucket, ApiKey=key)
     except ClientError as error:
         if error.response["Error"]["Code"] in ("404", "NoSuchKey"):  # of a missing bucket, too: putting says so
             return False

@@ -23,9 +23,8 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from digits import images as pixels
 from digits.data.bucket import Bucket
-from digits.images import PIXELS, Images, Labels
+from digits.images import PIXELS, Images, Split
 
 log = logging.getLogger("digits.data.datasets")
 TEST_SHARE = 0.15  # of a source that comes without a test part
@@ -39,32 +38,6 @@ Storage = Path | Bucket  # where data sets are stored: a folder of this machine,
 
 class BadData(ValueError):
     """The refusal of a source: one sentence that names the file, the row and the value."""
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Labelled images; raises ValueError unless they keep the pixel contract. The arrays are read-only."""
-
-    images: Images  # (n, 28, 28)
-    labels: Labels  # (n,)
-
-    def __post_init__(self) -> None:
-        pixels.check(self.images)
-        if getattr(self.labels, "dtype", None) != np.uint8 or self.labels.shape != (len(self.images),):
-            got = f"{getattr(self.labels, 'dtype', type(self.labels).__name__)} {np.shape(self.labels)}"
-            raise ValueError(f"expected uint8 labels of shape ({len(self.images)},), got {got}")
-        if self.labels.max() > 9:
-            row = int(np.argmax(self.labels > 9))
-            raise ValueError(f"expected labels 0 to 9, got {self.labels[row]} in row {row} (counted from 0)")
-        object.__setattr__(self, "images", _read_only(self.images))
-        object.__setattr__(self, "labels", _read_only(self.labels))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def counts(self) -> list[int]:
-        """How many images of each digit, 0 to 9."""
-        return [int(count) for count in np.bincount(self.labels, minlength=10)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,12 +203,6 @@ def _grow(split: Split, more: Split, rows: list[int]) -> Split:
 
 def _shuffle(split: Split, seed: int) -> Split:
     return _pick(split, np.random.default_rng(seed).permutation(len(split)))
-
-
-def _read_only(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view
 
 
 def _check_balance(file: str, split: Split) -> None:

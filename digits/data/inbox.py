@@ -13,7 +13,8 @@ from itertools import chain, count
 from pathlib import Path
 
 from digits.data import datasets, sources
-from digits.data.datasets import BadData, Split
+from digits.data.datasets import BadData
+from digits.images import Split
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ Stamp = frozenset[tuple[str, int, int]]  # path, bytes and time of change in nan
 
 
 @dataclass(frozen=True)
-class Taken:
+class InboxBatch:
     """What was read from the inbox: the images of all good files together, and what became of each file."""
 
     labelled: Split | None
@@ -43,7 +44,7 @@ class Taken:
         return tuple(self.stamps)
 
 
-def read_inbox(inbox: Path, settle_seconds: float = 1.0) -> Taken:
+def read_inbox(inbox: Path, settle_seconds: float = 1.0) -> InboxBatch:
     """Reads every labelled file and folder; good ones stay where they are, bad ones move to `rejected/`.
 
     Left alone: hidden and unfinished names, empty folders, and what changed within the last `settle_seconds` or while it
@@ -68,10 +69,10 @@ def read_inbox(inbox: Path, settle_seconds: float = 1.0) -> Taken:
         else:
             splits.append(split)
             stamps[path.name] = stamp
-    return Taken(datasets.join(*splits) if splits else None, stamps, rejected)
+    return InboxBatch(datasets.join(*splits) if splits else None, stamps, rejected)
 
 
-def mark_taken(taken: Taken, inbox: Path) -> None:
+def archive(taken: InboxBatch, inbox: Path) -> None:
     """Moves what was read to `taken/`; a file that changed since then stays, to be read by the next retraining."""
     for name, stamp in taken.stamps.items():
         if _stamp(inbox / name) == stamp:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from digits import images as pixels
-from digits.data.datasets import BadData, Dataset, Split, divide, first_line, join, reading, write_atomically
-from digits.images import PIXELS, SIZE
+from digits.data import rectification
+from digits.data.datasets import BadData, Dataset, divide, first_line, join, reading, write_atomically
+from digits.images import PIXELS, SIZE, Split
 
 log = logging.getLogger("digits.data.sources")
 
@@ -36,7 +36,7 @@ NPZ_PARTS = (("x_train", "y_train"), ("x_test", "y_test"), ("images", "labels"))
 IDX_PARTS = (("train-images", "train-labels"), ("t10k-images", "t10k-labels"))
 
 
-class Unavailable(BadData):
+class SourceUnavailable(BadData):
     """A source that cannot be had on this machine now, though nothing is wrong with it."""
 
 
@@ -149,10 +149,10 @@ def _mnist(given: Path | None, keras_cache: Path, own_cache: Path, seed: int) ->
             tried.append(f"{path} was passed over ({error})")
     try:
         _download(own_cache)
-    except (httpx.HTTPError, Unavailable) as error:
+    except (httpx.HTTPError, SourceUnavailable) as error:
         tried.append(f"{MNIST_URL} could not be fetched ({first_line(error)})")
-        advice = "set DIGITS_MNIST to the path of an mnist.npz, or use `--data bundled`"
-        raise Unavailable(f"MNIST cannot be had here: {', '.join(tried)}; {advice}") from error
+        recommendations = "set DIGITS_MNIST to the path of an mnist.npz, or use `--data bundled`"
+        raise SourceUnavailable(f"MNIST cannot be had here: {', '.join(tried)}; {recommendations}") from error
     return _read_path(own_cache, "mnist", seed)
 
 
@@ -162,7 +162,7 @@ def _download(target: Path) -> None:
     body = httpx.get(MNIST_URL, timeout=DOWNLOAD_TIMEOUT_SECONDS, follow_redirects=True).raise_for_status().content
     digest = hashlib.sha256(body).hexdigest()
     if digest != MNIST_SHA256:
-        raise Unavailable(f"what came has {len(body)} bytes and the SHA-256 {digest}, expected {MNIST_SHA256}")
+        raise SourceUnavailable(f"what came has {len(body)} bytes and the SHA-256 {digest}, expected {MNIST_SHA256}")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, body)
 
@@ -295,7 +295,7 @@ def _read_pictures(folder: Path) -> Split:
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:
     try:
-        return pixels.decode(path.read_bytes())
+        return rectification.decode(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BadData(f"{Path(*path.parts[-3:])} is not a readable picture of a digit: {first_line(error)}") from error
 

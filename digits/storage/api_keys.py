@@ -34,7 +34,7 @@ _keys = Table(
 
 
 @dataclass(frozen=True)
-class Key:
+class ApiKey:
     """What is known of a key; `admin` may do what every role may."""
 
     number: int
@@ -84,7 +84,7 @@ def revoke(engine: Engine, name: str) -> None:
         connection.execute(valid.values(revoked_at=datetime.now(UTC)))
 
 
-def by_hash(engine: Engine) -> dict[str, Key]:
+def by_hash(engine: Engine) -> dict[str, ApiKey]:
     """Every key, revoked ones too, by the hash it is known by; oldest first. Raises ConnectionError where the database does not answer."""
     try:
         with engine.connect() as connection:
@@ -92,7 +92,7 @@ def by_hash(engine: Engine) -> dict[str, Key]:
     except DBAPIError as error:
         raise ConnectionError(f"the database does not tell the API keys: {error.orig}") from error
     return {
-        row.hash: Key(
+        row.hash: ApiKey(
             row.number,
             row.name,
             frozenset(role for role in ROLES if role in row.roles.split()),

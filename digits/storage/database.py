@@ -20,11 +20,11 @@ UPGRADE_LOCK = 0x646967697473  # "digits", of PostgreSQL's advisory locks
 metadata = MetaData()
 
 
-class Away(ConnectionError):
+class DatabaseUnavailable(ConnectionError):
     """The database does not answer."""
 
 
-class Newer(ConnectionError):
+class SchemaTooNew(ConnectionError):
     """The schema of the database is one that this code does not know."""
 
 
@@ -55,7 +55,7 @@ def connect(url: str, busy_seconds: float = 30) -> Engine:
             _upgrade(engine)
     except DBAPIError as error:
         engine.dispose()
-        raise Away(
+        raise DatabaseUnavailable(
             f"the database {engine.url!r} does not answer: {first_line(error)}; start or mend it, or set DIGITS_DATABASE_URL"
         ) from error
     return engine
@@ -120,7 +120,7 @@ def _revision(connection: Connection) -> str | None:
         return None
     current: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
     if current is not None and current not in _revisions():
-        raise Newer(
+        raise SchemaTooNew(
             f"the database {connection.engine.url!r} has the schema {current}, and this version of digits knows those up to "
             f"{_revisions()[-1]}; install the version that made it, or set DIGITS_DATABASE_URL to another database"
         )

@@ -1,4 +1,4 @@
-"""Labels for learning: what feedback said is taken in once, checked, and kept for training, for the gate, or in quarantine.
+"""Labels for learning: what feedback said is ingested in once, checked, and kept for training, for the gate, or in quarantine.
 
 A label is worth learning from when it is right, and worth judging by when it was not chosen by who complains. So an auditor's
 labels are trusted: they are neither capped nor doubted, and they displace what others said of the same image. Those of the audit
@@ -33,15 +33,13 @@ from sqlalchemy import (
     Table,
     Text,
     func,
-    literal,
     or_,
     select,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from digits.data.datasets import Split
-from digits.images import PIXELS, SIZE, Images, Labels
+from digits.images import PIXELS, SIZE, Images, Split
 from digits.storage import predictions as log
 from digits.storage.database import UtcDateTime, metadata
 
@@ -49,8 +47,8 @@ Part = Literal["train", "hold-out", "quarantine", "left out"]
 
 _AT_ONCE = 500  # rows per statement: SQLite takes 32,766 values, PostgreSQL 65,535
 
-taken = Table(
-    "taken_labels",
+ingested = Table(
+    "ingested_labels",
     metadata,
     Column("prediction_id", String(32), primary_key=True),
     Column("sequence", Integer, nullable=False),  # of the word of feedback that was taken; a later one is new
@@ -65,11 +63,11 @@ taken = Table(
     Column("answered_at", UtcDateTime, nullable=False),
     Column("part", String(16), nullable=False, index=True),
     Column("reason", Text, nullable=False),
-    Column("taken_at", UtcDateTime, nullable=False),
+    Column("ingested_at", UtcDateTime, nullable=False),
 )
 
 
-class Policy(BaseModel):
+class FeedbackPolicy(BaseModel):
     """Which labels are learned from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,7 +76,7 @@ class Policy(BaseModel):
         0.3, ge=0, lt=1, description="Share of the audit sample kept for the gate, by the hash of the image."
     )
     confident: float = Field(0.99, gt=0, le=1, description="Probability from which on a contradiction is doubted.")
-    most_per_source: int = Field(500, ge=1, description="Labels taken from one source at a time, audit apart.")
+    most_per_source: int = Field(500, ge=1, description="Labels ingested from one source at a time, audit apart.")
 
 
 @dataclass(frozen=True)
@@ -106,24 +104,14 @@ class Decision:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Record:
-    """What champion and challenger answered on the same labelled images; every array has length n."""
-
-    images: Images
-    labels: Labels
-    champion: Labels
-    challenger: Labels
-
-
 def waiting(engine: Engine) -> int:
-    """How many labels have come that no retraining has taken."""
+    """How many labels have come that no retraining has ingested."""
     with engine.connect() as connection:
         return connection.scalar(select(func.count()).select_from(_new().subquery())) or 0
 
 
-def take(engine: Engine, policy: Policy) -> Counter[Part]:
-    """Decide on every new label and note it as taken, all or none; how many went where."""
+def ingest_feedback(engine: Engine, policy: FeedbackPolicy) -> Counter[Part]:
+    """Decide on every new label and note it as ingested, all or none; how many went where."""
     with engine.begin() as connection:
         rows = connection.execute(_new().order_by("id")).all()
         log.stack(rows, "image", np.uint8, PIXELS)  # raises where a record holds no image
@@ -131,28 +119,28 @@ def take(engine: Engine, policy: Policy) -> Counter[Part]:
             Labelled(row.id, digest(row.image), row.label, row.digit, row.probability, row.source, bool(row.audited))
             for row in rows
         ]
-        columns = (taken.c.prediction_id, taken.c.digest, taken.c.digit, taken.c.source)
-        in_use = connection.execute(select(*columns).where(taken.c.part.in_(("train", "hold-out")))).all()
+        columns = (ingested.c.prediction_id, ingested.c.digest, ingested.c.digit, ingested.c.source)
+        in_use = connection.execute(select(*columns).where(ingested.c.part.in_(("train", "hold-out")))).all()
         again = {one.id for one in labelled}
         checked = {one.digest for one in labelled if one.is_trusted}
         displaced = {row.prediction_id for row in in_use if row.digest in checked and row.source != log.AUDITOR}
         known = {row.digest: row.digit for row in in_use if row.prediction_id not in again | displaced}
-        decisions = sort_out(labelled, known, policy)
+        decisions = triage(labelled, known, policy)
         now = datetime.now(UTC)
         values = [_value(row, one, decision, now) for row, one, decision in zip(rows, labelled, decisions, strict=True)]
         build = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
         for start in range(0, len(values), _AT_ONCE):
-            statement = build(taken)
+            statement = build(ingested)
             changed = {name: statement.excluded[name] for name in values[0] if name != "prediction_id"}
             statement = statement.on_conflict_do_update(index_elements=["prediction_id"], set_=changed)
             connection.execute(statement, values[start : start + _AT_ONCE])
         for id in displaced - again:
             word = {"part": "left out", "reason": "an auditor has labelled the same image"}
-            connection.execute(update(taken).where(taken.c.prediction_id == id), word)
+            connection.execute(update(ingested).where(ingested.c.prediction_id == id), word)
     return Counter(decision.part for decision in decisions)
 
 
-def sort_out(labelled: Sequence[Labelled], known: dict[str, int], policy: Policy) -> list[Decision]:
+def triage(labelled: Sequence[Labelled], known: dict[str, int], policy: FeedbackPolicy) -> list[Decision]:
     """A decision for each; `known` are the labels in use by the digest of their image.
 
     An auditor's come first, the others in the order of their digests, so that a cap draws at random.
@@ -172,7 +160,7 @@ def sort_out(labelled: Sequence[Labelled], known: dict[str, int], policy: Policy
     return [decisions[i] for i in range(len(labelled))]
 
 
-def _decide(one: Labelled, in_use: dict[str, int], disputed: set[str], count: int, policy: Policy) -> Decision:
+def _decide(one: Labelled, in_use: dict[str, int], disputed: set[str], count: int, policy: FeedbackPolicy) -> Decision:
     if one.digest in in_use:
         if in_use[one.digest] == one.digit:
             return Decision("left out", "the same image has this label already")
@@ -194,40 +182,25 @@ def _disputed(labelled: Iterable[Labelled]) -> set[str]:
 
 
 def training(engine: Engine) -> Split | None:
-    """Every label that was taken for training, oldest answer first; None where there is none."""
-    rows = _kept(engine, select(taken).where(taken.c.part == "train").order_by(taken.c.prediction_id))
+    """Every label that was ingested for training, oldest answer first; None where there is none."""
+    rows = _kept(engine, select(ingested).where(ingested.c.part == "train").order_by(ingested.c.prediction_id))
     return _split(rows)
 
 
-def hold_out(engine: Engine, most: int = 2000) -> Split | None:
-    """The newest labels of the audit sample that nothing is trained on; None where there are none.
+def audited_traffic(engine: Engine, max_images: int = 2000) -> Split | None:
+    """The newest labels of the audit sample, on which any two versions can be compared by replay; None where there are none.
 
-    Complaints are about wrong answers of the champion, so any other model would look better on them.
+    Complaints are about wrong answers of the champion, so any other model would look better on them. Images that one of the two
+    versions trained on are left out by whoever compares.
     """
-    chosen = select(taken).where(taken.c.part == "hold-out", taken.c.audited)  # complaints were held out once, too
-    return _split(_kept(engine, chosen.order_by(taken.c.prediction_id.desc()).limit(most)))
-
-
-def shadow_record(engine: Engine, champion: str, challenger: str, most: int = 2000) -> Record | None:
-    """The newest answers of the audit sample that both versions gave; None where there are none."""
-    answers, shadows = _labelled().subquery(), log.predictions.alias()
-    chosen = (
-        select(answers.c.id, answers.c.image, answers.c.label, answers.c.digit, shadows.c.digit.label("shadow"))
-        .join(shadows, shadows.c.id == literal("c").concat(func.substr(answers.c.id, 2)))
-        .where(answers.c.audited, answers.c.version == champion)
-        .where(shadows.c.role == "challenger", shadows.c.version == challenger)
-    )
-    rows = _kept(engine, chosen.order_by(answers.c.id.desc()).limit(most))
-    if not rows:
-        return None
-    columns = (np.array([row[name] for row in rows], np.uint8) for name in ("label", "digit", "shadow"))
-    return Record(_images(rows), *columns)
+    chosen = select(ingested).where(ingested.c.part.in_(("train", "hold-out")), ingested.c.audited)
+    return _split(_kept(engine, chosen.order_by(ingested.c.prediction_id.desc()).limit(max_images)))
 
 
 def unlabelled_audit(engine: Engine, since: datetime) -> list[tuple[str, NDArray[np.uint8]]]:
     """Ids and images (28, 28) of the audit sample that wait for an auditor."""
     answers = log.with_labels().subquery()
-    chosen = select(answers.c.id, answers.c.image).where(answers.c.audit, answers.c.role == "champion")
+    chosen = select(answers.c.id, answers.c.image).where(answers.c.audit)
     chosen = chosen.where(answers.c.at >= since, ~answers.c.audited).order_by(answers.c.id)
     rows = _kept(engine, chosen)
     return list(zip((row["id"] for row in rows), _images(rows), strict=True))
@@ -237,9 +210,9 @@ def quarantined(engine: Engine) -> list[tuple[str, NDArray[np.uint8]]]:
     """Ids and images (28, 28) of answers whose label waits in quarantine and which no auditor has seen."""
     seen = select(log.feedback.c.prediction_id).where(log.feedback.c.source == log.AUDITOR)
     there = select(log.predictions.c.id)  # of what the log has forgotten, nobody can say anything any more
-    chosen = select(taken.c.prediction_id.label("id"), taken.c.image).where(taken.c.part == "quarantine")
-    chosen = chosen.where(taken.c.prediction_id.not_in(seen), taken.c.prediction_id.in_(there))
-    rows = _kept(engine, chosen.order_by(taken.c.prediction_id))
+    chosen = select(ingested.c.prediction_id.label("id"), ingested.c.image).where(ingested.c.part == "quarantine")
+    chosen = chosen.where(ingested.c.prediction_id.not_in(seen), ingested.c.prediction_id.in_(there))
+    rows = _kept(engine, chosen.order_by(ingested.c.prediction_id))
     return list(zip((row["id"] for row in rows), _images(rows), strict=True))
 
 
@@ -254,17 +227,17 @@ def _share(digest: str) -> float:
 
 
 def _new() -> Select[Any]:
-    """Labelled answers of champions whose last word was not taken."""
+    """Labelled answers of champions whose last word was not ingested."""
     answers = _labelled().subquery()
-    joined = answers.outerjoin(taken, answers.c.id == taken.c.prediction_id)
-    untaken = or_(taken.c.prediction_id.is_(None), taken.c.sequence != answers.c.sequence)
+    joined = answers.outerjoin(ingested, answers.c.id == ingested.c.prediction_id)
+    untaken = or_(ingested.c.prediction_id.is_(None), ingested.c.sequence != answers.c.sequence)
     return select(answers).select_from(joined).where(untaken)
 
 
 def _labelled() -> Select[Any]:
     """Answers of champions that feedback said something of: few of many, found by their ids."""
     said = select(log.feedback.c.prediction_id)
-    return log.with_labels().where(log.predictions.c.role == "champion", log.predictions.c.id.in_(said))
+    return log.with_labels().where(log.predictions.c.id.in_(said))
 
 
 def _value(row: Any, one: Labelled, decision: Decision, now: datetime) -> dict[str, Any]:
@@ -282,7 +255,7 @@ def _value(row: Any, one: Labelled, decision: Decision, now: datetime) -> dict[s
         "answered_at": row.at,
         "part": decision.part,
         "reason": decision.reason,
-        "taken_at": now,
+        "ingested_at": now,
     }
 
 

@@ -51,7 +51,6 @@ predictions = Table(
     Column("probabilities", LargeBinary(40), nullable=False),  # 10 float32, little-endian
     Column("image", LargeBinary(SIZE * SIZE), nullable=False),  # 28 x 28 uint8, row by row
     Column("route", String(32), nullable=False),
-    Column("role", String(16), nullable=False),  # champion, or challenger for a shadow's answer
     Column("audit", Boolean, nullable=False),  # drawn at random to be labelled, whatever anybody complains about
     Index("predictions_at", "at"),
 )
@@ -90,7 +89,7 @@ class Window:
         return len(self.ids)
 
 
-class Answers(NamedTuple):  # made for every batch, three times as fast as a frozen dataclass
+class PredictionBatch(NamedTuple):  # made for every batch, three times as fast as a frozen dataclass
     """What one request, or several together, were answered; arrays of length n."""
 
     ids: list[str]
@@ -99,7 +98,6 @@ class Answers(NamedTuple):  # made for every batch, three times as fast as a fro
     images: Images  # (n, 28, 28)
     probabilities: NDArray[np.float32]  # (n, 10)
     route: str
-    role: str = "champion"
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,6 @@ class Prediction:
     probabilities: NDArray[np.float32]  # (10,)
     image: NDArray[np.uint8]  # (28, 28)
     route: str
-    role: str
     audit: bool
     label: int  # -1 when unknown
 
@@ -124,15 +121,7 @@ def new_ids(count: int = 1) -> list[str]:
     return [f"{now}{position & 0xFFFF:04x}{drawn[16 * position : 16 * position + 16]}" for position in range(count)]
 
 
-def shadow_id(id: str) -> str:
-    """The id of the challenger's answer on the image of a champion's answer, so that one can be found from the other.
-
-    Times in milliseconds begin with a 0 until the year 2527.
-    """
-    return f"c{id[1:]}"
-
-
-def to_rows(batch: Iterable[Answers], audit_share: float) -> Iterator[Row]:
+def to_rows(batch: Iterable[PredictionBatch], audit_sample_rate: float) -> Iterator[Row]:
     """Rows for `append`, of which `audit_share` are drawn for the audit sample; raises ValueError where the lengths differ."""
     for answers in batch:
         digits = answers.probabilities.argmax(1).tolist()
@@ -146,8 +135,7 @@ def to_rows(batch: Iterable[Answers], audit_share: float) -> Iterator[Row]:
                 "probabilities": answers.probabilities[index].tobytes(),
                 "image": answers.images[index].tobytes(),
                 "route": answers.route,
-                "role": answers.role,
-                "audit": random.random() < audit_share,
+                "audit": random.random() < audit_sample_rate,
             }
 
 
@@ -189,7 +177,6 @@ def read_window(
     until: datetime | None = None,
     limit: int | None = None,
     version: str | None = None,
-    role: str = "champion",
     labelled: bool = False,
 ) -> Window:
     """The answers from `since` up to but not including `until`, or those of them that feedback said something of.
@@ -197,7 +184,7 @@ def read_window(
     With a limit at most so many: every second, third, ... of them, so that they are spread over the whole time and reading again
     gives the same. Raises ValueError when a record does not hold an image and ten probabilities.
     """
-    which = [predictions.c.at >= since, predictions.c.role == role]
+    which = [predictions.c.at >= since]
     if until is not None:
         which.append(predictions.c.at < until)
     if version is not None:
@@ -229,14 +216,14 @@ def count(engine: Engine, since: datetime, version: str) -> int:
     """How many answers the version gave as champion since then."""
     chosen = select(func.count()).where(predictions.c.at >= since, predictions.c.version == version)
     with engine.connect() as connection:
-        return connection.scalar(chosen.where(predictions.c.role == "champion")) or 0
+        return connection.scalar(chosen) or 0
 
 
 def versions_between(engine: Engine, since: datetime, until: datetime) -> list[str]:
     """The versions that answered from `since` up to but not including `until`, as champions."""
     chosen = select(predictions.c.version).distinct().where(predictions.c.at >= since, predictions.c.at < until)
     with engine.connect() as connection:
-        return sorted(connection.scalars(chosen.where(predictions.c.role == "champion")))
+        return sorted(connection.scalars(chosen))
 
 
 def with_labels() -> Select[Any]:
@@ -286,9 +273,7 @@ def find(engine: Engine, id: str) -> Prediction:
         raise UnknownPrediction(f'no prediction has the id "{id[:40]}"; send the id of an answer')
     probabilities = stack([row], "probabilities", np.float32, 10)[0]
     image = stack([row], "image", np.uint8, SIZE * SIZE).reshape(SIZE, SIZE)
-    return Prediction(
-        row.id, row.at, row.version, row.digit, probabilities, image, row.route, row.role, row.audit, _label(row)
-    )
+    return Prediction(row.id, row.at, row.version, row.digit, probabilities, image, row.route, row.audit, _label(row))
 
 
 def label(engine: Engine, id: str, digit: int, source: str) -> None:

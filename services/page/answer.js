@@ -11,7 +11,7 @@ export function state(certainty) {
 
 export function show(answer) {
   element("digit").textContent = answer.digit;
-  element("digit").classList.toggle("unsure", answer.unsure);
+  element("digit").classList.toggle("uncertain", answer.uncertain);
   element("words").textContent = words(answer);
   element("set").textContent = setWords(answer.prediction_set);
   answer.probabilities.forEach((probability, digit) => {
@@ -22,7 +22,7 @@ export function show(answer) {
 
 export function showNothing(sentence) {
   element("digit").textContent = "?";
-  element("digit").classList.add("unsure");
+  element("digit").classList.add("uncertain");
   element("words").textContent = sentence;
   element("set").textContent = "";
   for (let digit = 0; digit < 10; digit += 1) bar(digit, 0, false, false);
@@ -31,7 +31,7 @@ export function showNothing(sentence) {
 
 function words(answer) {
   const [first, second] = answer.probabilities.map((p, digit) => [p, digit]).sort((a, b) => b[0] - a[0]);
-  if (!answer.unsure) return `That is ${article(answer.digit)} (${percent(answer.probability)}).`;
+  if (!answer.uncertain) return `That is ${article(answer.digit)} (${percent(answer.probability)}).`;
   if (first[0] < 0.5) return `I cannot tell. At best ${article(first[1])} (${percent(first[0])}), perhaps ${article(second[1])}.`;
   return `I am not sure. It may be ${article(first[1])} (${percent(first[0])}) or ${article(second[1])} (${percent(second[0])}).`;
 }

@@ -204,7 +204,7 @@ async function showVersion() {
     return;
   }
   if (about.model_version === null) {
-    line.textContent = sentence(about.trouble);
+    line.textContent = sentence(about.warning);
     return void setTimeout(showVersion, 3000);
   }
   answers.state(about.certainty);
@@ -213,9 +213,9 @@ async function showVersion() {
   const accuracy = about.metrics?.test_accuracy;
   line.textContent = `version ${about.model_version}${about.recipe?.name ? `, ${about.recipe.name}` : ""}`;
   if (accuracy) line.append(`, ${(100 * accuracy).toFixed(2)} % right on test images`);
-  if (about.run_link) {
+  if (about.run_url) {
     const link = document.createElement("a");
-    link.href = about.run_link;
+    link.href = about.run_url;
     link.textContent = "its training run";
     line.append(" · ", link);
   }

@@ -56,13 +56,13 @@ function draw() {
 }
 
 function caption(answer) {
-  if (!("label" in answer)) return answer.unsure ? `${answer.digit}?` : `${answer.digit}`;
+  if (!("label" in answer)) return answer.uncertain ? `${answer.digit}?` : `${answer.digit}`;
   return answer.label === answer.digit ? `${answer.digit} ✓` : `${answer.digit} → ${answer.label}`;
 }
 
 function title(answer) {
   const said = "label" in answer ? `, and you said it was ${article(answer.label)}` : "";
-  return `answered ${answer.digit}${answer.unsure ? ", not sure" : ""}${said}; show it again`;
+  return `answered ${answer.digit}${answer.uncertain ? ", not sure" : ""}${said}; show it again`;
 }
 
 function thumbnail(image, text, title, listener) {

@@ -7,7 +7,7 @@ the way back is the backup from before.
 
 from alembic import context
 
-from digits.settings import settings
+from digits.settings import load_settings
 from digits.storage import api_keys, cooldowns, database, feedback, ledger, predictions
 
 # A table is part of the metadata once its module is imported.
@@ -17,7 +17,7 @@ assert {feedback, api_keys, ledger, cooldowns, predictions}
 def run() -> None:
     connection = context.config.attributes.get("connection")
     if connection is None:
-        connection = database.make_engine(settings().database_url).connect()
+        connection = database.make_engine(load_settings().database_url).connect()
     # SQLite cannot change a column: a batch makes the table anew (https://alembic.sqlalchemy.org/en/latest/batch.html).
     context.configure(connection=connection, target_metadata=database.metadata, render_as_batch=True)
     with context.begin_transaction():

@@ -1,4 +1,4 @@
-"""The tables as they were made before there were migrations; what a database has already is left as it is."""
+"""The first schema: predictions, feedback, ingested labels, the ledger, cooldowns and API keys."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -18,11 +18,9 @@ def upgrade() -> None:
         sa.Column("probabilities", sa.LargeBinary(40), nullable=False),
         sa.Column("image", sa.LargeBinary(784), nullable=False),
         sa.Column("route", sa.String(32), nullable=False),
-        sa.Column("role", sa.String(16), nullable=False),
         sa.Column("audit", sa.Boolean(), nullable=False),
-        if_not_exists=True,
     )
-    op.create_index("predictions_at", "predictions", ["at"], if_not_exists=True)
+    op.create_index("predictions_at", "predictions", ["at"])
     op.create_table(
         "feedback",
         sa.Column("sequence", sa.Integer(), primary_key=True, autoincrement=True),
@@ -30,11 +28,10 @@ def upgrade() -> None:
         sa.Column("digit", sa.SmallInteger(), nullable=False),
         sa.Column("at", sa.DateTime(), nullable=False),
         sa.Column("source", sa.String(64), nullable=False),
-        if_not_exists=True,
     )
-    op.create_index("ix_feedback_prediction_id", "feedback", ["prediction_id"], if_not_exists=True)
+    op.create_index("ix_feedback_prediction_id", "feedback", ["prediction_id"])
     op.create_table(
-        "taken_labels",
+        "ingested_labels",
         sa.Column("prediction_id", sa.String(32), primary_key=True),
         sa.Column("sequence", sa.Integer(), nullable=False),
         sa.Column("digest", sa.String(32), nullable=False),
@@ -48,11 +45,10 @@ def upgrade() -> None:
         sa.Column("answered_at", sa.DateTime(), nullable=False),
         sa.Column("part", sa.String(16), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
-        sa.Column("taken_at", sa.DateTime(), nullable=False),
-        if_not_exists=True,
+        sa.Column("ingested_at", sa.DateTime(), nullable=False),
     )
-    op.create_index("ix_taken_labels_digest", "taken_labels", ["digest"], if_not_exists=True)
-    op.create_index("ix_taken_labels_part", "taken_labels", ["part"], if_not_exists=True)
+    op.create_index("ix_ingested_labels_digest", "ingested_labels", ["digest"])
+    op.create_index("ix_ingested_labels_part", "ingested_labels", ["part"])
     op.create_table(
         "ledger",
         sa.Column("number", sa.Integer(), primary_key=True, autoincrement=True),
@@ -63,11 +59,19 @@ def upgrade() -> None:
         sa.Column("by", sa.String(128), nullable=False),
         sa.Column("why", sa.Text(), nullable=False),
         sa.Column("evidence", sa.JSON(), nullable=False),
-        if_not_exists=True,
     )
     op.create_table(
-        "marks",
+        "cooldowns",
         sa.Column("name", sa.String(255), primary_key=True),
         sa.Column("at", sa.DateTime(), nullable=False),
-        if_not_exists=True,
+    )
+    op.create_table(
+        "api_keys",
+        sa.Column("number", sa.Integer(), primary_key=True, autoincrement=True),
+        sa.Column("name", sa.String(64), nullable=False, unique=True),
+        sa.Column("hash", sa.String(64), nullable=False, unique=True),
+        sa.Column("roles", sa.String(64), nullable=False),
+        sa.Column("rate_per_minute", sa.Integer()),
+        sa.Column("created_at", sa.DateTime(), nullable=False),
+        sa.Column("revoked_at", sa.DateTime()),
     )

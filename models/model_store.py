@@ -1,0 +1,173 @@
+"""Registered versions on this machine: fetched from the registry, verified, warmed and cached.
+
+A version consists of `model.onnx`, `card.json` with the checksums of its files, and `reference.npz`, whose first images and
+probabilities are the golden query that a fetched model must answer as it did when it was registered.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digits import reference
+from digits.images import Images
+from digits.reference import Reference
+from models import onnx_model
+from models.conformal import UNCALIBRATED, ConformalPredictor
+from models.onnx_model import InvalidArtifact, OnnxModel, first_line
+from models.registry_reader import NAME, RegistryReader, VersionNotFound
+
+FILES = ("model.onnx", "reference.npz")
+GOLDEN_COUNT = 32
+TOLERANCE = 1e-4  # between processors' float32; a wrong model differs by more than 0.1
+KEPT_VERSIONS = 5
+
+
+@dataclass(frozen=True)
+class VerifiedModel:
+    """A verified version, ready to answer."""
+
+    version: str
+    card: dict[str, Any]
+    model: OnnxModel
+    conformal: ConformalPredictor
+
+    def predict_proba(self, images: Images) -> NDArray[np.float32]:
+        """Probabilities (n, 10) of uint8 images (n, 28, 28)."""
+        return self.model.predict_proba(images)
+
+
+class ModelStore:
+    """Versions of one registry, each cached in `cache/<version>/`; `cache/<alias>.txt` names the last one of an alias."""
+
+    def __init__(self, uri: str, cache: Path) -> None:
+        self.registry = RegistryReader(uri)
+        self.cache = cache
+
+    def fetch(self, alias: str = "champion") -> VerifiedModel:
+        """The version an alias points to, remembered as its last good one.
+
+        Raises VersionNotFound, InvalidArtifact or RegistryUnreachable.
+        """
+        model = self.fetch_version(self.registry.alias_target(alias).version)
+        remember(model, alias, self.cache)
+        return model
+
+    def fetch_version(self, version: str) -> VerifiedModel:
+        """A version by its number, from the cache where its card is the registry's; raises as `fetch` does."""
+        card = self.registry.download(version, "card.json")
+        with suppress(OSError, InvalidArtifact):
+            if (self.cache / version / "card.json").read_bytes() == card:
+                return verify(version, card, _read(self.cache / version))
+        files = {name: self.registry.download(version, name) for name in FILES}
+        model = verify(version, card, files)
+        with suppress(OSError):  # a full disk must not keep a verified model from answering
+            _store(self.cache, version, {**files, "card.json": card})
+        return model
+
+    def reference(self, model: VerifiedModel) -> Reference:
+        """The reference sample of a version that was fetched."""
+        return reference_of(model, self.cache)
+
+
+def last_good(alias: str, cache: Path) -> VerifiedModel:
+    """The cached version that the alias pointed to last; raises VersionNotFound when there is none, or InvalidArtifact."""
+    try:
+        version = (cache / f"{alias}.txt").read_text().strip()
+        card = (cache / version / "card.json").read_bytes()
+        files = _read(cache / version)
+    except OSError as error:
+        raise VersionNotFound(f"there is no copy of a {alias} in {cache}") from error
+    return verify(version, card, files)
+
+
+def reference_of(model: VerifiedModel, cache: Path) -> Reference:
+    """The reference sample of a version in this cache; raises InvalidArtifact when it is not as registered."""
+    title = f"{NAME} v{model.version}"
+    try:
+        content = (cache / model.version / "reference.npz").read_bytes()
+    except OSError as error:
+        raise InvalidArtifact(f"{title}: no copy of reference.npz in {cache} ({error.strerror})") from error
+    if _checksum(content) != model.card["files"]["reference.npz"]:
+        raise InvalidArtifact(f"{title}: the copy of reference.npz in {cache} is damaged; remove {cache}")
+    return reference.from_bytes(content)
+
+
+def verify(version: str, card: bytes, files: dict[str, bytes]) -> VerifiedModel:
+    """The version made of these files, its checksums compared, its golden query answered; raises InvalidArtifact."""
+    title = f"{NAME} v{version}"
+    try:
+        facts = json.loads(card)
+        checksums = dict(facts["files"])
+        conformal = ConformalPredictor(**facts["conformal"]) if "conformal" in facts else UNCALIBRATED
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidArtifact(f"{title}: card.json has no checksums or no readable conformal predictor") from error
+    for name in FILES:
+        if _checksum(files[name]) != checksums.get(name):
+            raise InvalidArtifact(f"{title}: the checksum of {name} is not the one on its card; register it again")
+    try:
+        model = VerifiedModel(version, facts, onnx_model.load(files["model.onnx"]), conformal)
+        golden = reference.from_bytes(files["reference.npz"])
+    except ValueError as error:
+        raise InvalidArtifact(f"{title}: {error}") from error
+    _run_golden_query(model, golden.images[:GOLDEN_COUNT], golden.probabilities[:GOLDEN_COUNT])
+    return model
+
+
+def remember(model: VerifiedModel, alias: str, cache: Path) -> None:
+    """Record the version as the last good one of its alias, and drop the oldest copies."""
+    with suppress(OSError):  # a full disk must not keep a verified model from answering
+        part = cache / f".{alias}.{uuid4().hex}.tmp"
+        part.write_text(model.version)
+        part.replace(cache / f"{alias}.txt")
+        kept = {note.read_text() for note in cache.glob("*.txt")}
+        copies = sorted(cache.glob("*/card.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in copies[KEPT_VERSIONS:]:
+            if path.parent.name not in kept:
+                shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _store(cache: Path, version: str, files: dict[str, bytes]) -> None:
+    """Write aside, then rename: complete under its name, or not there."""
+    temporary = cache / f".{version}.{uuid4().hex}.tmp"
+    temporary.mkdir(parents=True)
+    try:
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+        shutil.rmtree(cache / version, ignore_errors=True)
+        os.replace(temporary, cache / version)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _run_golden_query(model: VerifiedModel, images: Images, expected: NDArray[np.float32]) -> None:
+    """Also warms the session: the first request after a swap is as fast as the others."""
+    title = f"{NAME} v{model.version}"
+    try:
+        answered = model.predict_proba(images)
+        single = model.predict_proba(images[:1])
+    except Exception as error:  # ONNX Runtime's exceptions have no common class but this
+        raise InvalidArtifact(f"{title}: the golden query fails: {first_line(error)}") from error
+    if answered.shape != expected.shape:
+        raise InvalidArtifact(f"{title}: probabilities have shape {answered.shape}; expected {expected.shape}")
+    difference = float(np.abs(answered - expected).max())
+    if not (difference <= TOLERANCE and np.abs(single - expected[:1]).max() <= TOLERANCE):
+        raise InvalidArtifact(
+            f"{title}: the golden query is answered {difference:.2g} off; at most {TOLERANCE:g} is allowed"
+        )

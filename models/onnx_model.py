@@ -1,0 +1,55 @@
+"""An ONNX model that answers raw uint8 images; needs neither MLflow nor Keras."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from digits.images import SIZE, Images
+
+BATCH_SIZE = 1024  # images per run of the session, so that a large batch does not need gigabytes
+
+
+class InvalidArtifact(ValueError):
+    """A version whose files are missing, damaged, or do not answer as they did when it was registered."""
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An open session."""
+
+    session: onnxruntime.InferenceSession
+    input_name: str
+    output_name: str
+
+    def predict_proba(self, images: Images) -> NDArray[np.float32]:
+        """Probabilities (n, 10) of uint8 images (n, 28, 28)."""
+        if len(images) <= BATCH_SIZE:
+            return self.session.run([self.output_name], {self.input_name: images})[0]
+        batches = (images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE))
+        return np.concatenate([self.predict_proba(batch) for batch in batches])
+
+
+def load(content: bytes) -> OnnxModel:
+    """A model from the bytes of an ONNX file, on one thread: a service scales by its workers.
+
+    Raises InvalidArtifact unless it is an ONNX model of uint8 images.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no common class but this
+        raise InvalidArtifact(f"model.onnx does not load: {first_line(error)}") from error
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or inputs[0].shape[1:] != [SIZE, SIZE]:
+        described = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
+        raise InvalidArtifact(f"model.onnx takes {described}; expected tensor(uint8) of shape (n, 28, 28)")
+    return OnnxModel(session, inputs[0].name, session.get_outputs()[0].name)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, at most 200 characters."""
+    return str(error).strip().split("\n")[0][:200]

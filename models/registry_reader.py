@@ -1,0 +1,100 @@
+"""Read access to the model registry over MLflow's REST API (https://mlflow.org/docs/latest/api_reference/rest-api.html).
+
+The service, the gate and monitoring read the registry here; importing MLflow takes 4 s and is not needed for it.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+import httpx
+
+from digits.settings import without_password
+from models.onnx_model import InvalidArtifact, first_line
+
+NAME = "digits"  # of the registered model
+TIMEOUT = httpx.Timeout(10, connect=3)  # seconds
+
+
+class VersionNotFound(LookupError):
+    """The registry has no such alias or version."""
+
+
+class RegistryUnreachable(ConnectionError):
+    """The registry does not answer."""
+
+
+@dataclass(frozen=True)
+class AliasTarget:
+    """What an alias points to. A new registry counts versions from 1 again, so only version and run together are unique."""
+
+    version: str
+    run_id: str | None
+
+
+class RegistryReader:
+    """A connection to one MLflow server; every method raises RegistryUnreachable when the server does not answer."""
+
+    def __init__(self, uri: str) -> None:
+        url = httpx.URL(uri)
+        self._http = httpx.Client(
+            base_url=without_password(uri),
+            auth=(url.username, url.password) if url.username else None,
+            timeout=TIMEOUT,
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def version(self, alias: str = "champion") -> str | None:
+        """The version an alias points to, None when there is none."""
+        with suppress(VersionNotFound):
+            return self.alias_target(alias).version
+        return None
+
+    def alias_target(self, alias: str) -> AliasTarget:
+        """What an alias points to; raises VersionNotFound."""
+        response = self._get("/api/2.0/mlflow/registered-models/alias", name=NAME, alias=alias)
+        try:
+            fields = response.json()
+            # MLflow answers 404 without the model, 400 without the alias.
+            if response.status_code in (400, 404) and "error_code" in fields:
+                raise VersionNotFound(
+                    f"no version of {NAME} has the alias {alias} yet; train and promote one with `digits retrain`"
+                )
+            found = fields["model_version"]
+            return AliasTarget(str(found["version"]), found.get("run_id"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RegistryUnreachable(
+                f"{self._http.base_url} answered {response.status_code}, and not as MLflow does; "
+                "set MLFLOW_TRACKING_URI to its server"
+            ) from error
+
+    def download(self, version: str, path: str) -> bytes:
+        """One file of a version as it is; raises VersionNotFound or InvalidArtifact."""
+        response = self._get("/model-versions/get-artifact", name=NAME, version=version, path=path)
+        if response.status_code == 404 and "Model Version" in response.text:
+            raise VersionNotFound(
+                f"there is no {NAME} v{version} in the registry; see the versions with `digits leaderboard`"
+            )
+        if response.is_error:
+            raise InvalidArtifact(
+                f"{NAME} v{version}: the registry answered {response.status_code} for {path}; register it again"
+            )
+        return response.content
+
+    def _get(self, route: str, **parameters: str) -> httpx.Response:
+        """An answer about the version, whatever its status; raises RegistryUnreachable for any other."""
+        server = self._http.base_url
+        try:
+            response = self._http.get(route, params=parameters)
+        except httpx.HTTPError as error:
+            raise RegistryUnreachable(
+                f"the registry at {server} does not answer ({first_line(error) or type(error).__name__}); "
+                "start it with `digits up` or set MLFLOW_TRACKING_URI"
+            ) from error
+        if response.status_code in (401, 403) or response.is_server_error:
+            raise RegistryUnreachable(
+                f"the registry at {server} answered {response.status_code} {response.reason_phrase}; "
+                "check the MLflow server, or the name and password in MLFLOW_TRACKING_URI"
+            )
+        return response
