@@ -83,7 +83,7 @@ class Settings(BaseSettings):
 
     host: str = Field(
         "127.0.0.1",
-        description="Address the service binds to; the other servers have no authentication and bind to it only with `DIGITS_AUTH=off`.",
+        description="Address the service binds to; the other servers have no authentication and bind to it only where `DIGITS_AUTH` is off.",
     )
     auth: Literal["off", "loopback", "required"] = Field(
         "loopback",

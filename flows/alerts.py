@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
-from sqlalchemy.exc import SQLAlchemyError
 
 from digits.storage import cooldowns, database
 
@@ -36,7 +35,7 @@ def send(url: str | None, database_url: str, alert: Alert, cooldown: timedelta) 
     if url is None:
         return False
     name, now = f"alert {alert.event} {alert.about}"[:255], datetime.now(UTC)
-    with suppress(SQLAlchemyError, OSError):
+    with suppress(*database.ERRORS):
         before = cooldowns.at(database.connect(database_url), name)
         if before is not None and now - before < cooldown:
             return False
@@ -53,6 +52,6 @@ def send(url: str | None, database_url: str, alert: Alert, cooldown: timedelta) 
         reason = f"it answered {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else str(error)
         log.warning("the webhook does not take the alert %r (%s): %s", alert.event, reason, alert.message)
         return False
-    with suppress(SQLAlchemyError, OSError):
+    with suppress(*database.ERRORS):
         cooldowns.put(database.connect(database_url), name, now)
     return True

@@ -16,10 +16,11 @@ from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
+from prefect.deployments import run_deployment
 from prefect.events import DeploymentEventTrigger, EventTrigger
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import Posture
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.processutils import setup_signal_handlers_worker
@@ -145,6 +146,21 @@ def worker_of(settings: Settings, name: str) -> BaseWorker[Any, Any, Any]:
             "run `uv sync --group pools` or the image of docker/flows.Dockerfile"
         )
     return kind(work_pool_name=settings.work_pool, name=name, limit=AT_ONCE)
+
+
+class NotRegistered(LookupError):
+    """The deployment is not in Prefect yet."""
+
+
+def run_retraining(reason: str, data: str | None) -> str:
+    """Run the deployed retraining to its end; the state it ended in with its message. Raises NotRegistered."""
+    try:
+        run: Any = run_deployment(
+            "retrain/daily", parameters={"reason": reason, "data": data}, as_subflow=False, poll_interval=2
+        )
+    except ObjectNotFound as error:
+        raise NotRegistered("the deployment retrain/daily is not registered in Prefect yet") from error
+    return f"{run.state.name}, {run.state.message or 'no message'}" if run.state else "no state"
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from models.recipes import RECIPES, Recipe
 from models.registry import Registry, flat
 from models.runs import Run
 
-DISTORTION = "augmentation."
+AUGMENTATION = "augmentation."
 ASIDE = {"name", "seed", "floor", "reported"}  # fields that do not make another recipe
 MEANS = ("parameters", "train_seconds", "test_log_loss", "test_ece", "corruption_accuracy")
 
@@ -110,11 +110,11 @@ def _name(params: Mapping[str, str]) -> str:
         for field, value in params.items()
         if field not in ASIDE
         and value != usual.get(field)
-        and not (field.startswith(DISTORTION) and field not in usual)
+        and not (field.startswith(AUGMENTATION) and field not in usual)
     ]
-    augmented, usually = (any(field.startswith(DISTORTION) for field in fields) for fields in (params, usual))
+    augmented, usually = (any(field.startswith(AUGMENTATION) for field in fields) for fields in (params, usual))
     if augmented != usually:
-        changed.append("augmented" if augmented else "not distorted")
+        changed.append("augmented" if augmented else "not augmented")
     return name + (f" ({', '.join(changed)})" if changed else "")
 
 

@@ -251,6 +251,6 @@ def describe(recipe: Recipe) -> str:
 
 def _describe_augmentation(augmentation: Augmentation) -> str:
     strength = augmentation.elastic_pixels / USUAL.elastic_pixels
-    return f"distorted × {strength:g}" + (
+    return f"augmented × {strength:g}" + (
         f" to {strength * augmentation.final_share:g}" if augmentation.final_share < 1 else ""
     )

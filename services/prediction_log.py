@@ -13,7 +13,6 @@ from typing import TypeVar
 import numpy as np
 import orjson
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from digits.images import SIZE
 from digits.storage import database, predictions
@@ -120,7 +119,7 @@ class PredictionLog:
                 return question(self._connected())
             time.sleep(2 * self._interval_seconds)
             return question(self._connected())
-        except SQLAlchemyError as error:
+        except database.ERRORS as error:
             raise LogUnavailable("the prediction log's database does not answer; send this again later") from error
 
     def _connected(self) -> Engine:
@@ -188,9 +187,9 @@ class PredictionLog:
                 self._wal.forget(self._done + sum(len(answers.ids) for answers in batch))
             self._replay(self._engine)
             self._forget_old(self._engine)
-        except (SQLAlchemyError, OSError) as error:
+        except database.ERRORS as error:
             if self._away_until == 0:
-                reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
+                reason = database.first_line(error)
                 log.warning("the database is away (%s); answers go on and are kept in %s", reason, self.spool)
             self._away_until = time.monotonic() + self._retry_seconds
             return False

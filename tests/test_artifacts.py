@@ -10,8 +10,9 @@ from conftest import Files, Registry
 from digits.data import datasets, sources
 from digits.data.datasets import BadData, Dataset
 from models import model_store
-from models.champion import AliasWatcher, InvalidArtifact
 from models.model_store import ModelStore
+from models.onnx_model import InvalidArtifact
+from services.serving_state import AliasWatcher
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("digits", "models", "services", "monitoring", "flows", "ops")
@@ -79,13 +80,13 @@ def test_a_flipped_byte_of_the_model_or_the_reference_is_refused_and_the_champio
     registry.versions["1"] = champion_files
     registry.aliases["champion"] = "1"
     watcher = AliasWatcher(registry.uri, "champion", tmp_path, interval_seconds=1)
-    watcher.look()
+    watcher.poll()
     content = other_files[name]
     registry.versions["2"] = {**other_files, name: flipped(content, int(place * len(content)))}
     registry.aliases["champion"] = "2"
     with pytest.raises(InvalidArtifact, match=rf"digits v2: the checksum of {name} is not the one on its card"):
         ModelStore(registry.uri, tmp_path).fetch()
-    watcher.look()
+    watcher.poll()
     assert watcher.state.champion and watcher.state.champion.version == "1"
     assert f"the checksum of {name}" in (watcher.state.warning or "")
 

@@ -37,6 +37,6 @@ def test_a_window_begins_so_long_ago_or_at_a_moment() -> None:
         ("2020-01-01", "2026-01-01", "1m", "more than 2,000 windows"),
     ],
 )
-def test_what_cannot_be_cut_is_refused_with_the_words_given(begin: str, end: str, every: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_what_cannot_be_cut_is_refused_with_the_words_given(begin: str, end: str, every: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         list(windows(begin, end, every))

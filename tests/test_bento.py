@@ -13,7 +13,8 @@ from serving import ROOT, Service, classify, png, serving
 
 from digits.reference import from_bytes
 from models import model_store
-from models.champion import FixedVersion, InvalidArtifact
+from models.onnx_model import InvalidArtifact
+from services.serving_state import FixedVersion
 
 UV = shutil.which("uv") or shutil.which(str(ROOT / ".uv" / "bin" / "uv"))
 

@@ -14,9 +14,10 @@ from conftest import Files, Registry, serve_registry, wait_for
 
 from digits import reference
 from models import onnx_model
-from models.champion import AliasWatcher, InvalidArtifact, RegistryUnreachable, VersionNotFound
 from models.model_store import ModelStore
-from models.registry_reader import RegistryReader
+from models.onnx_model import InvalidArtifact
+from models.registry_reader import RegistryReader, RegistryUnreachable, VersionNotFound
+from services.serving_state import AliasWatcher
 
 
 def publish(registry: Registry, version: str, files: Files) -> None:
@@ -142,8 +143,8 @@ BAD = {
     "checksum": "the checksum of model.onnx",
     "no card": "answered 404 for card.json",
     "no model": "answered 404 for model.onnx",
-    "card is no JSON": "card.json holds no checksums",
-    "another certainty": "no readable certainty",
+    "card is no JSON": "card.json has no checksums",
+    "another certainty": "no readable conformal predictor",
     "no ONNX": "model.onnx does not load",
     "another model": "golden query is answered",
     "float model": "expected tensor\\(uint8\\)",
@@ -162,18 +163,18 @@ def test_a_bad_version_is_refused_and_the_champion_goes_on(
 ) -> None:
     publish(registry, "1", champion_files)
     watching = watcher(registry, tmp_path)
-    watching.look()
+    watching.poll()
     publish(registry, "2", damaged(champion_files, how, other_files))
     with pytest.raises(InvalidArtifact, match=f"digits v2: .*{BAD[how]}"):
         ModelStore(registry.uri, tmp_path).fetch()
     for _ in range(3):
-        watching.look()
+        watching.poll()
     assert version_of(watching) == "1"
     assert watching.state.warning and "digits v2" in watching.state.warning
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "2").exists()
     publish(registry, "3", other_files)
-    watching.look()
+    watching.poll()
     assert version_of(watching) == "3" and watching.state.warning is None
 
 
@@ -183,7 +184,7 @@ def test_a_refused_version_is_not_downloaded_at_every_look(
     publish(registry, "2", damaged(champion_files, "checksum", other_files))
     watching = watcher(registry, tmp_path)
     for _ in range(10):
-        watching.look()
+        watching.poll()
     assert registry.asked.count("model.onnx") == 1
 
 
@@ -214,12 +215,12 @@ def test_without_the_registry_the_last_good_champion_starts_from_its_copy(
     server.shutdown()
     server.server_close()
     watching = watcher(registry, tmp_path)
-    watching.look()
+    watching.poll()
     assert version_of(watching) == "4"
     assert "does not answer" in (watching.state.warning or "")
     (tmp_path / "4" / "model.onnx").write_bytes(b"rot")
     damaged_start = watcher(registry, tmp_path)
-    damaged_start.look()
+    damaged_start.poll()
     assert version_of(damaged_start) is None
 
 
@@ -229,14 +230,14 @@ def test_an_unreachable_registry_does_not_take_the_champion_away(
     registry, server = serve_registry()
     publish(registry, "1", champion_files)
     watching = watcher(registry, tmp_path)
-    watching.look()
+    watching.poll()
     server.shutdown()
     server.server_close()
-    watching.look()
+    watching.poll()
     assert version_of(watching) == "1" and "does not answer" in (watching.state.warning or "")
     again, server = serve_registry(int(registry.uri.rsplit(":", 1)[1]))
     publish(again, "2", other_files)
-    watching.look()
+    watching.poll()
     server.shutdown()
     server.server_close()
     assert version_of(watching) == "2" and watching.state.warning is None
@@ -247,14 +248,14 @@ def test_the_same_number_in_a_new_registry_is_another_version(
 ) -> None:
     publish(registry, "1", champion_files)
     watching = watcher(registry, tmp_path)
-    watching.look()
+    watching.poll()
     before = watching.state.champion
     registry.run_prefix = "77aa"
     publish(registry, "1", other_files)
-    watching.look()
+    watching.poll()
     assert before and watching.state.champion and version_of(watching) == "1"
     assert watching.state.champion.card["files"] != before.card["files"]
-    watching.look()
+    watching.poll()
     assert registry.asked.count("card.json") == 2
 
 
@@ -264,14 +265,14 @@ def test_a_registry_that_fails_or_shuts_the_door_is_not_a_bad_version(
 ) -> None:
     publish(registry, "1", champion_files)
     watching = watcher(registry, tmp_path)
-    watching.look()
+    watching.poll()
     registry.broken = status
     with pytest.raises(RegistryUnreachable, match=f"answered {status}"):
         ModelStore(registry.uri, tmp_path).fetch_version("1")
-    watching.look()
+    watching.poll()
     assert version_of(watching) == "1" and f"answered {status}" in (watching.state.warning or "")
     registry.broken = None
-    watching.look()
+    watching.poll()
     assert watching.state.warning is None
 
 

@@ -17,17 +17,17 @@ from alembic.script import ScriptDirectory
 from conftest import find_free_port
 from sqlalchemy import Engine, inspect, text
 
-import digits
-from digits.storage import cooldowns, database, predictions
+from digits import storage
+from digits.storage import database
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 ROOT = Path(__file__).parent.parent
-MODULES = [import_module(f"digits.{one.name}") for one in pkgutil.iter_modules(digits.__path__) if not one.ispkg]
+MODULES = [
+    import_module(f"digits.storage.{one.name}") for one in pkgutil.iter_modules(storage.__path__) if not one.ispkg
+]
 TABLES = set(database.metadata.tables)  # of all modules
 TOGETHER = 4
-CONNECT = (
-    "import sys; from digits import database; print(flush=True); sys.stdin.readline(); database.connect(sys.argv[1])"
-)
+CONNECT = "import sys; from digits.storage import database; print(flush=True); sys.stdin.readline(); database.connect(sys.argv[1])"
 
 
 def differences(engine: Engine) -> object:
@@ -81,22 +81,6 @@ def test_processes_that_start_at_once_on_an_empty_database_all_come_up(database_
     assert [process.returncode for process in starting] == [0] * TOGETHER, said
     engine = database.connect(database_url)
     assert differences(engine) == []
-    engine.dispose()
-
-
-def test_a_database_from_before_the_migrations_is_adopted_with_what_it_holds(database_url: str) -> None:
-    before = database.make_engine(database_url)
-    some = [
-        predictions.predictions,
-        predictions.feedback,
-        cooldowns._cooldowns,
-    ]  # the service made its own and no others
-    database.metadata.create_all(before, some)
-    cooldowns.put(before, "retrained", NOON)
-    before.dispose()
-    engine = database.connect(database_url)
-    assert differences(engine) == []
-    assert cooldowns.at(engine, "retrained") == NOON
     engine.dispose()
 
 

@@ -140,10 +140,9 @@ def test_the_auditor_displaces_a_complaint_that_was_taken_before(
     (second,) = answered(engine, images[:1], [1], audit=True)
     predictions.label(engine, second, 5, AUDITOR)
     assert feedback.ingest_feedback(engine, policy) == {part: 1}
-    split, other = feedback.training(engine), feedback.audited_traffic(engine)
-    if part == "hold-out":
-        split, other = other, split
-    assert split is not None and split.labels.tolist() == [5] and other is None
+    trained, judging = feedback.training(engine), feedback.audited_traffic(engine)
+    assert judging is not None and judging.labels.tolist() == [5]
+    assert (trained is not None and trained.labels.tolist() == [5]) if part == "train" else trained is None
 
 
 def test_a_complaint_against_a_sure_answer_waits_in_quarantine_with_the_reason(engine: Engine) -> None:
@@ -153,7 +152,7 @@ def test_a_complaint_against_a_sure_answer_waits_in_quarantine_with_the_reason(e
     assert feedback.ingest_feedback(engine, ALL_TRAIN) == {"quarantine": 1}
     assert feedback.training(engine) is None
     with engine.connect() as connection:
-        row = connection.execute(select(feedback.taken)).one()
+        row = connection.execute(select(feedback.ingested)).one()
     assert (row.digit, row.source, row.reason) == (7, "page", "the version was sure of a 1 (0.9970)")
     assert row.image == images[0].tobytes()
 
@@ -216,7 +215,7 @@ def test_the_hold_out_is_drawn_by_the_image_alone() -> None:
     assert backwards[::-1] == parts
 
 
-def test_only_the_audit_sample_judges_and_nothing_of_it_is_trained_on(engine: Engine) -> None:
+def test_only_the_audit_sample_judges_and_a_share_of_it_is_held_out(engine: Engine) -> None:
     images, labels = held_out()
     audit = answered(engine, images[:60], labels[:60], audit=True)
     plain = answered(engine, images[60:120], labels[60:120])
@@ -226,6 +225,6 @@ def test_only_the_audit_sample_judges_and_nothing_of_it_is_trained_on(engine: En
     judging, training = feedback.audited_traffic(engine), feedback.training(engine)
     assert judging is not None and training is not None
     drawn = {image.tobytes() for image in images[:60]}
-    assert {image.tobytes() for image in judging.images} <= drawn
-    assert not {image.tobytes() for image in judging.images} & {image.tobytes() for image in training.images}
-    assert 15 < len(judging) < 45
+    assert {image.tobytes() for image in judging.images} == drawn
+    learned = drawn & {image.tobytes() for image in training.images}
+    assert 15 < len(drawn) - len(learned) < 45  # held out, whichever version is trained

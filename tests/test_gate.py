@@ -132,9 +132,9 @@ def test_images_that_either_trained_on_judge_nothing(who: str) -> None:
         (Facts(0.8, 400_000, 25.0), "the candidate takes 25.0 ms for one image, allowed are 20"),
     ],
 )
-def test_a_model_too_large_or_too_slow_is_held_even_as_the_first(facts: Facts, words: str) -> None:
-    assert verdict(answers(100), answers(200), facts=facts).reasons == [words]
-    assert judge_first(0.99, 0.9, facts, GatePolicy()).reasons == [words]
+def test_a_model_too_large_or_too_slow_is_held_even_as_the_first(facts: Facts, message: str) -> None:
+    assert verdict(answers(100), answers(200), facts=facts).reasons == [message]
+    assert judge_first(0.99, 0.9, facts, GatePolicy()).reasons == [message]
 
 
 def test_every_reason_is_collected() -> None:

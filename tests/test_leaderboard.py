@@ -79,9 +79,9 @@ def test_a_changed_recipe_is_another_row() -> None:
         [
             "compact (epochs 3)",
             "compact",
-            "distorted (not distorted)",
-            "distorted (augmentation.shear 0.0)",
-            "compact (distorted)",
+            "augmented (not augmented)",
+            "augmented (augmentation.shear 0.0)",
+            "compact (augmented)",
             "found (hidden [300], learning_rate 0.002, epochs 4)",
         ]
     )

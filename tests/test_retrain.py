@@ -62,7 +62,7 @@ def test_gathering_again_changes_nothing(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "step"), [(datasets, "save"), (feedback, "training"), (datasets, "set_current"), (inbox, "mark_taken")]
+    ("module", "step"), [(datasets, "save"), (feedback, "training"), (datasets, "set_current"), (inbox, "archive")]
 )
 def test_killed_in_any_step_the_next_one_ends_as_an_undisturbed_one(
     settings: Settings, module: object, step: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -131,10 +131,10 @@ def test_a_corrected_label_replaces_the_one_that_was_trained_on(settings: Settin
     ],
 )
 def test_a_wrong_policy_is_named_before_anything_is_trained(
-    setting: str, value: dict[str, float], words: str, settings: Settings
+    setting: str, value: dict[str, float], message: str, settings: Settings
 ) -> None:
     check_policies(settings)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         check_policies(settings.model_copy(update={setting: value}))
 
 

@@ -13,6 +13,7 @@ from digits.data import datasets, sources
 from digits.data.datasets import Dataset
 from digits.images import Split
 from models import run_diff, runs
+from models.model_store import ModelStore
 from models.registry import Registry
 from models.run_diff import Agreement
 
@@ -173,7 +174,7 @@ def registry(trained_runs: Runs) -> Registry:
 
 def sections(registry: Registry, of: Runs, a: str, b: str, folder: Path | None = None) -> dict[str, list[str]]:
     pair = runs.find(registry, a), runs.find(registry, b)
-    return run_diff.compare(registry, *pair, folder or of.datasets, of.champions).sections
+    return run_diff.compare(registry, *pair, folder or of.datasets, ModelStore(of.uri, of.champions)).sections
 
 
 def test_two_seeds_differ_in_the_seed_alone(registry: Registry, trained_runs: Runs) -> None:
@@ -231,6 +232,8 @@ def test_a_run_that_became_no_version_has_no_answers(registry: Registry, trained
 
 def test_the_text_has_every_section(registry: Registry, trained_runs: Runs) -> None:
     pair = runs.find(registry, trained_runs.first), runs.find(registry, trained_runs.other_seed)
-    text = run_diff.compare(registry, *pair, trained_runs.datasets, trained_runs.champions).text
+    text = run_diff.compare(
+        registry, *pair, trained_runs.datasets, ModelStore(trained_runs.uri, trained_runs.champions)
+    ).text
     titles = [line.split()[0] for line in text.splitlines() if not line.startswith(" ")]
     assert titles == ["A", "B", "data", "code", "recipe", "environment", "weights", "figures", "answers"]

@@ -24,7 +24,7 @@ from digits import reference
 from digits.data import sources
 from digits.data.datasets import BadData
 from models import onnx_model, scoring
-from models.champion import Model
+from models.onnx_model import OnnxModel
 from models.scoring import PIXEL_NAMES
 
 HEADER = ",".join(PIXEL_NAMES)
@@ -38,7 +38,7 @@ def table(champion_files: Files) -> Table:
 
 
 @pytest.fixture(scope="module")
-def model(champion_files: Files) -> Model:
+def model(champion_files: Files) -> OnnxModel:
     return onnx_model.load(champion_files["model.onnx"])
 
 
@@ -70,13 +70,13 @@ def read_rejected(path: Path) -> dict[int, str]:
         return {int(row["row"]): row["reason"] for row in csv.DictReader(file)}
 
 
-def expected(model: Model, table: Table) -> dict[int, int]:
+def expected(model: OnnxModel, table: Table) -> dict[int, int]:
     images = table.astype(np.uint8).reshape(-1, 28, 28)
     return dict(enumerate(model.predict_proba(images).argmax(axis=1).tolist(), start=1))
 
 
 @pytest.mark.parametrize("name", ["test.csv", "test.csv.gz", "TEST.CSV"])
-def test_kaggles_test_file_becomes_a_submission(name: str, table: Table, model: Model, tmp_path: Path) -> None:
+def test_kaggles_test_file_becomes_a_submission(name: str, table: Table, model: OnnxModel, tmp_path: Path) -> None:
     source, target = write_csv(tmp_path / name, lines(table)), tmp_path / "submission.csv"
     count = scoring.score(source, target, model.predict_proba)
     assert (count.answered, count.rejected, count.rows) == (len(table), 0, len(table))
@@ -97,14 +97,14 @@ def test_kaggles_test_file_becomes_a_submission(name: str, table: Table, model: 
     ids=["no header", "windows", "quoted header", "blank lines", "byte order mark, no last newline"],
 )
 def test_other_spellings_of_the_same_file(
-    write: Callable[[Path, list[str]], Any], table: Table, model: Model, tmp_path: Path
+    write: Callable[[Path, list[str]], Any], table: Table, model: OnnxModel, tmp_path: Path
 ) -> None:
     write(tmp_path / "test.csv", lines(table))
     scoring.score(tmp_path / "test.csv", tmp_path / "out.csv", model.predict_proba)
     assert read_answers(tmp_path / "out.csv") == expected(model, table)
 
 
-def test_bad_rows_go_to_the_side_file_with_their_reason(table: Table, model: Model, tmp_path: Path) -> None:
+def test_bad_rows_go_to_the_side_file_with_their_reason(table: Table, model: OnnxModel, tmp_path: Path) -> None:
     rows = lines(table)
     bad = {
         1: ("256" + rows[0][1:], "has the pixel0 '256', expected a whole number 0 to 255"),
@@ -132,7 +132,7 @@ def test_bad_rows_go_to_the_side_file_with_their_reason(table: Table, model: Mod
     assert read_answers(tmp_path / "submission.csv") == kept
 
 
-def test_an_old_side_file_does_not_outlive_its_cause(table: Table, model: Model, tmp_path: Path) -> None:
+def test_an_old_side_file_does_not_outlive_its_cause(table: Table, model: OnnxModel, tmp_path: Path) -> None:
     source = write_csv(tmp_path / "test.csv", [*lines(table[:5]), "x"])
     count = scoring.score(source, tmp_path / "out.csv", model.predict_proba)
     assert count.side_file.exists()
@@ -180,7 +180,7 @@ PARQUET: dict[str, Callable[[Table], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", PARQUET)
-def test_parquet_in_parquet_out(kind: str, table: Table, model: Model, tmp_path: Path) -> None:
+def test_parquet_in_parquet_out(kind: str, table: Table, model: OnnxModel, tmp_path: Path) -> None:
     columns = {"note": ["x"] * len(table), **PARQUET[kind](table)}
     pq.write_table(pa.table(columns), tmp_path / "in.parquet", row_group_size=130)
     count = scoring.score(tmp_path / "in.parquet", tmp_path / "out.parquet", model.predict_proba)
@@ -209,7 +209,7 @@ BAD_PARQUET: dict[str, tuple[Callable[[Table], dict[str, Any]], dict[int, str]]]
 
 
 @pytest.mark.parametrize("kind", BAD_PARQUET)
-def test_bad_rows_of_parquet(kind: str, table: Table, model: Model, tmp_path: Path) -> None:
+def test_bad_rows_of_parquet(kind: str, table: Table, model: OnnxModel, tmp_path: Path) -> None:
     spoil, reasons = BAD_PARQUET[kind]
     pq.write_table(pa.table(spoil(table)), tmp_path / "in.parquet")
     count = scoring.score(tmp_path / "in.parquet", tmp_path / "out.csv", model.predict_proba)
@@ -244,7 +244,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_read_at_all_is_refused_and_leaves_nothing(what: str, model: Model, tmp_path: Path) -> None:
+def test_what_cannot_be_read_at_all_is_refused_and_leaves_nothing(what: str, model: OnnxModel, tmp_path: Path) -> None:
     name, make, sentence = REFUSED[what]
     make(tmp_path / name)
     before = sorted(tmp_path.iterdir())
@@ -253,7 +253,7 @@ def test_what_cannot_be_read_at_all_is_refused_and_leaves_nothing(what: str, mod
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_an_earlier_answer_survives_a_refusal(table: Table, model: Model, tmp_path: Path) -> None:
+def test_an_earlier_answer_survives_a_refusal(table: Table, model: OnnxModel, tmp_path: Path) -> None:
     source, target = tmp_path / "test.csv.gz", tmp_path / "out.csv"
     write_csv(source, lines(table))
     scoring.score(source, target, model.predict_proba)
@@ -264,7 +264,7 @@ def test_an_earlier_answer_survives_a_refusal(table: Table, model: Model, tmp_pa
     assert target.read_bytes() == before
 
 
-def test_targets_that_cannot_be(table: Table, model: Model, tmp_path: Path) -> None:
+def test_targets_that_cannot_be(table: Table, model: OnnxModel, tmp_path: Path) -> None:
     source = write_csv(tmp_path / "test.csv", lines(table[:3]))
     with pytest.raises(ValueError, match="cannot be written over their source"):
         scoring.score(source, tmp_path / "." / "test.csv", model.predict_proba)
@@ -273,7 +273,7 @@ def test_targets_that_cannot_be(table: Table, model: Model, tmp_path: Path) -> N
 
 
 def test_pixels_on_another_scale_are_pointed_out(
-    table: Table, model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    table: Table, model: OnnxModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = write_csv(tmp_path / "test.csv", lines(table[:20] // 16))
     scoring.score(source, tmp_path / "out.csv", model.predict_proba)

@@ -65,7 +65,7 @@ def test_a_recipe_in_a_line(tmp_path: Path) -> None:
     lines = [search.describe(searched.propose()[1]) for _ in STARTS]
     assert lines[0] == "128-64, adam 0.001, batch 32"
     assert lines[2].startswith(
-        "512-512, batch norm, dropout 0.15, adamw 0.002 cosine decay 0.01, batch 256, distorted × 1"
+        "512-512, batch norm, dropout 0.15, adamw 0.002 cosine decay 0.01, batch 256, augmented × 1"
     )
 
 

@@ -19,7 +19,7 @@ def records(folder: Path) -> list[bytes]:
 
 def die(folder: Path, program: str) -> None:
     """Run the program with a journal `j` in the folder, up to its sudden end."""
-    start = f"import os; from pathlib import Path; from services.write_ahead_log import Journal; j = Journal(Path({str(folder)!r}))"
+    start = f"import os; from pathlib import Path; from services.write_ahead_log import WriteAheadLog; j = WriteAheadLog(Path({str(folder)!r}))"
     done = subprocess.run([sys.executable, "-c", f"{start}\n{program}\nos.kill(os.getpid(), 9)"], cwd=ROOT)
     assert done.returncode == -9
 

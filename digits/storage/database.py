@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, DateTime, Engine, MetaData, TypeDecorator, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 log = logging.getLogger("digits.storage.database")
 
@@ -18,6 +18,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 UPGRADE_LOCK = 0x646967697473  # "digits", of PostgreSQL's advisory locks
 
 metadata = MetaData()
+ERRORS = (SQLAlchemyError, OSError)  # what a database that does not answer raises
 
 
 class DatabaseUnavailable(ConnectionError):
@@ -80,9 +81,10 @@ def make_engine(url: str, busy_seconds: float = 30) -> Engine:
     return create_engine(parsed, pool_pre_ping=True, connect_args=given)
 
 
-def first_line(error: DBAPIError) -> str:
-    """What the driver says, without SQLAlchemy's words and the statement."""
-    return (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
+def first_line(error: Exception) -> str:
+    """What the driver says, without SQLAlchemy's additions and the statement."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
 
 
 def checked(url: str) -> URL:

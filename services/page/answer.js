@@ -5,14 +5,14 @@ import { toImageData } from "/page/paper.js";
 const element = (id) => document.getElementById(id);
 let coverage = null; // of the prediction sets, as the version states it
 
-export function state(certainty) {
-  coverage = certainty?.coverage ?? null;
+export function state(conformal) {
+  coverage = conformal?.coverage ?? null;
 }
 
 export function show(answer) {
   element("digit").textContent = answer.digit;
   element("digit").classList.toggle("uncertain", answer.uncertain);
-  element("words").textContent = words(answer);
+  element("message").textContent = words(answer);
   element("set").textContent = setWords(answer.prediction_set);
   answer.probabilities.forEach((probability, digit) => {
     bar(digit, probability, digit === answer.digit, answer.prediction_set.includes(digit));
@@ -23,7 +23,7 @@ export function show(answer) {
 export function showNothing(sentence) {
   element("digit").textContent = "?";
   element("digit").classList.add("uncertain");
-  element("words").textContent = sentence;
+  element("message").textContent = sentence;
   element("set").textContent = "";
   for (let digit = 0; digit < 10; digit += 1) bar(digit, 0, false, false);
   showSeen(null);

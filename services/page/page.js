@@ -92,7 +92,7 @@ async function take(picture) {
   } catch {
     // the service says what is wrong with it
   }
-  element("words").textContent = "Looking at the picture …";
+  element("message").textContent = "Looking at the picture …";
   const typed = picture.type.startsWith("image/") ? picture : new Blob([picture], { type: "application/octet-stream" });
   await send(typed, "answer", turn);
 }
@@ -106,7 +106,7 @@ async function tryOut(sample) {
   original.width = original.height = 28;
   original.getContext("2d").putImageData(paper.toImageData(sample.image), 0, 0);
   const answer = await send(await new Promise((resolve) => original.toBlob(resolve, "image/png")), "preview", turn);
-  if (answer) element("words").append(answer.digit === sample.label ? ` Right: it is ${answers.article(sample.label)}.` : ` Wrong: it is ${answers.article(sample.label)}.`);
+  if (answer) element("message").append(answer.digit === sample.label ? ` Right: it is ${answers.article(sample.label)}.` : ` Wrong: it is ${answers.article(sample.label)}.`);
 }
 
 async function showAgain(answer) {
@@ -207,7 +207,7 @@ async function showVersion() {
     line.textContent = sentence(about.warning);
     return void setTimeout(showVersion, 3000);
   }
-  answers.state(about.certainty);
+  answers.state(about.conformal);
   if (about.model_version === state.version) return;
   state.version = about.model_version;
   const accuracy = about.metrics?.test_accuracy;
