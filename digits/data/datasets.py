@@ -227,7 +227,7 @@ def save(dataset: Dataset, storage: Storage) -> Path:
     target = _folder(storage) / dataset.fingerprint
     with _locked(target.parent):
         if not target.exists():
-            for unfinished in target.parent.glob(".*.part/"):  # of a killed process
+            for unfinished in target.parent.glob(".*.tmp/"):  # of a killed process
                 shutil.rmtree(unfinished)
             _write(dataset, target)
     if isinstance(storage, Bucket):
