@@ -366,7 +366,7 @@ def _forget_answers(platform: Platform) -> str:
     while (about := get(f"{platform.url}/about").json())["log"]["waiting"]:
         time.sleep(0.1)
     engine = database.connect(f"sqlite:///{platform.home}/digits.db")
-    predictions.forget(engine, datetime.now(UTC))
+    predictions.delete_before(engine, datetime.now(UTC))
     version: str = about["model_version"]
     return version
 
