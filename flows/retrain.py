@@ -199,7 +199,7 @@ def settled_before(version: str, settings: Settings) -> str | None:
     """
     if RegistryReader(settings.mlflow_tracking_uri).version() == version:
         return f"digits v{version} stays the champion: there is nothing new to learn"
-    if entry := ledger.left(ledger.entries(database.connect(settings.database_url)), version):
+    if entry := ledger.last_replacement(ledger.entries(database.connect(settings.database_url)), version):
         return (
             f"digits v{version} was the champion until the {entry.action} of v{entry.to_version} ({entry.why}) and does not come back "
             f"by itself: there is nothing new to learn; `digits promote {version}` brings it back"

@@ -50,7 +50,7 @@ def promote(
 def roll_back(registry: Registry, store: ModelStore, engine: Engine, why: str) -> str:
     """Make the previous champion the champion again; its version."""
     current = store.registry.version()
-    previous = current and ledger.before(ledger.entries(engine), current)
+    previous = current and ledger.previous_champion(ledger.entries(engine), current)
     if not previous:
         raise LookupError(
             "there is no previous champion to roll back to; promote a version with `digits promote VERSION`"
