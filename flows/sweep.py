@@ -20,7 +20,7 @@ from flows.train import prefect_run, train_on
 from models.registry_reader import RegistryReader
 
 if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s, Optuna 1 s
-    from models.registry import Registry
+    from models.registry import RegistryWriter
     from models.search import Search
 
 log = logging.getLogger("digits.sweep")
@@ -43,12 +43,12 @@ def sweep(plan: Plan = USUAL) -> str:
 
     A sweep with the same name, data and number of epochs goes on where the last one ended or was killed.
     """
-    from models.registry import Registry
+    from models.registry import RegistryWriter
     from models.search import Search
 
     settings = load_settings()
     fingerprint = store(plan.data, settings)
-    registry = Registry(settings.mlflow_tracking_uri)
+    registry = RegistryWriter(settings.mlflow_tracking_uri)
     search = Search(settings.sweeps, plan.name, fingerprint, plan.epochs)
     with only_one(settings.sweeps, search.title), parent_run(registry, search, fingerprint) as parent:
         try:
@@ -70,7 +70,7 @@ def only_one(folder: Path, title: str) -> Iterator[None]:
 
 
 @contextmanager
-def parent_run(registry: "Registry", search: "Search", fingerprint: str) -> Iterator[str]:
+def parent_run(registry: "RegistryWriter", search: "Search", fingerprint: str) -> Iterator[str]:
     """The MLflow run around all trials of the study, that of the last call where there was one; its id."""
     from models.registry import git_commit
 
@@ -104,7 +104,7 @@ def publish(search: "Search", images: int) -> None:
     create_markdown_artifact(f"# {search.title}\n\n{table}", key="sweep", description=f"sweep {search.name}")
 
 
-def register_best(search: "Search", fingerprint: str, parent: str, registry: "Registry") -> str:
+def register_best(search: "Search", fingerprint: str, parent: str, registry: "RegistryWriter") -> str:
     """The version of the best recipe, trained now unless it has one already, with the alias `challenger`."""
     results = search.results()
     if not results:
@@ -117,5 +117,5 @@ def register_best(search: "Search", fingerprint: str, parent: str, registry: "Re
     if version is None:
         version = train_on(fingerprint, best.recipe, {"mlflow.parentRunId": parent, "trial": str(best.number)})
     if version != RegistryReader(registry.uri).version():
-        registry.point("challenger", version)
+        registry.set_alias("challenger", version)
     return version

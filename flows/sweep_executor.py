@@ -213,12 +213,16 @@ class Trials:
     def __init__(self, plan: Plan, fingerprint: str, parent: str, deadline: float, client: "Client") -> None:
         from distributed import Queue
 
-        from models.registry import Registry, git_commit
+        from models.registry import RegistryWriter, git_commit
         from models.search import Search
 
         settings = load_settings()
         self.plan, self.fingerprint, self.parent, self.deadline = plan, fingerprint, parent, deadline
-        self.datasets, self.registry, self.client = settings.datasets, Registry(settings.mlflow_tracking_uri), client
+        self.datasets, self.registry, self.client = (
+            settings.datasets,
+            RegistryWriter(settings.mlflow_tracking_uri),
+            client,
+        )
         self.search = Search(settings.sweeps, plan.name, fingerprint, plan.epochs)
         self.tags = {"recipe": plan.name, "dataset": fingerprint, **git_commit(), **prefect_run()}
         self.channel = f"digits-{uuid4().hex}"

@@ -481,9 +481,9 @@ def _registry(settings: Settings) -> Any:
     RegistryReader(
         settings.mlflow_tracking_uri
     ).version()  # raises at once where MLflow does not answer; to import it takes 4 s
-    from models.registry import Registry
+    from models.registry import RegistryWriter
 
-    return Registry(settings.mlflow_tracking_uri)
+    return RegistryWriter(settings.mlflow_tracking_uri)
 
 
 def _store(settings: Settings) -> Any:
