@@ -1,18 +1,19 @@
-"""The hyperparameter search of a sweep: its search space, the training of one trial, and its Optuna study."""
+"""The hyperparameter search of a sweep: its search space, its Optuna study, and the training of one trial."""
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from digits.data.datasets import Dataset
+from models.architectures import Dense
 from models.recipes import Augmentation, Recipe
 from models.training import Epoch, Network
 
@@ -29,32 +30,20 @@ LEARNING_RATES = {"sgd": (1e-2, 1.0), "adam": (3e-4, 1e-2), "adamw": (3e-4, 1e-2
 DEFAULT_AUGMENTATION = Augmentation()
 AUGMENTATION_RANGES = ("rotation_radians", "scale", "shear", "shift_pixels", "elastic_pixels", "thickness")
 
+_ADAM = {
+    **{"layers": 2, "batch_norm": False, "dropout": 0.0, "augmentation": False},
+    **{"optimizer": "adam", "adam_rate": 1e-3, "schedule": "constant"},
+}
 INITIAL_PARAMS: tuple[dict[str, Any], ...] = (
-    {
-        **{"layers": 2, "log2_width_1": 7, "log2_width_2": 6, "batch_norm": False, "dropout": 0.0},
-        **{"optimizer": "adam", "adam_rate": 1e-3, "schedule": "constant", "log2_batch_size": 5, "augmentation": False},
-    },
-    {
-        **{"layers": 2, "log2_width_1": 9, "log2_width_2": 9, "batch_norm": False, "dropout": 0.0},
-        **{"optimizer": "adam", "adam_rate": 1e-3, "schedule": "constant", "log2_batch_size": 7, "augmentation": False},
-    },
+    {**_ADAM, "log2_width_1": 7, "log2_width_2": 6, "log2_batch_size": 5},
+    {**_ADAM, "log2_width_1": 9, "log2_width_2": 9, "log2_batch_size": 7},
     {
         **{"layers": 2, "log2_width_1": 9, "log2_width_2": 9, "batch_norm": True, "dropout": 0.15},
-        **{"optimizer": "adamw", "adamw_rate": 2e-3, "weight_decay": 1e-2, "schedule": "cosine"},
-        **{"log2_batch_size": 8, "augmentation": True, "augmentation_strength": 1.0, "augmentation_final_share": 1.0},
+        **{"optimizer": "adamw", "adamw_rate": 2e-3, "weight_decay": 1e-2, "schedule": "cosine", "log2_batch_size": 8},
+        **{"augmentation": True, "augmentation_strength": 1.0, "augmentation_final_share": 1.0},
     },
 )
 """The first trials of every study: the recipes `compact` and `adam`, and `augmented` at half its width."""
-
-
-@dataclass(frozen=True)
-class TrainedTrial:
-    """The training of one trial, complete or stopped early."""
-
-    history: list[Epoch]
-    seconds: float  # in the epochs, compilation included
-    parameters: int
-    stopped: bool  # because it diverged or `proceed` returned False
 
 
 def open_study(folder: Path, name: str, fingerprint: str, epochs: int) -> optuna.Study:
@@ -93,16 +82,18 @@ def recipe_of(trial: Trial | FrozenTrial) -> Recipe:
 
 def suggest_recipe(trial: Trial, name: str, epochs: int) -> Recipe:
     """A recipe from the search space, with the trial's number as its seed."""
-    layers = trial.suggest_int("layers", 1, 3)
-    optimizer: Literal["sgd", "adam", "adamw"] = trial.suggest_categorical("optimizer", tuple(LEARNING_RATES))  # type: ignore[assignment]  # one of these three
-    schedule: Literal["constant", "cosine"] = trial.suggest_categorical("schedule", ("constant", "cosine"))  # type: ignore[assignment]  # one of these two
+    layers = range(1, trial.suggest_int("layers", 1, 3) + 1)
+    optimizer: Any = trial.suggest_categorical("optimizer", tuple(LEARNING_RATES))
+    schedule: Any = trial.suggest_categorical("schedule", ("constant", "cosine"))
     rate = trial.suggest_float(f"{optimizer}_rate", *LEARNING_RATES[optimizer], log=True)
     decay = trial.suggest_float("weight_decay", 1e-3, 1e-1, log=True) if optimizer == "adamw" else 0.0
     return Recipe(
         name=name,
-        hidden=tuple(2 ** trial.suggest_int(f"log2_width_{layer}", 6, 10) for layer in range(1, layers + 1)),
-        batch_norm=trial.suggest_categorical("batch_norm", (False, True)),
-        dropout=round(trial.suggest_float("dropout", 0.0, 0.5, step=0.05), 2),
+        architecture=Dense(
+            hidden=tuple(2 ** trial.suggest_int(f"log2_width_{layer}", 6, 10) for layer in layers),
+            batch_norm=trial.suggest_categorical("batch_norm", (False, True)),
+            dropout=round(trial.suggest_float("dropout", 0.0, 0.5, step=0.05), 2),
+        ),
         optimizer=optimizer,
         learning_rate=float(f"{rate:.3g}"),
         weight_decay=float(f"{decay:.3g}"),
@@ -125,6 +116,17 @@ def _suggest_augmentation(trial: Trial) -> Augmentation | None:
     return Augmentation(**ranges, final_share=final_share)
 
 
+def summarize(recipe: Recipe) -> str:
+    """Such as `784-512-10, batch norm, dropout 0.15, adamw 0.002 cosine, batch 256, augmentation 1.25 to 0.625`."""
+    summary = f"{recipe.architecture}, {recipe.optimizer} {recipe.learning_rate:g} {recipe.schedule}"
+    summary += f" decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
+    summary += f", batch {recipe.batch_size}"
+    if recipe.augmentation is None:
+        return summary
+    strength = recipe.augmentation.elastic_pixels / DEFAULT_AUGMENTATION.elastic_pixels
+    return f"{summary}, augmentation {strength:g} to {strength * recipe.augmentation.final_share:g}"
+
+
 def retry(study: optuna.Study, number: int) -> bool:
     """Enqueue a failed trial again with its recipe; False after `MAX_ATTEMPTS`."""
     trial = study.trials[number]
@@ -134,7 +136,7 @@ def retry(study: optuna.Study, number: int) -> bool:
 
 
 def retry_running(study: optuna.Study) -> int:
-    """Fail and enqueue again all running trials, which a killed process left behind; their number."""
+    """Fail and enqueue again the running trials, which a killed process left behind; their number."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in running:
         study.tell(trial.number, state=TrialState.FAIL)
@@ -148,8 +150,19 @@ def ranked(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(complete, key=lambda trial: (-trial.values[0], trial.number))
 
 
+@dataclass(frozen=True)
+class TrainedTrial:
+    """The training of one trial, complete or stopped early."""
+
+    history: list[Epoch]
+    accuracy: float  # on the validation images, of the weights that training keeps
+    seconds: float  # in the epochs, compilation included
+    parameters: int
+    stopped: bool
+
+
 def train(recipe: Recipe, dataset: Dataset, proceed: Callable[[int, Epoch], bool]) -> TrainedTrial:
-    """Train on the training images while the loss is finite and `proceed` returns True; the test images are not used."""
+    """Train while the loss is finite and `proceed` returns True after each epoch; the test images are not used."""
     history: list[Epoch] = []
     stopped = False
     network = Network(recipe, dataset)
@@ -159,28 +172,6 @@ def train(recipe: Recipe, dataset: Dataset, proceed: Callable[[int, Epoch], bool
             stopped = not (proceed(epoch, figures) and math.isfinite(figures["loss"]))
             if stopped:
                 break
-    return TrainedTrial(history, network.seconds, network.model.count_params(), stopped)
-
-
-def final_accuracy(recipe: Recipe, history: Sequence[Epoch]) -> float:
-    """Validation accuracy of the weights that training keeps: the best with patience, else the last."""
-    accuracies = [epoch["val_accuracy"] for epoch in history]
-    return max(accuracies) if recipe.patience else accuracies[-1]
-
-
-def summarize(recipe: Recipe) -> str:
-    """The recipe in one line without its defaults: `512-256, batch norm, dropout 0.15, adamw 0.002 cosine, batch 256`."""
-    decay = f" decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
-    schedule = " cosine" if recipe.schedule == "cosine" else ""
-    parts = [
-        "-".join(map(str, recipe.hidden)),
-        "batch norm" if recipe.batch_norm else "",
-        f"dropout {recipe.dropout:g}" if recipe.dropout else "",
-        f"{recipe.optimizer} {recipe.learning_rate:g}{schedule}{decay}",
-        f"batch {recipe.batch_size}",
-    ]
-    if recipe.augmentation:
-        strength = recipe.augmentation.elastic_pixels / DEFAULT_AUGMENTATION.elastic_pixels
-        final = f" to {strength * recipe.augmentation.final_share:g}" if recipe.augmentation.final_share < 1 else ""
-        parts.append(f"augmented × {strength:g}{final}")
-    return ", ".join(filter(None, parts))
+    accuracies = [figures["val_accuracy"] for figures in history]
+    accuracy = max(accuracies) if recipe.patience else accuracies[-1]
+    return TrainedTrial(history, accuracy, network.seconds, network.model.count_params(), stopped)

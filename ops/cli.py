@@ -265,11 +265,10 @@ def recipes() -> None:
     from models.recipes import RECIPES
 
     table = Table("recipe", "layers", "optimiser", "epochs", "batch", "reported", box=None, pad_edge=False)
-    for recipe in RECIPES.values():
-        layers = "-".join(map(str, (784, *recipe.hidden, 10))) + (f" × {recipe.members}" if recipe.members > 1 else "")
-        table.add_row(
-            recipe.name, layers, recipe.optimizer, str(recipe.epochs), str(recipe.batch_size), recipe.reported
-        )
+    for name, preset in RECIPES.items():
+        recipe = preset.recipe
+        layers = f"{recipe.architecture}" + (f" × {recipe.n_models}" if recipe.n_models > 1 else "")
+        table.add_row(name, layers, recipe.optimizer, str(recipe.epochs), str(recipe.batch_size), preset.reported)
     _show(table)
 
 
