@@ -329,9 +329,11 @@ def sweep(
 
     with flows_in_this_process() as settings, signals_as_interrupts():
         from flows.sweep import sweep
-        from flows.sweep_executor import Plan
+        from flows.sweep_executor import SweepPlan
 
-        _print_version(settings, sweep(Plan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)))
+        _print_version(
+            settings, sweep(SweepPlan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers))
+        )
 
 
 @app.command()

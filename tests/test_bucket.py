@@ -102,7 +102,7 @@ def test_a_machine_that_worked_alone_brings_its_current_data_set(
     datasets.set_current(here.folder, fingerprint)
     assert datasets.current(here) == fingerprint
     assert datasets.current(there) == fingerprint
-    assert sweep_executor.load(there, fingerprint).fingerprint == fingerprint  # as the worker of a sweep does
+    assert sweep_executor.load_dataset(there, fingerprint).fingerprint == fingerprint  # as the worker of a sweep does
 
 
 def test_a_bucket_that_is_missing_or_does_not_answer_is_named(
