@@ -12,12 +12,13 @@ from prefect.artifacts import create_markdown_artifact
 
 from digits import intervals
 from digits.data import datasets
-from digits.settings import load_settings
+from digits.data.datasets import Dataset
 from flows import sweep_executor
-from flows.ingest import store
+from flows.connections import Platform
+from flows.ingest import load_dataset
 from flows.sweep_executor import Plan
+from flows.tasks import server_task
 from flows.train import prefect_run, train_on
-from models.registry_reader import RegistryReader
 
 if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s, Optuna 1 s
     from models.registry import Registry
@@ -43,19 +44,19 @@ def sweep(plan: Plan = USUAL) -> str:
 
     A sweep with the same name, data and number of epochs goes on where the last one ended or was killed.
     """
-    from models.registry import Registry
     from models.search import Search
 
-    settings = load_settings()
-    fingerprint = store(plan.data, settings)
-    registry = Registry(settings.mlflow_tracking_uri)
+    platform = Platform()
+    settings, registry = platform.settings, platform.registry
+    dataset = server_task(load_dataset)(platform, plan.data)
+    fingerprint = dataset.fingerprint
     search = Search(settings.sweeps, plan.name, fingerprint, plan.epochs)
     with only_one(settings.sweeps, search.title), parent_run(registry, search, fingerprint) as parent:
         try:
             sweep_executor.run(plan, fingerprint, parent)
         finally:
             publish(search, datasets.manifest(settings.datasets, fingerprint)["images"]["validation"])
-        return register_best(search, fingerprint, parent, registry)
+        return register_best(platform, search, dataset, parent)
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def publish(search: "Search", images: int) -> None:
     create_markdown_artifact(f"# {search.title}\n\n{table}", key="sweep", description=f"sweep {search.name}")
 
 
-def register_best(search: "Search", fingerprint: str, parent: str, registry: "Registry") -> str:
+def register_best(platform: Platform, search: "Search", dataset: Dataset, parent: str) -> str:
     """The version of the best recipe, trained now unless it has one already, with the alias `challenger`."""
     results = search.results()
     if not results:
@@ -113,9 +114,9 @@ def register_best(search: "Search", fingerprint: str, parent: str, registry: "Re
             f"go on with `digits sweep --name {search.name}` and more minutes"
         )
     best = results[0]
-    version = registry.trained_before(fingerprint, best.recipe)
+    version = platform.registry.trained_before(dataset.fingerprint, best.recipe)
     if version is None:
-        version = train_on(fingerprint, best.recipe, {"mlflow.parentRunId": parent, "trial": str(best.number)})
-    if version != RegistryReader(registry.uri).version():
-        registry.point("challenger", version)
+        version = train_on(platform, dataset, best.recipe, {"mlflow.parentRunId": parent, "trial": str(best.number)})
+    if version != platform.models.registry.version():
+        platform.registry.point("challenger", version)
     return version

@@ -143,9 +143,10 @@ def restore(source: Annotated[Path, typer.Argument(metavar="FOLDER|FILE.tar")]) 
 def ingest(data: Data = "mnist") -> None:
     """Read, check and store a data set; the next retraining starts from it."""
     _silence_prefect()
-    from flows.ingest import start_from
+    from flows.connections import Platform
+    from flows.ingest import set_source
 
-    print(start_from.fn(data, load_settings()))
+    print(set_source(Platform(), data))
 
 
 @app.command()
