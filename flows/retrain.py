@@ -65,7 +65,7 @@ def retrain(
                 version = train_on(platform, dataset, chosen, {"reason": reason})
             elif decided := decided_before(platform, version):
                 return decided
-            champion, verdict = server_task(judge)(platform, version, dataset, chosen.floor)
+            champion, verdict = server_task(judge)(platform, version, dataset, recipes.floor(chosen.name))
             server_task(apply_verdict)(platform, version, champion, verdict)
     return f"digits v{version}: {verdict.sentence}"
 
