@@ -142,9 +142,10 @@ def ingest(data: Data = "mnist") -> None:
     from ops import flow_runs
 
     flow_runs.silence_prefect()
-    from flows.ingest import start_from
+    from flows.connections import Platform
+    from flows.ingest import set_source
 
-    print(start_from.fn(data, load_settings()))
+    print(set_source(Platform(), data))
 
 
 @app.command()
