@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from digits.files import replacing
 from digits.settings import Settings
 from ops import processes
 
@@ -79,11 +80,8 @@ def back_up(settings: Settings, target: Path) -> Backup:
         files = _describe(folder)
         _write_manifest(folder, files)
         if target.suffix == ".tar":
-            packed = Path(partial, "backup.tar")
-            with tarfile.open(packed, "w") as archive:
+            with replacing(target) as packed, tarfile.open(packed, "w") as archive:
                 archive.add(folder, arcname="")
-            _flush(packed)
-            packed.rename(target)
         else:
             folder.rename(target)
     return _summary(settings, files)

@@ -77,10 +77,10 @@ def recipes() -> None:
     from models.recipes import RECIPES
 
     rows = []
-    for recipe in RECIPES.values():
-        layers = "-".join(map(str, (784, *recipe.hidden, 10))) + (f" × {recipe.members}" if recipe.members > 1 else "")
-        epochs, batch_size = str(recipe.epochs), str(recipe.batch_size)
-        rows.append((recipe.name, layers, recipe.optimizer, epochs, batch_size, recipe.reported))
+    for name, preset in RECIPES.items():
+        recipe = preset.recipe
+        layers = f"{recipe.architecture}" + (f" × {recipe.n_models}" if recipe.n_models > 1 else "")
+        rows.append((name, layers, recipe.optimizer, str(recipe.epochs), str(recipe.batch_size), preset.reported))
     print_table(("recipe", "layers", "optimiser", "epochs", "batch", "reported"), rows)
 
 
