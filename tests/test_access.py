@@ -345,15 +345,15 @@ def test_up_refuses_to_serve_other_machines_without_a_key(
         bootstrap.up(load_settings())
     engine = database.connect(load_settings().database_url)
     api_keys.create(engine, "app", ["predict"])
-    bootstrap._check_door(load_settings())
+    bootstrap.require_api_key(load_settings())
     api_keys.revoke(engine, "app")
     with pytest.raises(PermissionError):
-        bootstrap._check_door(load_settings())
+        bootstrap.require_api_key(load_settings())
     monkeypatch.setenv("DIGITS_AUTH", "off")
-    bootstrap._check_door(load_settings())
+    bootstrap.require_api_key(load_settings())
     monkeypatch.delenv("DIGITS_AUTH")
     monkeypatch.setenv("DIGITS_HOST", "127.0.0.1")
-    bootstrap._check_door(load_settings())
+    bootstrap.require_api_key(load_settings())
 
 
 def test_only_the_service_leaves_this_machine_unless_all_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
