@@ -3,11 +3,12 @@
 Generated instead of written, so that a new option or setting is documented by the line that declares it.
 """
 
+import html
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import typer
 from mkdocs.structure.files import File, Files
@@ -16,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 ROOT = Path(__file__).parent.parent
+TYPES = {"str": "text", "int": "number", "float": "number", "Path": "path"}
 COPIED = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 SETTINGS_INTRODUCTION = """# Settings
 
@@ -76,8 +78,11 @@ def _command(command: Any, name: str) -> str:
 
 
 def _parameter(name: str, text: str) -> str:
-    description, _, limits = text.partition("[default: " if "[default: " in text else "[") if text.endswith("]") else (text, "", "")
-    return f"| `{_cell(name)}` | {_cell(description)} | {_cell(limits.removesuffix(']'))} |\n"
+    found = re.fullmatch(r"(.*?)\s*(?:\[(?:default: )?([^\[\]]*)\])?", text, re.DOTALL)
+    description, limits = found.groups("") if found else (text, "")
+    limits = re.sub(r"(\S+)<=x<=(\S+)", r"\1 to \2", limits).replace("x>=", "at least ")
+    name = re.sub(r"<(?:list\[)?(\w+)(?: range)?\]?>", lambda kind: f"<{TYPES.get(kind[1], kind[1])}>", name)
+    return f"| <code>{_cell(html.escape(name))}</code> | {_cell(description)} | {_cell(limits)} |\n"
 
 
 def settings() -> str:
@@ -87,7 +92,7 @@ def settings() -> str:
     from models.gate import GatePolicy
 
     policies = {"DIGITS_GATE": GatePolicy, "DIGITS_FEEDBACK": FeedbackPolicy}
-    text = SETTINGS_INTRODUCTION + "\n| setting | default | type | |\n|---|---|---|---|\n"
+    text = SETTINGS_INTRODUCTION + "\n| setting | default | |\n|---|---|---|\n"
     text += "".join(_setting(name, field) for name, field in Settings.model_fields.items())
     for variable, policy in policies.items():
         text += f"\n## {variable}\n\n{_cell(policy.__doc__ or '')} The setting is a JSON object of the fields that differ.\n\n"
@@ -98,7 +103,7 @@ def settings() -> str:
 def _setting(name: str, field: FieldInfo) -> str:
     alias = field.validation_alias
     variable = str(alias.choices[0]) if alias is not None and hasattr(alias, "choices") else f"DIGITS_{name.upper()}"
-    return f"| `{variable}` | {default_in_example(variable)} | {_type(field.annotation)} | {_cell(field.description or '')} |\n"
+    return f"| `{variable}` | {default_in_example(variable)} | {_cell(field.description or '')} |\n"
 
 
 def default_in_example(variable: str) -> str:
@@ -121,20 +126,6 @@ def _default(field: FieldInfo) -> str:
     return "" if default is PydanticUndefined or default is None else f"`{json.dumps(default, default=str)}`"
 
 
-def _type(annotation: Any) -> str:
-    if get_origin(annotation) is None:
-        name: str = getattr(annotation, "__name__", str(annotation))
-        return {"str": "text", "int": "whole number", "float": "number", "bool": "`true` or `false`", "Path": "path"}.get(
-            name, name
-        )
-    parts = [part for part in get_args(annotation) if part is not type(None)]
-    if all(isinstance(part, str) for part in parts):
-        return " or ".join(f"`{part}`" for part in parts)
-    if get_origin(annotation) in (list, dict):
-        return {list: "JSON list", dict: "JSON object"}[get_origin(annotation)]
-    return _type(parts[0])
-
-
 def _cell(text: str) -> str:
     """On one line, and without ending the cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(text.split()).replace("|", "&#124;")
