@@ -1,4 +1,4 @@
-"""docs/http.md cannot lie: its clients run against the service, and its tables name every route, field, status and metric."""
+"""The reference of the HTTP API is true: its clients run against the service, and its tables name every route, field and status."""
 
 import json
 import re
@@ -13,7 +13,8 @@ from serving import Service
 from services import openapi
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "http.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "http.md").read_text()
+METRICS = (ROOT / "docs" / "reference" / "metrics.md").read_text()
 CLIENTS = {
     "bash": ["bash", "-c"],
     "python": [sys.executable, "-c"],
@@ -48,13 +49,13 @@ def test_every_route_is_there() -> None:
 
 
 def test_every_field_of_an_answer_is_there() -> None:
-    fields = first_cells("Routes") + PAGE.split("| field | means |")[1].split("\n\n")[0]
+    fields = first_cells("Routes") + PAGE.split("| field | meaning |")[1].split("\n\n")[0]
     for name in openapi.SCHEMAS["Answer"]["properties"]:
         assert f"`{name}`" in fields, name
 
 
 def test_every_status_is_there() -> None:
-    statuses = first_cells("When something is wrong")
+    statuses = first_cells("Errors")
     answered = {
         status
         for item in openapi.document()["paths"].values()
@@ -64,9 +65,9 @@ def test_every_status_is_there() -> None:
     assert answered - {"200"} <= set(re.findall(r"\d{3}", statuses))
 
 
-def test_every_metric_is_there_and_none_that_is_not(service: Service) -> None:
+def test_every_metric_is_on_its_page_and_none_that_is_not(service: Service) -> None:
     service.client.post("/classify", json={"images": [[0] * 28] * 28})
     text = service.client.get("/metrics").text
     real = set(re.findall(r"^# TYPE (digits_\w+) ", text, re.M))
-    documented = set(re.findall(r"`(digits_\w+)`", first_cells("Metrics")))
+    documented = set(re.findall(r"^\| `(digits_\w+)` \|", METRICS, re.M))
     assert real == documented
