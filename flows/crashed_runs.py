@@ -25,7 +25,7 @@ from prefect.runtime import flow_run
 from prefect.states import Crashed
 
 if TYPE_CHECKING:  # MLflow takes 4 s
-    from models.registry import Registry
+    from models.registry import RegistryWriter
 
 log = logging.getLogger("digits.reap")
 
@@ -40,7 +40,7 @@ def tag(reason: str) -> None:
         client.update_flow_run(UUID(flow_run.id), tags={*flow_run.tags, reason.split(":")[0]})
 
 
-def mark_crashed(registry: "Registry", lease: timedelta) -> None:
+def mark_crashed(registry: "RegistryWriter", lease: timedelta) -> None:
     """Close what other retrainings left open; to be called by the one that holds the only slot.
 
     Whoever holds the slot knows that every older retraining is dead, though one that is just about to be refused the slot
@@ -54,7 +54,7 @@ def mark_crashed(registry: "Registry", lease: timedelta) -> None:
                 log.warning(
                     "the retraining %s of %s died; it is marked as crashed", run.name, f"{started:%Y-%m-%d %H:%M}"
                 )
-        for run_id, tags in registry.open_runs().items():
+        for run_id, tags in registry.active_runs().items():
             if _is_over(client, tags.get("prefect_run", "")):
                 registry.close_run(run_id, "FAILED", {"reaped": "its process died"})
                 log.warning("the training %s died; its MLflow run is marked as failed", run_id[:8])

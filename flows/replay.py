@@ -15,7 +15,7 @@ from flows import train
 from models.recipes import Recipe
 
 if TYPE_CHECKING:  # MLflow takes 4 s
-    from models.registry import Registry
+    from models.registry import RegistryWriter
     from models.runs import Run
 
 log = logging.getLogger("digits.replay")
@@ -73,9 +73,9 @@ def replay(run: str) -> Replay:
 def look_up(run: str, settings: Settings) -> Recorded:
     """A version or run with all that it was trained from; raises LookupError or ValueError when it lacks something."""
     from models import runs
-    from models.registry import Registry
+    from models.registry import RegistryWriter
 
-    registry = Registry(settings.mlflow_tracking_uri)
+    registry = RegistryWriter(settings.mlflow_tracking_uri)
     found = runs.find(registry, run)
     for tag in ("dataset", "weights_hash"):
         if tag not in found.tags:
@@ -109,7 +109,7 @@ def train_again(recorded: Recorded, settings: Settings) -> Replay:
     )
 
 
-def _recipe(registry: "Registry", run: "Run") -> Recipe:
+def _recipe(registry: "RegistryWriter", run: "Run") -> Recipe:
     from models import runs
 
     fields: dict[str, Any] = runs.read_json(registry, run, "recipe.json")

@@ -149,9 +149,9 @@ def clear_up(settings: Settings) -> None:
     """Mend what a retraining left that died: runs that look as if they went on, and a promotion without its record."""
     from models import promotion
     from models.model_store import ModelStore
-    from models.registry import Registry
+    from models.registry import RegistryWriter
 
-    registry = Registry(settings.mlflow_tracking_uri)
+    registry = RegistryWriter(settings.mlflow_tracking_uri)
     crashed_runs.mark_crashed(registry, timedelta(seconds=LEASE_SECONDS))
     promotion.repair_ledger(
         registry, ModelStore(settings.mlflow_tracking_uri, settings.champions), database.connect(settings.database_url)
@@ -187,9 +187,9 @@ def assemble_dataset(data: str | None, settings: Settings) -> str:
 @task(cache_policy=NO_CACHE)
 def trained_before(fingerprint: str, recipe: Recipe, settings: Settings) -> str | None:
     """A version that has these weights already, because its data, recipe, code and libraries are the same."""
-    from models.registry import Registry
+    from models.registry import RegistryWriter
 
-    return Registry(settings.mlflow_tracking_uri).trained_before(fingerprint, recipe)
+    return RegistryWriter(settings.mlflow_tracking_uri).trained_before(fingerprint, recipe)
 
 
 def settled_before(version: str, settings: Settings) -> str | None:
@@ -199,7 +199,7 @@ def settled_before(version: str, settings: Settings) -> str | None:
     """
     if RegistryReader(settings.mlflow_tracking_uri).version() == version:
         return f"digits v{version} stays the champion: there is nothing new to learn"
-    if entry := ledger.left(ledger.entries(database.connect(settings.database_url)), version):
+    if entry := ledger.last_replacement(ledger.entries(database.connect(settings.database_url)), version):
         return (
             f"digits v{version} was the champion until the {entry.action} of v{entry.to_version} ({entry.why}) and does not come back "
             f"by itself: there is nothing new to learn; `digits promote {version}` brings it back"
@@ -215,11 +215,11 @@ def judge(version: str, fingerprint: str, floor: float, settings: Settings) -> t
     """
     from models import candidate_comparison, promotion  # ONNX Runtime and scikit-learn
     from models.model_store import ModelStore
-    from models.registry import Registry
+    from models.registry import RegistryWriter
 
     test = datasets.load(settings.datasets, fingerprint).test
     policy = gate.GatePolicy.model_validate(settings.gate)
-    registry = Registry(settings.mlflow_tracking_uri)
+    registry = RegistryWriter(settings.mlflow_tracking_uri)
     store = ModelStore(settings.mlflow_tracking_uri, settings.champions)
     current = store.registry.version()
     candidate = candidate_comparison.JudgedModel.fetch(store, version)
@@ -245,10 +245,10 @@ def apply_verdict(version: str, judged: str | None, verdict: GateVerdict, settin
     """Promote over the champion that was judged, or leave the champion where it is, undecided candidates in its shadow; the verdict on the Prefect run's page."""
     from models import promotion
     from models.model_store import ModelStore
-    from models.registry import Registry
+    from models.registry import RegistryWriter
 
     _publish(version, verdict)
-    registry = Registry(settings.mlflow_tracking_uri)
+    registry = RegistryWriter(settings.mlflow_tracking_uri)
     store = ModelStore(settings.mlflow_tracking_uri, settings.champions)
     current = store.registry.version()
     if current not in (judged, version):

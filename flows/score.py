@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 
 from digits.images import Images
 from digits.settings import Settings, load_settings
-from flows import sweep_executor
+from flows import dask_cluster
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -59,7 +59,7 @@ def answer(source: Path, target: Path, champion: "VerifiedModel", settings: Sett
     if settings.dask_address is None:
         return scoring.score(source, target, champion.predict_proba)
     carried = Carried(_model_file(champion, settings))
-    with sweep_executor.cluster(settings.dask_address, None) as address, sweep_executor.connect(address) as client:
+    with dask_cluster.connect(settings.dask_address) as client:
         return scoring.score(source, target, carried, partial(on_cluster, client))
 
 
@@ -126,7 +126,7 @@ def _result(client: "Client", future: "Future") -> Any:
 
     while True:
         try:
-            return future.result(timeout=sweep_executor.WORKERLESS_SECONDS)
+            return future.result(timeout=dask_cluster.NO_WORKERS_TIMEOUT_SECONDS)
         except TimeoutError:
             if not client.nthreads():
                 raise ConnectionError("all workers of the Dask cluster are gone; call this again") from None

@@ -19,7 +19,7 @@ from models.recipes import COMPACT, Recipe
 
 if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s
     from models.evaluation import Evaluation
-    from models.registry import Registry
+    from models.registry import RegistryWriter
     from models.training import Trained
 
 log = logging.getLogger("digits.train")
@@ -33,10 +33,10 @@ def train(recipe: Recipe = COMPACT, data: str | None = None) -> str:
 
 def train_on(fingerprint: str, recipe: Recipe, tags: Mapping[str, str] | None = None) -> str:
     """Train the recipe on a stored data set inside the current flow; the version of the candidate."""
-    from models.registry import Registry
+    from models.registry import RegistryWriter
 
     settings = load_settings()
-    registry = Registry(settings.mlflow_tracking_uri)
+    registry = RegistryWriter(settings.mlflow_tracking_uri)
     dataset = prepare(settings.datasets, fingerprint, recipe)
     with registry.run(recipe, fingerprint, dataset, {**prefect_run(), **(tags or {})}) as run_id:
         registry.log_json(datasets.manifest(settings.datasets, fingerprint), "dataset.json")
@@ -59,7 +59,7 @@ def prepare(storage: Storage, fingerprint: str, recipe: Recipe) -> Dataset:
 
 
 @task(cache_policy=NO_CACHE)
-def fit(recipe: Recipe, dataset: Dataset, registry: "Registry") -> "Trained":
+def fit(recipe: Recipe, dataset: Dataset, registry: "RegistryWriter") -> "Trained":
     """The trained model, its learning curves logged on the way."""
     from models import training
 
@@ -75,15 +75,15 @@ def evaluate(trained: "Trained", dataset: Dataset) -> "Evaluation":
 
 
 @task(cache_policy=NO_CACHE)
-def record(registry: "Registry", trained: "Trained", evaluation: "Evaluation", dataset: Dataset) -> None:
+def record(registry: "RegistryWriter", trained: "Trained", evaluation: "Evaluation", dataset: Dataset) -> None:
     """Figures, pictures and the summary of the model, into the run."""
     from models import figures
 
     registry.log_metrics({**evaluation.metrics, **trained.metrics})
-    registry.tag_run({"weights_hash": trained.weights_hash})
+    registry.log_tags({"weights_hash": trained.weights_hash})
     registry.log_text(trained.summary, "model_summary.txt")
     registry.log_text(evaluation.confusions, "most_confused.txt")
-    registry.log_pictures(
+    registry.log_figures(
         {
             "learning_curves": figures.curves(trained.history),
             "confusion_matrix": figures.confusion(evaluation.counts),
@@ -96,7 +96,7 @@ def record(registry: "Registry", trained: "Trained", evaluation: "Evaluation", d
 
 @task(cache_policy=NO_CACHE)
 def register(
-    registry: "Registry",
+    registry: "RegistryWriter",
     recipe: Recipe,
     fingerprint: str,
     trained: "Trained",
@@ -137,7 +137,7 @@ def prefect_run() -> dict[str, str]:
     return {"prefect_run": flow_run.ui_url or flow_run.id or ""}
 
 
-def _publish(registry: "Registry", version: str, run_id: str, evaluation: "Evaluation") -> None:
+def _publish(registry: "RegistryWriter", version: str, run_id: str, evaluation: "Evaluation") -> None:
     """What came out, on the page of the Prefect run."""
     rows = "\n".join(
         f"| {name} | {value:.4f} |" for name, value in evaluation.metrics.items() if name.startswith("test_")

@@ -24,7 +24,7 @@ ENLARGED = 10  # times, so that a file manager shows something
 def collect(engine: Engine, folder: Path) -> int:
     """Label the answers whose pictures lie in the sub-folders; how many. Those that the log forgot are left out."""
     labelled = 0
-    said = predictions.last_words(engine, AUDITOR)
+    said = predictions.label_times(engine, AUDITOR)
     for digit in range(10):
         for path in sorted((folder / str(digit)).glob("*.png")):
             moved = datetime.fromtimestamp(path.stat().st_ctime, UTC) + CLOCK

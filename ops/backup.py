@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from digits.files import replacing
 from digits.settings import Settings
 from ops import processes
 
@@ -72,14 +73,8 @@ def back_up(settings: Settings, target: Path) -> Backup:
         files = _describe(folder)
         _write_manifest(folder, files)
         if target.suffix == ".tar":
-            packed = folder.with_suffix(".packed")
-            try:
-                with tarfile.open(packed, "w") as archive:
-                    archive.add(folder, arcname="")
-                _flush(packed)
-                packed.rename(target)
-            finally:
-                packed.unlink(missing_ok=True)
+            with replacing(target) as packed, tarfile.open(packed, "w") as archive:
+                archive.add(folder, arcname="")
         else:
             folder.rename(target)
     return Backup(len(files), sum(file["bytes"] for file in files.values()), _elsewhere(settings))

@@ -329,9 +329,11 @@ def sweep(
 
     with flows_in_this_process() as settings, signals_as_interrupts():
         from flows.sweep import sweep
-        from flows.sweep_executor import Plan
+        from flows.sweep_executor import SweepPlan
 
-        _print_version(settings, sweep(Plan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)))
+        _print_version(
+            settings, sweep(SweepPlan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers))
+        )
 
 
 @app.command()
@@ -481,9 +483,9 @@ def _registry(settings: Settings) -> Any:
     RegistryReader(
         settings.mlflow_tracking_uri
     ).version()  # raises at once where MLflow does not answer; to import it takes 4 s
-    from models.registry import Registry
+    from models.registry import RegistryWriter
 
-    return Registry(settings.mlflow_tracking_uri)
+    return RegistryWriter(settings.mlflow_tracking_uri)
 
 
 def _store(settings: Settings) -> Any:

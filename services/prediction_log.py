@@ -242,7 +242,7 @@ class PredictionLog:
         if self._keep is None or time.monotonic() < self._forget_at:
             return
         self._forget_at = time.monotonic() + 3600
-        removed = predictions.forget(engine, datetime.now(UTC) - self._keep)
+        removed = predictions.delete_before(engine, datetime.now(UTC) - self._keep)
         if removed:
             log.info("forgot %d answers older than %s", removed, self._keep)
 

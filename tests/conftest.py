@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -264,14 +265,20 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real MLflow server with an empty SQLite store, for the whole session."""
+    with run_mlflow(tmp_path_factory.mktemp("mlflow"), find_free_port()) as uri:
+        yield uri
+
+
+@contextmanager
+def run_mlflow(home: Path, port: int) -> Iterator[str]:
+    """A real MLflow server with its SQLite store in the folder; the same folder and port continue where it was stopped."""
     from ops.processes import ENVIRONMENT
 
-    home, port = tmp_path_factory.mktemp("mlflow"), find_free_port()
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts")),
     ]
-    with (home / "server.log").open("wb") as output:
+    with (home / "server.log").open("ab") as output:
         server = subprocess.Popen(
             command, env={**os.environ, **ENVIRONMENT}, cwd=home, stdout=output, stderr=subprocess.STDOUT
         )
@@ -344,9 +351,9 @@ def train_run(uri: str, folder: Path, recipe: Any, dataset: Any) -> str:
     """The version that `digits train` would register, made by its tasks without Prefect."""
     from digits.data import datasets
     from flows import train
-    from models.registry import Registry
+    from models.registry import RegistryWriter
 
-    registry = Registry(uri)
+    registry = RegistryWriter(uri)
     fingerprint = datasets.save(dataset, folder).name
     prepared = train.prepare.fn(folder, fingerprint, recipe)
     with registry.run(recipe, fingerprint, prepared, {}) as run_id:

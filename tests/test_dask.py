@@ -85,7 +85,7 @@ def test_a_file_is_answered_on_the_cluster_as_on_this_machine(
 def test_a_killed_worker_costs_time_and_no_result(
     cluster: Cluster, client: Client, csv: Path, champion_files: Files
 ) -> None:
-    function = partial(scoring.answer_chunk, answer=score.Carried(champion_files["model.onnx"]))
+    function = partial(scoring.predict_chunk, predict_proba=score.Carried(champion_files["model.onnx"]))
     expected = list(scoring.in_threads(function, scoring.chunks(csv)))
     results = score.on_cluster(client, function, scoring.chunks(csv))
     found = [next(results) for _ in range(3)]

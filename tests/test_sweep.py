@@ -17,7 +17,7 @@ from cluster import Cluster, running
 from conftest import find_free_port, wait_for
 
 from models.recipes import Recipe
-from models.registry import Registry, flat
+from models.registry import RegistryWriter, flat
 from models.search import Search
 
 ROOT = Path(__file__).parent.parent
@@ -63,8 +63,8 @@ class Sweep:
         except psutil.Error:
             return False
 
-    def registry(self) -> Registry:
-        return Registry(self.mlflow)
+    def registry(self) -> RegistryWriter:
+        return RegistryWriter(self.mlflow)
 
     def search(self) -> Search:
         """The study, as the last call left it."""
