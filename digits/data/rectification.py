@@ -8,7 +8,7 @@ import io
 import struct
 import zlib
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -148,7 +148,9 @@ def _ink(grey: Grey) -> Grey:
         grey, small, light = 1 - grey, 1 - small, 1 - light
     if np.ptp(light) > 0.06 * np.max(np.abs(small - light)) and min(small.shape) >= 16:
         # On unevenly lit paper, a closing wider than any stroke removes the ink and leaves the light.
-        light = cv2.morphologyEx(small, cv2.MORPH_CLOSE, _square(1 + 2 * (max(small.shape) // 6)))
+        light = np.asarray(
+            cv2.morphologyEx(small, cv2.MORPH_CLOSE, _square(1 + 2 * (max(small.shape) // 6))), np.float32
+        )
     light = _resized(light, grey.shape)
     difference = float((light - grey).max())
     if difference < 0.04:
@@ -229,7 +231,7 @@ def _crop(ink: Grey) -> Grey:
     # Widening joins broken strokes and keeps the soft edge of the ink.
     wide = cv2.dilate(mask, _square(1 + 2 * -(-max(ink.shape) // 256)))
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(wide)
-    components = [_Component(*row, label) for label, row in enumerate(statistics.tolist()) if label]
+    components = [_Component._make([*row, label]) for label, row in enumerate(statistics.tolist()) if label]
     kept = _digit_components(sorted(components, key=lambda one: -one.area), ink.shape)
     keep = np.isin(labels, [one.label for one in kept])
     digit = mask.astype(bool) & keep
@@ -290,7 +292,7 @@ def _refuse_several(components: list[_Component]) -> None:
 
 def _even_stroke(digit: Grey) -> Grey:
     """The digit at 120 pixels with a stroke as wide as MNIST's: at 28 x 28 a fine pen would fade and a broad one fill the loops."""
-    fine = np.pad(_scaled(digit, _FINE / max(digit.shape)), 24)
+    fine: Any = np.pad(_scaled(digit, _FINE / max(digit.shape)), 24)
     stroke = _stroke_width(fine) * _DIGIT / _FINE
     if stroke < _THINNEST:
         fine = cv2.dilate(fine, _square(_odd((_THIN - stroke) * _FINE / _DIGIT)))
