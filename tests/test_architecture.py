@@ -43,7 +43,13 @@ HOMES = {
 }
 # What the serving image has; `digits` imports the others where they are used, and the service never gets there.
 LIGHT = {"numpy", "PIL", "cv2", "pydantic", "pydantic_settings", "sqlalchemy", "alembic", "httpx", "orjson"}
-LAZY = {("sources.py", "sklearn"), ("bucket.py", "boto3"), ("bucket.py", "botocore"), ("kaggle_csv.py", "pyarrow")}
+LAZY = {
+    ("sources.py", "sklearn"),
+    ("bucket.py", "boto3"),
+    ("bucket.py", "botocore"),
+    ("kaggle_csv.py", "pyarrow"),
+    ("intervals.py", "scipy"),
+}
 SLOW = {"tensorflow", "keras", "evidently", "mlflow"}  # 11 s, 11 s, 7 s and 4 s to import
 STANDARD = set(sys.stdlib_module_names)
 
