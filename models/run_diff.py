@@ -14,7 +14,8 @@ from digits.data.datasets import Dataset, Storage
 from digits.images import Labels, Split
 from models import gate, runs
 from models.model_store import ModelStore, VerifiedModel
-from models.registry import Registry
+from models.recipes import flatten
+from models.registry import RegistryWriter
 from models.runs import Run
 
 SHOWN = 5  # labels or files named one by one
@@ -80,7 +81,7 @@ class Place(NamedTuple):
     label: int
 
 
-def compare(registry: Registry, a: Run, b: Run, storage: Storage, store: ModelStore) -> RunDiff:
+def compare(registry: RegistryWriter, a: Run, b: Run, storage: Storage, store: ModelStore) -> RunDiff:
     """Run A against run B; data sets are looked for in `storage`, models are fetched through `store`."""
     recipes, environments = (
         [runs.read_json(registry, run, name) for run in (a, b)] for name in ("recipe.json", "environment.json")
@@ -102,7 +103,7 @@ def compare(registry: Registry, a: Run, b: Run, storage: Storage, store: ModelSt
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """`field: before → now` for every field that differs, nested ones joined by a dot; what one side lacks is `–`."""
-    before, now = _flat(before), _flat(now)
+    before, now = flatten(before), flatten(now)
     return [
         f"{name}: {before.get(name, '–')} → {now.get(name, '–')}"
         for name in dict.fromkeys([*before, *now])
@@ -181,7 +182,7 @@ def _weights(a: Run, b: Run) -> str:
     return "identical" if before == now else "different"
 
 
-def _data(registry: Registry, a: Run, b: Run, storage: Storage) -> list[str]:
+def _data(registry: RegistryWriter, a: Run, b: Run, storage: Storage) -> list[str]:
     """The images where both data sets are stored here, and otherwise what the runs recorded about them."""
     before, now = (run.tags.get("dataset", "–") for run in (a, b))
     if before == now:
@@ -221,13 +222,6 @@ def _test_images(
         tests = [Split(sample.images, sample.labels) for sample in samples]
         what = "test images kept with both versions"
     return common(*tests), what
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _changed_files(before: str, now: str) -> list[str]:
