@@ -1,7 +1,7 @@
-"""Pictures become images as MNIST holds them: found, levelled, scaled to 20 x 20 and centred in 28 x 28.
+"""Turns pictures into images like MNIST's: the digit is found, its light evened out, scaled to 20 x 20 and centred in 28 x 28.
 
 MNIST fits each digit into 20 x 20 pixels with anti-aliasing and puts its centre of mass in the middle of 28 x 28
-(https://yann.lecun.com/exdb/mnist/), and the model was trained on such images.
+(https://yann.lecun.com/exdb/mnist/), and the models are trained on such images.
 """
 
 import io
@@ -25,14 +25,19 @@ _WORK, _SMALL, _FINE, _DIGIT = 512, 96, 120, 20
 # Stroke widths of MNIST's test digits, as `_stroke_width` estimates them at 20 pixels: 5 % 1.75, median 2.5, 95 % 3.9, 99 % 4.7.
 _THINNEST, _THIN, _THICK, _THICKEST = 1.8, 2.1, 3.7, 4.4
 
+# What Pillow's readers raise on damaged files.
+_READ_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error,
+)  # fmt: skip
+
 Grey = NDArray[np.float32]
 
 
 def decode(body: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """The (28, 28) image that MNIST would hold of an uploaded PNG, JPEG, WebP or BMP picture of any size.
+    """The (28, 28) image of the digit in an uploaded PNG, JPEG, WebP or BMP picture of any size.
 
-    A 28 x 28 grey picture with light ink on dark paper is taken bit by bit. Raises ValueError when the body is no readable picture,
-    has more than `max_pixels`, is blank, or reliably shows no digit or several.
+    A 28 x 28 grey picture with light ink on dark paper is returned unchanged. Raises ValueError when the body is no readable
+    picture, has more than `max_pixels`, is blank, or clearly shows no digit or several.
     """
     picture = _open(body, max_pixels)
     exact = _already_mnist(picture)
@@ -62,23 +67,12 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
         raise ValueError(f"the picture has too many pixels; send one of at most {max_pixels:,}") from None
     except _Refused:
         raise
-    # What Pillow's readers raise on damaged files; the list is theirs, not ours.
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        LookupError,
-        TypeError,
-        OverflowError,
-        struct.error,
-        zlib.error,
-    ) as error:
+    except _READ_ERRORS as error:
         raise ValueError(f"the {kind} cannot be read to its end ({quote(str(error))}); send it again") from error
 
 
 class _Refused(ValueError):
-    """A picture that can be read but is not taken."""
+    """A picture that can be read but is not accepted."""
 
 
 def _check_extent(picture: Image.Image, max_pixels: int) -> None:
@@ -124,7 +118,7 @@ def _grey(picture: Image.Image) -> Grey:
 
 
 def _composite(picture: Image.Image) -> Image.Image:
-    """A transparent picture laid on paper: the paper of its opaque part, or what its ink stands out from."""
+    """A transparent picture on paper: that of its opaque part, or else white for dark ink and black for light ink."""
     alpha = picture.getchannel("A")
     light = picture.convert("L")
     weights = np.asarray(alpha.histogram(), np.float64) @ np.arange(256) / 255
@@ -166,7 +160,7 @@ def _ink(grey: Grey) -> Grey:
 
 
 def _light(grey: Grey) -> Grey:
-    """The light on the paper as a quadratic surface through the border, which ink rarely touches."""
+    """The light on the paper as a quadratic surface fitted to the border, where ink is rare."""
     height, width = grey.shape
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     terms = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], -1)
@@ -183,7 +177,7 @@ def _light(grey: Grey) -> Grey:
 
 
 def _deviation(values: Grey) -> float:
-    """Standard deviation by the median of absolute deviations, which ink on the border does not move."""
+    """Standard deviation from the median absolute deviation, which is robust against ink on the border."""
     return 1.4826 * float(np.median(np.abs(values - np.median(values))))
 
 
