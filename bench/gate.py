@@ -23,7 +23,7 @@ from digits.data.datasets import Dataset
 from digits.images import Labels, Split
 from digits.settings import load_settings
 from models import evaluation, gate, recipes, training
-from models.recipes import Recipe
+from models.training import Recipe
 
 BINS = ((0.25, 0.5), (0.5, 0.75), (0.75, 1.0), (1.0, 100.0))  # of points ahead
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from digits.settings import Settings, load_settings
 from flows import train
-from models.recipes import Recipe
+from models.training import Recipe
 
 if TYPE_CHECKING:  # MLflow takes 4 s
     from models.registry import RegistryWriter
@@ -94,13 +94,13 @@ def look_up(run: str, settings: Settings) -> Recorded:
 @task(cache_policy=NO_CACHE)
 def train_again(recorded: Recorded, settings: Settings) -> Replay:
     """The same training on the stored data set; raises BadData when the data set is not here any more."""
-    from models import registry, run_diff, training
+    from models import provenance, run_diff, training
 
     dataset = train.prepare.fn(settings.datasets, recorded.dataset, recorded.recipe)
     trained = training.fit(recorded.recipe, dataset)
-    commits = recorded.run.tags.get("git_commit"), registry.git_commit().get("git_commit")
+    commits = recorded.run.tags.get("git_commit"), provenance.git_commit().get("git_commit")
     code = run_diff.differing_code(*commits, sides=("the run", "this checkout"))
-    environment = run_diff.differing(recorded.environment, registry.environment())
+    environment = run_diff.differing(recorded.environment, provenance.environment())
     return Replay(
         recorded.run.title,
         recorded.weights_hash,

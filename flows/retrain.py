@@ -22,8 +22,8 @@ from flows.ingest import extended, start_from, with_feedback
 from flows.train import train_on
 from models import gate, recipes
 from models.gate import GateVerdict
-from models.recipes import Recipe
 from models.registry_reader import RegistryReader
+from models.training import Recipe
 
 log = logging.getLogger("digits.retrain")
 

@@ -22,7 +22,7 @@ from digits.data.datasets import Dataset, Storage
 from digits.settings import load_settings
 from flows import dask_cluster
 from flows.train import prefect_run
-from models.recipes import Recipe
+from models.training import Recipe
 
 if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s, Dask and Optuna 1 s each
     from distributed import Client, Event, Future
@@ -101,7 +101,8 @@ class SweepExecutor:
     """The trials of one call of a sweep, and the study and the MLflow runs that record them."""
 
     def __init__(self, plan: SweepPlan, study: "Study", fingerprint: str, parent_run: str, client: "Client") -> None:
-        from models.registry import RegistryWriter, git_commit
+        from models.provenance import git_commit
+        from models.registry import RegistryWriter
 
         settings = load_settings()
         self.plan, self.study, self.parent_run, self.client = plan, study, parent_run, client

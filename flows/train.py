@@ -15,7 +15,8 @@ from digits.data.datasets import Dataset, Storage
 from digits.reference import Reference
 from digits.settings import load_settings
 from flows.ingest import store
-from models.recipes import COMPACT, Recipe
+from models.recipes import COMPACT
+from models.training import Recipe
 
 if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s
     from models.evaluation import Evaluation
@@ -105,8 +106,7 @@ def register(
     run_id: str,
 ) -> str:
     """Export, prove the export equal on the test images, and register it with its reference sample; the version."""
-    from models import conformal, export, onnx_model
-    from models.registry import inputs as registry_inputs
+    from models import conformal, export, onnx_model, provenance
 
     onnx = export.to_onnx(trained.model)
     answer = onnx_model.load(onnx).predict_proba
@@ -116,7 +116,7 @@ def register(
     card = {
         "recipe": recipe.model_dump(mode="json"),
         "dataset": fingerprint,
-        "inputs": registry_inputs(fingerprint, recipe),
+        "inputs": provenance.inputs(fingerprint, recipe),
         "metrics": {**evaluation.metrics, **trained.metrics},
         "conformal": conformal.calibrate(answer(dataset.validation.images), dataset.validation.labels).to_card(),
         "run_id": run_id,

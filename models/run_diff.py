@@ -14,8 +14,7 @@ from digits.data.datasets import Dataset, Storage
 from digits.images import Labels, Split
 from models import gate, runs
 from models.model_store import ModelStore, VerifiedModel
-from models.recipes import flatten
-from models.registry import RegistryWriter
+from models.registry import RegistryWriter, flatten
 from models.runs import Run
 
 SHOWN = 5  # labels or files named one by one

@@ -13,9 +13,9 @@ from digits.data.datasets import Dataset
 from digits.images import Split
 from models import search
 from models.architectures import Dense
-from models.recipes import ADAM, COMPACT, Recipe
+from models.recipes import ADAM, COMPACT
 from models.search import ATTEMPTS, FIRST_TRIALS, STARTS, Search
-from models.training import Epoch, fit
+from models.training import Epoch, Recipe, fit
 
 PLACE = ("architecture", "optimizer", "learning_rate", "weight_decay", "schedule", "batch_size")
 

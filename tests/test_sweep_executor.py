@@ -13,7 +13,8 @@ from digits.data.datasets import Dataset
 from flows import sweep, sweep_executor
 from models import search
 from models.architectures import Dense
-from models.recipes import COMPACT, Recipe
+from models.recipes import COMPACT
+from models.training import Recipe
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,10 @@ from digits.data import sources
 from digits.data.datasets import Dataset
 from models import evaluation, export, onnx_model, training
 from models.architectures import Convolutional, Dense
+from models.augmentation import Augmentation
 from models.gate import GatePolicy
-from models.recipes import COMPACT, SIGMOID, Augmentation, Recipe
+from models.recipes import COMPACT, SIGMOID
+from models.training import Recipe
 
 QUICK = COMPACT.model_copy(update={"epochs": 3, "batch_size": 16})
 
