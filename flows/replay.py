@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING, Any
 from prefect import flow
 from pydantic import ValidationError
 
-<<<<<<< HEAD
-from digits.settings import Settings, load_settings
-from flows import train
-from models.training import Recipe
-=======
 from digits.data import datasets
 from flows.connections import Platform
 from flows.tasks import publish, server_task, task
-from models.recipes import Recipe
->>>>>>> main
+from models.training import Recipe
 
 if TYPE_CHECKING:  # MLflow takes 4 s
     from models.registry import RegistryWriter
@@ -94,24 +88,13 @@ def look_up(platform: Platform, run: str) -> Recorded:
     )
 
 
-<<<<<<< HEAD
-@task(cache_policy=NO_CACHE)
-def train_again(recorded: Recorded, settings: Settings) -> Replay:
-    """The same training on the stored data set; raises BadData when the data set is not here any more."""
-    from models import provenance, run_diff, training
-
-    dataset = train.prepare.fn(settings.datasets, recorded.dataset, recorded.recipe)
-    trained = training.fit(recorded.recipe, dataset)
-    commits = recorded.run.tags.get("git_commit"), provenance.git_commit().get("git_commit")
-=======
 def train_again(platform: Platform, recorded: Recorded) -> Replay:
     """The same training on the stored data set; raises BadData when the data set is not stored here any more."""
-    from models import candidates, registry, run_diff, training
+    from models import candidates, run_diff, training
 
     dataset = datasets.load(platform.datasets, recorded.dataset)
     trained = training.fit(recorded.recipe, candidates.split(dataset, recorded.recipe))
-    commits = recorded.run.tags.get("git_commit"), registry.git_commit().get("git_commit")
->>>>>>> main
+    commits = recorded.run.tags.get("git_commit"), provenance.git_commit().get("git_commit")
     code = run_diff.differing_code(*commits, sides=("the run", "this checkout"))
     environment = run_diff.differing(recorded.environment, provenance.environment())
     return Replay(

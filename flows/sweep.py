@@ -126,13 +126,7 @@ def register_best(platform: Platform, study: "Study", plan: SweepPlan, dataset: 
     version = platform.registry.trained_before(dataset.fingerprint, recipe)
     if version is None:
         tags = {"mlflow.parentRunId": parent, "trial": str(complete[0].number)}
-<<<<<<< HEAD
-        version = train_on(fingerprint, recipe, tags)
-    if version != RegistryReader(registry.uri).version():
-        registry.set_alias("challenger", version)
-=======
         version = train_on(platform, dataset, recipe, tags)
     if version != platform.models.registry.version():
         platform.registry.set_alias("challenger", version)
->>>>>>> main
     return version

@@ -24,21 +24,10 @@ from digits.data.datasets import Dataset, Storage
 from digits.settings import load_settings
 from flows import dask_cluster
 from flows.train import prefect_run
-<<<<<<< HEAD
-from models.training import Recipe
-
-if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s, Dask and Optuna 1 s each
-    from distributed import Client, Event, Future
-    from optuna import Study, Trial
-
-    from models.search import TrainedTrial
-    from models.training import Epoch
-=======
 from models import search
-from models.recipes import Recipe
-from models.registry import RegistryWriter, git_commit
-from models.training import Epoch
->>>>>>> main
+from models.provenance import git_commit
+from models.registry import RegistryWriter
+from models.training import Epoch, Recipe
 
 log = logging.getLogger("digits.sweep")
 
@@ -101,14 +90,7 @@ class RunningTrial:
 class SweepExecutor:
     """The trials of one call of a sweep, and the study and the MLflow runs that record them."""
 
-<<<<<<< HEAD
-    def __init__(self, plan: SweepPlan, study: "Study", fingerprint: str, parent_run: str, client: "Client") -> None:
-        from models.provenance import git_commit
-        from models.registry import RegistryWriter
-
-=======
     def __init__(self, plan: SweepPlan, study: Study, fingerprint: str, parent_run: str, client: Client) -> None:
->>>>>>> main
         settings = load_settings()
         self.plan, self.study, self.parent_run, self.client = plan, study, parent_run, client
         self.datasets, self.fingerprint = settings.datasets, fingerprint

@@ -12,7 +12,7 @@ import numpy as np
 from digits.data import datasets
 from digits.data.datasets import Dataset, Storage
 from digits.images import Labels, Split
-from models import gate, runs
+from models import runs
 from models.model_store import ModelStore, VerifiedModel
 from models.registry import RegistryWriter, flatten
 from models.runs import Run
@@ -59,7 +59,10 @@ class Agreement:
     @property
     def p_value(self) -> float:
         """Exact McNemar, two-sided: only images that exactly one of the two gets right tell them apart (Dietterich 1998)."""
-        return min(1.0, 2 * gate.sign_test(max(self.only_a, self.only_b), min(self.only_a, self.only_b)))
+        from scipy.stats import binomtest
+
+        differing = self.only_a + self.only_b
+        return float(binomtest(self.only_a, differing).pvalue) if differing else 1.0
 
     @property
     def sentence(self) -> str:

@@ -14,16 +14,9 @@ from digits.data import sources
 from digits.data.datasets import Dataset
 from digits.images import Split
 from models import search
-<<<<<<< HEAD
-from models.architectures import Dense
-from models.recipes import ADAM, COMPACT
-from models.search import ATTEMPTS, FIRST_TRIALS, STARTS, Search
-from models.training import Epoch, Recipe, fit
-=======
-from models.recipes import ADAM, AUGMENTED, COMPACT, Recipe
+from models.recipes import ADAM, AUGMENTED, COMPACT
 from models.search import INITIAL_PARAMS, MAX_ATTEMPTS, STARTUP_TRIALS
-from models.training import Epoch, fit
->>>>>>> main
+from models.training import Epoch, Recipe, fit
 
 EPOCHS = 8
 

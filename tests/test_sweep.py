@@ -18,15 +18,9 @@ from conftest import find_free_port, wait_for
 from optuna import Study
 from optuna.trial import FrozenTrial
 
-<<<<<<< HEAD
-from models.registry import RegistryWriter, flat
-from models.search import Search
-from models.training import Recipe
-=======
 from models import search
-from models.recipes import Recipe
 from models.registry import RegistryWriter, flat
->>>>>>> main
+from models.training import Recipe
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 3
@@ -216,13 +210,8 @@ def test_at_the_end_of_the_time_the_best_is_registered_as_challenger(sweep: Swee
 def trained_alone(recipe: Recipe, sweep: Sweep) -> float:
     """The validation accuracy of the recipe on one thread, as a worker has it, in a process of its own."""
     program = (
-<<<<<<< HEAD
-        "import sys; from pathlib import Path; from digits import datasets; from models import search;"
-        "from models.training import Recipe; recipe = Recipe.model_validate_json(sys.argv[1]);"
-=======
         "import sys; from pathlib import Path; from digits.data import datasets; from models import search;"
-        "from models.recipes import Recipe; recipe = Recipe.model_validate_json(sys.argv[1]);"
->>>>>>> main
+        "from models.training import Recipe; recipe = Recipe.model_validate_json(sys.argv[1]);"
         "dataset = datasets.load(Path(sys.argv[2]), sys.argv[3]);"
         "print(search.train(recipe, dataset, lambda *_: True).accuracy)"
     )

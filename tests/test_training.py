@@ -126,7 +126,7 @@ def test_a_convolutional_network_trains_exports_and_may_be_served(dataset: Datas
     assert evaluation.accuracy(probabilities, dataset.test.labels).value > 0.8
     content = export.to_onnx(model)
     export.check_equal(onnx_model.load(content).predict_proba(dataset.test.images), probabilities, dataset.test.images)
-    assert len(content) < GatePolicy().largest_bytes
+    assert len(content) < GatePolicy().max_bytes
     assert 4 * training.build(recipe.model_copy(update={"architecture": Convolutional()})).count_params() < 4_000_000
 
 
