@@ -90,7 +90,7 @@ def look_up(platform: Platform, run: str) -> Recorded:
 
 def train_again(platform: Platform, recorded: Recorded) -> Replay:
     """The same training on the stored data set; raises BadData when the data set is not stored here any more."""
-    from models import candidates, run_diff, training
+    from models import candidates, provenance, run_diff, training
 
     dataset = datasets.load(platform.datasets, recorded.dataset)
     trained = training.fit(recorded.recipe, candidates.split(dataset, recorded.recipe))
