@@ -90,14 +90,14 @@ def _processor() -> str:
 def git_commit() -> dict[str, str]:
     """The commit of the code, `+` where files differ from it; nothing outside a git checkout."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"git_commit": commit + ("+" if changed else "")}
 
 
-def _git(*words: str) -> str:
+def git(*words: str) -> str:
     return subprocess.run(
         ["git", *words], cwd=ROOT, check=True, capture_output=True, text=True, timeout=10
     ).stdout.strip()
