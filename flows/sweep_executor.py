@@ -25,9 +25,9 @@ from digits.settings import load_settings
 from flows import dask_cluster
 from flows.train import prefect_run
 from models import search
-from models.recipes import Recipe
-from models.registry import RegistryWriter, git_commit
-from models.training import Epoch
+from models.provenance import git_commit
+from models.registry import RegistryWriter
+from models.training import Epoch, Recipe
 
 log = logging.getLogger("digits.sweep")
 
