@@ -26,7 +26,7 @@ from flows import dask_cluster
 from flows.train import prefect_run
 from models import search
 from models.recipes import Recipe
-from models.registry import Registry, git_commit
+from models.registry import RegistryWriter, git_commit
 from models.training import Epoch
 
 log = logging.getLogger("digits.sweep")
@@ -94,7 +94,7 @@ class SweepExecutor:
         settings = load_settings()
         self.plan, self.study, self.parent_run, self.client = plan, study, parent_run, client
         self.datasets, self.fingerprint = settings.datasets, fingerprint
-        self.registry = Registry(settings.mlflow_tracking_uri)
+        self.registry = RegistryWriter(settings.mlflow_tracking_uri)
         self.tags = {"recipe": plan.name, "dataset": fingerprint, **git_commit(), **prefect_run()}
         self.running: dict[int, RunningTrial] = {}
         self.failures: list[int] = []  # the trials that failed in a row

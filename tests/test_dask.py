@@ -15,6 +15,7 @@ from distributed import Client, LocalCluster
 from digits import reference
 from digits.settings import Settings
 from flows import dask_cluster, score
+from flows.connections import Platform
 from models import scoring
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
@@ -67,13 +68,13 @@ def test_a_file_is_answered_on_the_cluster_as_on_this_machine(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
     alone = Settings()
     spread = alone.model_copy(update={"dask_address": cluster.address})
-    champion = score.load.fn(alone)
+    champion = Platform(alone).models.fetch()
     parquet = tmp_path / "test.parquet"
     images = reference.from_bytes(champion_files["reference.npz"]).images
     pq.write_table(pa.table({"image": [image.tobytes() for image in images]}), parquet)
     for source in (csv, parquet):
         counts = [
-            score.answer.fn(source, tmp_path / name, champion, settings)
+            score.write_answers(source, tmp_path / name, champion, settings)
             for name, settings in (("alone.csv", alone), ("spread.csv", spread))
         ]
         assert counts[0].rows == counts[1].rows >= len(images)
@@ -85,7 +86,7 @@ def test_a_file_is_answered_on_the_cluster_as_on_this_machine(
 def test_a_killed_worker_costs_time_and_no_result(
     cluster: Cluster, client: Client, csv: Path, champion_files: Files
 ) -> None:
-    function = partial(scoring.answer_chunk, answer=score.Carried(champion_files["model.onnx"]))
+    function = partial(scoring.predict_chunk, predict_proba=score.Carried(champion_files["model.onnx"]))
     expected = list(scoring.in_threads(function, scoring.chunks(csv)))
     results = score.on_cluster(client, function, scoring.chunks(csv))
     found = [next(results) for _ in range(3)]

@@ -58,6 +58,30 @@ def test_rotation_agrees_with_scipy() -> None:
     assert np.abs(perturbations.rotate(images, 20) - expected)[:, 4:-4, 4:-4].max() <= 1
 
 
+@pytest.mark.parametrize("n", [1, 20])
+def test_bilinear_sampling_agrees_with_scipy(n: int) -> None:
+    """Coordinates for each image and the same coordinates for all, some of them outside the image."""
+    from scipy.ndimage import map_coordinates
+
+    images = held_out()[0][:20]
+    rows, columns = np.random.default_rng(0).uniform(-4, 32, (2, n, 28, 28)).astype(np.float32)
+    where = np.broadcast_arrays(np.arange(20)[:, None, None], rows, columns)
+    expected = map_coordinates(
+        np.pad(images.astype(float), ((0, 0), (2, 2), (2, 2))), [where[0], where[1] + 2, where[2] + 2], order=1
+    )
+    assert np.abs(perturbations.sample_bilinear(images, rows, columns) - expected).max() <= 0.51
+
+
+def test_the_extreme_of_a_neighbourhood_agrees_with_scipy() -> None:
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28)).astype(np.uint8)
+    for extreme, expected in ((np.maximum, maximum_filter), (np.minimum, minimum_filter)):
+        np.testing.assert_array_equal(
+            perturbations.neighbourhood_extreme(images, extreme), expected(images, (1, 3, 3), mode="constant")
+        )
+
+
 def test_thick_strokes_contain_the_plain_ones_and_thin_ones_lie_within() -> None:
     images = held_out()[0][:20].astype(int)
     plain = images.astype(np.uint8)

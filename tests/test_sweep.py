@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 
 from models import search
 from models.recipes import Recipe
-from models.registry import Registry, flat
+from models.registry import RegistryWriter, flat
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 3
@@ -65,8 +65,8 @@ class Sweep:
         except psutil.Error:
             return False
 
-    def registry(self) -> Registry:
-        return Registry(self.mlflow)
+    def registry(self) -> RegistryWriter:
+        return RegistryWriter(self.mlflow)
 
     def study(self) -> Study:
         """The study, as the last call left it."""

@@ -111,7 +111,7 @@ def executor(
     client: Client, study: Study, stored: tuple[Path, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> SweepExecutor:
     folder, dataset = stored
-    monkeypatch.setattr(sweep_executor, "Registry", Runs)
+    monkeypatch.setattr(sweep_executor, "RegistryWriter", Runs)
     executor = SweepExecutor(SweepPlan(epochs=EPOCHS, minutes=1), study, dataset.fingerprint, "parent", client)
     executor.datasets = folder
     return executor

@@ -10,27 +10,30 @@ from digits.images import SIZE, Images, Labels
 
 Change = Callable[[Images, float], Images]
 
+# images warped at once, so that the intermediate arrays stay in the cache
+_CHUNK = 1000
+
 
 def shift(images: Images, right: float, down: float = 0.0) -> Images:
     """Moved by so many px, fractions interpolated; paper comes in at the side."""
-    return _warp(images, np.eye(2), np.array([down, right]))
+    return _affine(images, np.eye(2), np.array([down, right]))
 
 
 def rotate(images: Images, degrees: float) -> Images:
     """Turned clockwise about the middle; positive makes an upright digit lean right."""
     angle = np.radians(degrees)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])  # of (y, x), y pointing down
-    return _warp(images, turn, np.zeros(2))
+    return _affine(images, turn, np.zeros(2))
 
 
 def slant(images: Images, degrees: float) -> Images:
     """Sheared so that an upright stroke leans right by the angle; rows stay rows."""
-    return _warp(images, np.array([[1.0, 0.0], [-np.tan(np.radians(degrees)), 1.0]]), np.zeros(2))
+    return _affine(images, np.array([[1.0, 0.0], [-np.tan(np.radians(degrees)), 1.0]]), np.zeros(2))
 
 
 def scale(images: Images, factor: float) -> Images:
     """Larger (over 1) or smaller (under 1) about the middle."""
-    return _warp(images, np.eye(2) * factor, np.zeros(2))
+    return _affine(images, np.eye(2) * factor, np.zeros(2))
 
 
 def dim(images: Images, factor: float) -> Images:
@@ -102,38 +105,52 @@ def _grey(values: NDArray[np.floating[Any]]) -> Images:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def _warp(images: Images, matrix: NDArray[np.float64], offset: NDArray[np.float64]) -> Images:
-    """Every image through one affine map of (y, x) about the middle, interpolated linearly.
+def sample_bilinear(images: Images, rows: NDArray[np.float32], columns: NDArray[np.float32]) -> Images:
+    """Bilinear values of the images at fractional pixel coordinates; paper outside.
 
-    The map is the same for all, so the four neighbours of each pixel and their weights are found once.
+    The coordinates have the shape (n, 28, 28), or (1, 28, 28) where they are the same for all images.
     """
-    middle = (SIZE - 1) / 2
-    target = np.indices((SIZE, SIZE)).reshape(2, -1) - middle
-    source = np.linalg.solve(matrix, target - offset[:, None]) + middle
-    low = np.floor(source).astype(int)
-    part = source - low
-    flat = images.reshape(len(images), -1)
-    warped = np.zeros(flat.shape, np.float32)
-    for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        row, column = low[0] + y, low[1] + x
-        weight = (part[0] if y else 1 - part[0]) * (part[1] if x else 1 - part[1])
-        inside = (row >= 0) & (row < SIZE) & (column >= 0) & (column < SIZE)
-        neighbour = np.take(flat, np.where(inside, row * SIZE + column, 0), axis=1)
-        warped += neighbour * np.where(inside, weight, 0).astype(np.float32)
-    return _grey(warped).reshape(images.shape)
+    margin = 2
+    side = SIZE + 2 * margin
+    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin))).reshape(len(images), -1)
+    rows = np.clip(rows + margin, 0, side - 1.001)
+    columns = np.clip(columns + margin, 0, side - 1.001)
+    top, left = rows.astype(np.int32), columns.astype(np.int32)
+    down, right = rows - top, columns - left
+    corner = top * side + left
+
+    def neighbours(offset: int) -> NDArray[np.uint8]:
+        if len(corner) == 1:
+            return padded.take(corner[0] + offset, axis=1)
+        first = np.arange(offset, padded.size, side * side, dtype=np.int32)[:, None, None]
+        return padded.reshape(-1)[corner + first]
+
+    upper = neighbours(0) * (1 - right) + neighbours(1) * right
+    lower = neighbours(side) * (1 - right) + neighbours(side + 1) * right
+    return np.rint(upper * (1 - down) + lower * down).astype(np.uint8)
 
 
-def _grow(images: Images, width: float, extreme: Callable[..., NDArray[np.uint8]]) -> Images:
-    """The brightest or darkest of each 2 x 2 neighbourhood, once per px of width, the last px mixed in by its fraction.
+def neighbourhood_extreme(images: Images, extreme: np.ufunc) -> Images:
+    """The maximum (dilation) or minimum (erosion) of each pixel's 3 x 3 neighbourhood; paper outside."""
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+    rows = extreme(extreme(padded[:, :-2], padded[:, 1:-1]), padded[:, 2:])
+    return extreme(extreme(rows[:, :, :-2], rows[:, :, 1:-1]), rows[:, :, 2:])
 
-    The mean over the four ways to place the neighbourhood, so that nothing moves.
-    """
+
+def _affine(images: Images, matrix: NDArray[np.float64], offset: NDArray[np.float64]) -> Images:
+    """All images through one affine map of (y, x) about the centre."""
+    centre = (SIZE - 1) / 2
+    target = np.indices((SIZE, SIZE)).reshape(2, -1) - centre
+    source = np.linalg.solve(matrix, target - offset[:, None]) + centre
+    rows, columns = source.astype(np.float32).reshape(2, 1, SIZE, SIZE)
+    chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
+    return np.concatenate([sample_bilinear(chunk, rows, columns) for chunk in chunks]) if chunks else images.copy()
+
+
+def _grow(images: Images, width: float, extreme: np.ufunc) -> Images:
+    """A blend with the 3 x 3 extreme, which moves both edges of a stroke by 1 px, once per 2 px of width."""
     while width > 0:
-        padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-        pairs = extreme(padded[:, :, 1:], padded[:, :, :-1])
-        squares = extreme(pairs[:, 1:], pairs[:, :-1]).astype(np.float32)  # (n, 29, 29), one for each corner
-        grown = (squares[:, 1:, 1:] + squares[:, 1:, :-1] + squares[:, :-1, 1:] + squares[:, :-1, :-1]) / 4
-        share = np.float32(min(width, 1))
-        images = _grey(images * (1 - share) + share * grown)
-        width -= 1
+        share = np.float32(min(width / 2, 1))
+        images = _grey(images * (1 - share) + share * neighbourhood_extreme(images, extreme))
+        width -= 2
     return images
