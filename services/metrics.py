@@ -42,6 +42,18 @@ def _reserve_files() -> None:
         del os.environ[FOLDER_VARIABLE]
 
 
+def _drop_dead_gauges() -> None:
+    """Remove the gauges of workers that were killed: a dead worker has no state."""
+    from prometheus_client import multiprocess
+
+    for path in Path(os.environ.get(FOLDER_VARIABLE, "")).glob("gauge_livesum_*.db"):
+        pid = int(path.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # shipped without types
+
+
 class Metrics:
     """The metrics of this worker."""
 
@@ -50,6 +62,7 @@ class Metrics:
         # decides at its import whether metrics are shared
         import prometheus_client as prometheus
 
+        _drop_dead_gauges()
         self._prometheus = prometheus
         gauge = prometheus.Gauge
         self._requests = prometheus.Counter("digits_requests", "Requests answered.", ["route", "status"])
