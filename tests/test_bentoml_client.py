@@ -167,6 +167,7 @@ def declared(registry_of_one: Registry, tmp_path_factory: pytest.TempPathFactory
         patch.setattr(DigitClassifier, "middlewares", [])
         with TestClient(DigitClassifier.to_asgi(), raise_server_exceptions=False) as client:  # type: ignore[attr-defined]
             wait_for(lambda: client.get("/readyz").status_code == 200)
+            wait_for(lambda: bentoml.get_current_service().context.log.engine)
             yield client
 
 
