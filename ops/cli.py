@@ -163,9 +163,10 @@ def train(
     from ops.flow_runs import flows_in_this_process
 
     with flows_in_this_process() as settings:
+        from flows import terminal
         from flows.train import train
 
-        version = train(chosen, data)
+        version = terminal.run(train, chosen, data)
         _print_version(settings, version)
 
 
@@ -179,9 +180,10 @@ def retrain(
     from ops.flow_runs import flows_in_this_process
 
     with flows_in_this_process():
+        from flows import terminal
         from flows.retrain import retrain
 
-        retrain(recipe, data, seed)
+        terminal.run(retrain, recipe, data, seed)
 
 
 @app.command()
@@ -310,9 +312,10 @@ def replay(run: Annotated[str, typer.Argument(help="A version or a run id, or th
     from ops.flow_runs import flows_in_this_process
 
     with flows_in_this_process():
+        from flows import terminal
         from flows.replay import replay
 
-        outcome = replay(run)
+        outcome = terminal.run(replay, run)
     raise SystemExit(0 if outcome.identical else 1)
 
 
@@ -329,10 +332,12 @@ def sweep(
     from ops.processes import signals_as_interrupts
 
     with flows_in_this_process() as settings, signals_as_interrupts():
+        from flows import terminal
         from flows.sweep import sweep
         from flows.sweep_executor import Plan
 
-        _print_version(settings, sweep(Plan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)))
+        plan = Plan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)
+        _print_version(settings, terminal.run(sweep, plan))
 
 
 @app.command()
@@ -389,9 +394,10 @@ def score(
     from ops.flow_runs import flows_in_this_process
 
     with flows_in_this_process():
+        from flows import terminal
         from flows.score import score
 
-        count = score(source, target)
+        count = terminal.run(score, source, target)
     raise SystemExit(0 if count.answered else 1)
 
 
@@ -415,14 +421,16 @@ def monitor(
     from ops.flow_runs import flows_in_this_process
 
     with flows_in_this_process():
+        from flows import terminal
+
         if begin and end:
             from flows.backfill import backfill
 
-            backfill(begin, end, since)
+            terminal.run(backfill, begin, end, since)
         else:
             from flows.monitor import monitor
 
-            monitor(since)
+            terminal.run(monitor, since)
 
 
 @app.command()

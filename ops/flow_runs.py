@@ -26,7 +26,9 @@ def flows_in_this_process() -> Iterator[Settings]:
     settings = load_settings()
     _check_prefect(settings)
     os.environ.update(processes.environment(settings))
-    silence_prefect()
+    from flows import terminal
+
+    terminal.prepare(settings.prefect_api_url)
     started = time.monotonic()
     yield settings
     log.info("took %.1f s", time.monotonic() - started)
