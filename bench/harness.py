@@ -128,12 +128,12 @@ def data() -> Dataset:
 def register(settings: Settings, recipe: Recipe, dataset: Dataset) -> str:
     """Train and register as `digits train` does, and point the alias `champion` to it; the version."""
     from models import candidates
-    from models.registry import Registry
+    from models.registry import RegistryWriter
 
-    registry = Registry(settings.mlflow_tracking_uri)
+    registry = RegistryWriter(settings.mlflow_tracking_uri)
     datasets.save(dataset, settings.datasets)
     version = candidates.train(registry, settings.datasets, dataset, recipe)
-    registry.point("champion", version)
+    registry.set_alias("champion", version)
     return version
 
 

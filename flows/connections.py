@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # MLflow takes 4 s to import, ONNX Runtime 1 s
     from sqlalchemy import Engine
 
     from models.model_store import ModelStore
-    from models.registry import Registry
+    from models.registry import RegistryWriter
 
 
 class Platform:
@@ -31,11 +31,11 @@ class Platform:
         return database.connect(self.settings.database_url)
 
     @cached_property
-    def registry(self) -> "Registry":
+    def registry(self) -> "RegistryWriter":
         """The writer of MLflow's runs and versions; raises RegistryUnreachable."""
-        from models.registry import Registry
+        from models.registry import RegistryWriter
 
-        return Registry(self.settings.mlflow_tracking_uri)
+        return RegistryWriter(self.settings.mlflow_tracking_uri)
 
     @cached_property
     def models(self) -> "ModelStore":

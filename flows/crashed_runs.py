@@ -25,7 +25,7 @@ from prefect.runtime import flow_run
 from prefect.states import Crashed
 
 if TYPE_CHECKING:  # MLflow takes 4 s
-    from models.registry import Registry
+    from models.registry import RegistryWriter
 
 log = logging.getLogger("digits.crashed_runs")
 
@@ -43,7 +43,7 @@ def tag(reason: str) -> None:
         client.update_flow_run(UUID(flow_run.id), tags={*flow_run.tags, reason.split(":")[0]})
 
 
-def mark_crashed(registry: "Registry", lease: timedelta) -> None:
+def mark_crashed(registry: "RegistryWriter", lease: timedelta) -> None:
     """Close the runs of crashed retrainings; called only by the holder of the retraining slot.
 
     Every other retraining is dead, except those that started within the lease and are about to be refused the slot. An
@@ -57,7 +57,7 @@ def mark_crashed(registry: "Registry", lease: timedelta) -> None:
             started = run.start_time or datetime.now(UTC)
             if str(run.id) != flow_run.id and datetime.now(UTC) - started > lease:
                 _crash(client, run, "its process died")
-        for run_id, tags in registry.open_runs().items():
+        for run_id, tags in registry.active_runs().items():
             if _has_ended(client, tags.get("prefect_run", "")):
                 registry.close_run(run_id, "FAILED", {"crashed": "its process died"})
                 log.warning("the training %s died; its MLflow run is marked as failed", run_id[:8])

@@ -14,7 +14,7 @@ from flows.tasks import publish, server_task, task
 from models.recipes import Recipe
 
 if TYPE_CHECKING:  # MLflow takes 4 s
-    from models.registry import Registry
+    from models.registry import RegistryWriter
     from models.runs import Run
 
 log = logging.getLogger("digits.replay")
@@ -105,7 +105,7 @@ def train_again(platform: Platform, recorded: Recorded) -> Replay:
     )
 
 
-def _recipe(registry: "Registry", run: "Run") -> Recipe:
+def _recipe(registry: "RegistryWriter", run: "Run") -> Recipe:
     from models import runs
 
     fields: dict[str, Any] = runs.read_json(registry, run, "recipe.json")

@@ -205,7 +205,7 @@ def decided_before(platform: Platform, version: str) -> str | None:
     message = None
     if platform.models.registry.version() == version:
         message = f"digits v{version} stays the champion: there is nothing new to learn"
-    elif entry := ledger.left(ledger.entries(platform.engine), version):
+    elif entry := ledger.last_replacement(ledger.entries(platform.engine), version):
         message = (
             f"digits v{version} was the champion until the {entry.action} of v{entry.to_version} ({entry.why}) and is not "
             f"promoted again without new data; `digits promote {version}` brings it back"

@@ -16,7 +16,7 @@ from prefect import flow
 
 from digits.images import Images
 from digits.settings import Settings
-from flows import sweep_executor
+from flows import dask_cluster
 from flows.connections import Platform
 from flows.tasks import publish, server_task, task
 
@@ -51,7 +51,7 @@ def write_answers(source: Path, target: Path, champion: "VerifiedModel", setting
     if settings.dask_address is None:
         return scoring.score(source, target, champion.predict_proba)
     carried = Carried(_model_file(champion, settings))
-    with sweep_executor.cluster(settings.dask_address, None) as address, sweep_executor.connect(address) as client:
+    with dask_cluster.connect(settings.dask_address) as client:
         return scoring.score(source, target, carried, partial(on_cluster, client))
 
 
@@ -118,7 +118,7 @@ def _result(client: "Client", future: "Future") -> Any:
 
     while True:
         try:
-            return future.result(timeout=sweep_executor.WORKERLESS_SECONDS)
+            return future.result(timeout=dask_cluster.NO_WORKERS_TIMEOUT_SECONDS)
         except TimeoutError:
             if not client.nthreads():
                 raise ConnectionError("all workers of the Dask cluster are gone; call this again") from None

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from concurrent.futures import Future
 from copy import copy
 from functools import wraps
@@ -24,17 +25,26 @@ ENVIRONMENT = {
 }
 
 
-class _Outage(logging.Handler):
+class Outage(logging.Handler):
     """Replaces the warnings of Prefect's event client, one per event, by one sentence."""
 
-    def __init__(self, api: str) -> None:
-        super().__init__(logging.WARNING)
-        self.api, self.told = api, False
+    api = ""
+    told = False
 
     def emit(self, _record: logging.LogRecord) -> None:
+        self.tell()
+
+    def tell(self) -> None:
+        """Log the sentence, once."""
         if not self.told:
             self.told = True
-            log.warning("Prefect at %s stopped answering; the run goes on without it", self.api)
+            log.warning(
+                "Prefect at %s stopped answering; the run goes on and its results are kept, but Prefect will not show its end",
+                self.api,
+            )
+
+
+outage = Outage(logging.WARNING)
 
 
 def prepare(api: str) -> None:
@@ -46,7 +56,7 @@ def prepare(api: str) -> None:
 
     # The client's own 10 attempts take 8 s for each event of a server that is gone, also while the command ends.
     EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=2)
-    logging.getLogger("prefect.events.clients").addHandler(_Outage(api))
+    outage.api = api
 
 
 def run(flow: "Flow[P, R]", *args: P.args, **kwargs: P.kwargs) -> R:
@@ -55,6 +65,8 @@ def run(flow: "Flow[P, R]", *args: P.args, **kwargs: P.kwargs) -> R:
 
     @wraps(flow.fn)
     def function(*args: P.args, **kwargs: P.kwargs) -> R:
+        # Here, because Prefect removes the handlers of its loggers when it starts a flow.
+        logging.getLogger("prefect.events.clients").addHandler(outage)
         try:
             outcome.set_result(flow.fn(*args, **kwargs))
         except Exception as error:
@@ -67,6 +79,20 @@ def run(flow: "Flow[P, R]", *args: P.args, **kwargs: P.kwargs) -> R:
         return observed(*args, **kwargs)
     except httpx.HTTPError as error:
         if not outcome.done():
-            raise ConnectionError(f"Prefect stopped answering before the flow {flow.name} began: {error}") from error
-    log.warning("Prefect does not answer; its page of this run stays unfinished, the result is not affected")
+            raise ConnectionError(
+                f"Prefect does not answer, and the flow {flow.name} did not begin: {error}"
+            ) from error
+    outage.tell()
     return outcome.result()
+
+
+def exit_without_prefect() -> None:
+    """End the process at once during an outage, with the code of the current SystemExit.
+
+    At an ordinary exit, Prefect's client would try for half a minute to send the events that are left.
+    """
+    if outage.told:
+        error = sys.exc_info()[1]
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 0)

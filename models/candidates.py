@@ -11,7 +11,7 @@ from digits.reference import Reference
 from models import conformal, evaluation, export, figures, onnx_model, training
 from models.evaluation import Evaluation
 from models.recipes import Recipe
-from models.registry import Registry, inputs
+from models.registry import RegistryWriter, inputs
 from models.training import Trained
 
 REFERENCE_SIZE = 5_000  # images of the reference sample
@@ -70,14 +70,14 @@ def evaluate(recipe: Recipe, fingerprint: str, dataset: Dataset, trained: Traine
     return Candidate(recipe, dataset, trained, evaluated, card, files)
 
 
-def log_results(registry: Registry, candidate: Candidate) -> None:
+def log_results(registry: RegistryWriter, candidate: Candidate) -> None:
     """Log metrics, figures and the model's summary to the current MLflow run."""
     test, probabilities = candidate.dataset.test, candidate.evaluation.probabilities
     registry.log_metrics(candidate.metrics)
-    registry.tag_run({"weights_hash": candidate.trained.weights_hash})
+    registry.log_tags({"weights_hash": candidate.trained.weights_hash})
     registry.log_text(candidate.trained.summary, "model_summary.txt")
     registry.log_text(candidate.evaluation.confusions, "most_confused.txt")
-    registry.log_pictures(
+    registry.log_figures(
         {
             "learning_curves": figures.curves(candidate.trained.history),
             "confusion_matrix": figures.confusion(candidate.evaluation.counts),
@@ -88,14 +88,14 @@ def log_results(registry: Registry, candidate: Candidate) -> None:
     )
 
 
-def register(registry: Registry, candidate: Candidate, run_id: str) -> str:
+def register(registry: RegistryWriter, candidate: Candidate, run_id: str) -> str:
     """Register the candidate as a new version of the run; its version."""
     card = {**candidate.card, "run_id": run_id, "experiment_id": registry.experiment_id}
     return registry.register(card, candidate.files)
 
 
 def train(
-    registry: Registry, storage: Storage, dataset: Dataset, recipe: Recipe, tags: Mapping[str, str] | None = None
+    registry: RegistryWriter, storage: Storage, dataset: Dataset, recipe: Recipe, tags: Mapping[str, str] | None = None
 ) -> str:
     """Train on a stored data set and register the result, without Prefect; the version."""
     prepared = split(dataset, recipe)

@@ -3,8 +3,9 @@
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 
@@ -18,8 +19,8 @@ log = logging.getLogger("digits.flow_runs")
 
 
 @contextmanager
-def flows_in_this_process() -> Iterator[Settings]:
-    """Point Prefect at its server and keep its log lines off the terminal; logs how long the body took.
+def flows_in_this_process() -> Iterator[Callable[..., Any]]:
+    """Point Prefect at its server and keep its log lines off the terminal; yields what runs a flow, and logs how long the body took.
 
     Raises ConnectionError when the Prefect server does not answer.
     """
@@ -30,7 +31,7 @@ def flows_in_this_process() -> Iterator[Settings]:
 
     terminal.prepare(settings.prefect_api_url)
     started = time.monotonic()
-    yield settings
+    yield terminal.run
     log.info("took %.1f s", time.monotonic() - started)
 
 

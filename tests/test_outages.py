@@ -38,6 +38,7 @@ def environment(ports: tuple[int, int], tmp_path: Path, monkeypatch: pytest.Monk
         if name.startswith(("DIGITS_", "MLFLOW_", "PREFECT_")):
             monkeypatch.delenv(name)
     mlflow, prefect = ports
+    (tmp_path / "home").mkdir()
     monkeypatch.setenv("DIGITS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{mlflow}")
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{prefect}/api")
@@ -117,7 +118,7 @@ def test_prefect_is_killed_during_a_training_in_a_terminal(
     print(printed, seconds)
     assert training.returncode == 0, printed
     assert "Traceback" not in printed and "EventsWorker" not in printed
-    assert printed.count(f"Prefect at http://127.0.0.1:{ports[1]}/api stopped answering; the run goes on") == 1
+    assert printed.count(f"Prefect at http://127.0.0.1:{ports[1]}/api stopped answering") == 1
     assert "make it the champion with `digits promote 1`" in printed
-    assert len(printed.splitlines()) < 25
-    assert seconds < 20
+    assert len(printed.splitlines()) <= 18
+    assert seconds < 30  # on a busy machine; 12 s of it are Prefect's attempts to record the end

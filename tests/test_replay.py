@@ -10,7 +10,7 @@ from digits.data.datasets import BadData
 from flows import replay
 from flows.connections import Platform
 from models.recipes import SIGMOID
-from models.registry import Registry
+from models.registry import RegistryWriter
 from models.runs import find
 
 
@@ -22,7 +22,7 @@ def platform(trained_runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Platform:
 
 
 def test_the_weights_are_identical_and_nothing_is_registered(trained_runs: Runs, platform: Platform) -> None:
-    registry = Registry(trained_runs.uri)
+    registry = RegistryWriter(trained_runs.uri)
     before = (
         [version.version for version in registry.client.search_model_versions("name='digits'")],
         len(registry.client.search_runs([registry.experiment_id])),
@@ -74,7 +74,7 @@ def test_a_data_set_that_is_gone_is_named(
 
 
 def test_runs_that_cannot_be_replayed(trained_runs: Runs, platform: Platform) -> None:
-    registry = Registry(trained_runs.uri)
+    registry = RegistryWriter(trained_runs.uri)
     run = find(registry, trained_runs.first)
     failed, foreign = (
         registry.client.create_run(registry.experiment_id, tags=dict(tags)).info.run_id

@@ -157,7 +157,7 @@ def test_a_champion_that_came_meanwhile_is_not_replaced(
 ) -> None:
     """The evidence is about the champion that was judged."""
     done: list[str] = []
-    monkeypatch.setattr(registries, "Registry", lambda uri: None)
+    monkeypatch.setattr(registries, "RegistryWriter", lambda uri: None)
     monkeypatch.setattr(RegistryReader, "version", lambda reader: current)
     monkeypatch.setattr(promotion, "promote", lambda registry, store, engine, version, *why: done.append(version))
     monkeypatch.setattr(retrain, "publish", lambda *_: None)
