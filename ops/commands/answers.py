@@ -42,10 +42,10 @@ def score(
         raise ValueError(f"there is no file {source}; give a Kaggle test.csv, test.csv.gz or a .parquet")
     if not target.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {target.absolute().parent} to write {target.name} into; make it first")
-    with flows_in_this_process():
+    with flows_in_this_process() as run_flow:
         from flows.score import score
 
-        count = score(source, target)
+        count = run_flow(score, source, target)
     raise SystemExit(0 if count.answered else 1)
 
 

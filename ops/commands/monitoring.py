@@ -30,15 +30,15 @@ def monitor(
         return
     if (begin is None) != (end is None):
         raise ValueError("--from and --to go together; give both, or neither for the latest answers")
-    with flows_in_this_process():
+    with flows_in_this_process() as run_flow:
         if begin and end:
             from flows.backfill import backfill
 
-            backfill(begin, end, since)
+            run_flow(backfill, begin, end, since)
         else:
             from flows.monitor import monitor
 
-            monitor(since)
+            run_flow(monitor, since)
 
 
 def audit(
