@@ -65,7 +65,7 @@ def report(what: str, data: Dataset, pairs: Sequence[tuple[JudgedModel, JudgedMo
 def main() -> None:
     """Print both rates with the counts behind them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    lasting = [name for name, recipe in recipes.RECIPES.items() if recipe.patience is None]
+    lasting = [name for name, preset in recipes.RECIPES.items() if preset.recipe.patience is None]
     parser.add_argument("--recipe", default="compact", choices=lasting)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's own")
     parser.add_argument(

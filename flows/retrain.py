@@ -64,7 +64,7 @@ def retrain(
                 if settled := settled_before(version, settings):
                     log.info("%s", settled)
                     return settled
-            judged, verdict = judge(version, fingerprint, chosen.floor, settings)
+            judged, verdict = judge(version, fingerprint, recipes.floor(chosen.name), settings)
             apply_verdict(version, judged, verdict, settings)
     return f"digits v{version}: {verdict.sentence}"
 

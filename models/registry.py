@@ -19,7 +19,7 @@ import numpy as np
 from digits.data.datasets import Dataset
 from digits.images import SIZE
 from digits.settings import without_password
-from models.recipes import Recipe
+from models.recipes import Recipe, flatten
 from models.registry_reader import NAME, RegistryUnreachable
 
 if TYPE_CHECKING:
@@ -212,9 +212,7 @@ class Registry:
 
 def flat(recipe: Recipe) -> dict[str, Any]:
     """The recipe as MLflow params: nested fields joined by a dot."""
-    fields = recipe.model_dump(mode="json")
-    augmentation = fields.pop("augmentation") or {}
-    return {**fields, **{f"augmentation.{name}": value for name, value in augmentation.items()}}
+    return flatten(recipe.model_dump(mode="json"))
 
 
 def environment() -> dict[str, str]:

@@ -14,6 +14,7 @@ from digits.data.datasets import Dataset, Storage
 from digits.images import Labels, Split
 from models import gate, runs
 from models.model_store import ModelStore, VerifiedModel
+from models.recipes import flatten
 from models.registry import Registry
 from models.runs import Run
 
@@ -102,7 +103,7 @@ def compare(registry: Registry, a: Run, b: Run, storage: Storage, store: ModelSt
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """`field: before → now` for every field that differs, nested ones joined by a dot; what one side lacks is `–`."""
-    before, now = _flat(before), _flat(now)
+    before, now = flatten(before), flatten(now)
     return [
         f"{name}: {before.get(name, '–')} → {now.get(name, '–')}"
         for name in dict.fromkeys([*before, *now])
@@ -221,13 +222,6 @@ def _test_images(
         tests = [Split(sample.images, sample.labels) for sample in samples]
         what = "test images kept with both versions"
     return common(*tests), what
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _changed_files(before: str, now: str) -> list[str]:

@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 from digits.data.datasets import Dataset
+from models.architectures import Dense
 from models.recipes import Augmentation, Recipe
 from models.training import Epoch, Network
 
@@ -70,9 +71,11 @@ def propose(trial: BaseTrial, name: str, epochs: int) -> Recipe:
     schedule: Literal["constant", "cosine"] = trial.suggest_categorical("schedule", ("constant", "cosine"))  # type: ignore[assignment]  # one of these two
     return Recipe(
         name=name,
-        hidden=tuple(2 ** trial.suggest_int(f"log2_width_{layer}", 6, 10) for layer in range(1, layers + 1)),
-        batch_norm=trial.suggest_categorical("batch_norm", (False, True)),
-        dropout=round(trial.suggest_float("dropout", 0.0, 0.5, step=0.05), 2),
+        architecture=Dense(
+            hidden=tuple(2 ** trial.suggest_int(f"log2_width_{layer}", 6, 10) for layer in range(1, layers + 1)),
+            batch_norm=trial.suggest_categorical("batch_norm", (False, True)),
+            dropout=round(trial.suggest_float("dropout", 0.0, 0.5, step=0.05), 2),
+        ),
         optimizer=optimizer,
         learning_rate=_short(trial.suggest_float(f"{optimizer}_rate", *RATES[optimizer], log=True)),
         weight_decay=_short(trial.suggest_float("weight_decay", 1e-3, 1e-1, log=True)) if optimizer == "adamw" else 0.0,
@@ -235,13 +238,11 @@ def _sampler(seed: int) -> optuna.samplers.BaseSampler:
 
 
 def describe(recipe: Recipe) -> str:
-    """The recipe in a line, what is off left out: `512-256, batch norm, dropout 0.15, adamw 0.002 cosine, batch 256`."""
+    """The recipe in a line, what is off left out: `784-512-256-10, batch norm, dropout 0.15, adamw 0.002 cosine, batch 256`."""
     decay = f" decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
     schedule = " cosine" if recipe.schedule == "cosine" else ""
     words = [
-        "-".join(map(str, recipe.hidden)),
-        "batch norm" if recipe.batch_norm else "",
-        f"dropout {recipe.dropout:g}" if recipe.dropout else "",
+        str(recipe.architecture),
         f"{recipe.optimizer} {recipe.learning_rate:g}{schedule}{decay}",
         f"batch {recipe.batch_size}",
         _describe_augmentation(recipe.augmentation) if recipe.augmentation else "",

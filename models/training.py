@@ -75,10 +75,10 @@ def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda epoch, figu
     members: list[Any] = []
     history: list[Epoch] = []
     seconds = 0.0
-    epochs = recipe.members * recipe.epochs
+    epochs = recipe.n_models * recipe.epochs
     every = -(-epochs // 10)
     with tqdm(total=epochs, unit="epoch", desc=recipe.name, disable=None) as progress:
-        for member in range(recipe.members):
+        for member in range(recipe.n_models):
             network = Network(recipe.model_copy(update={"seed": recipe.seed + member}), dataset)
             for figures in network.epochs():
                 on_epoch(len(history), figures)
@@ -107,21 +107,8 @@ def build(recipe: Recipe) -> Any:
     def seed() -> int:
         return random.randint(1, int(1e9))
 
-    def dense(width: int, use_bias: bool = True) -> Any:
-        return keras.layers.Dense(width, use_bias=use_bias, kernel_initializer=keras.initializers.GlorotUniform(seed()))
-
     images = keras.Input((SIZE, SIZE), dtype="uint8", name="images")
-    flow = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
-    for width in recipe.hidden:
-        flow = dense(width, use_bias=not recipe.batch_norm)(flow)
-        if recipe.batch_norm:
-            flow = keras.layers.BatchNormalization()(flow)
-        flow = keras.layers.Activation(recipe.activation)(flow)
-        if recipe.dropout:
-            flow = keras.layers.Dropout(recipe.dropout, seed=seed())(flow)
-    logits = dense(10)(flow)
-    if recipe.output == "sigmoid":  # softmax(log sigmoid(z)) is sigmoid(z) divided by the sum over the digits
-        logits = keras.layers.Activation("log_sigmoid")(logits)
+    logits = recipe.architecture.build(keras.layers.Rescaling(1 / 255)(images), seed)
     return keras.Model(images, logits, name=recipe.name.replace("-", "_"))
 
 

@@ -5,10 +5,7 @@ import gc
 import logging
 import os
 import sys
-import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,7 +139,9 @@ def restore(source: Annotated[Path, typer.Argument(metavar="FOLDER|FILE.tar")]) 
 @app.command()
 def ingest(data: Data = "mnist") -> None:
     """Read, check and store a data set; the next retraining starts from it."""
-    _silence_prefect()
+    from ops import flow_runs
+
+    flow_runs.silence_prefect()
     from flows.ingest import start_from
 
     print(start_from.fn(data, load_settings()))
@@ -160,7 +159,9 @@ def train(
 
     changes = {"seed": seed} | ({"epochs": epochs} if epochs else {})
     chosen = recipes.find(recipe).model_copy(update=changes)
-    with _flows() as settings:
+    from ops.flow_runs import flows_in_this_process
+
+    with flows_in_this_process() as settings:
         from flows.train import train
 
         version = train(chosen, data)
@@ -174,7 +175,9 @@ def retrain(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Take in new data, train a candidate, and promote it only if it is really better."""
-    with _flows():
+    from ops.flow_runs import flows_in_this_process
+
+    with flows_in_this_process():
         from flows.retrain import retrain
 
         retrain(recipe, data, seed)
@@ -265,11 +268,10 @@ def recipes() -> None:
     from models.recipes import RECIPES
 
     table = Table("recipe", "layers", "optimiser", "epochs", "batch", "reported", box=None, pad_edge=False)
-    for recipe in RECIPES.values():
-        layers = "-".join(map(str, (784, *recipe.hidden, 10))) + (f" × {recipe.members}" if recipe.members > 1 else "")
-        table.add_row(
-            recipe.name, layers, recipe.optimizer, str(recipe.epochs), str(recipe.batch_size), recipe.reported
-        )
+    for name, preset in RECIPES.items():
+        recipe = preset.recipe
+        layers = f"{recipe.architecture}" + (f" × {recipe.n_models}" if recipe.n_models > 1 else "")
+        table.add_row(name, layers, recipe.optimizer, str(recipe.epochs), str(recipe.batch_size), preset.reported)
     _show(table)
 
 
@@ -304,7 +306,9 @@ def diff(run_a: str, run_b: str) -> None:
 @app.command()
 def replay(run: Annotated[str, typer.Argument(help="A version or a run id, or the beginning of one.")]) -> None:
     """Train a run again from its recorded recipe, data and seed, and compare the weights."""
-    with _flows():
+    from ops.flow_runs import flows_in_this_process
+
+    with flows_in_this_process():
         from flows.replay import replay
 
         outcome = replay(run)
@@ -320,9 +324,10 @@ def sweep(
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at once; unless set as many as fit.")] = None,
 ) -> None:
     """Search recipes under a time budget, side by side, and register the best as challenger; Ctrl-C keeps what is done."""
+    from ops.flow_runs import flows_in_this_process
     from ops.processes import signals_as_interrupts
 
-    with _flows() as settings, signals_as_interrupts():
+    with flows_in_this_process() as settings, signals_as_interrupts():
         from flows.sweep import sweep
         from flows.sweep_executor import Plan
 
@@ -380,7 +385,9 @@ def score(
         raise ValueError(f"there is no file {source}; give a Kaggle test.csv, test.csv.gz or a .parquet")
     if not target.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {target.absolute().parent} to write {target.name} into; make it first")
-    with _flows():
+    from ops.flow_runs import flows_in_this_process
+
+    with flows_in_this_process():
         from flows.score import score
 
         count = score(source, target)
@@ -404,7 +411,9 @@ def monitor(
         return
     if (begin is None) != (end is None):
         raise ValueError("--from and --to go together; give both, or neither for the latest answers")
-    with _flows():
+    from ops.flow_runs import flows_in_this_process
+
+    with flows_in_this_process():
         if begin and end:
             from flows.backfill import backfill
 
@@ -485,34 +494,3 @@ def _store(settings: Settings) -> Any:
 
 def _print_version(settings: Settings, version: str) -> None:
     print(f"digits v{version} is registered; make it the champion with `digits promote {version}`")
-
-
-@contextmanager
-def _flows() -> Iterator[Settings]:
-    """Prefect set up for flows that run in this process: told where its server is, and silent on the terminal."""
-    from ops.processes import environment
-
-    settings = load_settings()
-    _check_prefect(settings)
-    os.environ.update(environment(settings))
-    _silence_prefect()
-    started = time.monotonic()
-    yield settings
-    logging.getLogger("digits").info("took %.1f s", time.monotonic() - started)
-
-
-def _silence_prefect() -> None:
-    """Our own lines stay on the terminal; Prefect's go to its server."""
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
-
-
-def _check_prefect(settings: Settings) -> None:
-    import httpx
-
-    try:
-        # as patient as Prefect's own client (PREFECT_API_REQUEST_TIMEOUT): a server that is busy is there
-        httpx.get(f"{settings.prefect_api_url}/health", timeout=httpx.Timeout(60, connect=10)).raise_for_status()
-    except httpx.HTTPError as error:
-        raise ConnectionError(
-            f"Prefect does not answer at {settings.prefect_api_url}; start it with `digits up` or set PREFECT_API_URL"
-        ) from error

@@ -16,9 +16,8 @@ from serving import classify, serving
 
 from digits import reference
 from digits.data import bucket, datasets, sources
-from digits.data.bucket import Bucket
 from digits.data.datasets import BadData, Dataset
-from digits.settings import Settings
+from digits.settings import Bucket, Settings
 from flows import sweep_executor
 from models.model_store import ModelStore
 from models.recipes import COMPACT
@@ -64,7 +63,7 @@ def test_another_machine_gets_the_same_data_set_and_starts_from_it(
     fetched = datasets.load(there, fingerprint)
     assert fetched.fingerprint == fingerprint and np.array_equal(fetched.train.images, bundled.train.images)
     for key in keys(s3):
-        s3.delete_object(Bucket="digits", ApiKey=key)
+        s3.delete_object(Bucket="digits", Key=key)
     assert datasets.load(there, fingerprint).fingerprint == fingerprint  # it has its own copy now
 
 
@@ -79,7 +78,7 @@ def test_what_was_changed_in_the_bucket_is_refused_and_not_kept(
     np.savez(changed, **{**arrays, "train_labels": labels})  # type: ignore[arg-type]  # as in digits.data.datasets
     key = f"some/prefix/{path.name}/arrays.npz"
     for content in (changed.getvalue(), changed.getvalue()[:1000]):
-        s3.put_object(Bucket="digits", ApiKey=key, Body=content)
+        s3.put_object(Bucket="digits", Key=key, Body=content)
         with pytest.raises(BadData, match=f"the data set {path.name} in {URL} is not what was stored there: "):
             datasets.load(there, path.name)
         assert [one.name for one in there.folder.iterdir()] == [".lock"]
@@ -89,7 +88,7 @@ def test_an_upload_that_was_cut_off_is_not_there_and_is_done_again(
     s3: Any, bundled: Dataset, here: Bucket, there: Bucket
 ) -> None:
     path = datasets.save(bundled, here)
-    s3.delete_object(Bucket="digits", ApiKey=f"some/prefix/{path.name}/manifest.json")
+    s3.delete_object(Bucket="digits", Key=f"some/prefix/{path.name}/manifest.json")
     with pytest.raises(BadData, match=f"there is no data set {path.name} in {there.folder} or {URL}; ingest it again"):
         datasets.load(there, path.name)
     datasets.save(bundled, here)
@@ -109,7 +108,7 @@ def test_a_machine_that_worked_alone_brings_its_current_data_set(
 def test_a_bucket_that_is_missing_or_does_not_answer_is_named(
     s3: Any, bundled: Dataset, here: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConnectionError, match=r"the data sets in s3://nowhere cannot be reached .*NoSuchBucket"):
+    with pytest.raises(ConnectionError, match=r"the data sets in s3://nowhere are unreachable .*NoSuchBucket"):
         datasets.save(bundled, Bucket(here.folder, "s3://nowhere"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{find_free_port()}")
     bucket._client.cache_clear()

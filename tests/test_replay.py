@@ -9,6 +9,7 @@ from conftest import Runs
 from digits.data.datasets import BadData
 from digits.settings import Settings
 from flows import replay
+from models.recipes import SIGMOID
 from models.registry import Registry
 from models.runs import find
 
@@ -83,7 +84,7 @@ def test_runs_that_cannot_be_replayed(trained_runs: Runs, settings: Settings) ->
         registry.client.set_terminated(failed, "FAILED")
         with pytest.raises(LookupError, match="has no tag weights_hash, it ended as FAILED"):
             replay.look_up.fn(failed, settings)
-        recipe = {"name": "x", "hidden": [3], "epochs": 1, "momentum": 0.9}
+        recipe = {**SIGMOID.model_dump(mode="json"), "momentum": 0.9}
         registry.client.log_dict(foreign, recipe, "recipe.json")
         with pytest.raises(ValueError, match="has a recipe of c0ffee00 that this code cannot train: momentum"):
             replay.look_up.fn(foreign, settings)

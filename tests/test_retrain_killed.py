@@ -25,7 +25,7 @@ from services.prediction_log import PredictionLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 
-QUICK = recipes.SIGMOID.model_copy(update={"epochs": 1, "floor": 0.3})
+QUICK = recipes.SIGMOID.model_copy(update={"epochs": 1})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,6 +45,7 @@ def settings(
     monkeypatch.setattr(registries, "NAME", name)
     monkeypatch.setattr(registry_reader, "NAME", name)
     monkeypatch.setattr(recipes, "find", lambda _: QUICK)
+    monkeypatch.setattr(recipes, "floor", lambda _: 0.3)
     read = inbox.read_inbox
     monkeypatch.setattr(inbox, "read_inbox", lambda folder: read(folder, settle_seconds=0))
     monkeypatch.setenv("DIGITS_HOME", str(tmp_path))

@@ -12,11 +12,12 @@ from digits.data import sources
 from digits.data.datasets import Dataset
 from digits.images import Split
 from models import search
-from models.recipes import ADAM, AUGMENTED, COMPACT, Recipe
+from models.architectures import Dense
+from models.recipes import ADAM, COMPACT, Recipe
 from models.search import ATTEMPTS, FIRST_TRIALS, STARTS, Search
 from models.training import Epoch, fit
 
-PLACE = ("hidden", "batch_norm", "dropout", "optimizer", "learning_rate", "weight_decay", "schedule", "batch_size")
+PLACE = ("architecture", "optimizer", "learning_rate", "weight_decay", "schedule", "batch_size")
 
 
 def open_search(folder: Path, epochs: int = 8) -> Search:
@@ -39,11 +40,10 @@ def train(searched: Search, curve: Sequence[float]) -> int:
 def test_a_sweep_begins_with_what_is_known(tmp_path: Path) -> None:
     searched = open_search(tmp_path)
     proposed = [searched.propose()[1] for _ in STARTS]
-    halved = AUGMENTED.model_copy(update={"hidden": (512, 512)})
     for recipe, known in zip(proposed, (COMPACT, ADAM), strict=False):
         assert {name: getattr(recipe, name) for name in PLACE} == {name: getattr(known, name) for name in PLACE}
         assert recipe.augmentation is None
-    assert proposed[2].hidden == halved.hidden
+    assert proposed[2].architecture == Dense(hidden=(512, 512), batch_norm=True, dropout=0.15)
     assert proposed[2].augmentation is not None
 
 
@@ -63,9 +63,9 @@ def test_every_proposal_is_a_recipe_that_says_all_about_itself(tmp_path: Path) -
 def test_a_recipe_in_a_line(tmp_path: Path) -> None:
     searched = open_search(tmp_path)
     lines = [search.describe(searched.propose()[1]) for _ in STARTS]
-    assert lines[0] == "128-64, adam 0.001, batch 32"
+    assert lines[0] == "784-128-64-10, adam 0.001, batch 32"
     assert lines[2].startswith(
-        "512-512, batch norm, dropout 0.15, adamw 0.002 cosine decay 0.01, batch 256, augmented × 1"
+        "784-512-512-10, batch norm, dropout 0.15, adamw 0.002 cosine decay 0.01, batch 256, augmented × 1"
     )
 
 
@@ -119,7 +119,7 @@ def test_a_failed_recipe_is_not_tried_again_unless_it_is_asked_for(tmp_path: Pat
     searched = open_search(tmp_path)
     number, recipe = searched.propose()
     searched.fail(number)
-    assert searched.propose()[1].hidden != recipe.hidden  # the next of the known ones
+    assert searched.propose()[1].architecture != recipe.architecture  # the next of the known ones
     assert searched.queue_again(number)
     for _ in STARTS[2:]:
         searched.propose()
@@ -197,7 +197,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return COMPACT.model_copy(update={"epochs": 3, "validation_fraction": None, "hidden": (32,), "batch_size": 64})
+    return COMPACT.model_copy(
+        update={"epochs": 3, "validation_fraction": None, "architecture": Dense(hidden=(32,)), "batch_size": 64}
+    )
 
 
 def test_a_trial_trains_as_fit_does_without_a_look_at_the_test_images(dataset: Dataset, recipe: Recipe) -> None:

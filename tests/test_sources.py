@@ -448,7 +448,7 @@ def test_images_of_the_test_part_are_removed_from_train_and_counted(bundled: Dat
     assert datasets.describe(dataset)["overlap_removed"] == 40
     assert pairs(dataset.train, dataset.validation) == pairs(bundled.train)
     assert len(dataset.test) == 270
-    with pytest.raises(BadData, match=r"^mnist\.npz: all 270 training images stand in the test part too"):
+    with pytest.raises(BadData, match=r"^mnist\.npz: all 270 training images are also in the test part"):
         read(write_keras_npz(tmp_path, bundled.test, bundled.test), tmp_path)
 
 

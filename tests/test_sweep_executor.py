@@ -12,6 +12,7 @@ from digits.data import datasets, sources
 from digits.data.datasets import Dataset
 from flows import sweep, sweep_executor
 from models import search
+from models.architectures import Dense
 from models.recipes import COMPACT, Recipe
 
 
@@ -41,8 +42,13 @@ def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def small(seed: int) -> Recipe:
-    fields: dict[str, Any] = {"hidden": (32,), "epochs": 3, "batch_size": 64, "validation_fraction": None}
-    return COMPACT.model_copy(update={**fields, "dropout": 0.2, "seed": seed})
+    fields: dict[str, Any] = {
+        "architecture": Dense(hidden=(32,), dropout=0.2),
+        "epochs": 3,
+        "batch_size": 64,
+        "validation_fraction": None,
+    }
+    return COMPACT.model_copy(update={**fields, "seed": seed})
 
 
 def test_trials_in_threads_of_one_process_keep_their_seeds_and_the_word_reaches_the_right_one(

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digits.data import rectification
-from digits.data.datasets import BadData, Dataset, divide, first_line, join, reading, write_atomically
+from digits.data.datasets import BadData, Dataset, divide, first_line, join, reading
+from digits.files import write_atomically
 from digits.images import PIXELS, SIZE, Split
 
 log = logging.getLogger("digits.data.sources")
