@@ -19,7 +19,7 @@ from flows import alerts
 from flows.alerts import Alert
 
 if TYPE_CHECKING:  # Evidently takes 7 s to import
-    from monitoring.reports import MonitoringVerdict, Written
+    from monitoring.reports import MonitoringVerdict, ReportFiles
 
 log = logging.getLogger("digits.monitor")
 
@@ -96,7 +96,7 @@ def judge(reference: Reference, window: Window, labelled: Window) -> "Monitoring
     """Drift of the window and accuracy of what was labelled."""
     from monitoring import reports
 
-    return reports.judge(reference, window, labelled=labelled)
+    return reports.assess(reference, window, labelled=labelled)
 
 
 @task(cache_policy=NO_CACHE)
@@ -108,7 +108,7 @@ def write(
     window: Window,
     verdict: "MonitoringVerdict",
     settings: Settings,
-) -> "Written":
+) -> "ReportFiles":
     """The files in a folder named by the window, and a point in the history of the Evidently UI."""
     from monitoring import reports
 
@@ -117,25 +117,25 @@ def write(
 
 
 @task(cache_policy=NO_CACHE)
-def publish(version: str, verdict: "MonitoringVerdict", written: "Written", settings: Settings) -> None:
+def publish(version: str, verdict: "MonitoringVerdict", written: "ReportFiles", settings: Settings) -> None:
     """The verdict in the log, and with its pictures on the page of the Prefect run."""
     from monitoring import reports
 
     log.info("digits v%s, %d answers: %s", version, verdict.count, verdict.message)
-    for recommendations in verdict.recommendations:
-        log.info("%s", recommendations)
+    for recommendation in verdict.recommendations:
+        log.info("%s", recommendation)
     if written.html:
         log.info("report: %s", written.html)
     history = f"http://{settings.local_host}:{settings.reports_port}"
     title = f"digits v{version}: {verdict.drift.verdict}"
     create_markdown_artifact(reports.markdown(version, verdict, written, history), key="drift", description=title)
-    if written.pictures:
-        picture = base64.b64encode(written.pictures.read_bytes()).decode()  # the UI cannot fetch a file of ours
-        create_image_artifact(f"data:image/png;base64,{picture}", key="drift-pictures", description=title)
+    if written.images:
+        picture = base64.b64encode(written.images.read_bytes()).decode()  # the UI cannot fetch a file of ours
+        create_image_artifact(f"data:image/png;base64,{picture}", key="drift-images", description=title)
 
 
 @task(cache_policy=NO_CACHE)
-def tell(version: str, verdict: "MonitoringVerdict", written: "Written", settings: Settings) -> None:
+def tell(version: str, verdict: "MonitoringVerdict", written: "ReportFiles", settings: Settings) -> None:
     """Drift and lost accuracy to the webhook."""
     cooldown = timedelta(hours=settings.alert_cooldown_hours)
     for alert in _alerts(version, verdict, {"report": str(written.html or written.verdict)}):
@@ -167,15 +167,15 @@ def clean(settings: Settings) -> None:
 
 
 def _alerts(version: str, verdict: "MonitoringVerdict", links: dict[str, str]) -> list[Alert]:
-    """The same causes, or a loss of the same version, are the same alert."""
+    """The same explanations, or a loss of the same version, are the same alert."""
     found = []
     about, details = (
         f"digits v{version}",
         {"recommendations": list(verdict.recommendations), **_facts(verdict), **links},
     )
     if verdict.drift.verdict == "drift":
-        causes = ", ".join(sorted(cause.kind for cause in verdict.drift.causes))
-        found.append(Alert("drift", f"{about}: {causes}", verdict.drift.message, details))
+        explanations = ", ".join(sorted(one.perturbation for one in verdict.drift.explanations))
+        found.append(Alert("drift", f"{about}: {explanations}", verdict.drift.message, details))
     if verdict.accuracy.verdict == "worse":
         found.append(Alert("accuracy", about, verdict.accuracy.message, details))
     return found
@@ -185,6 +185,6 @@ def _facts(verdict: "MonitoringVerdict") -> dict[str, Any]:
     return {
         "severity": verdict.drift.severity,
         "count": verdict.count,
-        "causes": [cause.kind for cause in verdict.drift.causes],
+        "explanations": [one.perturbation for one in verdict.drift.explanations],
         "accuracy": verdict.accuracy.verdict,
     }

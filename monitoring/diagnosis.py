@@ -46,40 +46,21 @@ class Explanation(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     perturbation: str  # a name of PERTURBATIONS, `label_shift` or `unknown`
-    amount: float
-    message: str
-    explained_share: float  # of the drift, 0 to 1: by how much the loss falls when the reference is perturbed likewise
-    origin: Origin | Literal["unknown"]
-    recommendation: str
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A perturbation with its amount."""
-
-    perturbation: str
-    amount: float
+    amount: float = 0.0
+    down: float = 0.0  # px, the second amount of a shift
     message: str
     origin: Origin | Literal["unknown"]
-    down: float = 0.0  # px, of a shift
+    explained_share: float = 0.0  # by how much the loss falls when the reference is perturbed likewise, 0 to 1
+
+    @property
+    def recommendation(self) -> str:
+        return RECOMMENDATIONS[self.origin]
 
     def apply(self, images: Images) -> Images:
-        if self.down:
+        """The images after the perturbation."""
+        if self.perturbation == "shift":
             return shift(images, self.amount, self.down)
         return PERTURBATIONS[self.perturbation].apply(images, self.amount)
-
-    def explains(self, share: float) -> Explanation:
-        return Explanation(
-            perturbation=self.perturbation,
-            amount=self.amount,
-            message=self.message,
-            explained_share=share,
-            origin=self.origin,
-            recommendation=RECOMMENDATIONS[self.origin],
-        )
-
-
-_UNKNOWN = _Candidate("unknown", 0.0, "no known perturbation explains the drift", "unknown")
 
 
 @dataclass(frozen=True)
@@ -112,7 +93,7 @@ def explain(
     """
     shifted_labels = _label_shift(reference_digits, current_digits)
     if only_label_shift:
-        return (shifted_labels.explains(1.0),)
+        return (shifted_labels.model_copy(update={"explained_share": 1.0}),)
     random = np.random.default_rng(0)
     rows, current_rows = _sample(len(reference), random), _sample(len(current), random)
     target = image_statistics.measure(current[current_rows])
@@ -132,10 +113,11 @@ def explain(
         candidate, best = min(trials, key=lambda trial: trial[1].loss)
         if state.loss - best.loss < _MIN_GAIN * first.loss:
             break
-        found.append(candidate.explains((state.loss - best.loss) / first.loss))
+        found.append(candidate.model_copy(update={"explained_share": (state.loss - best.loss) / first.loss}))
         state = best
-    explained = state.loss <= (1 - _MIN_EXPLAINED) * first.loss
-    return tuple(found) if found and explained else (_UNKNOWN.explains(0.0),)
+    if found and state.loss <= (1 - _MIN_EXPLAINED) * first.loss:
+        return tuple(found)
+    return (Explanation(perturbation="unknown", message="no known perturbation explains the drift", origin="unknown"),)
 
 
 def _sample(count: int, random: np.random.Generator) -> NDArray[np.int64]:
@@ -152,16 +134,18 @@ def _loss(reference: Columns, current: Columns) -> float:
     return float(sum(max(distance - chance, 0) ** 2 for distance in distances))
 
 
-def _candidates(reference: Columns, current: Columns) -> Iterator[_Candidate]:
+def _candidates(reference: Columns, current: Columns) -> Iterator[Explanation]:
     """Every perturbation at the amounts that are worth trying."""
     before, now = ({name: float(np.median(values)) for name, values in table.items()} for table in (reference, current))
     estimated = _estimated_amounts(before, now)
     for name, perturbation in PERTURBATIONS.items():
         for amount in estimated.get(name, _CANDIDATES.get(name, (perturbation.default,))):
-            yield _Candidate(name, amount, perturbation.describe(amount), perturbation.origin)
+            message = perturbation.describe(amount)
+            yield Explanation(perturbation=name, amount=amount, message=message, origin=perturbation.origin)
     right, down = (round(now[name] - before[name], 1) for name in ("centre_x", "centre_y"))
     if max(abs(right), abs(down)) >= 0.2:
-        yield _Candidate("shift", right, describe_shift(right, down), PERTURBATIONS["shift"].origin, down)
+        message, origin = describe_shift(right, down), PERTURBATIONS["shift"].origin
+        yield Explanation(perturbation="shift", amount=right, down=down, message=message, origin=origin)
 
 
 def _estimated_amounts(reference: Medians, current: Medians) -> dict[str, Iterable[float]]:
@@ -183,10 +167,11 @@ def _estimated_amounts(reference: Medians, current: Medians) -> dict[str, Iterab
     }
 
 
-def _label_shift(reference: Values, current: Values) -> _Candidate:
+def _label_shift(reference: Values, current: Values) -> Explanation:
     """The digit whose share changed most."""
     before, now = label_shift.shares(reference), label_shift.shares(current)
     digit = int(np.abs(now - before).argmax())
     more = "more" if now[digit] > before[digit] else "fewer"
     message = f"{more} {digit}s than in the reference ({now[digit]:.0%} instead of {before[digit]:.0%})"
-    return _Candidate("label_shift", float(now[digit] - before[digit]), message, "handwriting")
+    amount = float(now[digit] - before[digit])
+    return Explanation(perturbation="label_shift", amount=amount, message=message, origin="handwriting")

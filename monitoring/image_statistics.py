@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,49 +40,31 @@ _WEIGHTS = _weights()
 
 
 class Chunk:
-    """Some images, and the sums that several statistics share, each computed once; all of shape (n,) unless said."""
+    """Some images, and the sums that several statistics share: of shape (n,) unless said."""
 
     def __init__(self, images: Images) -> None:
         self.pixels: Floats = images.astype(np.float32)  # (n, 28, 28)
-        self.flat = self.pixels.reshape(len(images), -1)  # (n, 784)
-        sums = self.flat @ _WEIGHTS
-        self.total = sums[:, 0]
+        flat = self.pixels.reshape(len(images), -1)
+        sums = flat @ _WEIGHTS
+        self.total, self.border, self.blocks = sums[:, 0], sums[:, 6], sums[:, 7:]  # blocks: (n, 16)
         # means over the ink, in px from the centre of the image
-        self.x, self.y, self.xx, self.yy, self.xy = (_ratio(sums[:, i], self.total) for i in range(1, 6))
-        self.border, self.blocks = sums[:, 6], sums[:, 7:]  # blocks: (n, 16)
-        self.variance_x = np.maximum(self.xx - self.x * self.x, 0)
-        self.variance_y = np.maximum(self.yy - self.y * self.y, 0)
-
-    @cached_property
-    def energy(self) -> Floats:
-        """Sum of the squared pixels."""
-        return np.einsum("ij,ij->i", self.flat, self.flat)
-
-    @cached_property
-    def level(self) -> Floats:
-        """Mean grey level of the ink: the pixels weighted by themselves."""
-        return _ratio(self.energy, self.total)
-
-    @cached_property
-    def _squared_gradients(self) -> Floats:
+        self.x, self.y, xx, yy, xy = (_ratio(sums[:, i], self.total) for i in range(1, 6))
+        self.variance_x = np.maximum(xx - self.x * self.x, 0)
+        self.variance_y = np.maximum(yy - self.y * self.y, 0)
+        self.covariance = xy - self.x * self.y
+        self.energy = np.einsum("ij,ij->i", flat, flat)
+        # mean grey level of the ink: the pixels weighted by themselves
+        self.level = _ratio(self.energy, self.total)
         across = self.pixels[:, :-1, 1:] - self.pixels[:, :-1, :-1]
         down = self.pixels[:, 1:, :-1] - self.pixels[:, :-1, :-1]
-        return (across * across + down * down).reshape(len(self.pixels), -1)
-
-    @cached_property
-    def gradient(self) -> Floats:
-        """Sum of the gradient's length: the total variation."""
-        return np.sqrt(self._squared_gradients).sum(axis=1)
-
-    @cached_property
-    def squared_gradient(self) -> Floats:
-        """Sum of the gradient's squared length."""
-        return self._squared_gradients.sum(axis=1)
+        squares = (across * across + down * down).reshape(len(images), -1)
+        # sums of the gradient's length (the total variation) and of its square
+        self.gradient, self.squared_gradient = np.sqrt(squares).sum(axis=1), squares.sum(axis=1)
 
 
 def slant(chunk: Chunk) -> Floats:
     """Angle of the shear that would set the digit upright (Teague, J. Opt. Soc. Am. 70, 1980)."""
-    return np.degrees(np.arctan(_ratio(chunk.x * chunk.y - chunk.xy, chunk.variance_y)))
+    return np.degrees(np.arctan(_ratio(-chunk.covariance, chunk.variance_y)))
 
 
 def contrast(chunk: Chunk) -> Floats:
@@ -108,7 +89,7 @@ def noise(chunk: Chunk) -> Floats:
 class Statistic:
     """One number per image: a function of a chunk that returns finite values of shape (n,), and their unit."""
 
-    function: Callable[[Chunk], Floats]
+    function: Callable[[Chunk], NDArray[np.floating[Any]]]
     unit: str
 
 
@@ -135,12 +116,14 @@ STATISTICS = {
 
 def measure(images: Images) -> Columns:
     """Every statistic of every image, in its unit, and the image's 4 x 4 block means in grey levels."""
-    parts = [_measure(Chunk(images[start : start + _CHUNK_SIZE])) for start in range(0, len(images), _CHUNK_SIZE)]
+    parts = [_measure(images[start : start + _CHUNK_SIZE]) for start in range(0, len(images), _CHUNK_SIZE)]
     table = np.concatenate(parts).astype(np.float64)
     return dict(zip([*STATISTICS, *BLOCKS], np.ascontiguousarray(table.T), strict=True))
 
 
-def _measure(chunk: Chunk) -> Floats:
+def _measure(images: Images) -> Floats:
+    """One chunk, shape (n, statistics + 16); its arrays are freed before the next chunk needs memory, which halves the time."""
+    chunk = Chunk(images)
     return np.column_stack([*(one.function(chunk) for one in STATISTICS.values()), chunk.blocks])
 
 

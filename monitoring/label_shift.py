@@ -21,9 +21,7 @@ def importance_weights(reference: Digits, current: Digits) -> NDArray[np.float64
     return weights if weights.any() else np.ones(len(reference))
 
 
-def oversample(
-    labels: Labels, digit: int, factor: float, count: int, random: np.random.Generator
-) -> NDArray[np.int64]:
+def oversample(labels: Labels, digit: int, factor: float, count: int, random: np.random.Generator) -> NDArray[np.int64]:
     """Indices of a sample with replacement in which one digit has `factor` times its share of the labels."""
     share = np.mean(labels == digit)
     if not 0 < share * factor < 1:

@@ -26,7 +26,6 @@ Data = Annotated[
     typer.Option(help="`mnist`, `bundled`, or a path: .npz, Kaggle .csv[.gz], folder of IDX files, pictures by digit."),
 ]
 RoleNames = Annotated[list[str], typer.Option("--role", help="predict, feedback or admin; may be given several times.")]
-CHANGES = "shift, rotate, slant, scale, dim, thicken, thin, noise, blur or invert"
 CurrentData = Annotated[str | None, typer.Option(help="A SOURCE; unless given, the current data set.")]
 Reason = Annotated[str, typer.Option("--why", help="Recorded in the ledger.")]
 
@@ -356,20 +355,22 @@ def predict(
 @app.command()
 def traffic(
     n: Annotated[int, typer.Option("-n", min=1, help="How many requests.")] = 200,
-    change: Annotated[str, typer.Option(help=f"plain, {CHANGES}.")] = "plain",
+    perturbation: Annotated[
+        str, typer.Option(help="plain, shift, rotate, thicken, noise …; all are listed for a wrong one.")
+    ] = "plain",
     amount: Annotated[float | None, typer.Option(help="How much: pixels, degrees, grey levels or a factor.")] = None,
     labels: Annotated[float, typer.Option(min=0, max=1, help="Share of the answers that get feedback.")] = 0.0,
     data: CurrentData = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Send real test digits, plain or changed, to the endpoint."""
+    """Send real test digits, plain or perturbed, to the endpoint."""
     from tqdm import tqdm
 
     from ops import traffic as requests
 
     settings = load_settings()
     test = requests.test_images(data, settings)
-    sending = requests.send(settings, requests.changed(test, change, amount), n, seed, labels)
+    sending = requests.send(settings, requests.perturb(test, perturbation, amount), n, seed, labels)
     for sent in tqdm(sending, total=n, unit="request", disable=None):  # noqa: B007  # the last one is printed
         pass
     print(f"{sent.answers} answers, {sent.right / sent.answers:.1%} right, {sent.labelled} labelled")
@@ -467,10 +468,10 @@ def _print_power(since: str) -> None:
     from ops.detection_power import measure
 
     count, found = measure(since, load_settings())
-    table = Table("change", "strength", "caught", "windows", box=None, pad_edge=False)
+    table = Table("perturbation", "description", "detected", "windows", box=None, pad_edge=False)
     for one in found:
-        change = "none: false alarms" if one.change == "none" else one.change
-        table.add_row(change, one.strength, f"{one.share:.1%}", str(one.windows))
+        name = "none: false alarms" if one.perturbation == "none" else one.perturbation
+        table.add_row(name, one.description, f"{one.rate:.1%}", str(one.windows))
     print(f"windows of {count} answers")
     _show(table)
 
