@@ -43,8 +43,7 @@ def main() -> None:
     ]
     print(f"{'windows of':<40}{''.join(f'{count:>8,}' for count in COUNTS)}")
     for rates in zip(*found, strict=True):
-        name = "false alarms" if rates[0].perturbation == "none" else rates[0].description
-        print(f"{name:<40}{''.join(f'{rate.rate:>8.1%}' for rate in rates)}")
+        print(f"{rates[0].description:<40}{''.join(f'{rate.rate:>8.1%}' for rate in rates)}")
 
 
 if __name__ == "__main__":

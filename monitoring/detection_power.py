@@ -74,7 +74,7 @@ def measure(
         return (random.choice(len(images), count, replace=count > len(images)) for _ in range(times))
 
     clean = drift.table(images, predict_proba(images), pca)
-    rates = [rate("none", "", clean, uniform(clean_windows))]
+    rates = [rate("none", "false alarms", clean, uniform(clean_windows))]
     for name, perturbation in PERTURBATIONS.items():
         for amount in INJECTED.get(name, (perturbation.default,)):
             perturbed = perturbation.apply(images, amount)

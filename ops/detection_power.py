@@ -11,7 +11,7 @@ from digits.images import Split
 from digits.reference import Reference
 from digits.settings import Settings
 from digits.storage import database, predictions
-from flows.monitor import MOST, begin
+from flows.monitor import MAX_ANSWERS, begin
 
 if TYPE_CHECKING:  # SciPy and ONNX Runtime
     from monitoring.detection_power import DetectionRate
@@ -42,7 +42,7 @@ def hold_out(reference: Reference, test: Split) -> tuple[Reference, Split]:
     if fresh.sum() >= len(reference) / 2:
         return reference, Split(test.images[fresh], test.labels[fresh])
     half = len(reference) // 2
-    log.info("all test images are in the reference; half of it is held out, so the rates shown are lower bounds")
+    log.info("most test images are in the reference; half of it is held out, so the rates shown are lower bounds")
     kept = reference.sample(half, seed=1)
     others = ~np.isin(datasets.digests(reference.images), datasets.digests(kept.images))
     return kept, Split(reference.images[others], reference.labels[others])
@@ -51,4 +51,4 @@ def hold_out(reference: Reference, test: Split) -> tuple[Reference, Split]:
 def _window_size(since: str, version: str, settings: Settings) -> int:
     engine = database.connect(settings.database_url)
     found = predictions.count(engine, begin(since, datetime.now(UTC)), version)
-    return min(found, MOST) if found >= MIN_COUNT else DEFAULT_COUNT
+    return min(found, MAX_ANSWERS) if found >= MIN_COUNT else DEFAULT_COUNT
