@@ -9,8 +9,6 @@ import typer
 from digits.settings import Settings, load_settings
 from ops.commands.options import CurrentSource, Seed
 
-CHANGES = "shift, rotate, slant, scale, dim, thicken, thin, noise, blur or invert"
-
 
 def predict(
     files: list[Path],
@@ -51,10 +49,10 @@ def score(
 
 def traffic(
     n: Annotated[int, typer.Option("-n", min=1, help="Number of requests.")] = 200,
-    change: Annotated[str, typer.Option(help=f"plain, {CHANGES}.")] = "plain",
-    amount: Annotated[
-        float | None, typer.Option(help="Strength of the change in pixels, degrees, grey levels or as a factor.")
-    ] = None,
+    perturbation: Annotated[
+        str, typer.Option(help="plain, shift, rotate, thicken, noise, blur …; an unknown name lists all.")
+    ] = "plain",
+    amount: Annotated[float | None, typer.Option(help="Strength in px, degrees, grey levels or as a factor.")] = None,
     labels: Annotated[float, typer.Option(min=0, max=1, help="Share of the predictions that get feedback.")] = 0.0,
     data: CurrentSource = None,
     seed: Seed = 0,
@@ -66,7 +64,7 @@ def traffic(
 
     settings = load_settings()
     test = requests.test_images(data, settings)
-    sending = requests.send(settings, requests.changed(test, change, amount), n, seed, labels)
+    sending = requests.send(settings, requests.perturb(test, perturbation, amount), n, seed, labels)
     for sent in tqdm(sending, total=n, unit="request", disable=None):  # noqa: B007  # the last one is printed
         pass
     print(f"{sent.answers} answers, {sent.right / sent.answers:.1%} right, {sent.labelled} labelled")

@@ -73,13 +73,5 @@ def _print_power(since: str) -> None:
 
     count, found = measure(since, load_settings())
     print(f"windows of {count} answers")
-    rows = [
-        (
-            "none: false alarms" if one.change == "none" else one.change,
-            one.strength,
-            f"{one.share:.1%}",
-            str(one.windows),
-        )
-        for one in found
-    ]
-    print_table(("change", "strength", "detected", "windows"), rows)
+    rows = [(one.perturbation, one.description, f"{one.rate:.1%}", str(one.windows)) for one in found]
+    print_table(("perturbation", "description", "detected", "windows"), rows)
