@@ -7,7 +7,7 @@ PYTHON ?= python3
 # Docker if its engine answers, otherwise Podman.
 COMPOSE = $(if $(shell docker info >/dev/null 2>&1 && docker compose version 2>/dev/null),docker compose,$(shell command -v podman-compose || echo .venv/bin/podman-compose)) -f docker/compose.yaml --env-file docker/.env
 
-.PHONY: help setup up down status bento compose-up compose-down test test-long test-fast lint format clean
+.PHONY: help setup up down status bento compose-up compose-down test test-long test-fast lint format docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -66,5 +66,9 @@ format: setup  ## format the code
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-clean:  ## remove the environments and caches; the state in var/ stays
-	rm -rf .venv .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+docs: setup  ## build the documentation site strictly into site/
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html, or with search: .venv/bin/python -m http.server -b 127.0.0.1 -d site"
+
+clean:  ## remove the environments, caches and site; the state in var/ stays
+	rm -rf .venv .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis site

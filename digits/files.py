@@ -14,7 +14,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
     What was created is flushed to disk before it is renamed. Where the block raises or creates nothing, `target` stays as it is.
     """
-    part = target.with_name(f".{target.name}-{uuid4().hex}.part")
+    part = target.with_name(f".{target.name}-{uuid4().hex}.tmp")
     try:
         yield part
         if part.exists():

@@ -10,7 +10,7 @@ from digits import intervals
 from digits.intervals import Proportion
 from models import architectures, runs
 from models.recipes import RECIPES, Recipe
-from models.registry import Registry, flat
+from models.registry import RegistryWriter, flat
 from models.runs import Run
 
 AUGMENTATION = "augmentation"
@@ -63,7 +63,7 @@ class Row:
         )
 
 
-def read(registry: Registry) -> list[Row]:
+def read(registry: RegistryWriter) -> list[Row]:
     """The leaderboard of an MLflow server."""
     found = [run for run in runs.finished(registry) if "dataset" in run.tags]
     newest = {run.tags["dataset"]: run for run in reversed(found)}
@@ -141,6 +141,6 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def _held_out(registry: Registry, run: Run) -> HeldOut:
+def _held_out(registry: RegistryWriter, run: Run) -> HeldOut:
     about = runs.read_json(registry, run, "dataset.json")
     return HeldOut(str(about["source"]), int(about["images"]["test"]))

@@ -1,13 +1,15 @@
-"""Everything said to MLflow: runs, what they carry, versions and their aliases."""
+"""The one writer of MLflow: runs and what they record, versions of the registered model and their aliases."""
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -25,10 +27,11 @@ from models.registry_reader import NAME, RegistryUnreachable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EXPERIMENT_KIND = (
-    "mlflow.experimentKind",
-    "custom_model_development",
-)  # else MLflow's UI opens its pages for language models
+log = logging.getLogger("digits.registry")
+
+MAX_METRICS = 1000  # that one call of `log_batch` takes
+# Without it MLflow's UI opens its pages for language models.
+EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 LIBRARIES = ("keras", "tensorflow", "numpy", "onnx", "onnxruntime", "tf2onnx", "scikit-learn", "mlflow")
 ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
@@ -40,45 +43,84 @@ ENVIRONMENT = {
 }
 
 
-class Registry:
-    """One MLflow server, held open."""
+@contextmanager
+def _translate_errors(uri: str = "") -> Iterator[None]:
+    """Raise RegistryUnreachable where MLflow's client says that its server did not answer, or answered 429 or 5xx."""
+    import mlflow
+    import requests
+
+    try:
+        yield
+    except (mlflow.exceptions.MlflowException, requests.RequestException) as error:
+        status = error.get_http_status_code() if isinstance(error, mlflow.exceptions.MlflowException) else 503
+        if status < 500 and status != 429:
+            raise
+        server = without_password(uri or mlflow.get_tracking_uri())
+        raise RegistryUnreachable(
+            f"MLflow does not answer at {server}; start it with `digits up` or set MLFLOW_TRACKING_URI"
+        ) from error
+
+
+class RegistryWriter:
+    """Writes to one MLflow server: runs, and versions of the registered model with their aliases.
+
+    Every method raises RegistryUnreachable when the server does not answer, and can then be called again with the same arguments.
+    """
 
     def __init__(self, uri: str) -> None:
+        """Raises ValueError when MLflow refuses the experiment."""
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         import mlflow  # 4 s, and the command line answers without it
 
         mlflow.set_tracking_uri(uri)
         self.uri, self.mlflow, self.client = uri, mlflow, mlflow.MlflowClient(uri)
+        self.run_id = ""
+        self._queue: list[Any] = []  # mlflow.entities.Metric that were not sent yet
+        self._sender = ThreadPoolExecutor(1, "mlflow-metrics")
+        self._sending: Future[None] = self._sender.submit(lambda: None)
         try:
-            experiment = mlflow.set_experiment(NAME)
+            with _translate_errors(uri):
+                experiment = mlflow.set_experiment(NAME)
+                if EXPERIMENT_KIND[0] not in experiment.tags:
+                    self.client.set_experiment_tag(experiment.experiment_id, *EXPERIMENT_KIND)
         except mlflow.exceptions.MlflowException as error:
-            # Any other code is an answer: the experiment was deleted, or is not ours to see.
-            if error.error_code != "INTERNAL_ERROR":
-                words = str(error).splitlines()[0]
-                raise ValueError(f"MLflow at {without_password(uri)} refuses the experiment {NAME}: {words}") from error
-            raise RegistryUnreachable(
-                f"MLflow does not answer at {without_password(uri)}; start it with `digits up` or set MLFLOW_TRACKING_URI"
-            ) from error
+            # The experiment was deleted, or access is denied.
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"MLflow at {without_password(uri)} refuses the experiment {NAME}: {reason}") from error
         self.experiment_id: str = experiment.experiment_id
-        if EXPERIMENT_KIND[0] not in experiment.tags:
-            self.client.set_experiment_tag(self.experiment_id, *EXPERIMENT_KIND)
 
     @contextmanager
     def run(self, recipe: Recipe, fingerprint: str, dataset: Dataset, tags: Mapping[str, str]) -> Iterator[str]:
-        """An MLflow run around a training on the stored data set; it is marked failed when the block raises, killed on Ctrl-C."""
-        tags = {"recipe": recipe.name, "dataset": fingerprint, **git_commit(), **tags}
-        with self.mlflow.start_run(run_name=recipe.name, tags=tags) as run:
-            self.mlflow.log_params(flat(recipe))
-            self.mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
-            self.mlflow.log_dict(environment(), "environment.json")
-            self._log_dataset(fingerprint, dataset)
-            try:
-                yield run.info.run_id
-            except KeyboardInterrupt:
-                self.mlflow.end_run("KILLED")
-                raise
+        """An MLflow run around a training on the stored data set; it is marked failed when the block raises, killed on Ctrl-C.
 
+        Recording its end never raises: a run left open because MLflow was unreachable is closed by the next retraining.
+        """
+        self._start(recipe, {"recipe": recipe.name, "dataset": fingerprint, **git_commit(), **tags})
+        self._log_dataset(fingerprint, dataset)
+        status = "FAILED"
+        try:
+            yield self.run_id
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            try:
+                with _translate_errors():
+                    self._send_all()
+                    self.mlflow.end_run(status)
+            except RegistryUnreachable as error:
+                log.warning("the end of run %s (%s) is not recorded: %s", self.run_id, status, error)
+
+    @_translate_errors()
+    def _start(self, recipe: Recipe, tags: Mapping[str, str]) -> None:
+        self.run_id = self.mlflow.start_run(run_name=recipe.name, tags=dict(tags)).info.run_id
+        self.mlflow.log_params(flat(recipe))
+        self.mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
+        self.mlflow.log_dict(environment(), "environment.json")
+
+    @_translate_errors()
     def _log_dataset(self, fingerprint: str, dataset: Dataset) -> None:
         """The data set as MLflow's UI shows it: a sample stands for the images, the digest is our fingerprint."""
         data = self.mlflow.data.from_numpy(
@@ -90,30 +132,65 @@ class Registry:
         self.mlflow.log_input(data, context="training")
 
     def log_epoch(self, epoch: int, figures: Mapping[str, float]) -> None:
-        """One point on each learning curve; it is sent in the background."""
-        self.mlflow.log_metrics(dict(figures), step=epoch + 1, synchronous=False)
+        """Queue one point on each learning curve; it neither waits for MLflow nor raises.
 
+        A background thread sends the queue. What MLflow does not accept stays queued and is sent again with the next epoch
+        and with `log_metrics`.
+        """
+        self._queue += self._metrics([(epoch + 1, figures)])
+        if self._sending.done():
+            self._sending = self._sender.submit(self._send_queue)
+
+    @_translate_errors()
+    def _send_queue(self) -> None:
+        """Send what is queued; MLflow ignores a point that it has already."""
+        while batch := self._queue[:MAX_METRICS]:
+            self.client.log_batch(self.run_id, metrics=batch)
+            del self._queue[: len(batch)]
+
+    def _send_all(self) -> None:
+        """Wait until the queue is sent; in the thread of the sender, so that no two send the same points."""
+        self._sender.submit(self._send_queue).result()
+
+    @_translate_errors()
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
-        """The final figures of the current run."""
-        self.mlflow.log_metrics(dict(metrics))
+        """The final figures of the current run, after the points of its epochs that are still queued."""
+        self._send_all()
+        self.client.log_batch(self.run_id, metrics=self._metrics([(0, metrics)]))
 
-    def tag_run(self, tags: Mapping[str, str]) -> None:
+    @_translate_errors()
+    def log_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the current run."""
-        self.mlflow.set_tags(dict(tags))
+        self.client.log_batch(self.run_id, tags=self._tags(tags))
 
+    @_translate_errors()
     def log_json(self, content: Mapping[str, Any], name: str) -> None:
         """A JSON file of the current run."""
-        self.mlflow.log_dict(dict(content), name)
+        self.client.log_dict(self.run_id, dict(content), name)
 
+    @_translate_errors()
     def log_text(self, text: str, name: str) -> None:
         """A text file of the current run."""
-        self.mlflow.log_text(text, name)
+        self.client.log_text(self.run_id, text, name)
 
-    def log_pictures(self, pictures: "Mapping[str, Figure]") -> None:
-        """One PNG per picture, under `pictures/` of the current run."""
-        for name, figure in pictures.items():
-            self.mlflow.log_figure(figure, f"pictures/{name}.png")
+    @_translate_errors()
+    def log_figures(self, figures: "Mapping[str, Figure]") -> None:
+        """One PNG per figure, under `figures/` of the current run."""
+        for name, figure in figures.items():
+            self.client.log_figure(self.run_id, figure, f"figures/{name}.png")
 
+    def _metrics(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> list[Any]:
+        now = int(time.time() * 1000)
+        return [
+            self.mlflow.entities.Metric(name, value, now, step)
+            for step, figures in points
+            for name, value in figures.items()
+        ]
+
+    def _tags(self, tags: Mapping[str, str]) -> list[Any]:
+        return [self.mlflow.entities.RunTag(name, value) for name, value in tags.items()]
+
+    @_translate_errors()
     def open_run(self, name: str, tags: Mapping[str, str], recipe: Recipe | None = None, parent: str = "") -> str:
         """A run that stays open whatever else is logged, as the trials of a sweep do side by side; its id."""
         nested = {"mlflow.parentRunId": parent} if parent else {}
@@ -124,6 +201,7 @@ class Registry:
             self.client.log_dict(run_id, recipe.model_dump(mode="json"), "recipe.json")
         return run_id
 
+    @_translate_errors()
     def reopen_run(self, run_id: str) -> bool:
         """Whether the run is still there; then it is open again, and what was left open below it is not."""
         try:
@@ -138,24 +216,44 @@ class Registry:
             self.client.set_terminated(left.info.run_id, "KILLED")
         return True
 
+    @_translate_errors()
     def log_points(self, run_id: str, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Points (step, figures) on the curves of an open run, in as few calls as MLflow allows."""
-        now = int(time.time() * 1000)
-        metrics = [
-            self.mlflow.entities.Metric(name, value, now, step)
-            for step, figures in points
-            for name, value in figures.items()
-        ]
-        for start in range(0, len(metrics), 1000):  # the most that one call takes
-            self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        metrics = self._metrics(points)
+        for start in range(0, len(metrics), MAX_METRICS):
+            self.client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
 
+    @_translate_errors()
     def close_run(self, run_id: str, status: str, tags: Mapping[str, str]) -> None:
         """End an open run as FINISHED, FAILED or KILLED."""
-        self.client.log_batch(run_id, tags=[self.mlflow.entities.RunTag(*tag) for tag in tags.items()])
+        self.client.log_batch(run_id, tags=self._tags(tags))
         self.client.set_terminated(run_id, status)
 
+    @_translate_errors()
     def register(self, card: dict[str, Any], files: Mapping[str, bytes]) -> str:
-        """A new version out of the current run: its ONNX model, the other files and a card that lists their checksums."""
+        """A new version out of the current run: its ONNX model, the other files and a card that lists their checksums.
+
+        Called again for the same run, it returns the version that is there.
+        """
+        made = self.client.search_model_versions(f"name='{NAME}' and run_id='{self.run_id}'")
+        if made:
+            return str(made[0].version)
+        checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        full_card = {**card, "files": checksums}
+        model = self._log_model(files["model.onnx"])
+        with TemporaryDirectory() as folder:
+            for name, content in {**files, "card.json": json.dumps(full_card, indent=2).encode()}.items():
+                Path(folder, name).write_bytes(content)
+            self.client.log_model_artifacts(model.model_id, folder)
+        with suppress(self.mlflow.exceptions.MlflowException):  # it is there from the second version on
+            self.client.create_registered_model(NAME, description="Handwritten-digit recognisers.")
+        version = self.client.create_model_version(
+            NAME, model.model_uri, run_id=self.run_id, model_id=model.model_id, tags=_version_tags(card)
+        )
+        return str(version.version)
+
+    def _log_model(self, onnx_model: bytes) -> Any:
+        """The ONNX model in MLflow's own format, linked to the current run; an `mlflow.models.model.ModelInfo`."""
         import onnx
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
@@ -164,45 +262,40 @@ class Registry:
             inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, SIZE, SIZE), "images")]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 10))]),
         )
-        info = self.mlflow.onnx.log_model(
-            onnx.load_model_from_string(files["model.onnx"]),
-            name="model",
-            signature=signature,
-            pip_requirements=[f"{library}=={installed(library)}" for library in ("onnxruntime", "numpy")],
-            save_as_external_data=False,
-            onnx_execution_providers=["CPUExecutionProvider"],
-        )
-        checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        full_card = {**card, "files": checksums}
-        with TemporaryDirectory() as folder:
-            for name, content in {**files, "card.json": json.dumps(full_card, indent=2).encode()}.items():
-                Path(folder, name).write_bytes(content)
-            self.client.log_model_artifacts(info.model_id, folder)
-        with suppress(self.mlflow.exceptions.MlflowException):  # it is there from the second version on
-            self.client.create_registered_model(NAME, description="Handwritten-digit recognisers.")
-        made = self.client.create_model_version(
-            NAME, info.model_uri, run_id=card["run_id"], model_id=info.model_id, tags=_version_tags(card)
-        )
-        return str(made.version)
+        # MLflow links the model to the run that is active in this thread, and a task may run in another one.
+        with self.mlflow.start_run(run_id=self.run_id, nested=True):
+            return self.mlflow.onnx.log_model(
+                onnx.load_model_from_string(onnx_model),
+                name="model",
+                signature=signature,
+                pip_requirements=[f"{library}=={installed(library)}" for library in ("onnxruntime", "numpy")],
+                save_as_external_data=False,
+                onnx_execution_providers=["CPUExecutionProvider"],
+            )
 
-    def point(self, alias: str, version: str) -> None:
+    @_translate_errors()
+    def set_alias(self, alias: str, version: str) -> None:
         """Move an alias; MLflow does this in one transaction."""
         self.client.set_registered_model_alias(NAME, alias, version)
 
+    @_translate_errors()
     def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
-        """Facts kept beside a version."""
+        """Tags of a version."""
         for name, value in tags.items():
             self.client.set_model_version_tag(NAME, version, name, value)
 
+    @_translate_errors()
     def version_tags(self, version: str) -> dict[str, str]:
-        """What `tag_version` kept, and more."""
+        """All tags of a version."""
         return dict(self.client.get_model_version(NAME, version).tags)
 
-    def open_runs(self) -> dict[str, dict[str, str]]:
+    @_translate_errors()
+    def active_runs(self) -> dict[str, dict[str, str]]:
         """The tags of each run that has not ended, by its id."""
         found = self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'", max_results=1000)
         return {run.info.run_id: dict(run.data.tags) for run in found}
 
+    @_translate_errors()
     def trained_before(self, fingerprint: str, recipe: Recipe) -> str | None:
         """The newest version with the same data, recipe, code and libraries, whose weights would come out again."""
         wanted = inputs(fingerprint, recipe)

@@ -15,7 +15,7 @@ from digits.images import Labels, Split
 from models import gate, runs
 from models.model_store import ModelStore, VerifiedModel
 from models.recipes import flatten
-from models.registry import Registry
+from models.registry import RegistryWriter
 from models.runs import Run
 
 SHOWN = 5  # labels or files named one by one
@@ -81,7 +81,7 @@ class Place(NamedTuple):
     label: int
 
 
-def compare(registry: Registry, a: Run, b: Run, storage: Storage, store: ModelStore) -> RunDiff:
+def compare(registry: RegistryWriter, a: Run, b: Run, storage: Storage, store: ModelStore) -> RunDiff:
     """Run A against run B; data sets are looked for in `storage`, models are fetched through `store`."""
     recipes, environments = (
         [runs.read_json(registry, run, name) for run in (a, b)] for name in ("recipe.json", "environment.json")
@@ -182,7 +182,7 @@ def _weights(a: Run, b: Run) -> str:
     return "identical" if before == now else "different"
 
 
-def _data(registry: Registry, a: Run, b: Run, storage: Storage) -> list[str]:
+def _data(registry: RegistryWriter, a: Run, b: Run, storage: Storage) -> list[str]:
     """The images where both data sets are stored here, and otherwise what the runs recorded about them."""
     before, now = (run.tags.get("dataset", "–") for run in (a, b))
     if before == now:

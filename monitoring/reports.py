@@ -1,6 +1,5 @@
 """What monitoring leaves behind: a verdict other programs read, Evidently's report for people, and its history as a dashboard."""
 
-import os
 import re
 import shutil
 import warnings
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from digits.files import replacing, write_atomically
 from digits.intervals import Proportion
 from digits.reference import Reference
 from digits.storage.predictions import Window
@@ -104,16 +104,16 @@ def write(folder: Path, workspace: Path, reference: Reference, window: Window, v
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, html, shown, marker = (folder / name for name in (VERDICT, REPORT, PICTURES, _RUN))
-    _replace(path, verdict.model_dump_json(indent=2).encode())
+    write_atomically(path, verdict.model_dump_json(indent=2).encode())
     if not verdict.drift.columns:
         return Written(path, None, None, None)
-    _replace(shown, drift_images.render(reference.images, window.images, window.digits.tolist()))
+    write_atomically(shown, drift_images.render(reference.images, window.images, window.digits.tolist()))
     with _quiet():
         snapshot = _run(reference, window, verdict)
-        snapshot.save_html(str(folder / f".{REPORT}"))
-        os.replace(folder / f".{REPORT}", html)
+        with replacing(html) as part:
+            snapshot.save_html(str(part))
         run = _add(workspace, snapshot, marker.read_text() if marker.exists() else None)
-    _replace(marker, run.encode())
+    write_atomically(marker, run.encode())
     return Written(path, html, shown, run)
 
 
@@ -177,13 +177,6 @@ def _accuracies(found: accuracy.Accuracy) -> str:
     if found.estimate is not None:
         rows.append(f"| by confidence alone | {100 * found.estimate:.2f} % | {found.count} |\n")
     return "| accuracy | share | of |\n|---|---|---|\n" + "".join(rows)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """The file is the old one or the new one, never a half."""
-    half = path.with_name(f".{path.name}")
-    half.write_bytes(content)
-    os.replace(half, path)
 
 
 @contextmanager

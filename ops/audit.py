@@ -26,7 +26,7 @@ ENLARGEMENT = 10
 def collect(engine: Engine, folder: Path) -> int:
     """Label the predictions whose images are in the sub-folders; the number of images, without those the log no longer has."""
     labelled = 0
-    labelled_at = predictions.last_words(engine, AUDITOR)
+    labelled_at = predictions.label_times(engine, AUDITOR)
     for path in sorted(folder.glob("[0-9]/*.png")):
         moved_at = datetime.fromtimestamp(path.stat().st_ctime, UTC) + CLOCK_TOLERANCE
         with suppress(UnknownPrediction):

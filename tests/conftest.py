@@ -341,20 +341,12 @@ def trained_runs(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def train_run(uri: str, folder: Path, recipe: Any, dataset: Any) -> str:
-    """The version that `digits train` would register, made by its tasks without Prefect."""
+    """The version that `digits train` would register, without Prefect."""
     from digits.data import datasets
-    from flows import train
-    from models.registry import Registry
+    from models import candidates
 
-    registry = Registry(uri)
-    fingerprint = datasets.save(dataset, folder).name
-    prepared = train.prepare.fn(folder, fingerprint, recipe)
-    with registry.run(recipe, fingerprint, prepared, {}) as run_id:
-        registry.log_json(datasets.manifest(folder, fingerprint), "dataset.json")
-        trained = train.fit.fn(recipe, prepared, registry)
-        evaluation = train.evaluate.fn(trained, prepared)
-        train.record.fn(registry, trained, evaluation, prepared)
-        return train.register.fn(registry, recipe, fingerprint, trained, evaluation, prepared, run_id)
+    datasets.save(dataset, folder)
+    return candidates.train(Registry(uri), folder, dataset, recipe)
 
 
 @pytest.fixture(scope="session")

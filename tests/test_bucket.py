@@ -102,7 +102,7 @@ def test_a_machine_that_worked_alone_brings_its_current_data_set(
     datasets.set_current(here.folder, fingerprint)
     assert datasets.current(here) == fingerprint
     assert datasets.current(there) == fingerprint
-    assert sweep_executor.load(there, fingerprint).fingerprint == fingerprint  # as the worker of a sweep does
+    assert sweep_executor.load_dataset(there, fingerprint).fingerprint == fingerprint  # as the worker of a sweep does
 
 
 def test_a_bucket_that_is_missing_or_does_not_answer_is_named(
@@ -129,7 +129,7 @@ def test_a_version_on_s3_reaches_the_service_through_mlflow_alone(
     s3: Any, bundled: Dataset, champion_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MLflow's server has the credentials; who registers and who serves talks to MLflow and nothing else."""
-    from models.registry import Registry
+    from models.registry import RegistryWriter
     from ops.processes import ENVIRONMENT
 
     port = find_free_port()
@@ -146,13 +146,13 @@ def test_a_version_on_s3_reaches_the_service_through_mlflow_alone(
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
         wait_until_healthy(f"{uri}/health", server, tmp_path / "server.log")
-        registry = Registry(uri)
+        registry = RegistryWriter(uri)
         card = json.loads(champion_files["card.json"])
         with registry.run(COMPACT, bundled.fingerprint, bundled, {}) as run_id:
             facts = {"run_id": run_id, "experiment_id": registry.experiment_id, "inputs": "none"}
             files = {name: content for name, content in champion_files.items() if name != "card.json"}
             version = registry.register({**card, **facts}, files)
-        registry.point("champion", version)
+        registry.set_alias("champion", version)
         stored = [key for key in keys(s3) if key.startswith("artifacts/")]
         assert {"model.onnx", "reference.npz", "card.json"} <= {key.rsplit("/", 1)[1] for key in stored}
         fetched = ModelStore(uri, tmp_path / "champions").fetch()

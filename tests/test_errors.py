@@ -43,6 +43,11 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
         "the endpoint does not answer at .*; start it with `digits up`, or use --direct",
     ),
     "a port that is none": ("status", {"DIGITS_SERVICE_PORT": "99999"}, "DIGITS_SERVICE_PORT: .*65535, got '99999'"),
+    "a setting that is no JSON": (
+        "status",
+        {"DIGITS_GATE": '{{"margin"'},
+        """DIGITS_GATE: expected JSON, got '{"margin"'""",
+    ),
     "a port that is taken": (
         "up",
         {"DIGITS_MLFLOW_PORT": "{taken}"},
@@ -68,10 +73,10 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
         "there is no folder .*nowhere to write out.csv into; make it first",
     ),
     "a database of no kind": ("ledger", {"DIGITS_DATABASE_URL": "nonsense"}, "expected a database like postgresql://"),
-    "PostgreSQL away": (
+    "PostgreSQL unreachable": (
         "ledger",
         {"DIGITS_DATABASE_URL": "postgresql://me@127.0.0.1:9/digits"},
-        "does not answer.*Connection refused",
+        "is unreachable.*Connection refused",
     ),
     "a home that is a file": (
         "up",

@@ -9,7 +9,7 @@ from models import leaderboard
 from models.architectures import Convolutional, Dense
 from models.leaderboard import HeldOut
 from models.recipes import AUGMENTED, COMPACT, RECIPES, SIGMOID, Recipe
-from models.registry import Registry, flat
+from models.registry import RegistryWriter, flat
 from models.runs import Run
 
 HELD_OUT = {"d1": HeldOut("mnist", 10_000), "d2": HeldOut("bundled", 270)}
@@ -91,7 +91,7 @@ def test_a_changed_recipe_is_another_row() -> None:
 
 
 def test_real_runs(trained_runs: Runs) -> None:
-    rows = [row for row in leaderboard.read(Registry(trained_runs.uri)) if row.recipe == "sigmoid (epochs 2)"]
+    rows = [row for row in leaderboard.read(RegistryWriter(trained_runs.uri)) if row.recipe == "sigmoid (epochs 2)"]
     assert sorted(row.seeds for row in rows) == [(0,), (0, 1)]  # one label apart is another data set
     for row in rows:
         assert row.source == "bundled" and row.parameters == 7850

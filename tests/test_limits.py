@@ -79,7 +79,12 @@ def test_a_list_of_so_many_images(tight: Service, sample: Reference) -> None:
         response = tight.client.post("/classify", json={"images": sample.images[:count].tolist()})
         assert response.status_code == status
     assert "holds 4 images; expected at most 3" in sentence(response)
-    assert tight.client.get("/openapi.json").json()["components"]["schemas"]["Images"]["maxItems"] == BATCH
+    assert (
+        tight.client.get("/openapi.json").json()["paths"]["/classify"]["post"]["requestBody"]["content"][
+            "application/json"
+        ]["schema"]["properties"]["images"]["oneOf"][1]["maxItems"]
+        == BATCH
+    )
 
 
 def begin(service: Service, path: str = "/classify_bulk") -> socket.socket:
@@ -200,5 +205,5 @@ def test_answers_are_kept_so_long(tmp_path: Path) -> None:
             row = {"id": id, "at": at, "version": "1", "digit": 1, "probability": 1.0, "route": "/"}
             blobs = {"probabilities": b"0" * 40, "image": b"0" * 784, "audit": False}
             connection.execute(predictions.predictions.insert(), {**row, **blobs})
-    assert predictions.forget(engine, edge) == 1
+    assert predictions.delete_before(engine, edge) == 1
     assert predictions.read_window(engine, edge - timedelta(days=1)).ids == ["b"]

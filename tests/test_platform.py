@@ -105,7 +105,7 @@ def dataset(platform: Platform) -> Dataset:
 
 def test_up_says_plainly_that_mnist_is_missing_and_goes_on(platform: Platform) -> None:
     printed: str = platform.printed  # type: ignore[attr-defined]
-    assert "MNIST cannot be had here" in printed
+    assert "MNIST is unavailable" in printed
     assert "1,797 digits bundled with scikit-learn" in printed
     assert "digits v1 is the champion" in printed
 
@@ -366,7 +366,7 @@ def _forget_answers(platform: Platform) -> str:
     while (about := get(f"{platform.url}/about").json())["log"]["waiting"]:
         time.sleep(0.1)
     engine = database.connect(f"sqlite:///{platform.home}/digits.db")
-    predictions.forget(engine, datetime.now(UTC))
+    predictions.delete_before(engine, datetime.now(UTC))
     version: str = about["model_version"]
     return version
 

@@ -14,7 +14,7 @@ from digits.data.datasets import Dataset
 from digits.images import Split
 from models import run_diff, runs
 from models.model_store import ModelStore
-from models.registry import Registry
+from models.registry import RegistryWriter
 from models.run_diff import Agreement
 
 
@@ -168,16 +168,16 @@ def test_only_images_in_both_tests_under_the_same_label_are_common(bundled: Data
 
 
 @pytest.fixture(scope="module")
-def registry(trained_runs: Runs) -> Registry:
-    return Registry(trained_runs.uri)
+def registry(trained_runs: Runs) -> RegistryWriter:
+    return RegistryWriter(trained_runs.uri)
 
 
-def sections(registry: Registry, of: Runs, a: str, b: str, folder: Path | None = None) -> dict[str, list[str]]:
+def sections(registry: RegistryWriter, of: Runs, a: str, b: str, folder: Path | None = None) -> dict[str, list[str]]:
     pair = runs.find(registry, a), runs.find(registry, b)
     return run_diff.compare(registry, *pair, folder or of.datasets, ModelStore(of.uri, of.champions)).sections
 
 
-def test_two_seeds_differ_in_the_seed_alone(registry: Registry, trained_runs: Runs) -> None:
+def test_two_seeds_differ_in_the_seed_alone(registry: RegistryWriter, trained_runs: Runs) -> None:
     found = sections(registry, trained_runs, trained_runs.first, trained_runs.other_seed)
     assert found["recipe"] == ["seed: 0 → 1"]
     assert found["environment"] == ["the same"]
@@ -188,7 +188,7 @@ def test_two_seeds_differ_in_the_seed_alone(registry: Registry, trained_runs: Ru
     assert "exact McNemar" in found["answers"][1]
 
 
-def test_a_changed_label_is_named_between_real_runs(registry: Registry, trained_runs: Runs) -> None:
+def test_a_changed_label_is_named_between_real_runs(registry: RegistryWriter, trained_runs: Runs) -> None:
     found = sections(registry, trained_runs, trained_runs.first, trained_runs.other_label)
     assert found["recipe"] == ["the same"]
     label = int(sources.read("bundled", mnist=None, cache=trained_runs.home).train.labels[17])
@@ -197,21 +197,21 @@ def test_a_changed_label_is_named_between_real_runs(registry: Registry, trained_
     assert found["answers"][0].endswith("test images common to both data sets")
 
 
-def test_a_run_is_itself(registry: Registry, trained_runs: Runs) -> None:
+def test_a_run_is_itself(registry: RegistryWriter, trained_runs: Runs) -> None:
     found = sections(registry, trained_runs, trained_runs.first, trained_runs.first)
     assert found["weights"] == ["identical"]
     assert "only A 0, only B 0" in found["answers"][1] and "p = 1 " in found["answers"][1]
 
 
 def test_without_the_data_sets_the_samples_of_the_versions_are_asked(
-    registry: Registry, trained_runs: Runs, tmp_path: Path
+    registry: RegistryWriter, trained_runs: Runs, tmp_path: Path
 ) -> None:
     found = sections(registry, trained_runs, trained_runs.first, trained_runs.other_label, tmp_path)
     assert any("cannot be compared: there is no data set" in line for line in found["data"])
     assert found["answers"][0].endswith("test images kept with both versions")
 
 
-def test_a_run_that_became_no_version_has_no_answers(registry: Registry, trained_runs: Runs) -> None:
+def test_a_run_that_became_no_version_has_no_answers(registry: RegistryWriter, trained_runs: Runs) -> None:
     made = registry.client.create_run(
         registry.experiment_id, tags={"recipe": "sigmoid", "dataset": "0" * 16}
     ).info.run_id
@@ -230,7 +230,7 @@ def test_a_run_that_became_no_version_has_no_answers(registry: Registry, trained
         registry.client.delete_run(made)
 
 
-def test_the_text_has_every_section(registry: Registry, trained_runs: Runs) -> None:
+def test_the_text_has_every_section(registry: RegistryWriter, trained_runs: Runs) -> None:
     pair = runs.find(registry, trained_runs.first), runs.find(registry, trained_runs.other_seed)
     text = run_diff.compare(
         registry, *pair, trained_runs.datasets, ModelStore(trained_runs.uri, trained_runs.champions)

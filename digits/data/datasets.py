@@ -227,7 +227,7 @@ def save(dataset: Dataset, storage: Storage) -> Path:
     target = _folder(storage) / dataset.fingerprint
     with _locked(target.parent):
         if not target.exists():
-            for unfinished in target.parent.glob(".*.part/"):  # of a killed process
+            for unfinished in target.parent.glob(".*.tmp/"):  # of a killed process
                 shutil.rmtree(unfinished)
             _write(dataset, target)
     if isinstance(storage, Bucket):
@@ -291,9 +291,9 @@ def _read(path: Path, fingerprint: str) -> Dataset:
         # Opened here, because NumPy does not close a path that it cannot read.
         with archive.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = ("train", "validation", "test")
-            splits = [Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in names]
+            train, validation, test = (Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in names)
         facts = {name: origin[name] for name in ("source", "checksum", "overlap_removed", "parent")}
-        dataset = Dataset(*splits, **facts)
+        dataset = Dataset(train, validation, test, **facts)
     if dataset.fingerprint != fingerprint:
         raise BadData(
             f"the data set {path} was changed after it was stored: its content now has the fingerprint "

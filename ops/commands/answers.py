@@ -90,9 +90,9 @@ def _endpoint(settings: Settings) -> Callable[[bytes], dict[str, Any]]:
 def _champion(settings: Settings) -> Callable[[bytes], dict[str, Any]]:
     """Classification by the champion in this process, which logs nothing."""
     from digits.data import rectification
-    from ops.commands.connections import open_store
+    from flows.connections import Platform
 
-    model = open_store(settings).fetch()
+    model = Platform(settings).models.fetch()
 
     def classify(body: bytes) -> dict[str, Any]:
         (probabilities,) = model.predict_proba(rectification.decode(body)[None])

@@ -4,8 +4,6 @@ from typing import Annotated
 
 import typer
 
-from digits.settings import load_settings
-from ops.commands.connections import open_database, open_registry, open_store
 from ops.tables import format_time, print_table
 
 Reason = Annotated[str, typer.Option("--why", help="The reason that the ledger records.")]
@@ -13,27 +11,28 @@ Reason = Annotated[str, typer.Option("--why", help="The reason that the ledger r
 
 def promote(version: str, why: Reason = "by hand") -> None:
     """Make VERSION the champion, after checking that it loads and predicts."""
-    settings = load_settings()
-    registry = open_registry(settings)
     from models import promotion
+    from ops.commands.connections import connect
 
-    promotion.promote(registry, open_store(settings), open_database(settings), version, why)
+    platform = connect()
+    promotion.promote(platform.registry, platform.models, platform.engine, version, why)
 
 
 def rollback(why: Reason = "by hand") -> None:
     """Make the previous champion the champion again."""
-    settings = load_settings()
-    registry = open_registry(settings)
     from models import promotion
+    from ops.commands.connections import connect
 
-    promotion.roll_back(registry, open_store(settings), open_database(settings), why)
+    platform = connect()
+    promotion.roll_back(platform.registry, platform.models, platform.engine, why)
 
 
 def ledger() -> None:
     """List all promotions and rollbacks, oldest first."""
     from digits.storage import ledger
+    from flows.connections import Platform
 
-    entries = ledger.entries(open_database(load_settings()))
+    entries = ledger.entries(Platform().engine)
     if not entries:
         print("no version has been promoted yet")
         return

@@ -1,6 +1,5 @@
 """`digits ingest`: data sets."""
 
-from digits.settings import load_settings
 from ops.commands.options import Source
 
 
@@ -9,6 +8,7 @@ def ingest(data: Source = "mnist") -> None:
     from ops import flow_runs
 
     flow_runs.silence_prefect()
-    from flows.ingest import start_from
+    from flows.connections import Platform
+    from flows.ingest import set_source
 
-    print(start_from.fn(data, load_settings()))
+    print(set_source(Platform(), data))

@@ -2,8 +2,6 @@
 
 from rich.table import Column
 
-from digits.settings import load_settings
-from ops.commands.connections import open_registry, open_store
 from ops.tables import print_table
 
 COLUMNS: list[str | Column] = [
@@ -17,15 +15,16 @@ COLUMNS: list[str | Column] = [
 def leaderboard() -> None:
     """Compare recipes by the accuracy over their seeds with what the projects that they reproduce report."""
     from models import leaderboard
+    from ops.commands.connections import connect
 
-    print_table(COLUMNS, [row.cells for row in leaderboard.read(open_registry(load_settings()))])
+    print_table(COLUMNS, [row.cells for row in leaderboard.read(connect().registry)])
 
 
 def diff(run_a: str, run_b: str) -> None:
     """Explain how two runs (versions or run ids) differ: data, code, recipe, environment, and a paired test of their predictions."""
     from models import run_diff, runs
+    from ops.commands.connections import connect
 
-    settings = load_settings()
-    registry = open_registry(settings)
-    a, b = runs.find(registry, run_a), runs.find(registry, run_b)
-    print(run_diff.compare(registry, a, b, settings.datasets, open_store(settings)).text)
+    platform = connect()
+    a, b = runs.find(platform.registry, run_a), runs.find(platform.registry, run_b)
+    print(run_diff.compare(platform.registry, a, b, platform.datasets, platform.models).text)

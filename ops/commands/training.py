@@ -56,9 +56,9 @@ def sweep(
     interrupt_on_signals()
     with flows_in_this_process():
         from flows.sweep import sweep
-        from flows.sweep_executor import Plan
+        from flows.sweep_executor import SweepPlan
 
-        _print_version(sweep(Plan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)))
+        _print_version(sweep(SweepPlan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)))
 
 
 def replay(run: Annotated[str, typer.Argument(help="A version, a run id, or the beginning of a run id.")]) -> None:
