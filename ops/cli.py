@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from digits.settings import load_settings
-from ops.commands import answers, champion, data, keys, lifecycle, monitoring, runs, state, training
+from ops.commands import answers, keys, local_platform, monitoring, training, versions
 
 app = typer.Typer(
     help="Trains, promotes, serves and watches handwritten-digit recognisers.",
@@ -24,9 +24,9 @@ app = typer.Typer(
 )
 # In the order of the help text.
 COMMANDS = (
-    *(lifecycle.up, lifecycle.down, lifecycle.status, state.backup, state.restore),
-    *(data.ingest, training.train, training.retrain, training.sweep, training.replay, training.recipes),
-    *(champion.promote, champion.rollback, champion.ledger, runs.leaderboard, runs.diff),
+    *(local_platform.up, local_platform.down, local_platform.status, local_platform.backup, local_platform.restore),
+    *(training.ingest, training.train, training.retrain, training.sweep, training.replay, training.recipes),
+    *(versions.promote, versions.rollback, versions.ledger, versions.leaderboard, versions.diff),
     *(answers.predict, answers.score, answers.traffic, monitoring.monitor, monitoring.audit),
 )
 for command in COMMANDS:

@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "predict, no service": (
         "predict docs/seven.png",
         {},
-        "the endpoint does not answer at .*; start it with `digits up`, or use --direct",
+        "the endpoint does not answer at .*; start it with `digits up`",
     ),
     "a port that is none": ("status", {"DIGITS_SERVICE_PORT": "99999"}, "DIGITS_SERVICE_PORT: .*65535, got '99999'"),
     "a setting that is no JSON": (
