@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from digits.settings import load_settings
-from ops.commands.connections import open_database
 from ops.commands.options import Since
 from ops.tables import print_table
 
@@ -53,15 +52,16 @@ def audit(
     from datetime import UTC, datetime
 
     from digits.storage import feedback
+    from flows.connections import Platform
     from flows.monitor import begin
     from ops import audit
 
-    settings = load_settings()
-    folder, engine = folder or settings.home / "audit", open_database(settings)
-    labelled = audit.collect(engine, folder)
-    answers = feedback.unlabelled_audit(engine, begin(since, datetime.now(UTC)))
+    platform = Platform()
+    folder = folder or platform.settings.home / "audit"
+    labelled = audit.collect(platform.engine, folder)
+    answers = feedback.unlabelled_audit(platform.engine, begin(since, datetime.now(UTC)))
     if quarantine:
-        answers += feedback.quarantined(engine)
+        answers += feedback.quarantined(platform.engine)
     waiting = audit.write_images(answers, folder, n)
     print(f"images labelled by the sub-folders of {folder}: {labelled}; images without a label: {waiting}")
     if waiting:
