@@ -127,16 +127,12 @@ def data() -> Dataset:
 
 def register(settings: Settings, recipe: Recipe, dataset: Dataset) -> str:
     """Train and register as `digits train` does, and point the alias `champion` to it; the version."""
-    from flows import train
+    from models import candidates
     from models.registry import RegistryWriter
 
     registry = RegistryWriter(settings.mlflow_tracking_uri)
-    fingerprint = datasets.save(dataset, settings.datasets).name
-    prepared = train.prepare.fn(settings.datasets, fingerprint, recipe)
-    with registry.run(recipe, fingerprint, prepared, {}) as run_id:
-        trained = train.fit.fn(recipe, prepared, registry)
-        evaluation = train.evaluate.fn(trained, prepared)
-        version: str = train.register.fn(registry, recipe, fingerprint, trained, evaluation, prepared, run_id)
+    datasets.save(dataset, settings.datasets)
+    version = candidates.train(registry, settings.datasets, dataset, recipe)
     registry.set_alias("champion", version)
     return version
 

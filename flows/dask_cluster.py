@@ -45,12 +45,17 @@ def connect(address: str | None, workers: int | None = None) -> Iterator["Client
 
 
 def _local_cluster(workers: int | None) -> "LocalCluster":
-    """Worker processes of one thread each, at most one per core and per `WORKER_BYTES` of memory unless told otherwise."""
+    """Worker processes of one thread each, by default as many as cores and memory allow; they never receive Ctrl-C.
+
+    A terminal sends it to the whole process group, and only the coordinating process handles it.
+    """
     from dask.system import CPU_COUNT
     from distributed import LocalCluster
     from distributed.system import MEMORY_LIMIT
 
-    with _interrupts_blocked():
+    ensure_running()  # multiprocessing's resource tracker unblocks SIGINT in the thread that happens to start it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by new threads and processes
+    try:
         return LocalCluster(
             n_workers=workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES)),
             threads_per_worker=1,
@@ -59,17 +64,5 @@ def _local_cluster(workers: int | None) -> "LocalCluster":
             memory_limit=0,
             silence_logs=logging.CRITICAL,
         )
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Delay Ctrl-C to the end of the block; the threads and processes started in it never receive it.
-
-    A terminal sends it to the whole process group, and only the coordinating process handles it.
-    """
-    ensure_running()  # multiprocessing's resource tracker unblocks SIGINT in the thread that happens to start it
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 from pydantic import ValidationError
 
-from digits.settings import Settings, load_settings
-from flows import train
+from digits.data import datasets
+from flows.connections import Platform
+from flows.tasks import publish, server_task, task
 from models.recipes import Recipe
 
 if TYPE_CHECKING:  # MLflow takes 4 s
@@ -34,7 +33,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of it."""
+    """The outcome of a replay."""
 
     title: str  # of the run
     recorded_hash: str
@@ -61,21 +60,19 @@ class Replay:
 @flow(name="replay")
 def replay(run: str) -> Replay:
     """Train a run again from its recipe, data and seed and compare the weights; nothing is registered."""
-    settings = load_settings()
-    recorded = look_up(run, settings)
-    outcome = train_again(recorded, settings)
+    platform = Platform()
+    recorded = server_task(look_up)(platform, run)
+    outcome = task(train_again)(platform, recorded)
     log.log(logging.INFO if outcome.identical else logging.WARNING, "%s", outcome.sentence)
-    create_markdown_artifact(f"# Replay\n\n{outcome.sentence}\n", key="replay", description=outcome.title)
+    publish("replay", outcome.title, f"# Replay\n\n{outcome.sentence}\n")
     return outcome
 
 
-@task(cache_policy=NO_CACHE)
-def look_up(run: str, settings: Settings) -> Recorded:
+def look_up(platform: Platform, run: str) -> Recorded:
     """A version or run with all that it was trained from; raises LookupError or ValueError when it lacks something."""
     from models import runs
-    from models.registry import RegistryWriter
 
-    registry = RegistryWriter(settings.mlflow_tracking_uri)
+    registry = platform.registry
     found = runs.find(registry, run)
     for tag in ("dataset", "weights_hash"):
         if tag not in found.tags:
@@ -91,13 +88,12 @@ def look_up(run: str, settings: Settings) -> Recorded:
     )
 
 
-@task(cache_policy=NO_CACHE)
-def train_again(recorded: Recorded, settings: Settings) -> Replay:
-    """The same training on the stored data set; raises BadData when the data set is not here any more."""
-    from models import registry, run_diff, training
+def train_again(platform: Platform, recorded: Recorded) -> Replay:
+    """The same training on the stored data set; raises BadData when the data set is not stored here any more."""
+    from models import candidates, registry, run_diff, training
 
-    dataset = train.prepare.fn(settings.datasets, recorded.dataset, recorded.recipe)
-    trained = training.fit(recorded.recipe, dataset)
+    dataset = datasets.load(platform.datasets, recorded.dataset)
+    trained = training.fit(recorded.recipe, candidates.split(dataset, recorded.recipe))
     commits = recorded.run.tags.get("git_commit"), registry.git_commit().get("git_commit")
     code = run_diff.differing_code(*commits, sides=("the run", "this checkout"))
     environment = run_diff.differing(recorded.environment, registry.environment())

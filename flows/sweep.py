@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optuna.trial import TrialState
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 
 from digits import intervals
-from digits.data import datasets
-from digits.settings import load_settings
+from digits.data.datasets import Dataset
 from flows import dask_cluster
-from flows.ingest import store
+from flows.connections import Platform
+from flows.ingest import load_dataset
 from flows.sweep_executor import SweepExecutor, SweepPlan
+from flows.tasks import publish, server_task
 from flows.train import prefect_run, train_on
-from models.registry_reader import RegistryReader
 
 if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s, Optuna 1 s
     from optuna import Study
@@ -44,21 +44,22 @@ def sweep(plan: SweepPlan = DEFAULT_PLAN) -> str:
 
     A sweep with the same name, data and number of epochs resumes the study of the last one, even if that was killed.
     """
-    from models.registry import RegistryWriter
     from models.search import open_study
 
-    settings = load_settings()
-    fingerprint = store(plan.data, settings)
-    registry = RegistryWriter(settings.mlflow_tracking_uri)
-    study = open_study(settings.sweeps, plan.name, fingerprint, plan.epochs)
-    with study_lock(settings.sweeps, study.study_name), parent_run(registry, study, plan, fingerprint) as run_id:
+    platform = Platform()
+    folder, dataset = platform.settings.sweeps, server_task(load_dataset)(platform, plan.data)
+    study = open_study(folder, plan.name, dataset.fingerprint, plan.epochs)
+    with (
+        study_lock(folder, study.study_name),
+        parent_run(platform.registry, study, plan, dataset.fingerprint) as run_id,
+    ):
         try:
             if plan.minutes:
-                with dask_cluster.connect(settings.dask_address, plan.workers) as client:
-                    SweepExecutor(plan, study, fingerprint, run_id, client).run()
+                with dask_cluster.connect(platform.settings.dask_address, plan.workers) as client:
+                    SweepExecutor(plan, study, dataset.fingerprint, run_id, client).run()
         finally:
-            publish(study, datasets.manifest(settings.datasets, fingerprint)["images"]["validation"])
-        return register_best(study, plan, fingerprint, run_id, registry)
+            publish_trials(study, len(dataset.validation))
+        return register_best(platform, study, plan, dataset, run_id)
 
 
 @contextmanager
@@ -95,9 +96,9 @@ def parent_run(registry: "RegistryWriter", study: "Study", plan: SweepPlan, fing
     registry.close_run(run_id, "FINISHED", {})
 
 
-def publish(study: "Study", n_images: int) -> None:
+def publish_trials(study: "Study", n_images: int) -> None:
     """Log the best trials and show them as an artifact; `n_images` is the number of validation images."""
-    from models.search import TrialState, ranked, recipe_of, summarize
+    from models.search import ranked, recipe_of, summarize
 
     started = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
     complete = ranked(study)
@@ -108,10 +109,10 @@ def publish(study: "Study", n_images: int) -> None:
         summary = summarize(recipe_of(trial))
         log.info("  trial %d: %s %s", trial.number, accuracy, summary)
         table += f"| {trial.number} | {accuracy} | {trial.user_attrs['train_seconds']:.1f} | {summary} |\n"
-    create_markdown_artifact(f"# {study.study_name}\n\n{table}", key="sweep", description=study.study_name)
+    publish("sweep", study.study_name, f"# {study.study_name}\n\n{table}")
 
 
-def register_best(study: "Study", plan: SweepPlan, fingerprint: str, parent: str, registry: "RegistryWriter") -> str:
+def register_best(platform: Platform, study: "Study", plan: SweepPlan, dataset: Dataset, parent: str) -> str:
     """The version of the best recipe, trained now unless it has one already, with the alias `challenger`."""
     from models.search import ranked, recipe_of
 
@@ -122,10 +123,10 @@ def register_best(study: "Study", plan: SweepPlan, fingerprint: str, parent: str
             f"resume with `digits sweep --name {plan.name}` and more minutes"
         )
     recipe = recipe_of(complete[0])
-    version = registry.trained_before(fingerprint, recipe)
+    version = platform.registry.trained_before(dataset.fingerprint, recipe)
     if version is None:
         tags = {"mlflow.parentRunId": parent, "trial": str(complete[0].number)}
-        version = train_on(fingerprint, recipe, tags)
-    if version != RegistryReader(registry.uri).version():
-        registry.point("challenger", version)
+        version = train_on(platform, dataset, recipe, tags)
+    if version != platform.models.registry.version():
+        platform.registry.set_alias("challenger", version)
     return version

@@ -1,7 +1,7 @@
 """Runs the trials of a sweep on Dask workers, prunes them after each epoch and records them in Optuna and MLflow.
 
-Workers report epochs as Dask events and stop when a `distributed.Event` is set. They need this code and the stored data
-sets, but no database, no MLflow and no Prefect server.
+Workers report each epoch as a Dask event and stop once a `distributed.Event` is set. They need this code and the stored
+data sets, but no database, no MLflow and no Prefect server.
 """
 
 import logging
@@ -12,9 +12,11 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from distributed import Client, Event, Future, get_worker
+from optuna import Study, Trial
+from optuna.trial import TrialState
 from pydantic import BaseModel, ConfigDict, Field
 
 from digits.data import datasets
@@ -22,19 +24,13 @@ from digits.data.datasets import Dataset, Storage
 from digits.settings import load_settings
 from flows import dask_cluster
 from flows.train import prefect_run
+from models import search
 from models.recipes import Recipe
-
-if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s, Dask and Optuna 1 s each
-    from distributed import Client, Event, Future
-    from optuna import Study, Trial
-
-    from models.search import TrainedTrial
-    from models.training import Epoch
+from models.registry import RegistryWriter, git_commit
+from models.training import Epoch
 
 log = logging.getLogger("digits.sweep")
 
-# How often the curves of a running trial are sent to MLflow.
-LOG_INTERVAL_SECONDS = 10
 # In a row: then the recipes are not the cause.
 MAX_FAILURES = 3
 
@@ -53,18 +49,14 @@ class SweepPlan(BaseModel):
 
 def run_trial(
     recipe: Recipe, number: int, storage: Storage, fingerprint: str, topic: str
-) -> tuple["TrainedTrial", str, int]:
+) -> tuple[search.TrainedTrial, str, int]:
     """One trial in a worker: the training, the worker's address and the memory of its process in bytes."""
     # Before TensorFlow is imported. One thread for each worker: more would only take turns on the same cores.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
-    from distributed import Event, get_worker
-
-    from models import search
-
     worker, stop = get_worker(), Event(f"{topic}-{number}")
 
-    def proceed(epoch: int, figures: "Epoch") -> bool:
+    def proceed(epoch: int, figures: Epoch) -> bool:
         worker.log_event(topic, (number, epoch, figures))
         return not stop.is_set()
 
@@ -77,7 +69,7 @@ def load_dataset(storage: Storage, fingerprint: str) -> Dataset:
     """The data set, read once in each worker; raises FileNotFoundError if this machine cannot read it."""
     if not datasets.has(storage, fingerprint):
         raise FileNotFoundError(
-            f"the worker on {socket.gethostname()} does not see {storage}/{fingerprint}; "
+            f"the worker on {socket.gethostname()} cannot read {storage}/{fingerprint}; "
             "let DIGITS_HOME be a folder that all machines of the cluster share, or set DIGITS_DATASETS_URL"
         )
     return datasets.load(storage, fingerprint)
@@ -87,29 +79,25 @@ def load_dataset(storage: Storage, fingerprint: str) -> Dataset:
 class RunningTrial:
     """A trial that a worker trains."""
 
-    trial: "Trial"
+    trial: Trial
     recipe: Recipe
     run_id: str
-    future: "Future"
-    stop: "Event"
-    history: "list[Epoch]" = field(default_factory=list)
-    n_logged: int = 0  # epochs whose metrics are in MLflow
-    logged_at: float = field(default_factory=time.time)
+    future: Future
+    stop: Event
+    history: list[Epoch] = field(default_factory=list)
 
 
 class SweepExecutor:
     """The trials of one call of a sweep, and the study and the MLflow runs that record them."""
 
-    def __init__(self, plan: SweepPlan, study: "Study", fingerprint: str, parent_run: str, client: "Client") -> None:
-        from models.registry import RegistryWriter, git_commit
-
+    def __init__(self, plan: SweepPlan, study: Study, fingerprint: str, parent_run: str, client: Client) -> None:
         settings = load_settings()
         self.plan, self.study, self.parent_run, self.client = plan, study, parent_run, client
         self.datasets, self.fingerprint = settings.datasets, fingerprint
         self.registry = RegistryWriter(settings.mlflow_tracking_uri)
         self.tags = {"recipe": plan.name, "dataset": fingerprint, **git_commit(), **prefect_run()}
         self.running: dict[int, RunningTrial] = {}
-        self.failures: list[int] = []  # numbers of the trials that failed in a row
+        self.failures: list[int] = []  # the trials that failed in a row
         self.workers_seen_at = time.time()
         self.reports: queue.SimpleQueue[tuple[int, int, Epoch]] = queue.SimpleQueue()
         self.topic = f"digits-{uuid4().hex}"
@@ -128,7 +116,7 @@ class SweepExecutor:
                 self._interrupt(one)
 
     def _submit_trials(self) -> None:
-        """A trial for every idle worker; raises ConnectionError if there have been no workers for too long."""
+        """A trial for each idle worker; raises ConnectionError if there have been no workers for too long."""
         workers = len(self.client.nthreads())
         if workers:
             self.workers_seen_at = time.time()
@@ -138,40 +126,28 @@ class SweepExecutor:
             self._submit()
 
     def _submit(self) -> None:
-        from distributed import Event
-
-        from models import search
-
         trial, recipe = search.ask(self.study, self.plan.name, self.plan.epochs)
-        number = trial.number
-        tags = {**self.tags, "trial": str(number)}
+        number, tags = trial.number, {**self.tags, "trial": str(trial.number)}
         run_id = self.registry.open_run(f"{self.plan.name} {number}", tags, recipe, self.parent_run)
+        stop = Event(f"{self.topic}-{number}", client=self.client)
         arguments = (recipe, number, self.datasets, self.fingerprint, self.topic)
         future = self.client.submit(run_trial, *arguments, pure=False)
-        stop = Event(f"{self.topic}-{number}", client=self.client)
         self.running[number] = RunningTrial(trial, recipe, run_id, future, stop)
 
     def _receive_report(self) -> None:
         with suppress(queue.Empty):
             number, epoch, figures = self.reports.get(timeout=1)
             if number in self.running:
-                self._record_epoch(self.running[number], epoch, figures)
+                self._report(self.running[number], epoch, figures)
 
-    def _record_epoch(self, one: RunningTrial, epoch: int, figures: "Epoch") -> None:
-        """Report the epoch to Optuna, once: the worker that replaces a dead one repeats them."""
+    def _report(self, one: RunningTrial, epoch: int, figures: Epoch) -> None:
+        """Record and judge an epoch, once: the worker that replaces a dead one repeats its epochs."""
         if epoch < len(one.history):
             return
         one.history.append(figures)
         one.trial.report(figures["val_accuracy"], epoch)
         if epoch + 1 < one.recipe.epochs and one.trial.should_prune():
             one.stop.set()
-        if time.time() - one.logged_at > LOG_INTERVAL_SECONDS:
-            self._log_curves(one)
-
-    def _log_curves(self, one: RunningTrial) -> None:
-        points = list(enumerate(one.history, start=1))[one.n_logged :]
-        self.registry.log_points(one.run_id, points)
-        one.n_logged, one.logged_at = len(one.history), time.time()
 
     def _collect_results(self) -> None:
         for one in [one for one in self.running.values() if one.future.done()]:
@@ -183,46 +159,31 @@ class SweepExecutor:
             trained, worker, memory_bytes = one.future.result()
             one.future.release()  # or Dask repeats the trial when the worker that holds its result dies
             self._finish(one, trained)
-            if memory_bytes > dask_cluster.WORKER_BYTES:
-                self._restart(worker, memory_bytes)
+            if memory_bytes > dask_cluster.WORKER_BYTES:  # TensorFlow keeps every program that it compiled
+                with suppress(TimeoutError, ValueError):  # ValueError: no nanny would start the worker again
+                    self.client.restart_workers([worker], timeout=dask_cluster.NO_WORKERS_TIMEOUT_SECONDS)
 
-    def _finish(self, one: RunningTrial, trained: "TrainedTrial") -> None:
+    def _finish(self, one: RunningTrial, trained: search.TrainedTrial) -> None:
         """Record a trial that is complete or pruned."""
-        from models import search
-
         self.failures.clear()
-        for epoch, figures in enumerate(trained.history):  # a result can arrive before the last reports
-            self._record_epoch(one, epoch, figures)
-        accuracy = search.final_accuracy(one.recipe, trained.history)
+        for epoch, figures in enumerate(trained.history):  # the result can arrive before the last reports
+            self._report(one, epoch, figures)
         if trained.stopped:
-            self.study.tell(one.trial, state=search.TrialState.PRUNED)
-            epochs = f"{len(trained.history)} of {one.recipe.epochs} epochs"
-            self._close(one, "KILLED", f"pruned after {epochs} at {accuracy:.2%}")
+            outcome = f"pruned after {len(one.history)} of {one.recipe.epochs} epochs at {trained.accuracy:.2%}"
+            self._close(one, TrialState.PRUNED, "KILLED", outcome)
             return
         one.trial.set_user_attr("train_seconds", trained.seconds)
-        self.study.tell(one.trial, accuracy)
-        metrics = {
-            "train_seconds": trained.seconds,
-            "parameters": trained.parameters,
-            "validation_accuracy": accuracy,
-        }
-        self.registry.log_points(one.run_id, [(len(trained.history), metrics)])
+        metrics = {"train_seconds": trained.seconds, "parameters": trained.parameters}
+        metrics["validation_accuracy"] = trained.accuracy
+        self.registry.log_points(one.run_id, [(len(one.history), metrics)])
+        outcome = f"validation accuracy {trained.accuracy:.2%} in {trained.seconds:.1f} s"
+        self._close(one, TrialState.COMPLETE, "FINISHED", outcome, trained.accuracy)
         best = {"best_validation_accuracy": self.study.best_value}
         self.registry.log_points(self.parent_run, [(one.trial.number, best)])
-        self._close(one, "FINISHED", f"validation accuracy {accuracy:.2%} in {trained.seconds:.1f} s")
-
-    def _restart(self, worker: str, memory_bytes: int) -> None:
-        """Restart a worker that has grown too large: TensorFlow keeps every program that it compiled."""
-        log.info("restarting a worker whose process has grown to %.1f GB", memory_bytes / 1e9)
-        with suppress(TimeoutError, ValueError):  # ValueError: it has no nanny that would start it again
-            self.client.restart_workers([worker], timeout=dask_cluster.NO_WORKERS_TIMEOUT_SECONDS)
 
     def _fail(self, one: RunningTrial, error: BaseException) -> None:
-        """Record a failed trial; raises RuntimeError after `MAX_FAILURES` in a row."""
-        from models import search
-
-        self.study.tell(one.trial, state=search.TrialState.FAIL)
-        self._close(one, "FAILED", f"failed: {error}")
+        """Record a failed trial; raises RuntimeError after `MAX_FAILURES` in a row, whose recipes stay enqueued."""
+        self._close(one, TrialState.FAIL, "FAILED", f"failed: {error}")
         self.failures.append(one.trial.number)
         if len(self.failures) == MAX_FAILURES:
             for number in self.failures:
@@ -231,19 +192,18 @@ class SweepExecutor:
 
     def _interrupt(self, one: RunningTrial) -> None:
         """Stop a trial after its current epoch and enqueue it for the next call."""
-        from models import search
-
-        with suppress(OSError):  # the scheduler may be the cause of the interrupt
+        with suppress(OSError):  # the scheduler may be unreachable
             one.stop.set()
-        self.study.tell(one.trial, state=search.TrialState.FAIL)
-        retried = search.retry(self.study, one.trial.number)
-        outcome = "queued for the next call" if retried else f"given up after {search.MAX_ATTEMPTS} attempts"
-        self._close(one, "KILLED", f"{outcome}, after {len(one.history)} of {one.recipe.epochs} epochs")
+        outcome = f"interrupted after {len(one.history)} of {one.recipe.epochs} epochs"
+        self._close(one, TrialState.FAIL, "KILLED", outcome)
+        if not search.retry(self.study, one.trial.number):
+            log.warning("trial %d is not queued again after %d attempts", one.trial.number, search.MAX_ATTEMPTS)
 
-    def _close(self, one: RunningTrial, status: str, outcome: str) -> None:
-        """End the trial's run and log one line about it."""
-        from models.search import summarize
-
-        self._log_curves(one)
+    def _close(
+        self, one: RunningTrial, state: TrialState, status: str, outcome: str, accuracy: float | None = None
+    ) -> None:
+        """End the trial in the study and its run with its curves in MLflow, and log one line about it."""
+        self.study.tell(one.trial, accuracy, state)
+        self.registry.log_points(one.run_id, enumerate(one.history, start=1))
         self.registry.close_run(one.run_id, status, {"outcome": outcome[:5000]})
-        log.info("trial %d: %s: %s", one.trial.number, outcome, summarize(one.recipe))
+        log.info("trial %d: %s: %s", one.trial.number, outcome, search.summarize(one.recipe))

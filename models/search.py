@@ -131,8 +131,9 @@ def retry(study: optuna.Study, number: int) -> bool:
     """Enqueue a failed trial again with its recipe; False after `MAX_ATTEMPTS`."""
     trial = study.trials[number]
     callback = RetryHeartbeatStaleTrialCallback(max_retry=MAX_ATTEMPTS - 1)
+    attempts = 1 + len(callback.retry_history(trial))
     callback(study, trial)
-    return len(callback.retry_history(trial)) < MAX_ATTEMPTS - 1
+    return attempts < MAX_ATTEMPTS
 
 
 def retry_running(study: optuna.Study) -> int:

@@ -11,7 +11,7 @@ from digits.images import Split
 from digits.reference import Reference
 from digits.settings import Settings
 from digits.storage import database, predictions
-from flows.monitor import MOST, begin
+from flows.monitor import MAX_ANSWERS, begin
 
 if TYPE_CHECKING:  # SciPy and ONNX Runtime
     from monitoring.detection_power import Power
@@ -51,4 +51,4 @@ def apart(reference: Reference, test: Split) -> tuple[Reference, Split]:
 def _window_size(since: str, version: str, settings: Settings) -> int:
     engine = database.connect(settings.database_url)
     found = predictions.count(engine, begin(since, datetime.now(UTC)), version)
-    return min(found, MOST) if found >= LEAST else USUAL
+    return min(found, MAX_ANSWERS) if found >= LEAST else USUAL

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import httpx
 import numpy as np
 
 from digits.data import datasets, perturbations, sources
@@ -62,25 +60,15 @@ def send(settings: Settings, test: Split, n: int, seed: int, label_share: float)
     random = np.random.default_rng(seed)
     chosen = random.choice(len(test), n, replace=n > len(test))
     right = labelled = 0
-    with httpx.Client(base_url=settings.service_url, headers=settings.credentials, timeout=30) as client:
+    with endpoint.open_client(settings) as client:
         for count, (image, label) in enumerate(zip(test.images[chosen], test.labels[chosen], strict=True), start=1):
-            answer = _post(client, "/classify", {"images": image.tolist()})
+            answer = endpoint.post(client, "/classify", json={"images": image.tolist()})
             right += answer["digit"] == label
             if random.random() < label_share:
                 if answer["id"] is None:
                     raise ValueError(
                         "the endpoint logs nothing now, so its answers cannot be labelled; see `digits status`"
                     )
-                _post(client, "/feedback", {"id": answer["id"], "digit": int(label)})
+                endpoint.post(client, "/feedback", json={"id": answer["id"], "digit": int(label)})
                 labelled += 1
             yield Sent(count, right, labelled)
-
-
-def _post(client: httpx.Client, route: str, body: dict[str, Any]) -> dict[str, Any]:
-    try:
-        response = client.post(route, json=body)
-    except httpx.TransportError as error:
-        raise ConnectionError(
-            f"the endpoint does not answer at {client.base_url}; start it with `digits up`"
-        ) from error
-    return endpoint.read(response)

@@ -1,18 +1,18 @@
-"""Who may ask for what, and how often: API keys, checked in memory before every route.
+"""Access control: API keys, roles and rate limits, checked in memory before every route.
 
-A thread reads all keys every two seconds. So a check costs a hash and a look into a dictionary, whoever guesses keys never reaches
-the database, a revoked key is refused within seconds by every worker, and while the database is away the known keys go on.
+A thread reads all keys every two seconds. So a check costs a hash and a dictionary lookup, guessed keys never reach the database,
+every worker refuses a revoked key within seconds, and known keys keep working while the database is unreachable.
 """
 
 import logging
-import mmap
-import os
 import threading
 import time
 from math import ceil
-from pathlib import Path
 from typing import Literal
 
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
@@ -24,8 +24,10 @@ log = logging.getLogger("digits.service")
 REFRESH_SECONDS = 2.0
 Auth = Literal["off", "loopback", "required"]
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-# What a path needs: a role, or None for any key. A path that is not here is for `admin`, so that none is open by oversight.
-NEEDS: dict[str, Role | None] = {
+# Granian reports the address that it is bound to instead of the connection's own.
+UNSPECIFIED = {"0.0.0.0", "::"}
+# The role that a route requires, or None for any key. A route that is missing here requires `admin`.
+REQUIRED_ROLES: dict[str, Role | None] = {
     "/classify": "predict",
     "/classify_file": "predict",
     "/classify_bulk": "predict",
@@ -35,46 +37,51 @@ NEEDS: dict[str, Role | None] = {
     "/about": None,
     "/metrics": "admin",
 }
-# The page, which asks for a key, and descriptions of the interface: they are the same in every installation.
-OPEN = {"/", "/draw", "/page", "/docs", "/swagger", "/openapi.json", "/docs.json"}
+# Health checks, the page (which asks for a key), and descriptions of the API, which are the same in every installation.
+OPEN_ROUTES = {
+    *("/livez", "/readyz", "/healthz"),
+    *("/", "/draw", "/page"),
+    *("/docs", "/static_content", "/openapi.json", "/docs.json", "/schema.json"),
+}
 
 
 class Access:
-    """The keys as this worker knows them, held open from the service's start to its end.
+    """The API keys as this worker knows them, from the start of the service to its end.
 
     With `auth` `loopback`, connections to this machine's loopback address are unauthenticated; all others require a key.
+    A key's rate is divided by the number of workers, because each counts its own requests: over one connection, which stays
+    with its worker, a key may send only that share.
     """
 
-    def __init__(self, url: str, rates: Path, auth: Auth, rate_per_minute: int) -> None:
-        self._url, self._auth, self._rate_per_minute = url, auth, rate_per_minute
-        self._keys: dict[str, ApiKey] | None = None  # None until they were read once
-        self._limits = Limits(rates)
+    def __init__(self, url: str, auth: Auth, rate_per_minute: int, workers: int = 1) -> None:
+        self._url, self._auth, self._rate_per_minute, self._workers = url, auth, rate_per_minute, workers
+        # None until they were read for the first time
+        self._keys: dict[str, ApiKey] | None = None
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="keys", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="api-keys", daemon=True)
 
     def start(self) -> None:
+        """Start reading the keys, unless none are required."""
         if self._auth != "off":
             self._thread.start()
 
     def stop(self) -> None:
+        """Stop reading the keys."""
         self._stop.set()
 
     def admit(self, scope: Scope) -> ApiKey | None:
-        """The key of the request, None where it needs none; raises HTTPException 401, 403, 429, or 503 before keys are known."""
+        """The key of the request, None where none is required; raises HTTPException 401, 403, 429, or 503 before keys are known."""
         if self._auth == "off" or (self._auth == "loopback" and _is_local(scope)):
             return None
         path: str = "/" + scope["path"].lstrip("/").partition("/")[0]
-        if path in OPEN:
+        if path in OPEN_ROUTES:
             return None
-        key = self._find(_sent(scope))
-        role = NEEDS.get(path, "admin")
+        key = self._find(_sent_key(scope))
+        role = REQUIRED_ROLES.get(path, "admin")
         if not key.may(role):
             raise HTTPException(403, f"the key {key.name!r} may not do this; {path[:40]} needs the role {role}")
-        wait = self._limits.take(key.number, key.rate_per_minute or self._rate_per_minute)
-        if wait:
-            rate = key.rate_per_minute or self._rate_per_minute
-            sentence = f"the key {key.name!r} may ask {rate:,} times a minute; ask again in {wait} s"
-            raise HTTPException(429, sentence, {"Retry-After": str(wait)})
+        self._check_rate(key)
         return key
 
     def _find(self, sent: bytes) -> ApiKey:
@@ -82,12 +89,25 @@ class Access:
             raise HTTPException(503, "the API keys have not been read yet; ask again in a moment", {"Retry-After": "2"})
         key = self._keys.get(api_keys.digest(sent)) if sent else None
         if key is None:
-            sentence = "this is no valid API key" if sent else "an API key is needed"
-            more = "; send one as X-API-Key or as Authorization: Bearer (`digits keys create` makes one)"
-            raise HTTPException(401, sentence + more, {"WWW-Authenticate": "Bearer"})
+            problem = "this is no valid API key" if sent else "an API key is needed"
+            advice = "send one as X-API-Key or as Authorization: Bearer (`digits keys create` makes one)"
+            raise HTTPException(401, f"{problem}; {advice}", {"WWW-Authenticate": "Bearer"})
         if key.revoked_at:
             raise HTTPException(403, f"the key {key.name!r} was revoked; ask who runs this service for another")
         return key
+
+    def _check_rate(self, key: ApiKey) -> None:
+        rate = key.rate_per_minute or self._rate_per_minute
+        limit, name = RateLimitItemPerMinute(max(1, rate // self._workers)), str(key.number)
+        if self._limiter.hit(limit, name):
+            return
+        wait = ceil(self._limiter.get_window_stats(limit, name).reset_time - time.time())
+        if wait > 60:
+            # the clock was set back: what was counted lies in the future
+            self._limiter.clear(limit, name)
+            return
+        sentence = f"the key {key.name!r} may ask {rate:,} times a minute; ask again in {max(1, wait)} s"
+        raise HTTPException(429, sentence, {"Retry-After": str(max(1, wait))})
 
     def _run(self) -> None:
         engine, warning = None, ""
@@ -95,61 +115,25 @@ class Access:
             try:
                 engine = engine or database.connect(self._url, busy_seconds=2)
                 self._keys, warning = api_keys.by_hash(engine), ""
-            except Exception as error:  # whatever it is: the thread must live to see it mended
+            except Exception as error:  # the thread must survive every error, so that it sees the database return
                 if not warning:
                     warning = (str(error) or repr(error)).splitlines()[0]
-                    log.warning("the API keys cannot be read (%s); those known so far go on", warning)
+                    log.warning("the API keys cannot be read (%s); the keys known so far stay valid", warning)
             if self._stop.wait(REFRESH_SECONDS):
                 return
 
 
-class Limits:
-    """When each key may ask again, in a file that all workers of this machine map: one double per number of a key.
-
-    The generic cell rate algorithm (ITU-T I.371): a key that rested for a minute may spend its whole rate at once. Two workers that
-    write at the same moment may let one request too many through.
-    """
-
-    def __init__(self, path: Path, most: int = 8192) -> None:
-        self._most = most
-        try:
-            shared = _map(path, 8 * most)
-        except OSError as error:
-            log.warning("%s cannot be written (%s); each worker limits by itself", path, error.strerror)
-            shared = mmap.mmap(-1, 8 * most)
-        self._full_at = memoryview(shared).cast("d")
-
-    def take(self, number: int, rate_per_minute: int) -> int:
-        """0 where the key may ask now, else the seconds until it may."""
-        now, slot, step = time.time(), number % self._most, 60 / rate_per_minute
-        # no further ahead than the rate allows: a clock that was set back must not lock out for long
-        ahead = min(max(self._full_at[slot] - now, 0.0), 60.0)
-        if ahead > 60 - step + 1e-6:
-            return max(1, ceil(ahead - 60 + step))
-        self._full_at[slot] = now + ahead + step
-        return 0
-
-
-def _map(path: Path, size: int) -> mmap.mmap:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        os.posix_fallocate(
-            descriptor, 0, size
-        )  # a write to a page that the disk has no room for would kill the process
-        return mmap.mmap(descriptor, size)
-    finally:
-        os.close(descriptor)
-
-
 def _is_local(scope: Scope) -> bool:
-    """Whether the connection came to this machine's own address, whichever addresses the server listens on."""
-    server = scope.get("server")
-    return server is not None and server[0] in LOOPBACK
+    """Whether the connection came to the loopback address, whichever addresses the server is bound to.
+
+    Only a process of this machine can connect from a loopback address; behind a wildcard address, that decides.
+    """
+    server, client = (scope.get(end) or ("",) for end in ("server", "client"))
+    return server[0] in LOOPBACK or (server[0] in UNSPECIFIED and client[0] in LOOPBACK)
 
 
-def _sent(scope: Scope) -> bytes:
-    """The key that the request brings, empty where it brings none."""
+def _sent_key(scope: Scope) -> bytes:
+    """The key in the request's headers, empty without one."""
     for name, value in scope["headers"]:
         if name == b"x-api-key":
             return bytes(value)

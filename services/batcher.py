@@ -1,29 +1,44 @@
-"""Dynamic batching: the small JSON requests that one turn of the event loop brings are answered together.
+"""Dynamic batching: small JSON requests that are waiting at the same time share one call of the model, log record and metrics update.
 
-One call of the model, one record in the journal and one count for all of them. Nothing waits for a batch to fill: who comes alone is
-answered alone, and the busier a worker is, the less an answer costs it (`python -m bench.serving`).
+No request waits for a batch to fill; the busier a worker is, the larger its batches become (`python -m bench.serving`).
 """
 
 import asyncio
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from digits.images import Images
-from services.responses import Reply
+from digits.images import Images, Labels
+
+
+class BatchResult(NamedTuple):
+    """The model's output for n images; every array has length n."""
+
+    version: str
+    digits: Labels  # (n,)
+    probabilities: NDArray[np.float32]  # (n, 10)
+    sets: NDArray[np.bool_]  # (n, 10), the prediction sets
+    uncertain: NDArray[np.bool_]  # (n,)
+    ids: list[str | None]  # None for a prediction that is not logged
+
+    def part(self, start: int, end: int) -> "BatchResult":
+        """The result for the images from `start` up to `end`."""
+        return BatchResult(self.version, *(values[start:end] for values in self[1:]))  # type: ignore[arg-type]  # in order
 
 
 class Batcher:
-    """Answers with `answer`, which is given the images (n, 28, 28) of one or more requests."""
+    """Calls `predict` with the images (n, 28, 28) of all requests that are waiting."""
 
-    def __init__(self, answer: Callable[[Images], Reply]) -> None:
-        self._answer = answer
-        self._waiting: list[tuple[Images, asyncio.Future[Reply]]] = []
+    def __init__(self, predict: Callable[[Images], BatchResult]) -> None:
+        self._predict = predict
+        self._waiting: list[tuple[Images, asyncio.Future[BatchResult]]] = []
 
-    async def answer(self, images: Images) -> Reply:
-        """The reply on these images (n, 28, 28) alone; raises what `answer` raised on the batch they were in."""
+    async def predict(self, images: Images) -> BatchResult:
+        """The result for these images (n, 28, 28) alone; raises what `predict` raised for their batch."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Reply] = loop.create_future()
+        future: asyncio.Future[BatchResult] = loop.create_future()
         if not self._waiting:
             loop.call_soon(self._run)
         self._waiting.append((images, future))
@@ -32,8 +47,8 @@ class Batcher:
     def _run(self) -> None:
         waiting, self._waiting = self._waiting, []
         try:
-            whole = self._answer(np.concatenate([images for images, _ in waiting]))
-        except Exception as error:  # whatever it is, every request of the batch has to hear of it
+            result = self._predict(np.concatenate([images for images, _ in waiting]))
+        except Exception as error:  # any failure must reach every request of the batch
             for _, future in waiting:
                 if not future.done():
                     future.set_exception(error)
@@ -41,5 +56,6 @@ class Batcher:
         end = 0
         for images, future in waiting:
             start, end = end, end + len(images)
-            if not future.done():  # its request was given up
-                future.set_result(whole.part(start, end))
+            # the future of a cancelled request is done
+            if not future.done():
+                future.set_result(result.part(start, end))

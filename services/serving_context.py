@@ -1,14 +1,16 @@
-"""What the routes share in a worker: the champion and its watcher, the prediction log, the metrics."""
+"""What the requests of a worker share: the served champion, the prediction log, the API keys, the metrics."""
 
 import asyncio
 import logging
 import random
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bentoml.exceptions import ServiceUnavailable
 from numpy.typing import NDArray
 
 from digits.images import Images
@@ -19,103 +21,111 @@ from models.model_store import VerifiedModel, reference_of
 from models.onnx_model import InvalidArtifact
 from services import samples
 from services.access import Access
-from services.batcher import Batcher
+from services.batcher import Batcher, BatchResult
 from services.metrics import Metrics
 from services.prediction_log import PredictionLog
-from services.responses import Reply
 from services.serving_state import AliasWatcher, FixedVersion, ServingState
 
 log = logging.getLogger("digits.service")
 
-RELEASE = Path(__file__).parent / "release"  # in a Bento: the version that it was built with
-
-CROWDED = 0.5  # of the answers that may wait to be logged, from which on a bulk request waits
-PATIENCE_SECONDS = 3.0
+# In a Bento: the version that it was built with.
+RELEASE = Path(__file__).parent / "release"
+FIRST_POLL_SECONDS = 3.0
+# A bulk request waits while the log is this full, for at most so long.
+MAX_LOG_FILL = 0.5
+LOG_WAIT_SECONDS = 3.0
+GAUGE_SECONDS = 1.0
 
 
 class ServingContext:
-    """Held open by the service from its start to its end."""
+    """Created when the service starts and closed when it stops."""
 
     def __init__(self, settings: Settings) -> None:
         logging.getLogger("digits").setLevel(logging.INFO)
         self.settings = settings
-        database.checked(settings.database_url)  # here, because the threads that use it go on whatever happens
+        # checked here, because the threads that use the database survive every error
+        database.checked(settings.database_url)
         self.log = PredictionLog(
             settings.database_url,
             settings.spool,
             settings.audit_sample_rate,
             timedelta(days=settings.retention_days),
             settings.log_limit,
-            interval_seconds=0.2,
         )
-        self.access = Access(settings.database_url, settings.home / "rates", settings.auth, settings.rate_per_minute)
+        self.access = Access(
+            settings.database_url, settings.auth, settings.rate_per_minute, workers=settings.service_workers
+        )
         self.metrics = Metrics()
-        self._samples: tuple[str, list[dict[str, Any]]] = ("", [])  # of a version
+        self.batcher = Batcher(lambda images: self.predict(images, "/classify"))
+        self._samples: tuple[str, list[dict[str, Any]]] = ("", [])
         self._is_release = RELEASE.is_dir()
-        self._watcher: AliasWatcher | FixedVersion = (
+        self._champions = RELEASE if self._is_release else settings.champions
+        self._watcher: FixedVersion | AliasWatcher = (
             FixedVersion(RELEASE)
             if self._is_release
-            else AliasWatcher(
-                settings.mlflow_tracking_uri, "champion", settings.champions, settings.registry_poll_seconds
-            )
+            else AliasWatcher(settings.mlflow_tracking_uri, "champion", self._champions, settings.registry_poll_seconds)
         )
-        self.batcher = Batcher(self._classify)
+        self._closing = threading.Event()
         self.access.start()
-        # Requests that wait for a worker that replaces a dead one get an answer.
-        self._watcher.start(PATIENCE_SECONDS)
+        # A worker that replaces a dead one begins to answer when it has its champion.
+        self._watcher.start(FIRST_POLL_SECONDS)
+        threading.Thread(target=self._report, name="gauges", daemon=True).start()
 
     @property
     def state(self) -> ServingState:
-        """Who answers, and what is wrong."""
+        """The served version, and what is wrong with following the registry."""
         return self._watcher.state
 
     @property
     def champion(self) -> VerifiedModel | None:
-        """Who answers, None before the first."""
-        return self._watcher.state.champion
+        """The served version, None before the first."""
+        return self.state.champion
 
-    def answer(self, champion: VerifiedModel, images: Images, route: str, share: float = 1.0) -> Reply:
-        """The champion's answers on images (n, 28, 28), a share of them logged under ids."""
+    def _required_champion(self) -> VerifiedModel:
+        state = self.state
+        if state.champion is None:
+            raise ServiceUnavailable(f"there is no champion to answer: {state.warning}")
+        return state.champion
+
+    def predict(self, images: Images, route: str, sample_rate: float = 1.0) -> BatchResult:
+        """Predictions of the champion for images (n, 28, 28); this share of them is logged under ids.
+
+        Raises ServiceUnavailable before the first champion.
+        """
+        champion = self._required_champion()
         probabilities = champion.predict_proba(images)
         digits = probabilities.argmax(1).astype(np.uint8)
         sets, uncertain = champion.conformal.predict(probabilities, images)
         self.metrics.count_answers(champion.version, digits, uncertain)
-        ids = self._log(champion, images, probabilities, route, share)
-        return Reply(champion.version, digits, probabilities, sets, uncertain, ids)
-
-    def _classify(self, images: Images) -> Reply:
-        """The answers on a batch, from whoever is champion when it runs."""
-        champion = self.champion
-        assert champion is not None  # the routes let no request in before there is one
-        return self.answer(champion, images, "/classify")
+        ids = self._log(champion.version, images, probabilities, route, sample_rate)
+        return BatchResult(champion.version, digits, probabilities, sets, uncertain, ids)
 
     def _log(
-        self, champion: VerifiedModel, images: Images, probabilities: NDArray[np.float32], route: str, share: float
+        self, version: str, images: Images, probabilities: NDArray[np.float32], route: str, sample_rate: float
     ) -> list[str | None]:
-        """Log a share of the answers; the ids, None where not logged or the log is full."""
+        """Log a random sample of the predictions; the ids of all, None for one that is not logged."""
         logged: list[str | None] = [None] * len(images)
         chosen: Sequence[int] = range(len(images))
-        if share < 1:
-            chosen = [index for index in chosen if random.random() < share]
+        if sample_rate < 1:
+            chosen = [index for index in chosen if random.random() < sample_rate]
             images, probabilities = images[chosen], probabilities[chosen]
-        if chosen:
-            ids = new_ids(len(chosen))
-            answers = PredictionBatch(ids, datetime.now(UTC), champion.version, images, probabilities, route)
-            if not self.log.append(answers):
-                return logged
+        if not chosen:
+            return logged
+        ids = new_ids(len(chosen))
+        if self.log.append(PredictionBatch(ids, datetime.now(UTC), version, images, probabilities, route)):
             for index, id in zip(chosen, ids, strict=True):
                 logged[index] = id
         return logged
 
-    async def room(self) -> None:
-        """Let a crowded prediction log catch up before a bulk request adds to it; single answers never wait."""
+    async def wait_for_log(self) -> None:
+        """Let a prediction log that is filling up catch up before a bulk request; single images never wait."""
         waited = 0.0
-        while self.log.depth > CROWDED * self.settings.log_limit and waited < PATIENCE_SECONDS:
+        while self.log.depth > MAX_LOG_FILL * self.settings.log_limit and waited < LOG_WAIT_SECONDS:
             await asyncio.sleep(0.05)
             waited += 0.05
 
     def about(self) -> dict[str, Any]:
-        """Which version answers, since when, where it comes from, and what is wrong if anything is."""
+        """The served version, where it comes from, and what is wrong if anything is."""
         state = self.state
         card = state.champion.card if state.champion else {}
         return {
@@ -127,38 +137,42 @@ class ServingContext:
             "log": {"waiting": self.log.depth, "spooled_batches": self.log.spooled, "lost": self.log.lost},
         }
 
-    def samples(self, champion: VerifiedModel) -> list[dict[str, Any]]:
-        """Held-out digits to try this champion on; none where the disk would not take its copy."""
-        version, chosen = self._samples
-        if version != champion.version:
-            try:
-                chosen = samples.choose(
-                    reference_of(champion, RELEASE if self._is_release else self.settings.champions)
-                )
-            except InvalidArtifact as error:
-                log.warning("%s", error)
-                chosen = []
-            self._samples = champion.version, chosen
-        return chosen
-
     def _run_url(self, card: dict[str, Any]) -> str | None:
-        """The run in MLflow's UI; a release knows of no MLflow."""
+        """The run in MLflow's UI; None in a release, which has no MLflow."""
         if self._is_release or not {"run_id", "experiment_id"} <= card.keys():
             return None
         return self.settings.run_url(card["experiment_id"], card["run_id"])
 
+    def samples(self) -> dict[str, Any]:
+        """Held-out digits to try the champion on; none if the disk has no copy of them."""
+        champion = self._required_champion()
+        version, chosen = self._samples
+        if version != champion.version:
+            try:
+                chosen = samples.choose(reference_of(champion, self._champions))
+            except InvalidArtifact as error:
+                log.warning("%s", error)
+                chosen = []
+            self._samples = champion.version, chosen
+        return {"model_version": champion.version, "samples": chosen}
+
     def update_gauges(self) -> None:
-        """Bring the metrics that are states rather than events up to date."""
-        champion = self.champion
+        """Set the metrics that are states rather than events."""
         self.metrics.set_state(
-            version=champion.version if champion else "0",
+            version=self.champion.version if self.champion else "0",
             waiting=self.log.depth,
             spooled=self.log.spooled,
             lost=self.log.lost,
         )
 
+    def _report(self) -> None:
+        """Share this worker's gauges with the one that answers /metrics."""
+        while not self._closing.wait(GAUGE_SECONDS):
+            self.update_gauges()
+
     def close(self) -> None:
-        """Stop following the champion and write what waits."""
+        """Stop the threads and write what waits in the log."""
+        self._closing.set()
         self.access.stop()
         self._watcher.stop()
         self.log.close()

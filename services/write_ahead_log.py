@@ -1,7 +1,7 @@
-"""The journal: records that are safe from the death of the process that wrote them, at the cost of one write each.
+"""The write-ahead log: one write per record makes it survive the death of its process.
 
-A record is handed to the operating system before its answer goes out, so that a killed process loses nothing. It is not forced
-onto the disk: what a machine without power loses is what its operating system had not written.
+A record is handed to the operating system before its prediction is answered. It is not forced onto the disk: a power failure loses
+what the operating system has not written yet.
 """
 
 import fcntl
@@ -14,21 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-LIVING, LEFT = (
-    ".journal",
-    ".left",
-)  # suffixes: of one that is written to, and of one that its writer has left to whoever can
+# Suffixes of a segment that its process writes to, and of one that it has handed over for recovery.
+ACTIVE, SEALED = ".wal", ".sealed"
 _LENGTH = struct.Struct("<I")
 
 
 @dataclass
-class _File:
-    """One file, open and locked as long as its writer lives."""
+class _Segment:
+    """One file, open and locked as long as its process lives."""
 
     descriptor: int
     path: Path
     is_empty: bool = True
-    is_whole: bool = True  # False once the disk refused a record: what followed could not be read
+    # False once the disk refused a record: what follows it could not be read
+    is_complete: bool = True
 
     def remove(self) -> None:
         with suppress(OSError):
@@ -41,108 +40,110 @@ class _File:
 
 
 class WriteAheadLog:
-    """The files of one process; each is removed once all that is in it is safe elsewhere.
+    """The segments of one process; a segment is removed once all its records are in the database.
 
-    Nothing raises: what the disk does not take is missing from the journal, and still in memory.
+    No method raises: a record that the disk does not accept makes its segment incomplete, and is still in memory.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file: _File | None = None
-        self._full: deque[tuple[int, _File]] = deque()  # with how many answers, counted from the start, must be safe
+        self._segment: _Segment | None = None
+        # full segments, each with the number of predictions, counted from the start, up to which it reaches
+        self._full: deque[tuple[int, _Segment]] = deque()
 
     def append(self, record: bytes) -> None:
-        """One write."""
-        file = self._file
-        if file is None or not file.is_whole:
+        """Write one record to the current segment."""
+        segment = self._segment
+        if segment is None or not segment.is_complete:
             return
         frame = _LENGTH.pack(len(record)) + record
-        file.is_empty = file.is_whole = False
+        segment.is_empty = segment.is_complete = False
         with suppress(OSError):
-            file.is_whole = os.write(file.descriptor, frame) == len(frame)
+            segment.is_complete = os.write(segment.descriptor, frame) == len(frame)
 
-    def turn(self, taken: int) -> None:
-        """Begin a new file after so many answers, unless nothing was written to the current one."""
-        if self._file is None or not (self._file.is_empty and self._file.is_whole):
-            self._end(taken)
+    def rotate(self, count: int) -> None:
+        """Begin a new segment after `count` predictions, unless the current one is still empty."""
+        if self._segment is None or not (self._segment.is_empty and self._segment.is_complete):
+            self._finish(count)
             try:
-                self._file = self._begin()
+                self._segment = self._create()
             except OSError:
-                self._file = _File(-1, self._folder / "none", is_whole=False)
+                self._segment = _Segment(-1, self._folder / "none", is_complete=False)
 
-    def forget(self, safe: int) -> None:
-        """Remove the files whose answers are among the first so many."""
-        while self._full and self._full[0][0] <= safe:
+    def discard(self, count: int) -> None:
+        """Remove the segments whose records are all among the first `count` predictions."""
+        while self._full and self._full[0][0] <= count:
             self._full.popleft()[1].remove()
 
-    def leave(self) -> int:
-        """Let go of the files that hold all they should, for whoever can put their records elsewhere; so many answers are in them.
+    def seal(self) -> int:
+        """Hand the complete segments over for recovery and return the number of predictions up to which they reach, or 0.
 
-        Unlike the others they may have to last, so they are forced onto the disk.
+        Sealed segments may have to last, so they are forced onto the disk.
         """
-        safe = 0
-        while self._full and self._full[0][1].is_whole:
-            taken, file = self._full[0]
+        sealed = 0
+        while self._full and self._full[0][1].is_complete:
+            count, segment = self._full[0]
             try:
-                os.fsync(file.descriptor)
-                file.path.rename(file.path.with_suffix(LEFT))
+                os.fsync(segment.descriptor)
+                segment.path.rename(segment.path.with_suffix(SEALED))
             except OSError:
-                file.is_whole = False
+                segment.is_complete = False
                 break
-            file.release()
+            segment.release()
             self._full.popleft()
-            safe = taken
-        return safe
+            sealed = count
+        return sealed
 
-    def drop_torn(self) -> bool:
-        """Remove the files from the first one on that lacks a record, so that they can be written again; whether there was one."""
-        was_torn = bool(self._full)
+    def drop_incomplete(self) -> bool:
+        """Remove the full segments from the first incomplete one on, to be written again; whether there were any."""
+        had_any = bool(self._full)
         while self._full:
             self._full.popleft()[1].remove()
-        return was_torn
+        return had_any
 
-    def close(self, taken: int, safe: int) -> None:
-        """Remove what may go; what may not is left for another process."""
-        self._end(taken)
-        self.forget(safe)
+    def close(self, appended: int, durable: int) -> None:
+        """Remove the segments that are not needed any more and leave the others for another process."""
+        self._finish(appended)
+        self.discard(durable)
         while self._full:
             self._full.popleft()[1].release()
 
-    def _begin(self) -> _File:
+    def _create(self) -> _Segment:
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{os.getpid()}-{uuid4().hex}{LIVING}"
-        hidden = path.with_suffix(".tmp")
-        descriptor = os.open(hidden, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        path = self._folder / f"{os.getpid()}-{uuid4().hex}{ACTIVE}"
+        unlocked = path.with_suffix(".tmp")
+        descriptor = os.open(unlocked, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        hidden.rename(path)  # only now: without its lock it would be taken for that of a dead process
-        return _File(descriptor, path)
+        # renamed only now: an active segment without a lock belongs to a dead process
+        unlocked.rename(path)
+        return _Segment(descriptor, path)
 
-    def _end(self, taken: int) -> None:
-        if self._file is not None:
-            self._full.append((taken, self._file))
-            self._file = None
+    def _finish(self, count: int) -> None:
+        if self._segment is not None:
+            self._full.append((count, self._segment))
+            self._segment = None
 
 
-def left_behind(folder: Path) -> Iterator[tuple[Path, list[bytes]]]:
-    """Journals that were left or whose processes died, with their whole records; whoever made them safe removes the file."""
-    for path in sorted((*folder.glob(f"*{LEFT}"), *folder.glob(f"*{LIVING}"))):
+def recoverable(folder: Path) -> Iterator[tuple[Path, list[bytes]]]:
+    """Sealed segments and those of dead processes, with their whole records; the caller removes a file it has stored."""
+    for path in sorted((*folder.glob(f"*{SEALED}"), *folder.glob(f"*{ACTIVE}"))):
         with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield path, list(_records(file.read()))
 
 
-def count_left(folder: Path) -> int:
-    """Files that wait for somebody to put their records elsewhere, without those of processes that died."""
-    return sum(1 for _ in folder.glob(f"*{LEFT}"))
+def count_sealed(folder: Path) -> int:
+    """Number of sealed segments."""
+    return sum(1 for _ in folder.glob(f"*{SEALED}"))
 
 
 def _records(content: bytes) -> Iterator[bytes]:
-    """Up to the first that was cut short."""
-    begin = 0
-    while begin + _LENGTH.size <= len(content):
-        (length,) = _LENGTH.unpack_from(content, begin)
-        begin += _LENGTH.size
-        if begin + length > len(content):
+    """The records up to the first that was cut short."""
+    start = 0
+    while start + _LENGTH.size <= len(content):
+        (length,) = _LENGTH.unpack_from(content, start)
+        start += _LENGTH.size
+        if start + length > len(content):
             return
-        yield content[begin : begin + length]
-        begin += length
+        yield content[start : start + length]
+        start += length

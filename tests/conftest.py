@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -265,20 +264,14 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real MLflow server with an empty SQLite store, for the whole session."""
-    with run_mlflow(tmp_path_factory.mktemp("mlflow"), find_free_port()) as uri:
-        yield uri
-
-
-@contextmanager
-def run_mlflow(home: Path, port: int) -> Iterator[str]:
-    """A real MLflow server with its SQLite store in the folder; the same folder and port continue where it was stopped."""
     from ops.processes import ENVIRONMENT
 
+    home, port = tmp_path_factory.mktemp("mlflow"), find_free_port()
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts")),
     ]
-    with (home / "server.log").open("ab") as output:
+    with (home / "server.log").open("wb") as output:
         server = subprocess.Popen(
             command, env={**os.environ, **ENVIRONMENT}, cwd=home, stdout=output, stderr=subprocess.STDOUT
         )
@@ -348,20 +341,12 @@ def trained_runs(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def train_run(uri: str, folder: Path, recipe: Any, dataset: Any) -> str:
-    """The version that `digits train` would register, made by its tasks without Prefect."""
+    """The version that `digits train` would register, without Prefect."""
     from digits.data import datasets
-    from flows import train
-    from models.registry import RegistryWriter
+    from models import candidates
 
-    registry = RegistryWriter(uri)
-    fingerprint = datasets.save(dataset, folder).name
-    prepared = train.prepare.fn(folder, fingerprint, recipe)
-    with registry.run(recipe, fingerprint, prepared, {}) as run_id:
-        registry.log_json(datasets.manifest(folder, fingerprint), "dataset.json")
-        trained = train.fit.fn(recipe, prepared, registry)
-        evaluation = train.evaluate.fn(trained, prepared)
-        train.record.fn(registry, trained, evaluation, prepared)
-        return train.register.fn(registry, recipe, fingerprint, trained, evaluation, prepared, run_id)
+    datasets.save(dataset, folder)
+    return candidates.train(Registry(uri), folder, dataset, recipe)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Requests that come together are answered together, each with its own answers, whatever becomes of the others."""
+"""Waiting requests share one call of the model, and each gets its own part of the result."""
 
 import asyncio
 
@@ -6,23 +6,24 @@ import numpy as np
 import pytest
 
 from digits.images import Images
-from services.batcher import Batcher
-from services.responses import Reply
+from services.batcher import Batcher, BatchResult
 
 
 class Model:
-    """Answers every image with the digit that its first pixel holds, and remembers how many it was given at once."""
+    """Predicts the digit that is the value of the first pixel, and records the batch sizes."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def answer(self, images: Images) -> Reply:
+    def predict(self, images: Images) -> BatchResult:
         self.batches.append(len(images))
         digits = images[:, 0, 0]
         if (digits > 9).any():
             raise ValueError(f"{digits.max()} is no digit")
         probabilities = np.eye(10, dtype=np.float32)[digits]
-        return Reply("1", digits, probabilities, probabilities > 0, digits == 9, [f"id of {digit}" for digit in digits])
+        return BatchResult(
+            "1", digits, probabilities, probabilities > 0, digits == 9, [f"id of {digit}" for digit in digits]
+        )
 
 
 def showing(*digits: int) -> Images:
@@ -34,9 +35,9 @@ def showing(*digits: int) -> Images:
 def test_each_request_gets_its_own_part_of_one_call() -> None:
     model = Model()
 
-    async def ask() -> list[Reply]:
-        batcher = Batcher(model.answer)
-        return await asyncio.gather(*(batcher.answer(showing(*digits)) for digits in [(3,), (1, 4, 9), (5,)]))
+    async def ask() -> list[BatchResult]:
+        batcher = Batcher(model.predict)
+        return await asyncio.gather(*(batcher.predict(showing(*digits)) for digits in [(3,), (1, 4, 9), (5,)]))
 
     one, three, last = asyncio.run(ask())
     assert model.batches == [5]
@@ -47,40 +48,40 @@ def test_each_request_gets_its_own_part_of_one_call() -> None:
     assert last.digits.tolist() == [5]
 
 
-def test_who_comes_alone_is_answered_alone() -> None:
+def test_a_request_alone_is_a_batch_of_one() -> None:
     model = Model()
 
     async def ask() -> None:
-        batcher = Batcher(model.answer)
+        batcher = Batcher(model.predict)
         for digit in (3, 1, 4):
-            assert (await batcher.answer(showing(digit))).digits.tolist() == [digit]
+            assert (await batcher.predict(showing(digit))).digits.tolist() == [digit]
 
     asyncio.run(ask())
     assert model.batches == [1, 1, 1]
 
 
 @pytest.mark.parametrize("digit", [5, 200])
-def test_a_request_that_was_given_up_takes_nothing_from_the_others(digit: int) -> None:
-    async def ask() -> Reply | BaseException:
-        batcher = Batcher(Model().answer)
-        given_up = asyncio.create_task(batcher.answer(showing(3)))
-        other = asyncio.create_task(batcher.answer(showing(digit)))
+def test_a_cancelled_request_leaves_the_others_their_results(digit: int) -> None:
+    async def ask() -> BatchResult | BaseException:
+        batcher = Batcher(Model().predict)
+        given_up = asyncio.create_task(batcher.predict(showing(3)))
+        other = asyncio.create_task(batcher.predict(showing(digit)))
         await asyncio.sleep(0)
         given_up.cancel()
-        (reply,) = await asyncio.wait_for(asyncio.gather(other, return_exceptions=True), 5)
-        return reply
+        (result,) = await asyncio.wait_for(asyncio.gather(other, return_exceptions=True), 5)
+        return result
 
-    reply = asyncio.run(ask())
-    assert str(reply) == "200 is no digit" if isinstance(reply, ValueError) else reply.digits.tolist() == [5]
+    result = asyncio.run(ask())
+    assert str(result) == "200 is no digit" if isinstance(result, ValueError) else result.digits.tolist() == [5]
 
 
-def test_what_the_model_raises_reaches_every_request_of_the_batch_and_none_after_it() -> None:
+def test_an_error_of_the_model_reaches_every_request_of_the_batch_and_none_after_it() -> None:
     model = Model()
 
     async def ask() -> None:
-        batcher = Batcher(model.answer)
-        replies = await asyncio.gather(*(batcher.answer(showing(digit)) for digit in (3, 200)), return_exceptions=True)
-        assert [str(reply) for reply in replies] == ["200 is no digit"] * 2
-        assert (await batcher.answer(showing(7))).digits.tolist() == [7]
+        batcher = Batcher(model.predict)
+        results = await asyncio.gather(*(batcher.predict(showing(digit)) for digit in (3, 200)), return_exceptions=True)
+        assert [str(result) for result in results] == ["200 is no digit"] * 2
+        assert (await batcher.predict(showing(7))).digits.tolist() == [7]
 
     asyncio.run(ask())

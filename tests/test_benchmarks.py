@@ -30,7 +30,9 @@ def test_every_figure_of_the_table_was_printed_by_its_command() -> None:
     assert len(rows) > 15
     for what, figures, command in rows:
         for figure in re.findall(r"\d[\d,]*(?:\.\d+)?", figures):
-            assert re.search(rf"(?<![\d.])(?<!\d,){re.escape(figure)}(?!\d|,\d|\.\d)", sections[command]), f"{what}: {figure}"
+            assert re.search(rf"(?<![\d.])(?<!\d,){re.escape(figure)}(?!\d|,\d|\.\d)", sections[command]), (
+                f"{what}: {figure}"
+            )
 
 
 def test_the_table_stays_when_a_section_is_replaced() -> None:

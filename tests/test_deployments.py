@@ -110,11 +110,11 @@ def test_the_same_flows_go_to_a_pool_of_containers_by_a_setting(prefect: str, ki
     assert {name: row["entrypoint"] for name, row in after.items()} == entrypoints
     assert {row["work_pool_name"] for row in after.values()} == {f"in-{kind}"}
     for row in after.values():
-        assert row["job_variables"] == {"image": "flows:7", "env": {"A": "b"}}
+        assert row["job_variables"] == {"image": "flows:7", "env": {**deployments.CLIENT_RETRIES, "A": "b"}}
         assert not row["pull_steps"]
     deployments.register(settings_of(prefect))  # and back
     assert {row["work_pool_name"] for row in registered(prefect).values()} == {"digits"}
-    assert {tuple(row["job_variables"]) for row in registered(prefect).values()} == {("working_dir", "command")}
+    assert {tuple(row["job_variables"]) for row in registered(prefect).values()} == {("working_dir", "command", "env")}
 
 
 def test_a_pool_of_another_type_is_refused(prefect: str) -> None:
@@ -159,12 +159,12 @@ def test_a_starting_worker_marks_what_died_with_the_one_before_it(prefect: str) 
 
 
 def test_a_run_whose_heartbeats_end_is_marked_wherever_it_ran(prefect: str) -> None:
-    automation = deployments.silent_runs(timedelta(seconds=10))
+    automation = deployments.missing_heartbeats(timedelta(seconds=10))
     automation.name = "soon"
     automation.create()
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(deployments.ingest, state=Running())
-        emit_event(deployments.HEARTBEAT, resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"})
+        emit_event(deployments.HEARTBEAT_EVENT, resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"})
         deadline = time.monotonic() + 120
         while _state(client, run) != StateType.CRASHED:
             assert time.monotonic() < deadline

@@ -46,7 +46,7 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "a port that is taken": (
         "up",
         {"DIGITS_MLFLOW_PORT": "{taken}"},
-        r"port \d+ for mlflow is taken; end what listens there or set DIGITS_MLFLOW_PORT",
+        r"port \d+ for mlflow is in use; stop the process that listens on it or set DIGITS_MLFLOW_PORT",
     ),
     "no MNIST where it should be": (
         "up",
@@ -81,7 +81,7 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "a home with a strange name": (
         "up",
         {"DIGITS_HOME": "/tmp/a;b"},
-        "Supervisor reads no paths with %, ; or #, choose another",
+        "DIGITS_HOME is '/tmp/a;b'; choose a path without %, ; and # for Supervisor",
     ),
     "nothing to back up": (
         "backup {home}-backup",
@@ -97,7 +97,7 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "a full disk, ingesting": (
         "ingest --data bundled",
         {"DIGITS_HOME": "{full}"},
-        "No space left on device; make room there and do it again",
+        "No space left on device; make room there and run the command again",
     ),
 }
 

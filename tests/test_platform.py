@@ -75,7 +75,7 @@ class Platform:
         command = [sys.executable, "-m", "ops", *words]
         return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=300)
 
-    def left_behind(self) -> list[str]:
+    def remaining_processes(self) -> list[str]:
         """Processes that still run with this DIGITS_HOME."""
         found = []
         for process in psutil.process_iter():
@@ -135,7 +135,7 @@ def test_a_taken_port_is_named_with_its_setting(platform: Platform, tmp_path: Pa
     assert refused.returncode == 1
     assert (
         refused.stderr
-        == f"digits: port {port} for service is taken; end what listens there or set DIGITS_SERVICE_PORT\n"
+        == f"digits: port {port} for service is in use; stop the process that listens on it or set DIGITS_SERVICE_PORT\n"
     )
 
 
@@ -322,7 +322,7 @@ def test_compact_on_mnist_is_as_good_as_reported_and_served_exactly(platform: Pl
 
 def test_ctrl_c_stops_everything_and_up_goes_on_with_the_same_state(platform: Platform) -> None:
     assert platform.stop() == 0
-    assert platform.left_behind() == []
+    assert platform.remaining_processes() == []
     printed = platform.start()
     assert "training one" not in printed
     assert get(f"{platform.url}/about").json()["model_version"] == "1"
@@ -333,9 +333,9 @@ def test_ctrl_c_stops_everything_and_up_goes_on_with_the_same_state(platform: Pl
     for process in psutil.process_iter():
         if "supervisor.supervisord" in process.cmdline() and str(platform.home) in " ".join(process.cmdline()):
             process.kill()
-    assert platform.left_behind() != []
+    assert platform.remaining_processes() != []
     assert platform.run("down").stdout == "stopped\n"
-    assert platform.left_behind() == []
+    assert platform.remaining_processes() == []
     assert platform.run("status").returncode == 1
 
 

@@ -59,7 +59,7 @@ def test_appending_does_not_wait_for_a_locked_database(database_url: str, engine
     assert len(predictions.read_window(engine, NOON)) == 200
 
 
-def test_answers_spool_while_the_database_is_away_and_are_replayed_once(
+def test_predictions_are_spooled_while_the_database_is_unreachable_and_written_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -114,22 +114,22 @@ def test_a_database_server_that_stops_and_comes_back_gets_every_answer_once(
     assert list(spool.iterdir()) == [] and log.lost == 0
 
 
-def test_a_spool_left_by_another_process_is_replayed_and_a_damaged_file_set_aside(
+def test_the_spool_of_another_process_is_recovered_and_a_damaged_file_renamed(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
     blocked = tmp_path / "blocked"
     blocked.touch()
     spool, batch = tmp_path / "spool", answers(4)
     write(f"sqlite:///{blocked}/digits.db", spool, batch)
-    assert len(list(spool.glob("*.left"))) == 1
-    (spool / "0.left").write_bytes(b"\x04\0\0\0{no}")
+    assert len(list(spool.glob("*.sealed"))) == 1
+    (spool / "0.sealed").write_bytes(b"\x04\0\0\0{no}")
     write(database_url, spool)
     write(database_url, spool)
     assert predictions.read_window(engine, NOON).ids == batch.ids
     assert [path.name for path in spool.iterdir()] == ["0.damaged"]
 
 
-def test_a_full_log_counts_what_it_cannot_take(tmp_path: Path) -> None:
+def test_a_full_log_counts_what_it_refuses(tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
     blocked.touch()
     log = PredictionLog(f"sqlite:///{blocked}/x.db", blocked / "spool", limit=5, interval_seconds=0.01)
@@ -186,8 +186,8 @@ os.kill(os.getpid(), 9)
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-def test_a_damaged_journal_is_set_aside(database_url: str, engine: Engine, tmp_path: Path) -> None:
-    (tmp_path / "1-2.journal").write_bytes(b"\x04\0\0\0{no}")
+def test_a_damaged_segment_is_renamed(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "1-2.wal").write_bytes(b"\x04\0\0\0{no}")
     write(database_url, tmp_path, answers(2))
     assert len(predictions.read_window(engine, NOON)) == 2
     assert [path.name for path in tmp_path.glob("1-2*")] == ["1-2.damaged"]
@@ -196,7 +196,7 @@ def test_a_damaged_journal_is_set_aside(database_url: str, engine: Engine, tmp_p
 def test_neither_database_nor_disk_and_then_the_disk(
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a full disk cut short is written again once there is room, while the database is still away."""
+    """What a full disk cut short is written again once there is room, while the database is still unreachable."""
     blocked, write_all = tmp_path / "blocked", os.write
     blocked.touch()
     spool = tmp_path / "spool"

@@ -103,7 +103,7 @@ def test_old_predictions_are_deleted_with_their_feedback(database_url: str, engi
     write(database_url, tmp_path, old, new)
     predictions.label(engine, old.ids[0], 3, "page")
     predictions.label(engine, new.ids[0], 4, "page")
-    PredictionLog(database_url, tmp_path / "spool", keep=timedelta(days=1)).close()
+    PredictionLog(database_url, tmp_path / "spool", retention=timedelta(days=1)).close()
     window = predictions.read_window(engine, NOON)
     assert window.ids == new.ids and window.labels.tolist() == [4, -1]
     with engine.connect() as connection:

@@ -19,6 +19,7 @@ from digits.storage import cooldowns, database, feedback, ledger, predictions
 from digits.storage.predictions import AUDITOR
 from models import candidate_comparison, export, recipes, registry_reader
 from models import registry as registries
+from models.model_store import ModelStore
 from models.registry import RegistryWriter
 from models.registry_reader import RegistryReader
 from services.prediction_log import PredictionLog
@@ -32,7 +33,7 @@ QUICK = recipes.SIGMOID.model_copy(update={"epochs": 1})
 def _prefect() -> Iterator[None]:
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=180):
         yield
 
 
@@ -119,7 +120,7 @@ def test_undisturbed(settings: Settings, undisturbed: dict[str, Any]) -> None:
 STEPS = {
     "trained": (export, "to_onnx"),
     "registered": (candidate_comparison.JudgedModel, "fetch"),
-    "judged": (RegistryWriter, "point"),
+    "judged": (RegistryWriter, "set_alias"),
     "promoted": (ledger, "append"),
     "recorded": (cooldowns, "put"),
 }
@@ -188,13 +189,13 @@ def test_an_event_starts_nothing_within_the_cooldown_and_the_reason_is_a_tag(set
 def test_what_was_rolled_back_does_not_come_back_by_itself(settings: Settings) -> None:
     from flows.retrain import retrain
     from models import promotion
-    from models.registry import RegistryWriter
 
     assert "promote" in run()
     retrain(seed=1)
     if RegistryReader(settings.mlflow_tracking_uri).version() == "1":
         engine, registry = database.connect(settings.database_url), RegistryWriter(settings.mlflow_tracking_uri)
-        promotion.promote(registry, engine, "2", "by hand", settings.champions)
+        store = ModelStore(settings.mlflow_tracking_uri, settings.champions)
+        promotion.promote(registry, store, engine, "2", "by hand")
     said = run()
     assert "digits v1 was the champion until the promotion of v2 (" in said and "`digits promote 1`" in said
     assert RegistryReader(settings.mlflow_tracking_uri).version() == "2"

@@ -1,0 +1,175 @@
+"""The pydantic models of the HTTP API: BentoML's clients, `/schema.json` and the OpenAPI document are made from them."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from bentoml.validators import ContentType
+from pydantic import BaseModel, Discriminator, Field, Tag, WithJsonSchema
+
+from digits.images import MAX_IMAGES, SIZE
+
+Pixel = Annotated[int, Field(ge=0, le=255)]
+Row = Annotated[list[Pixel], Field(min_length=SIZE, max_length=SIZE)]
+Image = Annotated[
+    list[Row],
+    Field(min_length=SIZE, max_length=SIZE, description=f"{SIZE} rows of {SIZE} whole numbers, 0 = paper, 255 = ink"),
+]
+Digit = Annotated[int, Field(ge=0, le=9)]
+Probability = Annotated[float, Field(ge=0, le=1.0001)]
+Probabilities = Annotated[list[Probability], Field(min_length=10, max_length=10)]
+PredictionSet = Annotated[
+    list[Digit],
+    Field(
+        min_length=1,
+        max_length=10,
+        description="Digits that cannot be ruled out: the true digit is among them with the coverage that /about reports, "
+        "for images like those the version was calibrated on.",
+    ),
+]
+Uncertain = Annotated[
+    bool,
+    Field(
+        description="Whether the calibrated probability is below the limit that /about reports, or the image is blank."
+    ),
+]
+Version = Annotated[str, Field(description="Model version that made the prediction.")]
+
+
+class StoredFields(BaseModel):
+    """Fields of every prediction, as it is answered and as it is logged."""
+
+    digit: Digit = Field(description="Most probable digit.")
+    probability: Probability = Field(description="Calibrated probability of `digit`.")
+    probabilities: Probabilities = Field(description="Probability of each digit, 0 to 9.")
+    model_version: Version
+
+
+class Prediction(StoredFields):
+    """The prediction for one image."""
+
+    id: str | None = Field(description="Id for /feedback and /predictions; null if the prediction is not logged.")
+    uncertain: Uncertain
+    prediction_set: PredictionSet
+
+
+class PredictionList(BaseModel):
+    """The predictions for a list of images, in its order."""
+
+    model_version: Version
+    predictions: list[Prediction] = Field(description="One prediction for each image.")
+
+
+class PicturePrediction(Prediction):
+    """The prediction for a picture file."""
+
+    image: Image = Field(description="The 28 x 28 image that was made of the picture.")
+
+
+class BulkPredictions(BaseModel):
+    """The predictions for n images as arrays of length n."""
+
+    model_version: Version
+    digits: list[Digit] = Field(description="Most probable digits.")
+    probabilities: list[Probability] = Field(description="Calibrated probabilities of `digits`.")
+    uncertain: list[Uncertain] = Field(description="Whether each prediction is uncertain.")
+    prediction_sets: list[PredictionSet] = Field(description="Prediction set of each image.")
+    ids: list[str | None] = Field(description="Ids of the predictions; null for those that are not logged.")
+
+
+class Feedback(BaseModel):
+    """The true digit of an earlier prediction."""
+
+    id: str = Field(description="Id of the prediction.")
+    digit: Digit = Field(description="True digit.")
+    source: str = Field(description="Who labelled it: the name of the API key, or the `source` of the request.")
+
+
+class StoredPrediction(StoredFields):
+    """A prediction from the log."""
+
+    id: str = Field(description="Id of the prediction.")
+    at: datetime = Field(description="Time of the prediction, UTC.")
+    route: str = Field(description="Route that answered.")
+    label: Digit | None = Field(description="True digit from feedback; null without any.")
+    image: Image
+
+
+class Sample(BaseModel):
+    """A held-out image."""
+
+    image: Image
+    label: Digit = Field(description="True digit.")
+
+
+class Samples(BaseModel):
+    """Held-out images to try the model on."""
+
+    model_version: Version
+    samples: list[Sample] = Field(description="One image of each digit, then the ten least certain ones.")
+
+
+class About(BaseModel):
+    """The model version that is served."""
+
+    model_version: str | None = Field(description="Version that is served; null before the first champion.")
+    since: datetime | None = Field(description="Time since which this worker serves it, UTC.")
+    warning: str | None = Field(description="Why the service cannot follow the registry; null if it can.")
+    recipe: dict[str, Any] | None = Field(description="Recipe the version was trained with.")
+    dataset: str | None = Field(description="Fingerprint of its training data.")
+    metrics: dict[str, Any] | None = Field(description="Metrics on its test images.")
+    conformal: dict[str, Any] | None = Field(
+        description="Coverage of the prediction sets, and the probability below which a prediction is uncertain."
+    )
+    created_at: str | None = Field(description="Time of its registration.")
+    run_id: str | None = Field(description="Id of its MLflow run.")
+    run_url: str | None = Field(description="Address of its run in MLflow's UI.")
+    log: dict[str, int] = Field(description="State of the prediction log: predictions waiting, spooled batches, lost.")
+
+
+class Problem(BaseModel):
+    """An error response."""
+
+    error: str = Field(description="One sentence that says what is wrong.")
+
+
+_IMAGE_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "minItems": SIZE,
+    "maxItems": SIZE,
+    "items": {
+        "type": "array",
+        "minItems": SIZE,
+        "maxItems": SIZE,
+        "items": {"type": "integer", "minimum": 0, "maximum": 255},
+    },
+}
+# BentoML's client must see a tensor to encode arrays and lists alike; OpenAPI knows no tensors and gets the nested lists.
+ImagesInput = Annotated[
+    np.ndarray,
+    Field(description="One image, or a list of images: 28 rows of 28 whole numbers, 0 = paper, 255 = ink."),
+    WithJsonSchema(
+        {"oneOf": [_IMAGE_SCHEMA, {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": _IMAGE_SCHEMA}]},
+        mode="serialization",
+    ),
+]
+PictureInput = Annotated[Path, Field(description="PNG, JPEG, WebP or BMP file of any size.")]
+PreviewInput = Annotated[bool, Field(description="Answer without logging the prediction.")]
+IdInput = Annotated[str, Field(description="Id of the prediction.")]
+DigitInput = Annotated[int, Field(ge=0, le=9, description="True digit.")]
+SourceInput = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=64,
+        description="Who labelled it; the API key's name takes its place.",
+        json_schema_extra={"pattern": "^[ -~]+$"},
+    ),
+]
+PixelsInput = Annotated[bytes, ContentType("application/octet-stream")]
+# BentoML's schema generator follows the first entry of an anyOf; a discriminated union is a oneOf.
+OneOrMany = Annotated[
+    Annotated[Prediction, Tag("one")] | Annotated[PredictionList, Tag("many")],
+    Discriminator(lambda value: "one" if isinstance(value, Prediction) else "many"),
+]
