@@ -14,9 +14,7 @@ CHANGES = "shift, rotate, slant, scale, dim, thicken, thin, noise, blur or inver
 
 def predict(
     files: list[Path],
-    direct: Annotated[
-        bool, typer.Option("--direct", help="Load the champion instead of calling the endpoint.")
-    ] = False,
+    direct: Annotated[bool, typer.Option("--direct", help="Load the champion, without the endpoint.")] = False,
 ) -> None:
     """Classify image files."""
     classify = (_champion if direct else _endpoint)(load_settings())
@@ -52,9 +50,7 @@ def score(
 def traffic(
     n: Annotated[int, typer.Option("-n", min=1, help="Number of requests.")] = 200,
     change: Annotated[str, typer.Option(help=f"plain, {CHANGES}.")] = "plain",
-    amount: Annotated[
-        float | None, typer.Option(help="Strength of the change in pixels, degrees, grey levels or as a factor.")
-    ] = None,
+    amount: Annotated[float | None, typer.Option(help="Pixels, degrees, grey levels or factor of the change.")] = None,
     labels: Annotated[float, typer.Option(min=0, max=1, help="Share of the predictions that get feedback.")] = 0.0,
     data: CurrentSource = None,
     seed: Seed = 0,
