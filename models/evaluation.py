@@ -10,12 +10,26 @@ from numpy.typing import NDArray
 from sklearn import metrics
 
 from digits import intervals
-from digits.data import perturbations
-from digits.data.perturbations import Change
+from digits.data.perturbations import PERTURBATIONS
 from digits.images import Images, Labels, Split
 from digits.intervals import Proportion
 
 Probabilities = NDArray[np.float32]  # (n, 10)
+
+# the perturbation and the amount of each corruption; another one here makes the metrics of earlier versions incomparable
+CORRUPTIONS = {
+    "shift_1": ("jitter", 1.0),
+    "shift_2": ("jitter", 2.0),
+    "shift_3": ("jitter", 3.0),
+    "rotate_left": ("rotate", -15.0),
+    "rotate_right": ("rotate", 15.0),
+    "thicker": ("thicken", 1.5),
+    "thinner": ("thin", 1.0),
+    "noise": ("noise", 40.0),
+    "blur": ("blur", 1.0),
+    "contrast": ("dim", 0.5),
+    "inverted": ("invert", 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -110,25 +124,12 @@ def most_confused(counts: NDArray[np.int64], max_pairs: int = 5) -> list[tuple[i
 
 
 def corruptions(images: Images) -> dict[str, Images]:
-    """The suite: the images shifted, turned, thicker, thinner, noisy, blurred, dimmed and inverted; of the same shape."""
-    suite: dict[str, tuple[Change, float]] = {
-        **{f"shift_{pixels}": (_moved, pixels) for pixels in (1, 2, 3)},
-        "rotate_left": (perturbations.rotate, -15),
-        "rotate_right": (perturbations.rotate, 15),
-        "thicker": (perturbations.thicken, 1.5),
-        "thinner": (perturbations.thin, 1.0),
-        "noise": (perturbations.noise, 40),
-        "blur": (perturbations.blur, 1.0),
-        "contrast": (perturbations.dim, 0.5),
-        "inverted": (perturbations.invert, 1.0),
-    }
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy leaves Python's lock alone meanwhile
-        return dict(zip(suite, pool.map(lambda one: one[0](images, one[1]), suite.values()), strict=True))
+    """The corruption suite: every entry of `CORRUPTIONS` applied to the images."""
 
+    def apply(name: str) -> Images:
+        perturbation, amount = CORRUPTIONS[name]
+        return PERTURBATIONS[perturbation].apply(images, amount)
 
-def _moved(images: Images, pixels: float) -> Images:
-    """Every image moved by that many pixels, in turn right, left, down and up."""
-    moved = np.empty_like(images)
-    for turn, (right, down) in enumerate([(1, 0), (-1, 0), (0, 1), (0, -1)]):
-        moved[turn::4] = perturbations.shift(images[turn::4], pixels * right, pixels * down)
-    return moved
+    # NumPy releases the interpreter lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(CORRUPTIONS, pool.map(apply, CORRUPTIONS), strict=True))
