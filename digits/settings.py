@@ -134,7 +134,7 @@ class Settings(BaseSettings):
     )
     recipe: str = Field("compact", description="Recipe of the scheduled retraining.")
     gate: dict[str, float] = Field(
-        {}, description='Changes to the gate\'s default policy, like {"minimum_gain": 0.25}.'
+        {}, description='Changes to the gate\'s default policy, like {"min_error_reduction": 0.25}.'
     )
     feedback: dict[str, float] = Field(
         {}, description='Changes to the default feedback policy, like {"hold_out": 0.5}.'
