@@ -82,6 +82,18 @@ def test_every_command_and_setting_that_is_named_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_option_of_a_command_that_is_named_exists(page: Path) -> None:
+    text = page.read_text()
+    lines = re.findall(r"`(digits [^`]+)`", text) + re.findall(r"^ *(?:export .*\$\()?(digits .*)$", text, re.MULTILINE)
+    for line in lines:
+        command = get_command(app)
+        for word in line.split()[1:3]:
+            command = getattr(command, "commands", {}).get(word, command)  # type: ignore[assignment]
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        assert set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", line.split("|")[0])) <= known, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_page_tells_of_somebodys_machine(page: Path) -> None:
     assert not re.findall(r"/(?:work|root|home)/\w+", page.read_text())
 
