@@ -53,7 +53,7 @@ def audit(
     from datetime import UTC, datetime
 
     from digits.storage import feedback
-    from flows.monitor import begin
+    from monitoring.windows import begin
     from ops import audit
 
     settings = load_settings()
