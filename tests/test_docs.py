@@ -129,7 +129,7 @@ def test_every_alert_and_each_of_its_fields_is_explained() -> None:
         "recommendations",
         "severity",
         "count",
-        "causes",
+        "explanations",
         "accuracy",
         "report",
     ):
