@@ -35,7 +35,6 @@ HOMES = {
     "typer": "ops",
     "boto3": "digits/data/bucket.py",
     "cv2": "digits/data/rectification.py",
-    "pydantic_settings": "digits/settings.py",
     "optuna": "models",
     "dask": "flows",
     "distributed": "flows",
