@@ -40,9 +40,14 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "predict, no service": (
         "predict docs/seven.png",
         {},
-        "the endpoint does not answer at .*; start it with `digits up`, or use --direct",
+        "the endpoint does not answer at .*; start it with `digits up`",
     ),
     "a port that is none": ("status", {"DIGITS_SERVICE_PORT": "99999"}, "DIGITS_SERVICE_PORT: .*65535, got '99999'"),
+    "a setting that is no JSON": (
+        "status",
+        {"DIGITS_GATE": '{{"margin"'},
+        """DIGITS_GATE: expected JSON, got '{"margin"'""",
+    ),
     "a port that is taken": (
         "up",
         {"DIGITS_MLFLOW_PORT": "{taken}"},
@@ -72,10 +77,10 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
         "there is no folder .*nowhere to write out.csv into; make it first",
     ),
     "a database of no kind": ("ledger", {"DIGITS_DATABASE_URL": "nonsense"}, "expected a database like postgresql://"),
-    "PostgreSQL away": (
+    "PostgreSQL unreachable": (
         "ledger",
         {"DIGITS_DATABASE_URL": "postgresql://me@127.0.0.1:9/digits"},
-        "does not answer.*Connection refused",
+        "is unreachable.*Connection refused",
     ),
     "a home that is a file": (
         "up",

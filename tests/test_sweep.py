@@ -19,8 +19,8 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from models import search
-from models.recipes import Recipe
 from models.registry import RegistryWriter, flat
+from models.training import Recipe
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 3
@@ -157,7 +157,7 @@ def test_it_resumes_and_ctrl_c_keeps_finished_trials(sweep: Sweep) -> None:
         _, rest = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in printed + rest
-    assert re.search(r"^trial \d+: interrupted after \d of 3 epochs: ", rest, re.M)
+    assert re.search(r"^trial \d+: queued again after \d of 3 epochs: ", rest, re.M)
     assert re.search(r"^\d+ trials so far, \d+ of them complete$", rest, re.M)
     assert re.search(r"^  trial \d+: \d+\.\d\d % \[", rest, re.M)
     assert before < {trial.number for trial in sweep.complete()}
@@ -211,7 +211,7 @@ def trained_alone(recipe: Recipe, sweep: Sweep) -> float:
     """The validation accuracy of the recipe on one thread, as a worker has it, in a process of its own."""
     program = (
         "import sys; from pathlib import Path; from digits.data import datasets; from models import search;"
-        "from models.recipes import Recipe; recipe = Recipe.model_validate_json(sys.argv[1]);"
+        "from models.training import Recipe; recipe = Recipe.model_validate_json(sys.argv[1]);"
         "dataset = datasets.load(Path(sys.argv[2]), sys.argv[3]);"
         "print(search.train(recipe, dataset, lambda *_: True).accuracy)"
     )

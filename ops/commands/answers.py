@@ -12,9 +12,7 @@ from ops.commands.options import CurrentSource, Seed
 
 def predict(
     files: list[Path],
-    direct: Annotated[
-        bool, typer.Option("--direct", help="Load the champion instead of calling the endpoint.")
-    ] = False,
+    direct: Annotated[bool, typer.Option("--direct", help="Load the champion, without the endpoint.")] = False,
 ) -> None:
     """Classify image files."""
     classify = (_champion if direct else _endpoint)(load_settings())
@@ -40,10 +38,10 @@ def score(
         raise ValueError(f"there is no file {source}; give a Kaggle test.csv, test.csv.gz or a .parquet")
     if not target.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {target.absolute().parent} to write {target.name} into; make it first")
-    with flows_in_this_process():
+    with flows_in_this_process() as run_flow:
         from flows.score import score
 
-        count = score(source, target)
+        count = run_flow(score, source, target)
     raise SystemExit(0 if count.answered else 1)
 
 
@@ -75,29 +73,19 @@ def _endpoint(settings: Settings) -> Callable[[bytes], dict[str, Any]]:
     from ops import endpoint
 
     client = endpoint.open_client(settings)
-
-    def classify(body: bytes) -> dict[str, Any]:
-        try:
-            return endpoint.post(client, "/classify_file", files={"file": body})
-        except endpoint.Unreachable as error:
-            raise ConnectionError(f"{error}, or use --direct") from error
-
-    return classify
+    return lambda body: endpoint.post(client, "/classify_file", files={"file": body})
 
 
 def _champion(settings: Settings) -> Callable[[bytes], dict[str, Any]]:
     """Classification by the champion in this process, which logs nothing."""
     from digits.data import rectification
-    from ops.commands.connections import open_store
+    from flows.connections import Platform
 
-    model = open_store(settings).fetch()
+    model = Platform(settings).models.fetch()
 
     def classify(body: bytes) -> dict[str, Any]:
         (probabilities,) = model.predict_proba(rectification.decode(body)[None])
-        return {
-            "digit": probabilities.argmax(),
-            "probability": probabilities.max(),
-            "model_version": model.version,
-        }
+        digit = int(probabilities.argmax())
+        return {"digit": digit, "probability": probabilities[digit], "model_version": model.version}
 
     return classify

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from digits.settings import load_settings
-from ops.commands.connections import open_database
 from ops.commands.options import Since
 from ops.tables import print_table
 
@@ -14,13 +13,10 @@ from ops.tables import print_table
 def monitor(
     since: Since = "24h",
     begin: Annotated[
-        str | None,
-        typer.Option("--from", help="Report past windows again from this day (UTC), each as long as --since."),
+        str | None, typer.Option("--from", help="First day (UTC) of past windows to report again.")
     ] = None,
     end: Annotated[str | None, typer.Option("--to", help="Last day (UTC) of the past windows.")] = None,
-    power: Annotated[
-        bool, typer.Option("--power", help="Report which changes the drift test detects at the window's size.")
-    ] = False,
+    power: Annotated[bool, typer.Option("--power", help="Report which changes the drift test detects.")] = False,
 ) -> None:
     """Report drift and accuracy of recent predictions compared with the champion's reference sample."""
     from ops.flow_runs import flows_in_this_process
@@ -30,38 +26,37 @@ def monitor(
         return
     if (begin is None) != (end is None):
         raise ValueError("--from and --to go together; give both, or neither for the latest answers")
-    with flows_in_this_process():
+    with flows_in_this_process() as run_flow:
         if begin and end:
             from flows.backfill import backfill
 
-            backfill(begin, end, since)
+            run_flow(backfill, begin, end, since)
         else:
             from flows.monitor import monitor
 
-            monitor(since)
+            run_flow(monitor, since)
 
 
 def audit(
     folder: Annotated[Path | None, typer.Argument(show_default="`audit` in DIGITS_HOME")] = None,
     since: Since = "7d",
     n: Annotated[int, typer.Option("-n", min=1, help="Maximum number of unlabelled images in FOLDER.")] = 200,
-    quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Include predictions whose feedback is quarantined, to decide on it.")
-    ] = False,
+    quarantine: Annotated[bool, typer.Option("--quarantine", help="Include quarantined feedback.")] = False,
 ) -> None:
     """Write images of the audit sample into FOLDER; images moved into its sub-folders 0 to 9 are labelled by the next call."""
     from datetime import UTC, datetime
 
     from digits.storage import feedback
-    from flows.monitor import begin
+    from flows.connections import Platform
+    from monitoring.windows import begin
     from ops import audit
 
-    settings = load_settings()
-    folder, engine = folder or settings.home / "audit", open_database(settings)
-    labelled = audit.collect(engine, folder)
-    answers = feedback.unlabelled_audit(engine, begin(since, datetime.now(UTC)))
+    platform = Platform()
+    folder = folder or platform.settings.home / "audit"
+    labelled = audit.collect(platform.engine, folder)
+    answers = feedback.unlabelled_audit(platform.engine, begin(since, datetime.now(UTC)))
     if quarantine:
-        answers += feedback.quarantined(engine)
+        answers += feedback.quarantined(platform.engine)
     waiting = audit.write_images(answers, folder, n)
     print(f"images labelled by the sub-folders of {folder}: {labelled}; images without a label: {waiting}")
     if waiting:
