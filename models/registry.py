@@ -4,9 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
-import re
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,8 +18,9 @@ import numpy as np
 from digits.data.datasets import Dataset
 from digits.images import SIZE
 from digits.settings import without_password
-from models.recipes import Recipe, flatten
+from models.provenance import environment, git_commit, inputs
 from models.registry_reader import NAME, RegistryUnreachable
+from models.training import Recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +30,6 @@ log = logging.getLogger("digits.registry")
 MAX_METRICS = 1000  # that one call of `log_batch` takes
 # Without it MLflow's UI opens its pages for language models.
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
-LIBRARIES = ("keras", "tensorflow", "numpy", "onnx", "onnxruntime", "tf2onnx", "scikit-learn", "mlflow")
 ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -96,8 +93,10 @@ class RegistryWriter:
 
         Recording its end never raises: a run left open because MLflow was unreachable is closed by the next retraining.
         """
-        self._start(recipe, {"recipe": recipe.name, "dataset": fingerprint, **git_commit(), **tags})
-        self._log_dataset(fingerprint, dataset)
+        tags = {"recipe": recipe.name, "dataset": fingerprint, **git_commit(), **tags}
+        with _translate_errors():
+            self.run_id = self.mlflow.start_run(run_name=recipe.name, tags=tags).info.run_id
+            self._log_inputs(recipe, fingerprint, dataset)
         status = "FAILED"
         try:
             yield self.run_id
@@ -113,22 +112,13 @@ class RegistryWriter:
             except RegistryUnreachable as error:
                 log.warning("the end of run %s (%s) is not recorded: %s", self.run_id, status, error)
 
-    @_translate_errors()
-    def _start(self, recipe: Recipe, tags: Mapping[str, str]) -> None:
-        self.run_id = self.mlflow.start_run(run_name=recipe.name, tags=dict(tags)).info.run_id
+    def _log_inputs(self, recipe: Recipe, fingerprint: str, dataset: Dataset) -> None:
         self.mlflow.log_params(flat(recipe))
         self.mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
         self.mlflow.log_dict(environment(), "environment.json")
-
-    @_translate_errors()
-    def _log_dataset(self, fingerprint: str, dataset: Dataset) -> None:
-        """The data set as MLflow's UI shows it: a sample stands for the images, the digest is our fingerprint."""
-        data = self.mlflow.data.from_numpy(
-            dataset.train.images[:100],
-            targets=dataset.train.labels[:100],
-            name=dataset.source,
-            digest=fingerprint,
-        )
+        # MLflow's UI shows a sample of the images; the digest is our fingerprint.
+        images, labels = dataset.train.images[:100], dataset.train.labels[:100]
+        data = self.mlflow.data.from_numpy(images, targets=labels, name=dataset.source, digest=fingerprint)
         self.mlflow.log_input(data, context="training")
 
     def log_epoch(self, epoch: int, figures: Mapping[str, float]) -> None:
@@ -192,7 +182,7 @@ class RegistryWriter:
 
     @_translate_errors()
     def open_run(self, name: str, tags: Mapping[str, str], recipe: Recipe | None = None, parent: str = "") -> str:
-        """A run that stays open whatever else is logged, as the trials of a sweep do side by side; its id."""
+        """A run beside the current one, as several trials of a sweep are open at once; its id."""
         nested = {"mlflow.parentRunId": parent} if parent else {}
         run_id: str = self.client.create_run(self.experiment_id, run_name=name, tags={**tags, **nested}).info.run_id
         if recipe is not None:
@@ -203,17 +193,19 @@ class RegistryWriter:
 
     @_translate_errors()
     def reopen_run(self, run_id: str) -> bool:
-        """Whether the run is still there; then it is open again, and what was left open below it is not."""
+        """Open a run that was not deleted again, and end the runs nested in it; False where it does not exist."""
         try:
             run = self.client.get_run(run_id)
-        except self.mlflow.exceptions.MlflowException:
+        except self.mlflow.exceptions.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
             return False
         if run.info.lifecycle_stage != "active":
             return False
         self.client.update_run(run_id, status="RUNNING")
-        below = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
-        for left in self.client.search_runs([self.experiment_id], below, max_results=1000):
-            self.client.set_terminated(left.info.run_id, "KILLED")
+        nested = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+        for trial in self.client.search_runs([self.experiment_id], nested, max_results=1000):
+            self.client.set_terminated(trial.info.run_id, "KILLED")
         return True
 
     @_translate_errors()
@@ -308,33 +300,12 @@ def flat(recipe: Recipe) -> dict[str, Any]:
     return flatten(recipe.model_dump(mode="json"))
 
 
-def environment() -> dict[str, str]:
-    """What besides recipe and data decides the weights: Python, processor and library versions."""
-    return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": str(os.cpu_count()),
-        **{name: installed(name) for name in LIBRARIES},
-    }
-
-
-def _processor() -> str:
-    """The model of the processor: compiled training loops differ by its instructions."""
-    with suppress(OSError):
-        models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if models:
-            return str(models[0])
-    return platform.processor()
-
-
-def inputs(fingerprint: str, recipe: Recipe) -> str:
-    """A SHA-256 of all that decides the weights: the data set, the recipe, our code and the libraries."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256(f"{fingerprint} {recipe.model_dump_json()} {json.dumps(environment())}".encode())
-    for path in sorted([*(root / "digits").rglob("*.py"), *(root / "models").glob("*.py")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
+def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields joined by a dot, as MLflow params have them."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _version_tags(card: Mapping[str, Any]) -> dict[str, str]:
@@ -344,20 +315,3 @@ def _version_tags(card: Mapping[str, Any]) -> dict[str, str]:
         "inputs": card["inputs"],
         "test_accuracy": f"{card['metrics']['test_accuracy']:.4f}",
     }
-
-
-def git_commit() -> dict[str, str]:
-    """The commit of the code, `+` where files differ from it; nothing outside a git checkout."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"git_commit": commit + ("+" if changed else "")}
-
-
-def _git(*words: str) -> str:
-    root = Path(__file__).parent
-    return subprocess.run(
-        ["git", *words], cwd=root, check=True, capture_output=True, text=True, timeout=10
-    ).stdout.strip()

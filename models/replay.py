@@ -8,11 +8,10 @@ from pydantic import ValidationError
 
 from digits.data import datasets
 from digits.data.datasets import Storage
-from models import candidates, run_diff, runs, training
-from models import registry as registries
-from models.recipes import Recipe
+from models import candidates, provenance, run_diff, runs, training
 from models.registry import RegistryWriter
 from models.runs import Run
+from models.training import Recipe
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,9 @@ def train_again(recorded: Recorded, storage: Storage) -> Replay:
     """The same training on the stored data set; raises BadData when the data set is not stored here any more."""
     dataset = datasets.load(storage, recorded.dataset)
     trained = training.fit(recorded.recipe, candidates.split(dataset, recorded.recipe))
-    commits = recorded.run.tags.get("git_commit"), registries.git_commit().get("git_commit")
+    commits = recorded.run.tags.get("git_commit"), provenance.git_commit().get("git_commit")
     code = run_diff.differing_code(*commits, sides=("the run", "this checkout"))
-    environment = run_diff.differing(recorded.environment, registries.environment())
+    environment = run_diff.differing(recorded.environment, provenance.environment())
     return Replay(
         recorded.run.title,
         recorded.weights_hash,

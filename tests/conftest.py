@@ -368,9 +368,10 @@ def train_run(uri: str, folder: Path, recipe: Any, dataset: Any) -> str:
     """The version that `digits train` would register, without Prefect."""
     from digits.data import datasets
     from models import candidates
+    from models.registry import RegistryWriter
 
     datasets.save(dataset, folder)
-    return candidates.train(Registry(uri), folder, dataset, recipe)
+    return candidates.train(RegistryWriter(uri), folder, dataset, recipe)
 
 
 @pytest.fixture(scope="session")

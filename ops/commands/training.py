@@ -1,4 +1,4 @@
-"""`digits train`, `retrain`, `sweep`, `replay` and `recipes`: training."""
+"""`digits ingest`, `train`, `retrain`, `sweep`, `replay` and `recipes`: training and its data."""
 
 from typing import Annotated
 
@@ -6,6 +6,17 @@ import typer
 
 from ops.commands.options import CurrentSource, Seed, Source
 from ops.tables import print_table
+
+
+def ingest(data: Source = "mnist") -> None:
+    """Read, check and store a data set, and make it the current one, which the next retraining uses."""
+    from ops import flow_runs
+
+    flow_runs.silence_prefect()
+    from flows.connections import Platform
+    from flows.ingest import set_source
+
+    print(set_source(Platform(), data))
 
 
 def train(
