@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from digit_data import made_up
+from typer.main import get_command
 
 from digits.settings import Settings
 from ops.cli import app
@@ -41,10 +42,9 @@ def generated() -> dict[str, str]:
 
 def commands() -> set[str]:
     """Every command, those of a group with the group's name in front."""
-    found = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    for group in app.registered_groups:
-        assert group.typer_instance
-        found |= {f"{group.name} {command.name}" for command in group.typer_instance.registered_commands}
+    found = set()
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        found |= {f"{name} {verb}" for verb in command.commands} if hasattr(command, "commands") else {name}
     return found
 
 
