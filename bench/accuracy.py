@@ -1,9 +1,9 @@
 """How accurate recipes are on MNIST's 10,000 test images, over seeds, and how long they train.
 
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.accuracy kaggle-sgd classic adam compact sigmoid
-    DIGITS_MNIST=/path/to/mnist.npz python -m bench.accuracy distorted --seeds 3 --committee
+    DIGITS_MNIST=/path/to/mnist.npz python -m bench.accuracy augmented --seeds 3 --ensemble
 
-With `--committee` the networks of all seeds are also averaged into one, as the recipe `committee` does.
+With `--ensemble` the networks of all seeds are also averaged into one, as the recipe `ensemble` does.
 `kaggle-sgd` is trained and tested on 42,000 of the images, a tenth of them held out, as Kaggle's `train.csv` would be.
 """
 
@@ -20,7 +20,8 @@ from digits.data.datasets import Dataset
 from digits.images import Split
 from digits.settings import load_settings
 from models import evaluation, recipes, training
-from models.recipes import RECIPES, Recipe
+from models.recipes import RECIPES
+from models.training import Recipe
 
 KAGGLE_ROWS = 42_000
 
@@ -66,7 +67,7 @@ def measure(recipe: Recipe, seeds: int, ensemble: bool) -> None:
     if seeds > 1:
         print(f"{recipe.name}: {over_seeds(accuracies)}")
     if ensemble:
-        print(f"committee of {len(logits)}: {evaluation.accuracy(np.mean(logits, axis=0), data.test.labels)}")
+        print(f"ensemble of {len(logits)}: {evaluation.accuracy(np.mean(logits, axis=0), data.test.labels)}")
 
 
 def main() -> None:
@@ -74,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="+", choices=RECIPES)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--committee", action="store_true")
+    parser.add_argument("--ensemble", action="store_true")
     arguments = parser.parse_args()
     started = time.perf_counter()
     for name in arguments.recipes:

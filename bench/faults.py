@@ -183,9 +183,7 @@ def main(*wanted: str) -> None:
         settings = held.enter_context(harness.home())
         can_fill = held.enter_context(small_disk(settings.home, HOME_BYTES)) if os.name == "posix" else False
         held.enter_context(processes.running(settings))
-        processes.wait_healthy(
-            settings, [one.name for one in processes.processes(settings)], lambda name, seconds: None
-        )
+        processes.wait_healthy(settings, lambda process, seconds: None)
         harness.register(settings, COMPACT.model_copy(update={"epochs": 2}), dataset)
         _wait(lambda: harness.answers(f"{settings.service_url}/readyz"))
         for name, fault, allowed in _faults(settings, can_fill):
@@ -216,12 +214,12 @@ def _faults(settings: Settings, can_fill: bool) -> Iterator[tuple[str, Callable[
 
 
 def _kill(settings: Settings, name: str, which: Callable[[psutil.Process], list[psutil.Process]]) -> float:
-    pid = processes.infos(settings)[name]["pid"]
+    pid = processes.process_info(settings)[name]["pid"]
     victims = which(psutil.Process(pid))
     kill(victims)
     killed = time.monotonic()
     if pid in {victim.pid for victim in victims}:  # what it left behind may answer until Supervisor starts it again
-        _wait(lambda: processes.infos(settings)[name]["pid"] not in (0, pid))
+        _wait(lambda: processes.process_info(settings)[name]["pid"] not in (0, pid))
     return killed
 
 

@@ -20,7 +20,7 @@ from digits.data import datasets, sources
 from digits.data.datasets import Dataset
 from digits.images import Images
 from digits.settings import Settings, load_settings
-from models.recipes import Recipe
+from models.training import Recipe
 from ops import processes
 
 PATIENCE_SECONDS = 180
@@ -127,17 +127,13 @@ def data() -> Dataset:
 
 def register(settings: Settings, recipe: Recipe, dataset: Dataset) -> str:
     """Train and register as `digits train` does, and point the alias `champion` to it; the version."""
-    from flows import train
-    from models.registry import Registry
+    from models import candidates
+    from models.registry import RegistryWriter
 
-    registry = Registry(settings.mlflow_tracking_uri)
-    fingerprint = datasets.save(dataset, settings.datasets).name
-    prepared = train.prepare.fn(settings.datasets, fingerprint, recipe)
-    with registry.run(recipe, fingerprint, prepared, {}) as run_id:
-        trained = train.fit.fn(recipe, prepared, registry)
-        evaluation = train.evaluate.fn(trained, prepared)
-        version: str = train.register.fn(registry, recipe, fingerprint, trained, evaluation, prepared, run_id)
-    registry.point("champion", version)
+    registry = RegistryWriter(settings.mlflow_tracking_uri)
+    datasets.save(dataset, settings.datasets)
+    version = candidates.train(registry, settings.datasets, dataset, recipe)
+    registry.set_alias("champion", version)
     return version
 
 

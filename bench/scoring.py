@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from digits.data import sources
+from digits.data import kaggle_csv, sources
 from digits.images import PIXELS, Images
 from digits.settings import load_settings
 from models import export, recipes, scoring, training
@@ -70,7 +70,7 @@ def _print(seconds: dict[str, float]) -> None:
 
 def _write_kaggle(path: Path, images: Images) -> None:
     with path.open("w") as file:
-        file.write(",".join(scoring.PIXEL_NAMES) + "\n")
+        file.write(",".join(kaggle_csv.PIXEL_NAMES) + "\n")
         np.savetxt(file, images.reshape(ROWS, PIXELS), "%d", ",")
 
 
@@ -79,9 +79,9 @@ def _read(source: Path) -> list[scoring.Rows]:
     return list(scoring.in_threads(scoring.read, scoring.chunks(source)))
 
 
-def _answer(rows: list[scoring.Rows], answer: scoring.Answer, source: Path, target: Path) -> None:
+def _answer(rows: list[scoring.Rows], answer: scoring.PredictProba, source: Path, target: Path) -> None:
     """All that `digits score` does once the CSV is read."""
-    scoring.write(scoring.in_threads(partial(scoring.answer_rows, answer=answer), rows), source, target)
+    scoring.write(scoring.in_threads(partial(scoring.predict_rows, predict_proba=answer), rows), source, target)
 
 
 def _pandas(source: Path) -> None:

@@ -48,7 +48,7 @@ def measure(url: str, folder: Path, count: int) -> None:
     window = predictions.read_window(engine, datetime.now(UTC) - timedelta(hours=1), limit=10_000)
     print(f"a window of {len(window):,} answers among {count:,} read in {time.perf_counter() - began:.2f} s")
     began = time.perf_counter()
-    removed = predictions.forget(engine, datetime.now(UTC) + timedelta(hours=1))
+    removed = predictions.delete_before(engine, datetime.now(UTC) + timedelta(hours=1))
     print(f"{removed / (time.perf_counter() - began):,.0f} answers/s forgotten")
     engine.dispose()
 

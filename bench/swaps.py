@@ -17,7 +17,7 @@ import orjson
 from bench import harness
 from digits.settings import Settings
 from models.recipes import COMPACT
-from models.registry import Registry
+from models.registry import RegistryWriter
 
 SWAPS = 10
 SECONDS = 20  # of load before, and at least so many meanwhile
@@ -82,12 +82,12 @@ def main() -> None:
 
 def swap(settings: Settings, versions: list[str]) -> list[float]:
     """Move the alias to and fro, each time until the service says that it answers with the other; seconds of each."""
-    registry = Registry(settings.mlflow_tracking_uri)
+    registry = RegistryWriter(settings.mlflow_tracking_uri)
     seconds = []
     for number in range(SWAPS):
         started = time.perf_counter()
         version = versions[number % 2]
-        registry.point("champion", version)
+        registry.set_alias("champion", version)
         while httpx.get(f"{settings.service_url}/about", timeout=10).json()["model_version"] != version:
             time.sleep(0.02)
         seconds.append(time.perf_counter() - started)

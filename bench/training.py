@@ -25,7 +25,8 @@ from digits.settings import load_settings
 from models.recipes import COMPACT
 
 BATCH, RATE = COMPACT.batch_size, COMPACT.learning_rate
-LAYERS = (784, *COMPACT.hidden, 10)
+HIDDEN = (128, 64)  # of `compact`
+LAYERS = (784, *HIDDEN, 10)
 
 
 def ours(data: Dataset, epochs: int) -> tuple[float, float]:
@@ -89,7 +90,7 @@ def scikit_learn(data: Dataset, epochs: int) -> tuple[float, float]:
     from sklearn.neural_network import MLPClassifier
 
     images = _floats(data.train.images)
-    model = MLPClassifier(COMPACT.hidden, batch_size=BATCH, learning_rate_init=RATE, alpha=0, random_state=0)
+    model = MLPClassifier(HIDDEN, batch_size=BATCH, learning_rate_init=RATE, alpha=0, random_state=0)
     digits = np.arange(10)
 
     def fit(n: int) -> None:

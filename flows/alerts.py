@@ -1,4 +1,4 @@
-"""Alerts: a JSON POST to a webhook when somebody should look, and not again for the same thing until a while later."""
+"""Alerts: a JSON POST to a webhook about something that needs attention, once per cooldown."""
 
 import logging
 from collections.abc import Mapping
@@ -18,26 +18,26 @@ TIMEOUT = httpx.Timeout(10, connect=3)  # seconds
 
 @dataclass(frozen=True)
 class Alert:
-    """Something that a person should know."""
+    """One alert; another one with the same `event` and `about` is not sent within the cooldown."""
 
     event: str  # "drift", "accuracy", "retraining failed"
-    about: str  # of two alerts with the same event about the same, the second is not sent within the cooldown
+    about: str  # the version and its causes, or the type of the error
     message: str
-    details: Mapping[str, Any] = field(default_factory=dict)  # as JSON has them
+    details: Mapping[str, Any] = field(default_factory=dict)  # JSON values
 
 
 def send(url: str | None, database_url: str, alert: Alert, cooldown: timedelta) -> bool:
-    """POST the alert, unless no webhook is set or the same was sent within the cooldown; whether it arrived.
+    """POST the alert unless no webhook is set or the same alert was sent within the cooldown; whether it was delivered.
 
-    A webhook that does not take it is no error of whoever raises the alert: it is logged, and the next alert tries again. While
-    the database is away nobody knows what was sent before, and the alert goes out.
+    A failed delivery raises nothing: it is logged, and the next alert is sent again. While the database is unreachable
+    the cooldowns are unknown, and the alert is sent.
     """
     if url is None:
         return False
     name, now = f"alert {alert.event} {alert.about}"[:255], datetime.now(UTC)
     with suppress(*database.ERRORS):
-        before = cooldowns.at(database.connect(database_url), name)
-        if before is not None and now - before < cooldown:
+        last = cooldowns.at(database.connect(database_url), name)
+        if last is not None and now - last < cooldown:
             return False
     body = {
         "event": alert.event,
@@ -49,8 +49,8 @@ def send(url: str | None, database_url: str, alert: Alert, cooldown: timedelta) 
     try:
         httpx.post(url, json=body, timeout=TIMEOUT).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        reason = f"it answered {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else str(error)
-        log.warning("the webhook does not take the alert %r (%s): %s", alert.event, reason, alert.message)
+        reason = f"status {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else str(error)
+        log.warning("the webhook did not accept the alert %r (%s): %s", alert.event, reason, alert.message)
         return False
     with suppress(*database.ERRORS):
         cooldowns.put(database.connect(database_url), name, now)

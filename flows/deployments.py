@@ -31,72 +31,73 @@ from digits.settings import Settings, load_settings
 from flows import crashed_runs
 from flows.backfill import backfill
 from flows.ingest import ingest
-from flows.monitor import DRIFT, LABELS, monitor
+from flows.monitor import DRIFT_EVENT, LABELS_EVENT, monitor
 from flows.replay import replay
 from flows.retrain import retrain
 from flows.score import score
 from flows.sweep import sweep
 from flows.train import train
 
-AT_ONCE = 2  # flow runs of one worker
-SILENCE = timedelta(minutes=10)  # without a heartbeat, of which Prefect sends one in three minutes
-HEARTBEAT = "prefect.flow-run.heartbeat"
-ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+MAX_CONCURRENT_RUNS = 2  # of one worker
+MAX_HEARTBEAT_GAP = timedelta(minutes=10)  # Prefect sends a heartbeat every three minutes
+HEARTBEAT_EVENT = "prefect.flow-run.heartbeat"
+FINAL_EVENTS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+# Prefect's client waits 2, 4, 8 … seconds between its attempts: 510 s in all. With its own 5 a server that restarts for more
+# than a minute fails the runs that end meanwhile, and cancels those whose concurrency lease it cannot renew.
+CLIENT_RETRIES = {"PREFECT_CLIENT_MAX_RETRIES": "8"}
 
 
 def deployments(settings: Settings) -> list[Any]:  # of Prefect's RunnerDeployment, typed as if it might be a coroutine
-    """Every flow that can be started in the Prefect UI; retraining daily and when monitoring asks for it, monitoring hourly.
+    """Every flow that can be started in the Prefect UI; retraining daily and on events of monitoring, monitoring hourly.
 
-    Never two at once; what an event starts rests for a while after the last retraining.
+    Of retraining and of monitoring one run at a time; events start no retraining during its cooldown.
     """
-    alone = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+    one_run = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
     pool: dict[str, Any] = {
         "work_pool_name": settings.work_pool,
         "job_variables": job_variables(settings),
-        "entrypoint_type": EntrypointType.MODULE_PATH,  # found wherever the package is: nothing is pulled
+        "entrypoint_type": EntrypointType.MODULE_PATH,  # importable wherever the package is installed: nothing is pulled
     }
     return [
         retrain.to_deployment(
             "daily",
             schedule=Cron("0 3 * * *", timezone="UTC"),
             parameters={"reason": "schedule"},
-            triggers=[_asked_for()],
-            concurrency_limit=alone,
+            triggers=[_retraining_trigger()],
+            concurrency_limit=one_run,
             **pool,
         ),
-        monitor.to_deployment("hourly", schedule=Cron("0 * * * *", timezone="UTC"), concurrency_limit=alone, **pool),
+        monitor.to_deployment("hourly", schedule=Cron("0 * * * *", timezone="UTC"), concurrency_limit=one_run, **pool),
         *[flow.to_deployment(flow.name, **pool) for flow in (backfill, train, ingest, score, replay, sweep)],
     ]
 
 
 def job_variables(settings: Settings) -> dict[str, Any]:
-    """What the pool has to know of each run: a process's folder, where `.env` lies, and command, or a container's image.
+    """What the pool needs for each run: a process's folder, where `.env` lies, and command, or a container's image.
 
-    Without the command Prefect's worker would copy the folder it was started in over that of the process.
+    Without the command Prefect's worker would copy its own working directory over that of the process.
     """
-    if settings.work_pool_type == "process":
-        here = {
-            "working_dir": str(Path(__file__).parent.parent),
-            "command": f"{quote(sys.executable)} -m prefect.engine",
-        }
-        return {**here, **settings.job_variables}
-    return {"image": settings.flows_image, **settings.job_variables}
+    given = {**settings.job_variables, "env": {**CLIENT_RETRIES, **settings.job_variables.get("env", {})}}
+    if settings.work_pool_type != "process":
+        return {"image": settings.flows_image, **given}
+    root, command = Path(__file__).parent.parent, f"{quote(sys.executable)} -m prefect.engine"
+    return {"working_dir": str(root), "command": command, **given}
 
 
-def _asked_for() -> DeploymentEventTrigger:
-    """Retrain when monitoring finds drift or enough new labels, for the reason it gives."""
+def _retraining_trigger() -> DeploymentEventTrigger:
+    """Retrain when monitoring finds drift or enough new labels, for the reason that the event carries."""
     return DeploymentEventTrigger(
         name="drift or new labels: retrain",
-        expect={DRIFT, LABELS},
+        expect={DRIFT_EVENT, LABELS_EVENT},
         match={"prefect.resource.id": "digits.version.*"},
         parameters={"reason": "{{ event.payload.reason }}", "cooldown": True},
     )
 
 
 def register(settings: Settings) -> None:
-    """Put pool, deployments and the watch over heartbeats into Prefect, or bring those that are there up to date.
+    """Create or update the work pool, the deployments and the automation for missing heartbeats in Prefect.
 
-    Raises ValueError when the pool is of another type. The base job template of a pool that is there stays as it is.
+    Raises ValueError when the pool is of another type. The base job template of an existing pool is kept.
     """
     template = asyncio.run(get_default_base_job_template_for_infrastructure_type(settings.work_pool_type))
     pool = WorkPoolCreate(name=settings.work_pool, type=settings.work_pool_type, base_job_template=template or {})
@@ -109,51 +110,51 @@ def register(settings: Settings) -> None:
                 f"the work pool {settings.work_pool!r} is of type {existing.type}, not {settings.work_pool_type}; "
                 "set DIGITS_WORK_POOL to another name"
             )
-        silent = silent_runs()
-        known = client.read_automations_by_name(silent.name)
+        automation = missing_heartbeats()
+        known = client.read_automations_by_name(automation.name)
     for deployment in deployments(settings):
         deployment.apply()
     if known:
-        silent.id = known[0].id
-        silent.update()
+        automation.id = known[0].id
+        automation.update()
     else:
-        silent.create()
+        automation.create()
 
 
-def silent_runs(silence: timedelta = SILENCE) -> Automation:
-    """A run that began to send heartbeats and neither sends more nor ends has died, wherever it ran."""
+def missing_heartbeats(gap: timedelta = MAX_HEARTBEAT_GAP) -> Automation:
+    """Marks a run as crashed that sent heartbeats and then neither sends more nor ends, on any machine."""
     return Automation(
         name="no heartbeat: crashed",
         trigger=EventTrigger(
-            after={HEARTBEAT},
-            expect={HEARTBEAT, *ENDS},
+            after={HEARTBEAT_EVENT},
+            expect={HEARTBEAT_EVENT, *FINAL_EVENTS},
             match={"prefect.resource.id": "prefect.flow-run.*"},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=silence,
+            within=gap,
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {silence}: its process died")],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {gap}: its process died")],
     )
 
 
 def worker_of(settings: Settings, name: str) -> BaseWorker[Any, Any, Any]:
-    """A worker of the pool; raises ValueError where the pool's kind of worker is not installed."""
+    """A worker of the pool; raises ValueError where the worker of the pool's type is not installed."""
     kind = BaseWorker.get_worker_class_from_type(settings.work_pool_type)
     if kind is None:
         raise ValueError(
             f"DIGITS_WORK_POOL_TYPE is {settings.work_pool_type!r}, whose worker is not installed here; "
             "run `uv sync --group pools` or the image of docker/flows.Dockerfile"
         )
-    return kind(work_pool_name=settings.work_pool, name=name, limit=AT_ONCE)
+    return kind(work_pool_name=settings.work_pool, name=name, limit=MAX_CONCURRENT_RUNS)
 
 
 class NotRegistered(LookupError):
-    """The deployment is not in Prefect yet."""
+    """The deployment is not registered in Prefect yet."""
 
 
 def run_retraining(reason: str, data: str | None) -> str:
-    """Run the deployed retraining to its end; the state it ended in with its message. Raises NotRegistered."""
+    """Run the deployed retraining and wait for its end; its final state and message. Raises NotRegistered."""
     try:
         run: Any = run_deployment(
             "retrain/daily", parameters={"reason": reason, "data": data}, as_subflow=False, poll_interval=2
@@ -164,7 +165,7 @@ def run_retraining(reason: str, data: str | None) -> str:
 
 
 def main() -> None:
-    """Register, then work for the pool until told to stop; the schedules stay active in Prefect meanwhile."""
+    """Register the flows, then run a worker of the pool until it is stopped; the schedules stay active in Prefect."""
     settings, name = load_settings(), socket.gethostname()
     wait_for_prefect(settings.prefect_api_url)
     register(settings)
@@ -177,7 +178,7 @@ def main() -> None:
 
 
 def wait_for_prefect(api: str) -> None:
-    """However long it takes: the server may be starting, or away on another machine."""
+    """Wait without limit: the server may still be starting, or be unreachable on another machine."""
     while True:
         try:
             if httpx.get(f"{api}/health", timeout=5).is_success:

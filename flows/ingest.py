@@ -2,58 +2,69 @@
 
 import logging
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 
 from digits.data import datasets, inbox, sources
+from digits.data.datasets import Dataset
 from digits.images import Split
-from digits.settings import Settings, load_settings
-from digits.storage import database, feedback
+from digits.storage import feedback
+from flows.connections import Platform
+from flows.tasks import server_task
 
 log = logging.getLogger("digits.ingest")
 
-VALIDATION_SHARE = 0.1  # of the images that the inbox and feedback bring
+VALIDATION_FRACTION = 0.1  # of the images that the inbox and feedback bring
 
 
 @flow(name="ingest")
 def ingest(data: str = "mnist") -> str:
     """Read, check and store SOURCE, and let the next retraining start from it; the fingerprint of the data set."""
-    return start_from(data, load_settings())
+    return server_task(set_source)(Platform(), data)
 
 
-@task(cache_policy=NO_CACHE)
-def start_from(data: str, settings: Settings) -> str:
-    """The source and all that the inbox ever brought, as the data set that retraining starts from; its fingerprint."""
-    fingerprint = store.fn(data, settings)
-    before = inbox.read_inbox(settings.inbox / "taken")
-    fingerprint = extended(fingerprint, before.labelled, ", ".join(before.names), settings)
-    datasets.set_current(settings.datasets, fingerprint)
-    return fingerprint
+def set_source(platform: Platform, data: str) -> str:
+    """Store the source as the data set that the next retraining starts from; its fingerprint."""
+    dataset = read_source(platform, data)
+    datasets.save(dataset, platform.datasets)
+    datasets.set_current(platform.datasets, dataset.fingerprint)
+    return dataset.fingerprint
 
 
-def with_feedback(fingerprint: str, settings: Settings) -> str:
-    """The stored data set with the labels of feedback as they are now; its fingerprint.
+def load_dataset(platform: Platform, data: str | None) -> Dataset:
+    """The source, or where none is named the current data set with the labels of feedback; stored."""
+    current = datasets.current(platform.datasets)
+    if data is None and current:
+        dataset = with_feedback(platform, datasets.load(platform.datasets, current))
+    else:
+        dataset = _read(platform, data or "mnist")
+    datasets.save(dataset, platform.datasets)
+    return dataset
 
-    They are never part of the data set that retraining starts from: a label that is corrected leaves with its correction.
+
+def read_source(platform: Platform, data: str) -> Dataset:
+    """The source together with everything that the inbox has brought so far; not stored."""
+    archived = inbox.read_inbox(platform.settings.inbox / "taken")
+    return extend(_read(platform, data), archived.labelled, ", ".join(archived.names))
+
+
+def with_feedback(platform: Platform, dataset: Dataset) -> Dataset:
+    """The data set with the labels of feedback as they are now; not stored.
+
+    These labels never become part of the data set that retraining starts from, so that a corrected label is replaced.
     """
-    return extended(fingerprint, feedback.training(database.connect(settings.database_url)), "feedback", settings)
+    return extend(dataset, feedback.training(platform.engine), "feedback")
 
 
-def extended(fingerprint: str, labelled: Split | None, source: str, settings: Settings) -> str:
-    """The stored data set with more labelled images in its training part; its fingerprint."""
+def extend(dataset: Dataset, labelled: Split | None, source: str) -> Dataset:
+    """The data set with more labelled images in train and validation; not stored."""
     if labelled is None:
-        return fingerprint
-    before = datasets.load(settings.datasets, fingerprint)
-    after = datasets.extend(before, labelled, validation_fraction=VALIDATION_SHARE, seed=0)
-    added = len(after.train) + len(after.validation) - len(before.train) - len(before.validation)
-    log.info("took in %d labelled images, %d of them new, from %s", len(labelled), added, source)
-    return datasets.save(after, settings.datasets).name
+        return dataset
+    extended = datasets.extend(dataset, labelled, validation_fraction=VALIDATION_FRACTION, seed=0)
+    added = len(extended.train) + len(extended.validation) - len(dataset.train) - len(dataset.validation)
+    log.info("read %d labelled images, %d of them new, from %s", len(labelled), added, source)
+    return extended
 
 
-@task(cache_policy=NO_CACHE)
-def store(data: str | None, settings: Settings) -> str:
-    """The source under `var/datasets/<fingerprint>`, or the current data set and feedback where none is named; the fingerprint."""
-    if data is None and (current := datasets.current(settings.datasets)):
-        return with_feedback(current, settings)
-    dataset = sources.read(data or "mnist", mnist=settings.mnist, cache=settings.downloads)
-    return datasets.save(dataset, settings.datasets).name
+def _read(platform: Platform, data: str) -> Dataset:
+    settings = platform.settings
+    return sources.read(data, mnist=settings.mnist, cache=settings.downloads)

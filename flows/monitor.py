@@ -1,181 +1,139 @@
-"""`digits monitor`: the latest answers of the champion against what it was tested on; a report, a verdict, and who is told."""
+"""`digits monitor`: the champion's latest answers against its test images; a report, a verdict, alerts and events."""
 
 import base64
 import logging
-import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from prefect import flow, task
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 from prefect.events import emit_event
 
 from digits.reference import Reference
-from digits.settings import Settings, load_settings
-from digits.storage import database, feedback, predictions
-from digits.storage.predictions import Window
-from flows import alerts
+from digits.settings import Settings
+from digits.storage import feedback, predictions
+from digits.storage.predictions import Window as Answers
+from flows import alerts, tasks
 from flows.alerts import Alert
+from flows.connections import Platform
+from flows.tasks import server_task, task
+from monitoring import windows
+from monitoring.windows import Window
 
 if TYPE_CHECKING:  # Evidently takes 7 s to import
-    from monitoring.reports import MonitoringVerdict, Written
+    from monitoring.reports import MonitoringVerdict, ReportFiles
 
 log = logging.getLogger("digits.monitor")
 
-UNITS = {"m": "minutes", "h": "hours", "d": "days"}
-MOST = 10_000  # answers in one report
-DRIFT, LABELS = "digits.drift.detected", "digits.labels.arrived"  # events that start a retraining
+MAX_ANSWERS = 10_000  # in one report
+DRIFT_EVENT, LABELS_EVENT = "digits.drift.detected", "digits.labels.arrived"  # both start a retraining
 
 
 @flow(name="monitor")
 def monitor(since: str = "24h") -> str:
     """Report drift and accuracy of the champion's answers in the last 30m, 24h or 7d, or since a moment; the verdict in words."""
-    settings = load_settings()
-    version, begun, reference = load(settings)
-    until = datetime.now(UTC)
-    start = max(begin(since, until), begun)
-    window, labelled = read(version, start, until, settings)
-    verdict = judge(reference, window, labelled)
-    written = write(version, start, until, reference, window, verdict, settings)
-    publish(version, verdict, written, settings)
-    tell(version, verdict, written, settings)
-    ask_for_retraining(version, verdict, settings)
-    clean(settings)
+    platform, until = Platform(), datetime.now(UTC)
+    version, created_at, reference = server_task(load)(platform)
+    window = max(windows.begin(since, until), created_at), until
+    answers, labelled = server_task(read)(platform, version, window)
+    verdict = task(judge)(reference, answers, labelled)
+    written = task(write)(platform.settings, version, window, reference, answers, verdict)
+    publish(platform.settings, version, verdict, written)
+    task(send_alerts)(platform.settings, version, verdict, written)
+    server_task(emit_events)(platform, version, verdict)
+    task(remove_old_reports)(platform.settings)
     return verdict.message
 
 
-def begin(since: str, until: datetime) -> datetime:
-    """When a window of `24h`, or one since `2026-01-05T08:00`, begins; raises ValueError."""
-    return until - duration(since) if re.fullmatch(r"\d+\w", since) else moment(since)
-
-
-def moment(text: str) -> datetime:
-    """The time that `2026-01-05` or `2026-01-05T08:00` stands for, UTC unless it says otherwise; raises ValueError."""
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(
-            f"cannot read {text!r} as a day or moment; write it like 24h, 2026-01-05 or 2026-01-05T08:00"
-        ) from error
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def duration(text: str) -> timedelta:
-    """The time that `30m`, `24h` or `7d` stands for; raises ValueError."""
-    match = re.fullmatch(r"(\d{1,5})([mhd])", text)
-    if not match or not int(match[1]):
-        raise ValueError(f"cannot read {text!r} as a time; write it like 30m, 24h or 7d")
-    return timedelta(**{UNITS[match[2]]: int(match[1])})
-
-
-@task(cache_policy=NO_CACHE)
-def load(settings: Settings, version: str | None = None) -> tuple[str, datetime, Reference]:
-    """A version, the champion unless given: its number, when it was made, and its own reference sample, verified."""
-    from models.model_store import ModelStore  # ONNX Runtime
-
-    store = ModelStore(settings.mlflow_tracking_uri, settings.champions)
+def load(platform: Platform, version: str | None = None) -> tuple[str, datetime, Reference]:
+    """A version, the champion unless given: its number, when it was registered, and its reference sample, verified."""
+    store = platform.models
     found = store.fetch_version(version) if version else store.fetch()
-    made = datetime.fromisoformat(found.card["created_at"])
-    return found.version, made, store.reference(found)
+    return found.version, datetime.fromisoformat(found.card["created_at"]), store.reference(found)
 
 
-@task(cache_policy=NO_CACHE)
-def read(version: str, since: datetime, until: datetime, settings: Settings) -> tuple[Window, Window]:
-    """What the version answered in that time, and what of it was labelled; of more than `MOST` answers a sample each."""
-    engine = database.connect(settings.database_url)
-    window, labelled = (
-        predictions.read_window(engine, since, until, limit=MOST, version=version, labelled=only)
+def read(platform: Platform, version: str, window: Window) -> tuple[Answers, Answers]:
+    """The version's answers in the window and the labelled ones among them; of more than `MAX_ANSWERS`, a sample."""
+    answers, labelled = (
+        predictions.read_window(platform.engine, *window, limit=MAX_ANSWERS, version=version, labelled=only)
         for only in (False, True)
     )
-    return window, labelled
+    return answers, labelled
 
 
-@task(cache_policy=NO_CACHE)
-def judge(reference: Reference, window: Window, labelled: Window) -> "MonitoringVerdict":
-    """Drift of the window and accuracy of what was labelled."""
+def judge(reference: Reference, answers: Answers, labelled: Answers) -> "MonitoringVerdict":
+    """Drift of the answers and accuracy of the labelled ones."""
     from monitoring import reports
 
-    return reports.judge(reference, window, labelled=labelled)
+    return reports.assess(reference, answers, labelled=labelled)
 
 
-@task(cache_policy=NO_CACHE)
 def write(
-    version: str,
-    since: datetime,
-    until: datetime,
-    reference: Reference,
-    window: Window,
-    verdict: "MonitoringVerdict",
     settings: Settings,
-) -> "Written":
-    """The files in a folder named by the window, and a point in the history of the Evidently UI."""
+    version: str,
+    window: Window,
+    reference: Reference,
+    answers: Answers,
+    verdict: "MonitoringVerdict",
+) -> "ReportFiles":
+    """Write the report into a folder named after the window, and a point into the history of the Evidently UI."""
     from monitoring import reports
 
-    folder = settings.reports / reports.folder_name(since, until, version)
-    return reports.write(folder, settings.workspace, reference, window, verdict)
+    folder = settings.reports / reports.folder_name(*window, version)
+    return reports.write(folder, settings.workspace, reference, answers, verdict)
 
 
-@task(cache_policy=NO_CACHE)
-def publish(version: str, verdict: "MonitoringVerdict", written: "Written", settings: Settings) -> None:
-    """The verdict in the log, and with its pictures on the page of the Prefect run."""
+def publish(settings: Settings, version: str, verdict: "MonitoringVerdict", written: "ReportFiles") -> None:
+    """Log the verdict, and show it with its figures on the page of the Prefect run."""
     from monitoring import reports
 
-    log.info("digits v%s, %d answers: %s", version, verdict.count, verdict.message)
-    for recommendations in verdict.recommendations:
-        log.info("%s", recommendations)
-    if written.html:
-        log.info("report: %s", written.html)
+    report = [f"report: {written.html}"] if written.html else []
+    for line in (f"digits v{version}, {verdict.count} answers: {verdict.message}", *verdict.recommendations, *report):
+        log.info("%s", line)
     history = f"http://{settings.local_host}:{settings.reports_port}"
-    title = f"digits v{version}: {verdict.drift.verdict}"
-    create_markdown_artifact(reports.markdown(version, verdict, written, history), key="drift", description=title)
-    if written.pictures:
-        picture = base64.b64encode(written.pictures.read_bytes()).decode()  # the UI cannot fetch a file of ours
-        create_image_artifact(f"data:image/png;base64,{picture}", key="drift-pictures", description=title)
+    png = None
+    if written.images:  # embedded, because the Prefect UI cannot read files of this machine
+        png = f"data:image/png;base64,{base64.b64encode(written.images.read_bytes()).decode()}"
+    text = reports.markdown(version, verdict, written, history)
+    tasks.publish("drift", f"digits v{version}: {verdict.drift.verdict}", text, png)
 
 
-@task(cache_policy=NO_CACHE)
-def tell(version: str, verdict: "MonitoringVerdict", written: "Written", settings: Settings) -> None:
-    """Drift and lost accuracy to the webhook."""
+def send_alerts(settings: Settings, version: str, verdict: "MonitoringVerdict", written: "ReportFiles") -> None:
+    """Send drift and lost accuracy to the webhook."""
     cooldown = timedelta(hours=settings.alert_cooldown_hours)
-    for alert in _alerts(version, verdict, {"report": str(written.html or written.verdict)}):
+    for alert in alerts_of(version, verdict, {"report": str(written.html or written.verdict)}):
         alerts.send(settings.alert_url, settings.database_url, alert, cooldown)
 
 
-@task(cache_policy=NO_CACHE)
-def ask_for_retraining(version: str, verdict: "MonitoringVerdict", settings: Settings) -> None:
-    """Events that the retraining waits for: drift, and enough labels that no retraining has taken."""
+def emit_events(platform: Platform, version: str, verdict: "MonitoringVerdict") -> None:
+    """Emit the events that start a retraining: drift, and enough labels that no retraining has ingested."""
     resource = {"prefect.resource.id": f"digits.version.{version}", "prefect.resource.name": f"digits v{version}"}
     if verdict.drift.verdict == "drift":
         payload = {"reason": f"drift: {verdict.drift.message}", **_facts(verdict)}
-        emit_event(DRIFT, resource=resource, payload=payload)
-    waiting = feedback.waiting(database.connect(settings.database_url))
-    if waiting >= settings.retrain_labels:
-        emit_event(LABELS, resource=resource, payload={"reason": f"labels: {waiting} new ones", "waiting": waiting})
+        emit_event(DRIFT_EVENT, resource=resource, payload=payload)
+    waiting = feedback.waiting(platform.engine)
+    if waiting >= platform.settings.retrain_labels:
+        payload = {"reason": f"labels: {waiting} new ones", "waiting": waiting}
+        emit_event(LABELS_EVENT, resource=resource, payload=payload)
 
 
-@task(cache_policy=NO_CACHE)
-def clean(settings: Settings) -> None:
-    """Remove reports as old as forgotten answers."""
+def remove_old_reports(settings: Settings) -> None:
+    """Remove reports of answers that the prediction log no longer keeps."""
     from monitoring import reports
 
-    removed = reports.remove_old(
-        settings.reports, settings.workspace, datetime.now(UTC) - timedelta(days=settings.retention_days)
-    )
-    if removed:
+    before = datetime.now(UTC) - timedelta(days=settings.retention_days)
+    if removed := reports.remove_old(settings.reports, settings.workspace, before):
         log.info("removed %d reports older than %g days", len(removed), settings.retention_days)
 
 
-def _alerts(version: str, verdict: "MonitoringVerdict", links: dict[str, str]) -> list[Alert]:
-    """The same causes, or a loss of the same version, are the same alert."""
+def alerts_of(version: str, verdict: "MonitoringVerdict", links: Mapping[str, str]) -> list[Alert]:
+    """The alerts of a verdict; two with the same explanations, or with a loss of the same version, are the same alert."""
+    about = f"digits v{version}"
+    details = {"recommendations": list(verdict.recommendations), **_facts(verdict), **links}
     found = []
-    about, details = (
-        f"digits v{version}",
-        {"recommendations": list(verdict.recommendations), **_facts(verdict), **links},
-    )
     if verdict.drift.verdict == "drift":
-        causes = ", ".join(sorted(cause.kind for cause in verdict.drift.causes))
-        found.append(Alert("drift", f"{about}: {causes}", verdict.drift.message, details))
+        explanations = ", ".join(sorted(one.perturbation for one in verdict.drift.explanations))
+        found.append(Alert("drift", f"{about}: {explanations}", verdict.drift.message, details))
     if verdict.accuracy.verdict == "worse":
         found.append(Alert("accuracy", about, verdict.accuracy.message, details))
     return found
@@ -185,6 +143,6 @@ def _facts(verdict: "MonitoringVerdict") -> dict[str, Any]:
     return {
         "severity": verdict.drift.severity,
         "count": verdict.count,
-        "causes": [cause.kind for cause in verdict.drift.causes],
+        "explanations": [one.perturbation for one in verdict.drift.explanations],
         "accuracy": verdict.accuracy.verdict,
     }

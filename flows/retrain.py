@@ -2,39 +2,43 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
+import httpx
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from pydantic import BaseModel, ValidationError
 
 from digits.data import datasets, inbox
-from digits.settings import Settings, load_settings
-from digits.storage import cooldowns, database, feedback, ledger
+from digits.data.datasets import Dataset
+from digits.settings import Settings
+from digits.storage import cooldowns, feedback, ledger
 from flows import alerts, crashed_runs
 from flows.alerts import Alert
-from flows.ingest import extended, start_from, with_feedback
+from flows.connections import Platform
+from flows.ingest import extend, read_source, with_feedback
+from flows.tasks import publish, server_task
 from flows.train import train_on
 from models import gate, recipes
 from models.gate import GateVerdict
-from models.recipes import Recipe
-from models.registry_reader import RegistryReader
+from models.training import Recipe
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = logging.getLogger("digits.retrain")
 
-LIMIT = "digits-retrain"
-SLOT_SECONDS = 60  # for Prefect's answer: on SQLite its writers wait for each other, 10 s and more when it is busy
+LIMIT = "digits-retrain"  # Prefect's concurrency limit, of one slot
+SLOT_TIMEOUT_SECONDS = 60  # on SQLite, Prefect's writers wait for each other, 10 s and more on a busy machine
 LEASE_SECONDS = 60  # the shortest that Prefect gives; after it, the slot of a killed retraining is free again
-RETRAINED = "retrained"  # the mark of the last retraining's end
+COOLDOWN = "retrained"  # the name under which the end of the last retraining is stored
 
 
-class Busy(RuntimeError):
-    """Another retraining is under way."""
+class AlreadyRetraining(RuntimeError):
+    """Another retraining is running."""
 
 
 @flow(name="retrain")
@@ -46,77 +50,59 @@ def retrain(
     The recipe is the setting `DIGITS_RECIPE` and the data set the current one unless given. With `cooldown`, as for events,
     nothing is done for a while after the last retraining.
     """
-    settings = load_settings()
-    with one_at_a_time(), alert_on_failure(settings):
+    platform = Platform()
+    with retraining_slot(), alert_on_failure(platform.settings):
         crashed_runs.tag(reason)
-        if cooldown and (rest := resting(settings)):
-            return rest
-        with record_finish(settings):
-            check_policies(settings)
-            clear_up(settings)
-            chosen = recipes.find(recipe or settings.recipe).model_copy(update={"seed": seed})
-            fingerprint = assemble_dataset(data, settings)
-            version = trained_before(fingerprint, chosen, settings)
+        if cooldown and (waiting := cooldown_message(platform)):
+            return waiting
+        with record_finish(platform.engine):
+            check_policies(platform.settings)
+            server_task(repair_crashed)(platform)
+            chosen = recipes.find(recipe or platform.settings.recipe).model_copy(update={"seed": seed})
+            dataset = server_task(assemble_dataset)(platform, data)
+            version = server_task(trained_before)(platform, dataset.fingerprint, chosen)
             if version is None:
-                version = train_on(fingerprint, chosen, {"reason": reason})
-            else:
-                log.info("nothing new to learn: digits v%s has the same data, recipe, code and libraries", version)
-                if settled := settled_before(version, settings):
-                    log.info("%s", settled)
-                    return settled
-            judged, verdict = judge(version, fingerprint, chosen.floor, settings)
-            apply_verdict(version, judged, verdict, settings)
+                version = train_on(platform, dataset, chosen, {"reason": reason})
+            elif decided := decided_before(platform, version):
+                return decided
+            champion, verdict = server_task(judge)(platform, version, dataset, recipes.floor(chosen.name))
+            server_task(apply_verdict)(platform, version, champion, verdict)
     return f"digits v{version}: {verdict.sentence}"
 
 
 @contextmanager
-def record_finish(settings: Settings) -> Iterator[None]:
-    """Note when a retraining ended, also one that failed, which the next event would start again at once; a killed one may go on."""
+def retraining_slot() -> Iterator[None]:
+    """Hold the only slot for retraining that Prefect gives out, on all machines; raises AlreadyRetraining.
 
-    def note() -> None:
-        cooldowns.put(database.connect(settings.database_url), RETRAINED, datetime.now(UTC))
-
+    Without Prefect the lease ends, and the retraining goes on: a server that does not answer gives the slot to no other one.
+    """
+    taken = AlreadyRetraining("another retraining is running; wait for its end, or cancel it in the Prefect UI")
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
+        if client.read_global_concurrency_limit_by_name(LIMIT).active_slots:
+            raise taken
+    slot = concurrency(
+        LIMIT,
+        timeout_seconds=SLOT_TIMEOUT_SECONDS,
+        strict=True,
+        lease_duration=LEASE_SECONDS,
+        raise_on_lease_renewal_failure=False,
+    )
+    held = ExitStack()
+    try:
+        held.enter_context(slot)
+    except TimeoutError as error:
+        raise taken from error
     try:
         yield
-    except Exception:
-        note()
-        raise
-    note()
-
-
-def check_policies(settings: Settings) -> None:
-    """Raises ValueError naming the setting of a policy that is none, before anything is trained."""
-    policies: list[tuple[str, type[BaseModel], Mapping[str, Any]]] = [
-        ("DIGITS_GATE", gate.GatePolicy, settings.gate),
-        ("DIGITS_FEEDBACK", feedback.FeedbackPolicy, settings.feedback),
-    ]
-    for setting, policy, given in policies:
-        try:
-            policy.model_validate(given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            known = ", ".join(policy.model_fields)
-            raise ValueError(
-                f"{setting}: {'.'.join(map(str, first['loc']))} is {first['input']!r} ({first['msg']}); it takes {known}"
-            ) from error
-
-
-def resting(settings: Settings) -> str | None:
-    """Why an event starts nothing yet; None when enough time has passed since the last retraining."""
-    last = cooldowns.at(database.connect(settings.database_url), RETRAINED)
-    again = last and last + timedelta(hours=settings.retrain_cooldown_hours)
-    if again is None or datetime.now(UTC) >= again:
-        return None
-    sentence = (
-        f"the last retraining ended at {last:%Y-%m-%d %H:%M} UTC, events start the next from {again:%Y-%m-%d %H:%M} on"
-    )
-    log.info("%s", sentence)
-    return sentence
+    finally:
+        with suppress(httpx.HTTPError):
+            held.close()
 
 
 @contextmanager
 def alert_on_failure(settings: Settings) -> Iterator[None]:
-    """Tell the webhook of an error on the way, and pass it on."""
+    """Send an alert about an error in the block, and raise it again."""
     try:
         yield
     except Exception as error:
@@ -127,151 +113,162 @@ def alert_on_failure(settings: Settings) -> Iterator[None]:
 
 
 @contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Hold the only slot for retraining that Prefect gives out, on whichever machine; raises Busy when another has it."""
-    busy = Busy("another retraining is under way; wait for its end, or cancel it in the Prefect UI")
-    with get_client(sync_client=True) as client:
-        client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
-        if client.read_global_concurrency_limit_by_name(LIMIT).active_slots:
-            raise busy
-    with ExitStack() as held:
-        try:
-            held.enter_context(
-                concurrency(LIMIT, occupy=1, timeout_seconds=SLOT_SECONDS, strict=True, lease_duration=LEASE_SECONDS)
-            )
-        except TimeoutError as error:
-            raise busy from error
+def record_finish(engine: "Engine") -> Iterator[None]:
+    """Record when the block ended or failed, so that no event starts it again at once; a killed one is repeated."""
+    try:
         yield
+    except Exception:
+        cooldowns.put(engine, COOLDOWN, datetime.now(UTC))
+        raise
+    cooldowns.put(engine, COOLDOWN, datetime.now(UTC))
 
 
-@task(cache_policy=NO_CACHE)
-def clear_up(settings: Settings) -> None:
-    """Mend what a retraining left that died: runs that look as if they went on, and a promotion without its record."""
+def cooldown_message(platform: Platform) -> str | None:
+    """Why an event starts no retraining yet; None when the last one ended long enough ago."""
+    last = cooldowns.at(platform.engine, COOLDOWN)
+    again = last and last + timedelta(hours=platform.settings.retrain_cooldown_hours)
+    if again is None or datetime.now(UTC) >= again:
+        return None
+    message = (
+        f"the last retraining ended at {last:%Y-%m-%d %H:%M} UTC, events start the next from {again:%Y-%m-%d %H:%M} on"
+    )
+    log.info("%s", message)
+    return message
+
+
+def check_policies(settings: Settings) -> None:
+    """Raise ValueError for a wrong policy, before anything is trained; it names the setting."""
+    policies: list[tuple[str, type[BaseModel], Mapping[str, Any]]] = [
+        ("DIGITS_GATE", gate.GatePolicy, settings.gate),
+        ("DIGITS_FEEDBACK", feedback.FeedbackPolicy, settings.feedback),
+    ]
+    for setting, policy, fields in policies:
+        try:
+            policy.model_validate(fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name, known = ".".join(map(str, first["loc"])), ", ".join(policy.model_fields)
+            raise ValueError(f"{setting}: {name} is {first['input']!r} ({first['msg']}); it takes {known}") from error
+
+
+def repair_crashed(platform: Platform) -> None:
+    """Close the runs of retrainings whose process died, and record a promotion that did not reach the ledger."""
     from models import promotion
-    from models.model_store import ModelStore
-    from models.registry import Registry
 
-    registry = Registry(settings.mlflow_tracking_uri)
-    crashed_runs.mark_crashed(registry, timedelta(seconds=LEASE_SECONDS))
-    promotion.repair_ledger(
-        registry, ModelStore(settings.mlflow_tracking_uri, settings.champions), database.connect(settings.database_url)
-    )
+    crashed_runs.mark_crashed(platform.registry, timedelta(seconds=LEASE_SECONDS))
+    promotion.repair_ledger(platform.registry, platform.models, platform.engine)
 
 
-@task(cache_policy=NO_CACHE)
-def assemble_dataset(data: str | None, settings: Settings) -> str:
-    """The fingerprint of the data to train on: the given source or the current data set, what lies in the inbox, and feedback.
+def assemble_dataset(platform: Platform, data: str | None) -> Dataset:
+    """The data set to train on, stored: the source or the current one, with what lies in the inbox and with feedback.
 
-    Files leave the inbox last, and labels once taken are read every time: whatever dies before is done again by the next
-    retraining, to the same end.
+    Files leave the inbox last, and labels are read from the database every time: a retraining that dies on the way is
+    repeated by the next one, with the same result.
     """
-    current = datasets.current(settings.datasets)
-    start = start_from.fn(data or "mnist", settings) if data or current is None else current
-    taken = inbox.read_inbox(settings.inbox)
-    start = extended(start, taken.labelled, ", ".join(taken.names), settings)
-    counts = feedback.ingest_feedback(
-        database.connect(settings.database_url), feedback.FeedbackPolicy.model_validate(settings.feedback)
-    )
+    storage, settings = platform.datasets, platform.settings
+    current = datasets.current(storage)
+    start = read_source(platform, data or "mnist") if data or current is None else datasets.load(storage, current)
+    batch = inbox.read_inbox(settings.inbox)
+    start = extend(start, batch.labelled, ", ".join(batch.names))
+    _ingest_feedback(platform)
+    dataset = with_feedback(platform, start)
+    for made in {start.fingerprint: start, dataset.fingerprint: dataset}.values():
+        datasets.save(made, storage)
+    datasets.set_current(storage, start.fingerprint)
+    inbox.archive(batch, settings.inbox)
+    return dataset
+
+
+def _ingest_feedback(platform: Platform) -> None:
+    policy = feedback.FeedbackPolicy.model_validate(platform.settings.feedback)
+    counts = feedback.ingest_feedback(platform.engine, policy)
     if counts:
-        log.info(
-            "took %d labels from feedback: %s", counts.total(), ", ".join(f"{n} {part}" for part, n in counts.items())
-        )
+        parts = ", ".join(f"{count} {part}" for part, count in counts.items())
+        log.info("ingested %d labels from feedback: %s", counts.total(), parts)
     if counts["quarantine"]:
         log.info("`digits audit --quarantine` shows the labels in quarantine")
-    fingerprint = with_feedback(start, settings)
-    datasets.set_current(settings.datasets, start)
-    inbox.archive(taken, settings.inbox)
-    return fingerprint
 
 
-@task(cache_policy=NO_CACHE)
-def trained_before(fingerprint: str, recipe: Recipe, settings: Settings) -> str | None:
-    """A version that has these weights already, because its data, recipe, code and libraries are the same."""
-    from models.registry import Registry
+def trained_before(platform: Platform, fingerprint: str, recipe: Recipe) -> str | None:
+    """A version with the same data, recipe, code and libraries, which another training would only repeat."""
+    version = platform.registry.trained_before(fingerprint, recipe)
+    if version:
+        log.info("nothing new to learn: digits v%s has the same data, recipe, code and libraries", version)
+    return version
 
-    return Registry(settings.mlflow_tracking_uri).trained_before(fingerprint, recipe)
 
+def decided_before(platform: Platform, version: str) -> str | None:
+    """Why a version is not judged again: it is the champion, or it was and was replaced; None otherwise.
 
-def settled_before(version: str, settings: Settings) -> str | None:
-    """Why there is nothing to judge: the version is the champion, or has been and was replaced; None where there is.
-
-    What somebody rolled back must not come back by the next retraining on the same data.
+    A version that was rolled back must not return through the next retraining on the same data.
     """
-    if RegistryReader(settings.mlflow_tracking_uri).version() == version:
-        return f"digits v{version} stays the champion: there is nothing new to learn"
-    if entry := ledger.left(ledger.entries(database.connect(settings.database_url)), version):
-        return (
-            f"digits v{version} was the champion until the {entry.action} of v{entry.to_version} ({entry.why}) and does not come back "
-            f"by itself: there is nothing new to learn; `digits promote {version}` brings it back"
+    message = None
+    if platform.models.registry.version() == version:
+        message = f"digits v{version} stays the champion: there is nothing new to learn"
+    elif entry := ledger.last_replacement(ledger.entries(platform.engine), version):
+        message = (
+            f"digits v{version} was the champion until the {entry.action} of v{entry.to_version} ({entry.why}) and is not "
+            f"promoted again without new data; `digits promote {version}` brings it back"
         )
-    return None
+    if message:
+        log.info("%s", message)
+    return message
 
 
-@task(cache_policy=NO_CACHE)
-def judge(version: str, fingerprint: str, floor: float, settings: Settings) -> tuple[str | None, GateVerdict]:
-    """Candidate against champion on the test images of the candidate's data set, and on labelled traffic.
+def judge(platform: Platform, version: str, dataset: Dataset, floor: float) -> tuple[str | None, GateVerdict]:
+    """Compare candidate and champion on the data set's test images and on labelled traffic, and record the verdict.
 
     The champion's version, None before the first, and the verdict.
     """
     from models import candidate_comparison, promotion  # ONNX Runtime and scikit-learn
-    from models.model_store import ModelStore
-    from models.registry import Registry
 
-    test = datasets.load(settings.datasets, fingerprint).test
-    policy = gate.GatePolicy.model_validate(settings.gate)
-    registry = Registry(settings.mlflow_tracking_uri)
-    store = ModelStore(settings.mlflow_tracking_uri, settings.champions)
+    policy = gate.GatePolicy.model_validate(platform.settings.gate)
+    registry, store, test = platform.registry, platform.models, dataset.test
     current = store.registry.version()
     candidate = candidate_comparison.JudgedModel.fetch(store, version)
     if current is None:
         verdict = gate.judge_first(candidate.accuracy(test), floor, candidate.facts(test), policy)
     else:
         champion = candidate_comparison.JudgedModel.fetch(store, current)
-        engine = database.connect(settings.database_url)
-        traffic = feedback.audited_traffic(engine)
+        traffic = feedback.audited_traffic(platform.engine)
         samples = candidate_comparison.samples(test, traffic, candidate, champion, policy)
         before = promotion.last_evidence(registry, version, current)
-        look = gate.next_look(samples, before)
-        if look is None:
-            reason = "there are less than twice as many labelled answers as when the two were compared last"
+        comparison = gate.comparison_number(samples, before)
+        if comparison is None:
+            reason = "there are less than twice as many labelled answers as in the last comparison of the two"
             return current, GateVerdict(gate.UNDECIDED, [reason], before)
-        verdict = gate.judge(samples, candidate.facts(test), champion.facts(test), policy, look)
+        verdict = gate.judge(samples, candidate.facts(test), champion.facts(test), policy, comparison)
     promotion.record_verdict(registry, store, version, current, verdict)
     return current, verdict
 
 
-@task(cache_policy=NO_CACHE)
-def apply_verdict(version: str, judged: str | None, verdict: GateVerdict, settings: Settings) -> None:
-    """Promote over the champion that was judged, or leave the champion where it is, undecided candidates in its shadow; the verdict on the Prefect run's page."""
+def apply_verdict(platform: Platform, version: str, champion: str | None, verdict: GateVerdict) -> None:
+    """Promote the candidate over the champion it was judged against, or keep an undecided one as challenger."""
     from models import promotion
-    from models.model_store import ModelStore
-    from models.registry import Registry
 
-    _publish(version, verdict)
-    registry = Registry(settings.mlflow_tracking_uri)
-    store = ModelStore(settings.mlflow_tracking_uri, settings.champions)
+    publish("gate", f"digits v{version}: {verdict.decision}", _markdown(version, verdict))
+    registry, store = platform.registry, platform.models
     current = store.registry.version()
-    if current not in (judged, version):
+    if current == version:
+        log.info("digits v%s is the champion already", version)
+        promotion.repair_ledger(registry, store, platform.engine)
+    elif current != champion:
         log.warning(
-            "digits v%s was judged against v%s, and v%s became the champion meanwhile: nothing changes; "
+            "digits v%s was judged against v%s, but v%s is the champion now: nothing changes; "
             "the next retraining judges it again",
             version,
-            judged,
+            champion,
             current,
         )
-    elif current == version:
-        log.info("digits v%s is the champion already", version)
-    elif verdict.decision != "promote":
+    elif verdict.decision == "promote":
+        promotion.promote(registry, store, platform.engine, version, "; ".join(verdict.reasons), verdict.evidence)
+    else:
         log.info("digits v%s: %s", version, verdict.sentence)
         if verdict.decision == gate.UNDECIDED:
             promotion.set_challenger(registry, store, version)
-    else:
-        engine = database.connect(settings.database_url)
-        promotion.promote(registry, store, engine, version, "; ".join(verdict.reasons), verdict.evidence)
 
 
-def _publish(version: str, verdict: GateVerdict) -> None:
-    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in verdict.evidence.items())
+def _markdown(version: str, verdict: GateVerdict) -> str:
     reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
-    text = f"# digits v{version}: {verdict.decision}\n\n{reasons}\n\n| evidence | |\n|---|---|\n{rows}\n"
-    create_markdown_artifact(text, key="gate", description=f"digits v{version}: {verdict.decision}")
+    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in verdict.evidence.items())
+    return f"# digits v{version}: {verdict.decision}\n\n{reasons}\n\n| evidence | |\n|---|---|\n{rows}\n"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 
 from digits.images import Images
-from digits.settings import Settings, load_settings
-from flows import sweep_executor
+from digits.settings import Settings
+from flows import dask_cluster
+from flows.connections import Platform
+from flows.tasks import publish, server_task, task
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -34,32 +34,24 @@ AHEAD = 4  # chunks under way for each thread of a cluster
 
 @flow(name="score")
 def score(source: Path, target: Path) -> "Count":
-    """Answer every row of a Kaggle `test.csv[.gz]` or of a Parquet file, set aside what is no image; the balance."""
-    settings = load_settings()
-    champion = load(settings)
-    count = answer(source, target, champion, settings)
+    """Answer every row of a Kaggle `test.csv[.gz]` or of a Parquet file, set aside what is no image; the counts."""
+    platform = Platform()
+    champion = server_task(platform.models.fetch)()
+    count = task(write_answers)(source, target, champion, platform.settings)
     log.info("digits v%s: %s", champion.version, count.sentence)
-    _publish(count, champion.version)
+    title = f"digits v{champion.version}"
+    publish("score", f"{title}: {count.answered:,} rows", f"# {title}\n\n{count.sentence}\n")
     return count
 
 
-@task(cache_policy=NO_CACHE)
-def load(settings: Settings) -> "VerifiedModel":
-    """The champion, verified."""
-    from models.model_store import ModelStore
-
-    return ModelStore(settings.mlflow_tracking_uri, settings.champions).fetch()
-
-
-@task(cache_policy=NO_CACHE)
-def answer(source: Path, target: Path, champion: "VerifiedModel", settings: Settings) -> "Count":
-    """The answers and the rejected rows, written."""
+def write_answers(source: Path, target: Path, champion: "VerifiedModel", settings: Settings) -> "Count":
+    """Write the answers and the rejected rows."""
     from models import scoring  # with pyarrow 1 s
 
     if settings.dask_address is None:
         return scoring.score(source, target, champion.predict_proba)
     carried = Carried(_model_file(champion, settings))
-    with sweep_executor.cluster(settings.dask_address, None) as address, sweep_executor.connect(address) as client:
+    with dask_cluster.connect(settings.dask_address) as client:
         return scoring.score(source, target, carried, partial(on_cluster, client))
 
 
@@ -126,15 +118,9 @@ def _result(client: "Client", future: "Future") -> Any:
 
     while True:
         try:
-            return future.result(timeout=sweep_executor.WORKERLESS_SECONDS)
+            return future.result(timeout=dask_cluster.NO_WORKERS_TIMEOUT_SECONDS)
         except TimeoutError:
             if not client.nthreads():
                 raise ConnectionError("all workers of the Dask cluster are gone; call this again") from None
         except (CancelledError, KilledWorker) as error:
             raise ConnectionError(f"the Dask cluster gave up: {error}") from error
-
-
-def _publish(count: "Count", version: str) -> None:
-    """The balance on the page of the Prefect run."""
-    text = f"# digits v{version}\n\n{count.sentence}\n"
-    create_markdown_artifact(text, key="score", description=f"digits v{version}: {count.answered:,} rows")

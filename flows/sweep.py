@@ -1,87 +1,74 @@
-"""`digits sweep`: recipes tried under a time budget, side by side on a Dask cluster, the best registered as challenger."""
+"""`digits sweep`: searches recipes in parallel on Dask workers under a time budget and registers the best as challenger."""
 
 import fcntl
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from optuna import Study
+from optuna.trial import TrialState
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 
 from digits import intervals
-from digits.data import datasets
-from digits.settings import load_settings
-from flows import sweep_executor
-from flows.ingest import store
-from flows.sweep_executor import Plan
+from digits.data.datasets import Dataset
+from flows import dask_cluster
+from flows.connections import Platform
+from flows.ingest import load_dataset
+from flows.sweep_executor import SweepExecutor, SweepPlan
+from flows.tasks import publish, server_task
 from flows.train import prefect_run, train_on
-from models.registry_reader import RegistryReader
-
-if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s, Optuna 1 s
-    from models.registry import Registry
-    from models.search import Search
+from models import search
+from models.provenance import git_commit
+from models.registry import RegistryWriter
 
 log = logging.getLogger("digits.sweep")
 
-BEST = 5  # lines of the leaderboard
-USUAL = Plan()
-
-
-class Busy(RuntimeError):
-    """The same sweep is under way elsewhere."""
-
-
-class NothingFinished(RuntimeError):
-    """No trial came to its end."""
+LEADERBOARD_SIZE = 5
+DEFAULT_PLAN = SweepPlan()
 
 
 @flow(name="sweep")
-def sweep(plan: Plan = USUAL) -> str:
-    """Try recipes until the time is up, then train the best one as `digits train` does; the version of the challenger.
+def sweep(plan: SweepPlan = DEFAULT_PLAN) -> str:
+    """Run trials until the time is up, then train the best recipe as `digits train` does; the version of the challenger.
 
-    A sweep with the same name, data and number of epochs goes on where the last one ended or was killed.
+    A sweep with the same name, data and number of epochs resumes the study of the last one, even if that was killed.
     """
-    from models.registry import Registry
-    from models.search import Search
-
-    settings = load_settings()
-    fingerprint = store(plan.data, settings)
-    registry = Registry(settings.mlflow_tracking_uri)
-    search = Search(settings.sweeps, plan.name, fingerprint, plan.epochs)
-    with only_one(settings.sweeps, search.title), parent_run(registry, search, fingerprint) as parent:
+    platform = Platform()
+    dataset = server_task(load_dataset)(platform, plan.data)
+    study = search.open_study(platform.settings.sweeps, plan.name, dataset.fingerprint, plan.epochs)
+    with study_lock(platform.settings.sweeps, study), parent_run(platform.registry, study, dataset) as run_id:
         try:
-            sweep_executor.run(plan, fingerprint, parent)
+            if plan.minutes:
+                with dask_cluster.connect(platform.settings.dask_address, plan.workers) as client:
+                    SweepExecutor(platform, plan, study, dataset.fingerprint, run_id, client).run()
         finally:
-            publish(search, datasets.manifest(settings.datasets, fingerprint)["images"]["validation"])
-        return register_best(search, fingerprint, parent, registry)
+            publish_trials(study, len(dataset.validation))
+        return register_best(platform, study, dataset, run_id)
 
 
 @contextmanager
-def only_one(folder: Path, title: str) -> Iterator[None]:
-    """Hold the study's lock, which ends with this process however it ends; raises Busy at once."""
-    with (folder / f"{title}.lock").open("w") as file:
+def study_lock(folder: Path, study: Study) -> Iterator[None]:
+    """Hold the study's lock, which the kernel releases with the process; raises RuntimeError if another one has it."""
+    with (folder / f"{study.study_name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Busy(f"the sweep {title} is under way; wait for its end or choose another --name") from error
+            message = f"the sweep {study.study_name} is running; wait for its end or choose another --name"
+            raise RuntimeError(message) from error
         yield
 
 
 @contextmanager
-def parent_run(registry: "Registry", search: "Search", fingerprint: str) -> Iterator[str]:
-    """The MLflow run around all trials of the study, that of the last call where there was one; its id."""
-    from models.registry import git_commit
-
-    left = search.take_up()
-    if left:
-        log.info("queued %d trials again that were under way when the last call was killed", left)
-    run_id: str | None = search.attribute("run")
+def parent_run(registry: RegistryWriter, study: Study, dataset: Dataset) -> Iterator[str]:
+    """The MLflow run around all trials of the study, reopened if an earlier call has made one; its id."""
+    if n_running := search.retry_running(study):
+        log.info("queued %d trials again that were running when the last call was killed", n_running)
+    run_id: str | None = study.user_attrs.get("run")
     if run_id is None or not registry.reopen_run(run_id):
-        tags = {"dataset": fingerprint, "study": search.title, **git_commit(), **prefect_run()}
-        run_id = registry.open_run(f"sweep {search.name}", tags)
-        search.set_attribute("run", run_id)
+        tags = {"dataset": dataset.fingerprint, "study": study.study_name, **git_commit(), **prefect_run()}
+        run_id = registry.open_run(study.study_name, tags)
+        study.set_user_attr("run", run_id)
     try:
         yield run_id
     except BaseException as error:  # an interrupt, too
@@ -90,32 +77,30 @@ def parent_run(registry: "Registry", search: "Search", fingerprint: str) -> Iter
     registry.close_run(run_id, "FINISHED", {})
 
 
-def publish(search: "Search", images: int) -> None:
-    """The best five trials, in lines and on the page of the Prefect run; `images` is the number of validation images."""
-    from models.search import describe
-
-    results = search.results()
-    log.info("%d trials so far, %d of them to their end", search.begun(), len(results))
+def publish_trials(study: Study, n_images: int) -> None:
+    """Log the best trials and show them as an artifact; `n_images` is the number of validation images."""
+    started = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+    complete = search.ranked(study)
+    log.info("%d trials so far, %d of them complete", len(started), len(complete))
     table = "| trial | validation accuracy | seconds | recipe |\n|---|---|---|---|\n"
-    for one in results[:BEST]:
-        accuracy = intervals.wilson(round(one.accuracy * images), images)
-        log.info("  trial %d: %s %s", one.number, accuracy, describe(one.recipe))
-        table += f"| {one.number} | {accuracy} | {one.seconds:.1f} | {describe(one.recipe)} |\n"
-    create_markdown_artifact(f"# {search.title}\n\n{table}", key="sweep", description=f"sweep {search.name}")
+    for trial in complete[:LEADERBOARD_SIZE]:
+        accuracy = intervals.wilson(round(trial.values[0] * n_images), n_images)
+        summary = search.summarize(search.recipe_of(trial))
+        log.info("  trial %d: %s %s", trial.number, accuracy, summary)
+        table += f"| {trial.number} | {accuracy} | {trial.user_attrs['train_seconds']:.1f} | {summary} |\n"
+    publish("sweep", study.study_name, f"# {study.study_name}\n\n{table}")
 
 
-def register_best(search: "Search", fingerprint: str, parent: str, registry: "Registry") -> str:
+def register_best(platform: Platform, study: Study, dataset: Dataset, parent: str) -> str:
     """The version of the best recipe, trained now unless it has one already, with the alias `challenger`."""
-    results = search.results()
-    if not results:
-        raise NothingFinished(
-            f"no trial of {search.name!r} came to its end; its recipes are queued: "
-            f"go on with `digits sweep --name {search.name}` and more minutes"
-        )
-    best = results[0]
-    version = registry.trained_before(fingerprint, best.recipe)
+    complete = search.ranked(study)
+    if not complete:
+        raise RuntimeError(f"no trial of {study.study_name} is complete; repeat the command with more --minutes")
+    recipe = search.recipe_of(complete[0])
+    version = platform.registry.trained_before(dataset.fingerprint, recipe)
     if version is None:
-        version = train_on(fingerprint, best.recipe, {"mlflow.parentRunId": parent, "trial": str(best.number)})
-    if version != RegistryReader(registry.uri).version():
-        registry.point("challenger", version)
+        tags = {"mlflow.parentRunId": parent, "trial": str(complete[0].number)}
+        version = train_on(platform, dataset, recipe, tags)
+    if version != platform.models.registry.version():
+        platform.registry.set_alias("challenger", version)
     return version

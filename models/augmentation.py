@@ -1,12 +1,32 @@
-"""Random affine and elastic distortion of a batch of digits, after Simard, Steinkraus and Platt (ICDAR 2003)."""
+"""Random affine and elastic augmentation of a batch of digits, after Simard, Steinkraus and Platt (ICDAR 2003)."""
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
+from digits.data.perturbations import neighbourhood_extreme, sample_bilinear
 from digits.images import SIZE, Images
-from models.recipes import Augmentation
 
 CENTRE = (SIZE - 1) / 2
+
+
+class Augmentation(BaseModel):
+    """Ranges of the random change of every training image in every epoch; each is drawn uniformly from ± its value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rotation_radians: float = Field(0.2, ge=0, description="Rotation.")
+    scale: float = Field(0.15, ge=0, lt=1, description="Relative size, for width and height separately.")
+    shear: float = Field(0.2, ge=0, description="Slant: pixels to the side per pixel of height.")
+    shift_pixels: float = Field(1.5, ge=0, description="Shift, for both directions separately.")
+    elastic_pixels: float = Field(36.0, ge=0, description="Elastic strength (alpha of Simard et al. 2003).")
+    elastic_sigma_pixels: float = Field(
+        4.0, gt=0, description="Smoothness of the elastic field (sigma of Simard et al. 2003)."
+    )
+    thickness: float = Field(0.4, ge=0, le=1, description="Fraction of a one-pixel dilation or erosion of the strokes.")
+    final_share: float = Field(
+        1.0, ge=0, le=1, description="Fraction of these ranges in the last epoch; they shrink linearly until then."
+    )
 
 
 def ranges(augmentation: Augmentation, progress: float) -> Augmentation:
@@ -29,7 +49,7 @@ def _augment(images: Images, augmentation: Augmentation, random: np.random.Gener
     if augmentation.elastic_pixels:
         rows += _elastic_field(len(images), augmentation, random)
         columns += _elastic_field(len(images), augmentation, random)
-    return _sample(_thicken(images, augmentation.thickness, random), rows, columns)
+    return sample_bilinear(_thicken(images, augmentation.thickness, random), rows, columns)
 
 
 def _affine_coordinates(
@@ -65,29 +85,7 @@ def _thicken(images: Images, thickness: float, random: np.random.Generator) -> I
     amount = random.uniform(-thickness, thickness, len(images)).astype(np.float32)
     thicker = amount > 0
     extreme = np.empty_like(images)
-    extreme[thicker] = _extreme_of_neighbours(images[thicker], np.maximum)
-    extreme[~thicker] = _extreme_of_neighbours(images[~thicker], np.minimum)
+    extreme[thicker] = neighbourhood_extreme(images[thicker], np.maximum)
+    extreme[~thicker] = neighbourhood_extreme(images[~thicker], np.minimum)
     share = np.abs(amount)[:, None, None]
     return np.rint(images + share * (extreme.astype(np.float32) - images)).astype(np.uint8)
-
-
-def _extreme_of_neighbours(images: Images, extreme: np.ufunc) -> Images:
-    """The maximum (dilation) or minimum (erosion) over each pixel's 3 × 3 neighbourhood; the frame is paper."""
-    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-    rows = extreme(extreme(padded[:, :-2], padded[:, 1:-1]), padded[:, 2:])
-    return extreme(extreme(rows[:, :, :-2], rows[:, :, 1:-1]), rows[:, :, 2:])
-
-
-def _sample(images: Images, rows: NDArray[np.float32], columns: NDArray[np.float32]) -> Images:
-    """Bilinear values of the images at fractional coordinates of shape (n, 28, 28); paper outside."""
-    margin = 2
-    side = SIZE + 2 * margin
-    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin))).reshape(-1)
-    rows = np.clip(rows + margin, 0, side - 1.001)
-    columns = np.clip(columns + margin, 0, side - 1.001)
-    top, left = rows.astype(np.int32), columns.astype(np.int32)
-    down, right = rows - top, columns - left
-    corner = top * side + left + (np.arange(len(images), dtype=np.int32) * side * side)[:, None, None]
-    upper = padded[corner] * (1 - right) + padded[corner + 1] * right
-    lower = padded[corner + side] * (1 - right) + padded[corner + side + 1] * right
-    return np.rint(upper * (1 - down) + lower * down).astype(np.uint8)

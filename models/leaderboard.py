@@ -4,15 +4,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import BaseModel
+
 from digits import intervals
 from digits.intervals import Proportion
-from models import runs
-from models.recipes import RECIPES, Recipe
-from models.registry import Registry, flat
+from models import architectures, runs
+from models.recipes import RECIPES
+from models.registry import RegistryWriter, flat
 from models.runs import Run
+from models.training import Recipe
 
-AUGMENTATION = "augmentation."
-ASIDE = {"name", "seed", "floor", "reported"}  # fields that do not make another recipe
+AUGMENTATION = "augmentation"
+ARCHITECTURE = "architecture."
 MEANS = ("parameters", "train_seconds", "test_log_loss", "test_ece", "corruption_accuracy")
 
 
@@ -61,7 +64,7 @@ class Row:
         )
 
 
-def read(registry: Registry) -> list[Row]:
+def read(registry: RegistryWriter) -> list[Row]:
     """The leaderboard of an MLflow server."""
     found = [run for run in runs.finished(registry) if "dataset" in run.tags]
     newest = {run.tags["dataset"]: run for run in reversed(found)}
@@ -80,7 +83,7 @@ def rows(found: Sequence[Run], held_out: Mapping[str, HeldOut]) -> list[Row]:
     made = [_row(name, list(seeds.values()), held_out[fingerprint]) for (fingerprint, name), seeds in groups.items()]
     made.sort(key=lambda row: (order.index(row.dataset or ""), -(row.accuracy.value if row.accuracy else 0)))
     trained = {run.params["name"] for run in found}
-    return [*made, *(Row(recipe.name, recipe.reported) for recipe in RECIPES.values() if recipe.name not in trained)]
+    return [*made, *(Row(name, preset.reported) for name, preset in RECIPES.items() if name not in trained)]
 
 
 def _row(name: str, seeds: list[Run], held_out: HeldOut) -> Row:
@@ -90,7 +93,7 @@ def _row(name: str, seeds: list[Run], held_out: HeldOut) -> Row:
     best_run = seeds[accuracies.index(best)]
     return Row(
         recipe=name,
-        reported=seeds[0].params.get("reported", ""),
+        reported=RECIPES[recipe].reported if (recipe := seeds[0].params["name"]) in RECIPES else "",
         dataset=seeds[0].tags["dataset"],
         source=held_out.source,
         seeds=tuple(sorted(int(run.params["seed"]) for run in seeds)),
@@ -104,25 +107,30 @@ def _row(name: str, seeds: list[Run], held_out: HeldOut) -> Row:
 def _name(params: Mapping[str, str]) -> str:
     """The recipe's name with what differs from the recipe of that name, or else from the defaults: `compact (epochs 3)`."""
     name = params["name"]
-    usual = _usual(name)
+    usual = _usual(name, params["architecture.kind"])
     changed = [
-        f"{field} {value}"
+        f"{field.removeprefix(ARCHITECTURE)} {value}"
         for field, value in params.items()
-        if field not in ASIDE
+        if field not in ("name", "seed")
         and value != usual.get(field)
         and not (field.startswith(AUGMENTATION) and field not in usual)
     ]
-    augmented, usually = (any(field.startswith(AUGMENTATION) for field in fields) for fields in (params, usual))
+    augmented, usually = (any(field.startswith(f"{AUGMENTATION}.") for field in fields) for fields in (params, usual))
     if augmented != usually:
         changed.append("augmented" if augmented else "not augmented")
     return name + (f" ({', '.join(changed)})" if changed else "")
 
 
-def _usual(name: str) -> dict[str, str]:
+def _usual(name: str, kind: str) -> dict[str, str]:
     """The fields of the recipe of that name, as MLflow has them; of an unknown name, the fields that have a default."""
     if name in RECIPES:
-        return {field: str(value) for field, value in flat(RECIPES[name]).items()}
-    return {field: str(about.default) for field, about in Recipe.model_fields.items() if not about.is_required()}
+        return {field: str(value) for field, value in flat(RECIPES[name].recipe).items()}
+    return _defaults(Recipe) | _defaults(architectures.kinds()[kind], ARCHITECTURE)
+
+
+def _defaults(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    fields = model.model_fields.items()
+    return {f"{prefix}{name}": str(field.default) for name, field in fields if not field.is_required()}
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -134,6 +142,6 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def _held_out(registry: Registry, run: Run) -> HeldOut:
+def _held_out(registry: RegistryWriter, run: Run) -> HeldOut:
     about = runs.read_json(registry, run, "dataset.json")
     return HeldOut(str(about["source"]), int(about["images"]["test"]))

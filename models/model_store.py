@@ -6,18 +6,17 @@ probabilities are the golden query that a fetched model must answer as it did wh
 
 import hashlib
 import json
-import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digits import reference
+from digits.files import replacing, write_atomically
 from digits.images import Images
 from digits.reference import Reference
 from models import onnx_model
@@ -125,9 +124,7 @@ def verify(version: str, card: bytes, files: dict[str, bytes]) -> VerifiedModel:
 def remember(model: VerifiedModel, alias: str, cache: Path) -> None:
     """Record the version as the last good one of its alias, and drop the oldest copies."""
     with suppress(OSError):  # a full disk must not keep a verified model from answering
-        part = cache / f".{alias}.{uuid4().hex}.tmp"
-        part.write_text(model.version)
-        part.replace(cache / f"{alias}.txt")
+        write_atomically(cache / f"{alias}.txt", model.version.encode())
         kept = {note.read_text() for note in cache.glob("*.txt")}
         copies = sorted(cache.glob("*/card.json"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in copies[KEPT_VERSIONS:]:
@@ -144,16 +141,11 @@ def _checksum(content: bytes) -> str:
 
 
 def _store(cache: Path, version: str, files: dict[str, bytes]) -> None:
-    """Write aside, then rename: complete under its name, or not there."""
-    temporary = cache / f".{version}.{uuid4().hex}.tmp"
-    temporary.mkdir(parents=True)
-    try:
+    """Complete under its name, or not there."""
+    with replacing(cache / version) as folder:
+        folder.mkdir(parents=True)
         for name, content in files.items():
-            (temporary / name).write_bytes(content)
-        shutil.rmtree(cache / version, ignore_errors=True)
-        os.replace(temporary, cache / version)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (folder / name).write_bytes(content)
 
 
 def _run_golden_query(model: VerifiedModel, images: Images, expected: NDArray[np.float32]) -> None:

@@ -1,4 +1,4 @@
-"""Changing the champion: load-checked first, one alias moved, recorded in the ledger; and who answers in its shadow."""
+"""Changing the champion: load-checked first, one alias moved, recorded in the ledger."""
 
 import json
 import logging
@@ -10,13 +10,13 @@ from sqlalchemy import Engine
 from digits.storage import ledger
 from models import gate
 from models.model_store import ModelStore
-from models.registry import Registry
+from models.registry import RegistryWriter
 
 log = logging.getLogger("digits.promotion")
 
 
 def promote(
-    registry: Registry,
+    registry: RegistryWriter,
     store: ModelStore,
     engine: Engine,
     version: str,
@@ -40,17 +40,17 @@ def promote(
             f"digits v{meanwhile} became the champion meanwhile; see `digits ledger`, then promote again"
         )
     if current is not None:
-        registry.point("previous", current)
-    registry.point("champion", version)
+        registry.set_alias("previous", current)
+    registry.set_alias("champion", version)
     ledger.append(engine, action, current, version, why, evidence or {})
     before = f"v{current}" if current else "none"
     log.info("%s: digits v%s is the champion (before: %s): %s", action, version, before, why)
 
 
-def roll_back(registry: Registry, store: ModelStore, engine: Engine, why: str) -> str:
+def roll_back(registry: RegistryWriter, store: ModelStore, engine: Engine, why: str) -> str:
     """Make the previous champion the champion again; its version."""
     current = store.registry.version()
-    previous = current and ledger.before(ledger.entries(engine), current)
+    previous = current and ledger.previous_champion(ledger.entries(engine), current)
     if not previous:
         raise LookupError(
             "there is no previous champion to roll back to; promote a version with `digits promote VERSION`"
@@ -60,7 +60,7 @@ def roll_back(registry: Registry, store: ModelStore, engine: Engine, why: str) -
 
 
 def record_verdict(
-    registry: Registry, store: ModelStore, version: str, over: str | None, verdict: gate.GateVerdict
+    registry: RegistryWriter, store: ModelStore, version: str, over: str | None, verdict: gate.GateVerdict
 ) -> None:
     """The gate's verdict over a champion with its evidence, kept beside the version; of the champion, why it was promoted stays."""
     if version == store.registry.version():
@@ -70,8 +70,8 @@ def record_verdict(
     registry.tag_version(version, {**tags, "gate_champion": over or ""})
 
 
-def last_evidence(registry: Registry, version: str, over: str) -> dict[str, float]:
-    """The evidence of the last look at the version beside this champion, when it left the two undecided; empty for none."""
+def last_evidence(registry: RegistryWriter, version: str, over: str) -> dict[str, float]:
+    """The evidence of the last comparison with this champion if it was undecided, else empty."""
     tags = registry.version_tags(version)
     if (tags.get("gate"), tags.get("gate_champion")) != (gate.UNDECIDED, over):
         return {}
@@ -79,7 +79,7 @@ def last_evidence(registry: Registry, version: str, over: str) -> dict[str, floa
     return evidence
 
 
-def repair_ledger(registry: Registry, store: ModelStore, engine: Engine) -> None:
+def repair_ledger(registry: RegistryWriter, store: ModelStore, engine: Engine) -> None:
     """Record the promotion whose process died between moving the alias and writing the ledger."""
     current = store.registry.version()
     book = ledger.entries(engine)
@@ -88,12 +88,12 @@ def repair_ledger(registry: Registry, store: ModelStore, engine: Engine) -> None
         return
     tags = registry.version_tags(current)
     evidence = json.loads(tags.get("gate_evidence", "{}"))
-    why = tags.get("gate_reasons", "found as champion: whoever promoted it did not get to say why")
+    why = tags.get("gate_reasons", "found as champion; its promotion recorded no reason")
     ledger.append(engine, "promotion", last, current, why, evidence)
     log.warning("digits v%s was made the champion by a process that died; the ledger has it now", current)
 
 
-def set_challenger(registry: Registry, store: ModelStore, version: str) -> None:
+def set_challenger(registry: RegistryWriter, store: ModelStore, version: str) -> None:
     """Keep a version that the gate could not decide on as challenger, to be judged again on more labelled traffic.
 
     It replaces an older undecided one; a challenger that came another way, like the best of a sweep, stays.
@@ -102,5 +102,5 @@ def set_challenger(registry: Registry, store: ModelStore, version: str) -> None:
     if version in (current, sitting):
         return
     if sitting in (None, current) or registry.version_tags(sitting).get("gate") == gate.UNDECIDED:
-        registry.point("challenger", version)
+        registry.set_alias("challenger", version)
         log.info("digits v%s is the challenger (before: %s)", version, sitting and f"v{sitting}")

@@ -1,13 +1,12 @@
-"""Everything said to MLflow: runs, what they carry, versions and their aliases."""
+"""The one writer of MLflow: runs and what they record, versions of the registered model and their aliases."""
 
 import hashlib
 import json
+import logging
 import os
-import platform
-import re
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -19,17 +18,18 @@ import numpy as np
 from digits.data.datasets import Dataset
 from digits.images import SIZE
 from digits.settings import without_password
-from models.recipes import Recipe
+from models.provenance import environment, git_commit, inputs
 from models.registry_reader import NAME, RegistryUnreachable
+from models.training import Recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EXPERIMENT_KIND = (
-    "mlflow.experimentKind",
-    "custom_model_development",
-)  # else MLflow's UI opens its pages for language models
-LIBRARIES = ("keras", "tensorflow", "numpy", "onnx", "onnxruntime", "tf2onnx", "scikit-learn", "mlflow")
+log = logging.getLogger("digits.registry")
+
+MAX_METRICS = 1000  # that one call of `log_batch` takes
+# Without it MLflow's UI opens its pages for language models.
+EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -40,82 +40,149 @@ ENVIRONMENT = {
 }
 
 
-class Registry:
-    """One MLflow server, held open."""
+@contextmanager
+def _translate_errors(uri: str = "") -> Iterator[None]:
+    """Raise RegistryUnreachable where MLflow's client says that its server did not answer, or answered 429 or 5xx."""
+    import mlflow
+    import requests
+
+    try:
+        yield
+    except (mlflow.exceptions.MlflowException, requests.RequestException) as error:
+        status = error.get_http_status_code() if isinstance(error, mlflow.exceptions.MlflowException) else 503
+        if status < 500 and status != 429:
+            raise
+        server = without_password(uri or mlflow.get_tracking_uri())
+        raise RegistryUnreachable(
+            f"MLflow does not answer at {server}; start it with `digits up` or set MLFLOW_TRACKING_URI"
+        ) from error
+
+
+class RegistryWriter:
+    """Writes to one MLflow server: runs, and versions of the registered model with their aliases.
+
+    Every method raises RegistryUnreachable when the server does not answer, and can then be called again with the same arguments.
+    """
 
     def __init__(self, uri: str) -> None:
+        """Raises ValueError when MLflow refuses the experiment."""
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         import mlflow  # 4 s, and the command line answers without it
 
         mlflow.set_tracking_uri(uri)
         self.uri, self.mlflow, self.client = uri, mlflow, mlflow.MlflowClient(uri)
+        self.run_id = ""
+        self._queue: list[Any] = []  # mlflow.entities.Metric that were not sent yet
+        self._sender = ThreadPoolExecutor(1, "mlflow-metrics")
+        self._sending: Future[None] = self._sender.submit(lambda: None)
         try:
-            experiment = mlflow.set_experiment(NAME)
+            with _translate_errors(uri):
+                experiment = mlflow.set_experiment(NAME)
+                if EXPERIMENT_KIND[0] not in experiment.tags:
+                    self.client.set_experiment_tag(experiment.experiment_id, *EXPERIMENT_KIND)
         except mlflow.exceptions.MlflowException as error:
-            # Any other code is an answer: the experiment was deleted, or is not ours to see.
-            if error.error_code != "INTERNAL_ERROR":
-                words = str(error).splitlines()[0]
-                raise ValueError(f"MLflow at {without_password(uri)} refuses the experiment {NAME}: {words}") from error
-            raise RegistryUnreachable(
-                f"MLflow does not answer at {without_password(uri)}; start it with `digits up` or set MLFLOW_TRACKING_URI"
-            ) from error
+            # The experiment was deleted, or access is denied.
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"MLflow at {without_password(uri)} refuses the experiment {NAME}: {reason}") from error
         self.experiment_id: str = experiment.experiment_id
-        if EXPERIMENT_KIND[0] not in experiment.tags:
-            self.client.set_experiment_tag(self.experiment_id, *EXPERIMENT_KIND)
 
     @contextmanager
     def run(self, recipe: Recipe, fingerprint: str, dataset: Dataset, tags: Mapping[str, str]) -> Iterator[str]:
-        """An MLflow run around a training on the stored data set; it is marked failed when the block raises, killed on Ctrl-C."""
-        tags = {"recipe": recipe.name, "dataset": fingerprint, **git_commit(), **tags}
-        with self.mlflow.start_run(run_name=recipe.name, tags=tags) as run:
-            self.mlflow.log_params(flat(recipe))
-            self.mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
-            self.mlflow.log_dict(environment(), "environment.json")
-            self._log_dataset(fingerprint, dataset)
-            try:
-                yield run.info.run_id
-            except KeyboardInterrupt:
-                self.mlflow.end_run("KILLED")
-                raise
+        """An MLflow run around a training on the stored data set; it is marked failed when the block raises, killed on Ctrl-C.
 
-    def _log_dataset(self, fingerprint: str, dataset: Dataset) -> None:
-        """The data set as MLflow's UI shows it: a sample stands for the images, the digest is our fingerprint."""
-        data = self.mlflow.data.from_numpy(
-            dataset.train.images[:100],
-            targets=dataset.train.labels[:100],
-            name=dataset.source,
-            digest=fingerprint,
-        )
+        Recording its end never raises: a run left open because MLflow was unreachable is closed by the next retraining.
+        """
+        tags = {"recipe": recipe.name, "dataset": fingerprint, **git_commit(), **tags}
+        with _translate_errors():
+            self.run_id = self.mlflow.start_run(run_name=recipe.name, tags=tags).info.run_id
+            self._log_inputs(recipe, fingerprint, dataset)
+        status = "FAILED"
+        try:
+            yield self.run_id
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            try:
+                with _translate_errors():
+                    self._send_all()
+                    self.mlflow.end_run(status)
+            except RegistryUnreachable as error:
+                log.warning("the end of run %s (%s) is not recorded: %s", self.run_id, status, error)
+
+    def _log_inputs(self, recipe: Recipe, fingerprint: str, dataset: Dataset) -> None:
+        self.mlflow.log_params(flat(recipe))
+        self.mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
+        self.mlflow.log_dict(environment(), "environment.json")
+        # MLflow's UI shows a sample of the images; the digest is our fingerprint.
+        images, labels = dataset.train.images[:100], dataset.train.labels[:100]
+        data = self.mlflow.data.from_numpy(images, targets=labels, name=dataset.source, digest=fingerprint)
         self.mlflow.log_input(data, context="training")
 
     def log_epoch(self, epoch: int, figures: Mapping[str, float]) -> None:
-        """One point on each learning curve; it is sent in the background."""
-        self.mlflow.log_metrics(dict(figures), step=epoch + 1, synchronous=False)
+        """Queue one point on each learning curve; it neither waits for MLflow nor raises.
 
+        A background thread sends the queue. What MLflow does not accept stays queued and is sent again with the next epoch
+        and with `log_metrics`.
+        """
+        self._queue += self._metrics([(epoch + 1, figures)])
+        if self._sending.done():
+            self._sending = self._sender.submit(self._send_queue)
+
+    @_translate_errors()
+    def _send_queue(self) -> None:
+        """Send what is queued; MLflow ignores a point that it has already."""
+        while batch := self._queue[:MAX_METRICS]:
+            self.client.log_batch(self.run_id, metrics=batch)
+            del self._queue[: len(batch)]
+
+    def _send_all(self) -> None:
+        """Wait until the queue is sent; in the thread of the sender, so that no two send the same points."""
+        self._sender.submit(self._send_queue).result()
+
+    @_translate_errors()
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
-        """The final figures of the current run."""
-        self.mlflow.log_metrics(dict(metrics))
+        """The final figures of the current run, after the points of its epochs that are still queued."""
+        self._send_all()
+        self.client.log_batch(self.run_id, metrics=self._metrics([(0, metrics)]))
 
-    def tag_run(self, tags: Mapping[str, str]) -> None:
+    @_translate_errors()
+    def log_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the current run."""
-        self.mlflow.set_tags(dict(tags))
+        self.client.log_batch(self.run_id, tags=self._tags(tags))
 
+    @_translate_errors()
     def log_json(self, content: Mapping[str, Any], name: str) -> None:
         """A JSON file of the current run."""
-        self.mlflow.log_dict(dict(content), name)
+        self.client.log_dict(self.run_id, dict(content), name)
 
+    @_translate_errors()
     def log_text(self, text: str, name: str) -> None:
         """A text file of the current run."""
-        self.mlflow.log_text(text, name)
+        self.client.log_text(self.run_id, text, name)
 
-    def log_pictures(self, pictures: "Mapping[str, Figure]") -> None:
-        """One PNG per picture, under `pictures/` of the current run."""
-        for name, figure in pictures.items():
-            self.mlflow.log_figure(figure, f"pictures/{name}.png")
+    @_translate_errors()
+    def log_figures(self, figures: "Mapping[str, Figure]") -> None:
+        """One PNG per figure, under `figures/` of the current run."""
+        for name, figure in figures.items():
+            self.client.log_figure(self.run_id, figure, f"figures/{name}.png")
 
+    def _metrics(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> list[Any]:
+        now = int(time.time() * 1000)
+        return [
+            self.mlflow.entities.Metric(name, value, now, step)
+            for step, figures in points
+            for name, value in figures.items()
+        ]
+
+    def _tags(self, tags: Mapping[str, str]) -> list[Any]:
+        return [self.mlflow.entities.RunTag(name, value) for name, value in tags.items()]
+
+    @_translate_errors()
     def open_run(self, name: str, tags: Mapping[str, str], recipe: Recipe | None = None, parent: str = "") -> str:
-        """A run that stays open whatever else is logged, as the trials of a sweep do side by side; its id."""
+        """A run beside the current one, as several trials of a sweep are open at once; its id."""
         nested = {"mlflow.parentRunId": parent} if parent else {}
         run_id: str = self.client.create_run(self.experiment_id, run_name=name, tags={**tags, **nested}).info.run_id
         if recipe is not None:
@@ -124,38 +191,61 @@ class Registry:
             self.client.log_dict(run_id, recipe.model_dump(mode="json"), "recipe.json")
         return run_id
 
+    @_translate_errors()
     def reopen_run(self, run_id: str) -> bool:
-        """Whether the run is still there; then it is open again, and what was left open below it is not."""
+        """Open a run that was not deleted again, and end the runs nested in it; False where it does not exist."""
         try:
             run = self.client.get_run(run_id)
-        except self.mlflow.exceptions.MlflowException:
+        except self.mlflow.exceptions.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
             return False
         if run.info.lifecycle_stage != "active":
             return False
         self.client.update_run(run_id, status="RUNNING")
-        below = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
-        for left in self.client.search_runs([self.experiment_id], below, max_results=1000):
-            self.client.set_terminated(left.info.run_id, "KILLED")
+        nested = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+        for trial in self.client.search_runs([self.experiment_id], nested, max_results=1000):
+            self.client.set_terminated(trial.info.run_id, "KILLED")
         return True
 
+    @_translate_errors()
     def log_points(self, run_id: str, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Points (step, figures) on the curves of an open run, in as few calls as MLflow allows."""
-        now = int(time.time() * 1000)
-        metrics = [
-            self.mlflow.entities.Metric(name, value, now, step)
-            for step, figures in points
-            for name, value in figures.items()
-        ]
-        for start in range(0, len(metrics), 1000):  # the most that one call takes
-            self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        metrics = self._metrics(points)
+        for start in range(0, len(metrics), MAX_METRICS):
+            self.client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
 
+    @_translate_errors()
     def close_run(self, run_id: str, status: str, tags: Mapping[str, str]) -> None:
         """End an open run as FINISHED, FAILED or KILLED."""
-        self.client.log_batch(run_id, tags=[self.mlflow.entities.RunTag(*tag) for tag in tags.items()])
+        self.client.log_batch(run_id, tags=self._tags(tags))
         self.client.set_terminated(run_id, status)
 
+    @_translate_errors()
     def register(self, card: dict[str, Any], files: Mapping[str, bytes]) -> str:
-        """A new version out of the current run: its ONNX model, the other files and a card that lists their checksums."""
+        """A new version out of the current run: its ONNX model, the other files and a card that lists their checksums.
+
+        Called again for the same run, it returns the version that is there.
+        """
+        made = self.client.search_model_versions(f"name='{NAME}' and run_id='{self.run_id}'")
+        if made:
+            return str(made[0].version)
+        checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        full_card = {**card, "files": checksums}
+        model = self._log_model(files["model.onnx"])
+        with TemporaryDirectory() as folder:
+            for name, content in {**files, "card.json": json.dumps(full_card, indent=2).encode()}.items():
+                Path(folder, name).write_bytes(content)
+            self.client.log_model_artifacts(model.model_id, folder)
+        with suppress(self.mlflow.exceptions.MlflowException):  # it is there from the second version on
+            self.client.create_registered_model(NAME, description="Handwritten-digit recognisers.")
+        version = self.client.create_model_version(
+            NAME, model.model_uri, run_id=self.run_id, model_id=model.model_id, tags=_version_tags(card)
+        )
+        return str(version.version)
+
+    def _log_model(self, onnx_model: bytes) -> Any:
+        """The ONNX model in MLflow's own format, linked to the current run; an `mlflow.models.model.ModelInfo`."""
         import onnx
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
@@ -164,45 +254,40 @@ class Registry:
             inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, SIZE, SIZE), "images")]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 10))]),
         )
-        info = self.mlflow.onnx.log_model(
-            onnx.load_model_from_string(files["model.onnx"]),
-            name="model",
-            signature=signature,
-            pip_requirements=[f"{library}=={installed(library)}" for library in ("onnxruntime", "numpy")],
-            save_as_external_data=False,
-            onnx_execution_providers=["CPUExecutionProvider"],
-        )
-        checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        full_card = {**card, "files": checksums}
-        with TemporaryDirectory() as folder:
-            for name, content in {**files, "card.json": json.dumps(full_card, indent=2).encode()}.items():
-                Path(folder, name).write_bytes(content)
-            self.client.log_model_artifacts(info.model_id, folder)
-        with suppress(self.mlflow.exceptions.MlflowException):  # it is there from the second version on
-            self.client.create_registered_model(NAME, description="Handwritten-digit recognisers.")
-        made = self.client.create_model_version(
-            NAME, info.model_uri, run_id=card["run_id"], model_id=info.model_id, tags=_version_tags(card)
-        )
-        return str(made.version)
+        # MLflow links the model to the run that is active in this thread, and a task may run in another one.
+        with self.mlflow.start_run(run_id=self.run_id, nested=True):
+            return self.mlflow.onnx.log_model(
+                onnx.load_model_from_string(onnx_model),
+                name="model",
+                signature=signature,
+                pip_requirements=[f"{library}=={installed(library)}" for library in ("onnxruntime", "numpy")],
+                save_as_external_data=False,
+                onnx_execution_providers=["CPUExecutionProvider"],
+            )
 
-    def point(self, alias: str, version: str) -> None:
+    @_translate_errors()
+    def set_alias(self, alias: str, version: str) -> None:
         """Move an alias; MLflow does this in one transaction."""
         self.client.set_registered_model_alias(NAME, alias, version)
 
+    @_translate_errors()
     def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
-        """Facts kept beside a version."""
+        """Tags of a version."""
         for name, value in tags.items():
             self.client.set_model_version_tag(NAME, version, name, value)
 
+    @_translate_errors()
     def version_tags(self, version: str) -> dict[str, str]:
-        """What `tag_version` kept, and more."""
+        """All tags of a version."""
         return dict(self.client.get_model_version(NAME, version).tags)
 
-    def open_runs(self) -> dict[str, dict[str, str]]:
+    @_translate_errors()
+    def active_runs(self) -> dict[str, dict[str, str]]:
         """The tags of each run that has not ended, by its id."""
         found = self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'", max_results=1000)
         return {run.info.run_id: dict(run.data.tags) for run in found}
 
+    @_translate_errors()
     def trained_before(self, fingerprint: str, recipe: Recipe) -> str | None:
         """The newest version with the same data, recipe, code and libraries, whose weights would come out again."""
         wanted = inputs(fingerprint, recipe)
@@ -212,38 +297,15 @@ class Registry:
 
 def flat(recipe: Recipe) -> dict[str, Any]:
     """The recipe as MLflow params: nested fields joined by a dot."""
-    fields = recipe.model_dump(mode="json")
-    augmentation = fields.pop("augmentation") or {}
-    return {**fields, **{f"augmentation.{name}": value for name, value in augmentation.items()}}
+    return flatten(recipe.model_dump(mode="json"))
 
 
-def environment() -> dict[str, str]:
-    """What besides recipe and data decides the weights: Python, processor and library versions."""
-    return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": str(os.cpu_count()),
-        **{name: installed(name) for name in LIBRARIES},
-    }
-
-
-def _processor() -> str:
-    """The model of the processor: compiled training loops differ by its instructions."""
-    with suppress(OSError):
-        models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if models:
-            return str(models[0])
-    return platform.processor()
-
-
-def inputs(fingerprint: str, recipe: Recipe) -> str:
-    """A SHA-256 of all that decides the weights: the data set, the recipe, our code and the libraries."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256(f"{fingerprint} {recipe.model_dump_json()} {json.dumps(environment())}".encode())
-    for path in sorted([*(root / "digits").rglob("*.py"), *(root / "models").glob("*.py")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
+def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields joined by a dot, as MLflow params have them."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _version_tags(card: Mapping[str, Any]) -> dict[str, str]:
@@ -253,20 +315,3 @@ def _version_tags(card: Mapping[str, Any]) -> dict[str, str]:
         "inputs": card["inputs"],
         "test_accuracy": f"{card['metrics']['test_accuracy']:.4f}",
     }
-
-
-def git_commit() -> dict[str, str]:
-    """The commit of the code, `+` where files differ from it; nothing outside a git checkout."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"git_commit": commit + ("+" if changed else "")}
-
-
-def _git(*words: str) -> str:
-    root = Path(__file__).parent
-    return subprocess.run(
-        ["git", *words], cwd=root, check=True, capture_output=True, text=True, timeout=10
-    ).stdout.strip()

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from digits.settings import without_password
-from models.registry import Registry
+from models.registry import RegistryWriter
 from models.registry_reader import NAME
 
 
@@ -32,7 +32,7 @@ class Run:
         return f"digits v{self.version} (run {self.id[:8]})" if self.version else f"run {self.id[:8]}"
 
 
-def find(registry: Registry, text: str) -> Run:
+def find(registry: RegistryWriter, text: str) -> Run:
     """The run behind a version (`3`, `v3`) or under an id or the beginning of one; raises LookupError."""
     versions = _versions(registry)
     number = re.fullmatch(r"v?(\d+)", text)
@@ -48,7 +48,7 @@ def find(registry: Registry, text: str) -> Run:
     return _run(registry.client.get_run(ids[0]), versions)
 
 
-def finished(registry: Registry) -> list[Run]:
+def finished(registry: RegistryWriter) -> list[Run]:
     """All runs that were tested, newest first; of those nested in another run, only the ones that became a version."""
     return [
         run
@@ -59,7 +59,7 @@ def finished(registry: Registry) -> list[Run]:
     ]
 
 
-def read_json(registry: Registry, run: Run, name: str) -> dict[str, Any]:
+def read_json(registry: RegistryWriter, run: Run, name: str) -> dict[str, Any]:
     """A JSON file of the run; raises LookupError when it has none of that name."""
     with TemporaryDirectory() as folder:
         try:
@@ -70,7 +70,7 @@ def read_json(registry: Registry, run: Run, name: str) -> dict[str, Any]:
         return content
 
 
-def _all(registry: Registry, versions: Mapping[str, str]) -> list[Run]:
+def _all(registry: RegistryWriter, versions: Mapping[str, str]) -> list[Run]:
     """Every run of the experiment, newest first."""
     runs: list[Run] = []
     token = None
@@ -82,7 +82,7 @@ def _all(registry: Registry, versions: Mapping[str, str]) -> list[Run]:
             return runs
 
 
-def _versions(registry: Registry) -> dict[str, str]:
+def _versions(registry: RegistryWriter) -> dict[str, str]:
     """The version registered out of each run, by run id."""
     found: Sequence[Any] = registry.client.search_model_versions(f"name='{NAME}'", max_results=10_000)
     return {str(version.run_id): str(version.version) for version in found}

@@ -1,10 +1,11 @@
-"""Auditing as a folder: pictures to be moved into sub-folders `0` to `9`, whose places are then the labels.
+"""Labelling in a folder: an image that an auditor moves into the sub-folder `0` to `9` gets that digit as its label.
 
-A picture that is moved on to another digit is a correction; one that stays says nothing against what an auditor said later.
+An image that is moved again corrects the label; one that stays does not override a label that was given later.
 """
 
 import random
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,40 +18,36 @@ from digits.images import SIZE
 from digits.storage import predictions
 from digits.storage.predictions import AUDITOR, UnknownPrediction
 
-CLOCK = timedelta(seconds=1)  # by which the time of a file may be behind
-ENLARGED = 10  # times, so that a file manager shows something
+# A file's time may be this much earlier than the system time.
+CLOCK_TOLERANCE = timedelta(seconds=1)
+ENLARGEMENT = 10
 
 
 def collect(engine: Engine, folder: Path) -> int:
-    """Label the answers whose pictures lie in the sub-folders; how many. Those that the log forgot are left out."""
+    """Label the predictions whose images are in the sub-folders; the number of images, without those the log no longer has."""
     labelled = 0
-    said = predictions.last_words(engine, AUDITOR)
-    for digit in range(10):
-        for path in sorted((folder / str(digit)).glob("*.png")):
-            moved = datetime.fromtimestamp(path.stat().st_ctime, UTC) + CLOCK
-            try:
-                if path.stem not in said or said[path.stem] < moved:
-                    predictions.label(engine, path.stem, digit, AUDITOR)
-            except UnknownPrediction:
-                continue
+    labelled_at = predictions.label_times(engine, AUDITOR)
+    for path in sorted(folder.glob("[0-9]/*.png")):
+        moved_at = datetime.fromtimestamp(path.stat().st_ctime, UTC) + CLOCK_TOLERANCE
+        with suppress(UnknownPrediction):
+            if path.stem not in labelled_at or labelled_at[path.stem] < moved_at:
+                predictions.label(engine, path.stem, int(path.parent.name), AUDITOR)
             labelled += 1
     return labelled
 
 
-def lay_out(answers: Iterable[tuple[str, NDArray[np.uint8]]], folder: Path, most: int) -> int:
-    """Write pictures of answers by their ids, dark on light, until so many lie there to be sorted; how many do.
+def write_images(answers: Iterable[tuple[str, NDArray[np.uint8]]], folder: Path, max_images: int) -> int:
+    """Write images by their prediction ids, dark on light, up to `max_images` without a label; how many there are.
 
-    Of more than that the ones to label are drawn at random: those in the order of time would be the digits of one hour.
+    They are drawn at random, because the first ones in time would show the digits of one hour.
     """
     for digit in range(10):
         (folder / str(digit)).mkdir(parents=True, exist_ok=True)
-    waiting = dict(answers)
-    there = {path.stem for path in folder.glob("*.png")}
-    sorted_already = {path.stem for path in folder.glob("[0-9]/*.png")}
-    others = sorted(waiting.keys() - there - sorted_already)
-    for id in random.sample(others, min(len(others), max(most - len(there), 0))):
-        picture = Image.fromarray(255 - waiting[id]).resize(
-            (ENLARGED * SIZE, ENLARGED * SIZE), Image.Resampling.NEAREST
-        )
-        picture.save(folder / f"{id}.png")
+    images = dict(answers)
+    unlabelled = {path.stem for path in folder.glob("*.png")}
+    labelled = {path.stem for path in folder.glob("[0-9]/*.png")}
+    candidates = sorted(images.keys() - unlabelled - labelled)
+    size = (ENLARGEMENT * SIZE, ENLARGEMENT * SIZE)
+    for id in random.sample(candidates, min(len(candidates), max(max_images - len(unlabelled), 0))):
+        Image.fromarray(255 - images[id]).resize(size, Image.Resampling.NEAREST).save(folder / f"{id}.png")
     return len(list(folder.glob("*.png")))

@@ -1,14 +1,13 @@
-"""`digits up`: start the processes, see to it that there is a champion, print where everything is, and wait."""
+"""`digits up` and `digits status`: starts the processes, trains a first champion if there is none, and prints the addresses."""
 
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 
 import httpx
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from digits.data import datasets, sources
 from digits.data.sources import SourceUnavailable
@@ -16,78 +15,78 @@ from digits.settings import Settings
 from digits.storage import api_keys, database
 from models.registry_reader import RegistryReader
 from ops import endpoint, processes
-from ops.processes import AlreadyRunning
+from ops.tables import print_table
+
+READY_TIMEOUT_SECONDS = 60
 
 console = Console(highlight=False)
 
 
 def up(settings: Settings) -> None:
-    """Everything up, a champion answering, the address table; then wait until Ctrl-C or the end of Supervisor."""
-    if processes.states(settings):
-        print_status(settings)
-        raise AlreadyRunning(f"the platform already runs on {settings.home}; stop it with `digits down`")
+    """Start the platform, with a champion that serves; wait until Ctrl-C or the end of Supervisor."""
     if settings.mnist is not None:
         sources.existing_mnist(settings.mnist)
-    _check_door(settings)
+    require_api_key(settings)
+    processes.interrupt_on_signals()
     try:
-        with processes.signals_as_interrupts(), processes.running(settings) as supervisor:
+        with processes.running(settings) as supervisor:
             _start(settings)
             if supervisor.wait():
-                raise RuntimeError(f"the platform ended by itself; read {processes.log_of(settings, 'supervisor')}")
+                raise RuntimeError(f"Supervisor has failed; read {processes.log_path(settings, 'supervisor')}")
+    except processes.AlreadyRunning:
+        print_status(settings)
+        raise
     except KeyboardInterrupt:
         pass
     console.print("stopped")
 
 
-def _check_door(settings: Settings) -> None:
-    """Raises PermissionError where other machines would come in, no key exists, and nobody said that all may."""
+def require_api_key(settings: Settings) -> None:
+    """Raises PermissionError when other machines can reach the service, keys are required and none exists."""
     if not settings.is_public or settings.auth == "off":
         return
-    if not any(key.revoked_at is None for key in api_keys.by_hash(database.connect(settings.database_url)).values()):
+    if all(key.revoked_at for key in api_keys.by_hash(database.connect(settings.database_url)).values()):
         raise PermissionError(
-            f"DIGITS_HOST is {settings.host}, where other machines come in, and there is no API key; make one with "
+            f"DIGITS_HOST is {settings.host}, which other machines can reach, and there is no API key; create one with "
             "`digits keys create NAME --role predict`, or set DIGITS_AUTH=off to serve without keys"
         )
 
 
 def _start(settings: Settings) -> None:
     with console.status("starting MLflow, Prefect, the endpoint and the reports …"):
-        names = [process.name for process in processes.processes(settings)]
-        processes.wait_healthy(
-            settings, names, lambda name, seconds: console.print(f"{name} is up after {seconds:.0f} s")
-        )
+        processes.wait_healthy(settings, lambda process, s: console.print(f"{process.name} is up after {s:.0f} s"))
     if RegistryReader(settings.mlflow_tracking_uri).version() is None:
-        _train_first(settings)
+        _train_first_champion(settings)
     with console.status("waiting for the endpoint to load the champion …"):
-        _wait_ready(settings)
+        if not processes.wait_until(lambda: _is_ready(settings), READY_TIMEOUT_SECONDS):
+            log = processes.log_path(settings, "service")
+            raise TimeoutError(f"the endpoint has not loaded the champion in {READY_TIMEOUT_SECONDS} s; read {log}")
     print_status(settings)
     console.print("Ctrl-C stops all of it.")
 
 
-def _train_first(settings: Settings) -> None:
-    """A first champion, on the current data set, MNIST, or where neither can be had the bundled digits."""
-    data: list[str] = []
-    if datasets.current(settings.datasets) is None:
-        data = ["--data", first_source(settings)]
+def _train_first_champion(settings: Settings) -> None:
+    """Run a retraining on the current data set, on MNIST, or where neither is available on the bundled digits."""
+    data = [] if datasets.current(settings.datasets) else ["--data", first_source(settings)]
     console.print("there is no champion yet: training one")
     command = [sys.executable, "-m", "ops", "retrain", *data]
     training = subprocess.Popen(command, env=processes.environment(settings))
     try:
-        failed = training.wait()
+        exit_code = training.wait()
     except KeyboardInterrupt:
         _interrupt(training)
         raise
-    if failed:
-        raise RuntimeError("the first training failed (see above); mend it and start again with `digits up`")
+    if exit_code:
+        raise RuntimeError("the first training failed (see above); correct its cause and run `digits up` again")
     if RegistryReader(settings.mlflow_tracking_uri).version() is None:
         raise RuntimeError(
             "the gate held the first version (see above); train on more data or with another recipe (DIGITS_RECIPE), and "
-            "start again with `digits up`"
+            "run `digits up` again"
         )
 
 
 def _interrupt(training: subprocess.Popen[bytes]) -> None:
-    """Let it tell MLflow and Prefect that it ends, while both are still there."""
+    """End a training while MLflow and Prefect still run, so that it can report its end to them."""
     training.send_signal(signal.SIGINT)
     try:
         training.wait(30)
@@ -97,51 +96,46 @@ def _interrupt(training: subprocess.Popen[bytes]) -> None:
 
 
 def first_source(settings: Settings) -> str:
+    """`mnist`, or `bundled` with a message where MNIST is not available."""
     try:
         sources.read("mnist", mnist=settings.mnist, cache=settings.downloads)
     except SourceUnavailable as reason:
-        console.print(f"{reason}\nGoing on with the 1,797 digits bundled with scikit-learn.")
+        console.print(f"{reason}\nUsing the 1,797 digits bundled with scikit-learn.")
         return "bundled"
     return "mnist"
 
 
-def _wait_ready(settings: Settings) -> None:
-    """Until the endpoint has the champion; its own words where it does not come."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with suppress(httpx.HTTPError):  # Supervisor may be restarting it
-            if httpx.get(f"{settings.service_url}/readyz", timeout=5).is_success:
-                return
-        time.sleep(0.2)
-    raise TimeoutError(f"the endpoint does not take the champion; read {processes.log_of(settings, 'service')}")
+def _is_ready(settings: Settings) -> bool:
+    # Supervisor may be restarting the service.
+    with suppress(httpx.HTTPError):
+        return httpx.get(f"{settings.service_url}/readyz", timeout=5).is_success
+    return False
 
 
 def print_status(settings: Settings) -> bool:
-    """The address table with the state of each process; whether all of them answer."""
-    table = Table(box=None, pad_edge=False, show_header=False)
+    """Print the address and state of each process and the serving version; whether all processes are healthy."""
     states = processes.states(settings)
-    healthy = True
+    rows: list[tuple[str | Text, ...]] = []
+    all_healthy = True
     for process in processes.processes(settings):
-        answers = processes.is_healthy(settings, process)
-        healthy &= answers
-        address = processes.address(settings, process) if process.port else ""
-        state = "[green]up[/]" if answers else f"[red]{states.get(process.name, 'down').lower()}[/]"
-        table.add_row(process.what, address, state)
-    table.add_row("answering", *_champion(settings))
-    console.print(table)
-    return healthy
+        healthy = processes.is_healthy(settings, process)
+        all_healthy &= healthy
+        state = Text("up", "green") if healthy else Text(states.get(process.name, "down").lower(), "red")
+        rows.append((process.description, process.url, state))
+    print_table((), [*rows, ("serving version", *_serving_version(settings))])
+    return all_healthy
 
 
-def _champion(settings: Settings) -> tuple[str, str]:
-    """The version that answers and what it is worth."""
+def _serving_version(settings: Settings) -> tuple[str, str]:
+    """The version that serves, and its recipe and accuracy."""
     try:
         response = httpx.get(f"{settings.service_url}/about", headers=settings.credentials, timeout=10)
         about = endpoint.read(response)
     except httpx.HTTPError:
-        return "nobody", ""
-    except (endpoint.Refused, ConnectionError) as error:
-        return "not told", str(error)
+        return "none", "the endpoint does not answer"
+    except (endpoint.RequestRefused, ConnectionError) as error:
+        return "unknown", str(error)
     if about["model_version"] is None:
-        return "nobody yet", ""
+        return "none", "there is no champion yet"
     accuracy = about["metrics"]["test_accuracy"]
-    return f"digits v{about['model_version']}", f"{about['recipe']['name']}, {accuracy:.2%} right"
+    return f"digits v{about['model_version']}", f"{about['recipe']['name']}, test accuracy {accuracy:.2%}"

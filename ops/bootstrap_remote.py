@@ -1,4 +1,4 @@
-"""`python -m ops.bootstrap_remote`: a platform whose flows run elsewhere trains its first champion; ends when there is one."""
+"""`python -m ops.bootstrap_remote`: trains the first champion of a platform whose flows run on other machines, then ends."""
 
 import time
 
@@ -11,20 +11,20 @@ from ops.bootstrap import first_source
 
 
 def main() -> None:
-    """Wait for MLflow, Prefect and the deployments, then train; a training that leaves no champion ends it with the reason."""
+    """Wait for MLflow, Prefect and the deployments, then train; a training that leaves no champion is an error."""
     settings = load_settings()
-    registry, ended = RegistryReader(settings.mlflow_tracking_uri), ""
+    registry, outcome = RegistryReader(settings.mlflow_tracking_uri), ""
     while True:
         try:
             if registry.version() is not None:
                 return
-            if ended:
+            if outcome:
                 raise SystemExit(
-                    f"the first training left no champion: {ended}; read its run in the Prefect UI and start again"
+                    f"the first training left no champion: {outcome}; read its run in the Prefect UI and start again"
                 )
             deployments.wait_for_prefect(settings.prefect_api_url)
             data = None if datasets.current(settings.datasets) else first_source(settings)
-            ended = deployments.run_retraining("first champion", data)
+            outcome = deployments.run_retraining("first champion", data)
         except (RegistryUnreachable, NotRegistered):
             time.sleep(2)
 

@@ -1,25 +1,40 @@
-"""What the endpoint says to the commands that ask it."""
+"""Calls to the HTTP endpoint by the commands."""
 
 from typing import Any
 
 import httpx
 
+from digits.settings import Settings
 
-class Refused(ValueError):
-    """The endpoint does not answer this request, and says why in a sentence."""
+
+class RequestRefused(ValueError):
+    """The endpoint refused a request; the message is the reason it gave."""
+
+
+def open_client(settings: Settings) -> httpx.Client:
+    return httpx.Client(base_url=settings.service_url, headers=settings.credentials, timeout=30)
+
+
+def post(client: httpx.Client, route: str, **body: Any) -> dict[str, Any]:
+    """The fields of the response; raises RequestRefused or ConnectionError."""
+    try:
+        response = client.post(route, **body)
+    except httpx.TransportError as error:
+        url = str(client.base_url).rstrip("/")
+        raise ConnectionError(f"the endpoint does not answer at {url}; start it with `digits up`") from error
+    return read(response)
 
 
 def read(response: httpx.Response) -> dict[str, Any]:
-    """The fields of an answer; raises Refused, or ConnectionError for what comes from no endpoint of ours."""
+    """The fields of a response; raises RequestRefused, or ConnectionError when another server answered."""
     try:
-        fields = response.json()
-        sentence = str(fields["error"]) if response.is_error else ""
+        fields: dict[str, Any] = response.json()
+        reason = str(fields["error"]) if response.is_error else ""
     except (ValueError, KeyError, TypeError) as error:
         raise ConnectionError(
-            f"{response.url.copy_with(path='/')} answered {response.status_code}, and not as the endpoint does; "
-            "set DIGITS_HOST and DIGITS_SERVICE_PORT to where it is"
+            f"{response.url.copy_with(path='/')} answered {response.status_code}, but not as the endpoint does; "
+            "set DIGITS_HOST and DIGITS_SERVICE_PORT to its address"
         ) from error
     if response.is_error:
-        raise Refused(sentence)
-    found: dict[str, Any] = fields
-    return found
+        raise RequestRefused(reason)
+    return fields

@@ -1,6 +1,6 @@
-"""What Supervisor runs for each server: ends what an earlier one left behind, then becomes the server.
+"""Supervisor runs each server through this module: it ends orphaned workers of the previous one, then becomes the server.
 
-A server that is killed leaves its own workers, which go on listening: the next one would find its port taken, again and again.
+When a server is killed, its workers go on listening on its port, so that its successor could not start.
 """
 
 import os
@@ -9,37 +9,33 @@ from contextlib import suppress
 
 import psutil
 
-PATIENCE_SECONDS = 5.0
-NAME, PLATFORM = "SUPERVISOR_PROCESS_NAME", "SUPERVISOR_SERVER_URL"  # which Supervisor tells all it starts
+END_TIMEOUT_SECONDS = 5.0
+# Environment variables that Supervisor sets for its processes.
+NAME, SUPERVISOR = "SUPERVISOR_PROCESS_NAME", "SUPERVISOR_SERVER_URL"
 
 
 def main() -> None:
-    """`python -m ops.launch COMMAND …`, below Supervisor."""
-    mine = psutil.Process().environ()
-    end(left_behind(mine[PLATFORM], mine[NAME]))
-    os.execv(sys.argv[1], sys.argv[1:])
+    """`python -m ops.launch SUPERVISOR_URL NAME COMMAND …`."""
+    supervisor, name, *command = sys.argv[1:]
+    end(find_processes(supervisor, name))
+    os.execv(command[0], command)
 
 
-def left_behind(platform: str, name: str | None = None) -> list[psutil.Process]:
-    """The other processes of a platform, named by its Supervisor's address: those of one server, or all."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            environment = process.environ() if process.pid != os.getpid() else {}
-        except psutil.Error:  # of another user, or gone
-            continue
-        if environment.get(PLATFORM) == platform and environment.get(NAME) and name in (None, environment[NAME]):
-            found.append(process)
-    return found
+def find_processes(supervisor: str, name: str | None = None) -> list[psutil.Process]:
+    """The other processes that the Supervisor with this URL started, all or those of one server."""
+    others = (process for process in psutil.process_iter(["environ"]) if process.pid != os.getpid())
+    # The environment of another user's process is None.
+    found = [(process, process.info["environ"] or {}) for process in others]
+    return [p for p, environ in found if environ.get(SUPERVISOR) == supervisor and name in (None, environ.get(NAME))]
 
 
 def end(processes: list[psutil.Process]) -> None:
-    """Ask them to end, and kill those that do not."""
+    """Terminate processes, and kill those that still run after `END_TIMEOUT_SECONDS`."""
     for method in ("terminate", "kill"):
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 getattr(process, method)()
-        _, processes = psutil.wait_procs(processes, timeout=PATIENCE_SECONDS)
+        _, processes = psutil.wait_procs(processes, timeout=END_TIMEOUT_SECONDS)
 
 
 if __name__ == "__main__":

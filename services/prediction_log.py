@@ -246,7 +246,7 @@ class PredictionLog:
         if self._retention is None or time.monotonic() < self._delete_at:
             return
         self._delete_at = time.monotonic() + 3600
-        deleted = predictions.forget(engine, datetime.now(UTC) - self._retention)
+        deleted = predictions.delete_before(engine, datetime.now(UTC) - self._retention)
         if deleted:
             log.info("deleted %d predictions older than %s", deleted, self._retention)
 

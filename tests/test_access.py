@@ -70,7 +70,7 @@ def test_a_key_has_256_random_bits_and_only_its_hash_is_kept(url: str, tmp_path:
         ("app", [], None, "the roles are none"),
         ("app", ["predict", "root"], None, "predict, root; expected some of predict, feedback, admin"),
         ("app", ["predict"], 0, "the rate is 0"),
-        ("taken", ["predict"], None, "there is a key 'taken' already"),
+        ("taken", ["predict"], None, "a key 'taken' exists or was revoked"),
     ],
 )
 def test_a_wrong_name_role_or_rate_is_refused(
@@ -344,15 +344,15 @@ def test_up_refuses_to_serve_other_machines_without_a_key(
         bootstrap.up(load_settings())
     engine = database.connect(load_settings().database_url)
     api_keys.create(engine, "app", ["predict"])
-    bootstrap._check_door(load_settings())
+    bootstrap.require_api_key(load_settings())
     api_keys.revoke(engine, "app")
     with pytest.raises(PermissionError):
-        bootstrap._check_door(load_settings())
+        bootstrap.require_api_key(load_settings())
     monkeypatch.setenv("DIGITS_AUTH", "off")
-    bootstrap._check_door(load_settings())
+    bootstrap.require_api_key(load_settings())
     monkeypatch.delenv("DIGITS_AUTH")
     monkeypatch.setenv("DIGITS_HOST", "127.0.0.1")
-    bootstrap._check_door(load_settings())
+    bootstrap.require_api_key(load_settings())
 
 
 def test_only_the_service_leaves_this_machine_unless_all_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +382,7 @@ def test_keys_are_made_listed_and_revoked_on_the_command_line(tmp_path: Path) ->
     assert (known.name, known.roles, known.rate_per_minute) == ("app", {"predict", "feedback"}, 90)
     assert digits("create", "app", "--role", "admin") == (
         1,
-        "digits: there is a key 'app' already, if only a revoked one; choose another name",
+        "digits: a key 'app' exists or was revoked; choose another name",
     )
     assert digits("revoke", "nobody") == (1, "digits: there is no key 'nobody'; see them with `digits keys list`")
     assert digits("revoke", "app") == (0, "")

@@ -34,7 +34,7 @@ def test_pictures_that_were_sorted_are_labels_of_the_audit_sample(
     answered(database_url, tmp_path, 3, audit_sample_rate=0)
     ids = answered(database_url, tmp_path, 5, audit_sample_rate=1)
     folder = tmp_path / "audit"
-    assert audit.lay_out(feedback.unlabelled_audit(engine, NOON), folder, most=100) == 5
+    assert audit.write_images(feedback.unlabelled_audit(engine, NOON), folder, max_images=100) == 5
     assert {path.stem for path in folder.glob("*.png")} == set(ids)
     image = 255 - np.asarray(Image.open(folder / f"{ids[0]}.png"))[5::10, 5::10]
     assert np.array_equal(image, held_out()[0][0])
@@ -44,12 +44,12 @@ def test_pictures_that_were_sorted_are_labels_of_the_audit_sample(
     window = predictions.read_window(engine, NOON, labelled=True)
     assert sorted(window.ids) == sorted(ids[:2])
     assert window.labels.tolist() == [7, 7] and window.audited.all()
-    assert audit.lay_out(feedback.unlabelled_audit(engine, NOON), folder, most=100) == 3
+    assert audit.write_images(feedback.unlabelled_audit(engine, NOON), folder, max_images=100) == 3
 
 
 def test_a_picture_moved_on_is_a_correction(database_url: str, engine: Engine, tmp_path: Path) -> None:
     (id,) = answered(database_url, tmp_path, 1, audit_sample_rate=1)
-    audit.lay_out(feedback.unlabelled_audit(engine, NOON), tmp_path / "audit", most=1)
+    audit.write_images(feedback.unlabelled_audit(engine, NOON), tmp_path / "audit", max_images=1)
     path = tmp_path / "audit" / f"{id}.png"
     for digit in (3, 8):
         path = path.rename(tmp_path / f"audit/{digit}" / path.name)
@@ -61,10 +61,10 @@ def test_a_picture_that_stays_does_not_undo_what_an_auditor_said_later(
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (id,) = answered(database_url, tmp_path, 1, audit_sample_rate=1)
-    audit.lay_out(feedback.unlabelled_audit(engine, NOON), tmp_path / "audit", most=1)
+    audit.write_images(feedback.unlabelled_audit(engine, NOON), tmp_path / "audit", max_images=1)
     (tmp_path / "audit" / f"{id}.png").rename(tmp_path / "audit" / "3" / f"{id}.png")
     audit.collect(engine, tmp_path / "audit")
-    monkeypatch.setattr(audit, "CLOCK", timedelta(0))  # the correction comes at once here
+    monkeypatch.setattr(audit, "CLOCK_TOLERANCE", timedelta(0))  # the correction comes at once here
     predictions.label(engine, id, 8, AUDITOR)
     assert audit.collect(engine, tmp_path / "audit") == 1
     assert predictions.find(engine, id).label == 8
@@ -76,6 +76,6 @@ def test_no_more_than_asked_for_lie_there_and_strange_files_are_no_labels(
     answered(database_url, tmp_path, 20, audit_sample_rate=1)
     folder = tmp_path / "audit"
     waiting = feedback.unlabelled_audit(engine, NOON)
-    assert [audit.lay_out(waiting, folder, most) for most in (5, 5, 8)] == [5, 5, 8]
+    assert [audit.write_images(waiting, folder, most) for most in (5, 5, 8)] == [5, 5, 8]
     (folder / "4/holiday.png").write_bytes(b"")
     assert audit.collect(engine, folder) == 0

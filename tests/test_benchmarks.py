@@ -1,4 +1,4 @@
-"""The page of benchmarks: a section per command, replaced by the next run, and only of benches that exist."""
+"""The page of benchmarks: one table first, then a section per command, replaced by the next run, and only of benches that exist."""
 
 import re
 from pathlib import Path
@@ -21,3 +21,20 @@ def test_every_section_names_a_bench_that_is_there() -> None:
     names = re.findall(r"^## python -m bench\.(\w+)", PAGE.read_text(), re.M)
     assert names
     assert all((ROOT / "bench" / f"{name}.py").is_file() for name in names)
+
+
+def test_every_figure_of_the_table_was_printed_by_its_command() -> None:
+    page = PAGE.read_text()
+    sections = dict(re.findall(r"^## (python -m [^\n]+)\n\n[^\n]+\n\n```text\n(.*?)```", page, re.M | re.S))
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| `(python -m [^`]+)` \|$", page.split("\n## ")[0], re.M)
+    assert len(rows) > 15
+    for what, figures, command in rows:
+        for figure in re.findall(r"\d[\d,]*(?:\.\d+)?", figures):
+            assert re.search(rf"(?<![\d.])(?<!\d,){re.escape(figure)}(?!\d|,\d|\.\d)", sections[command]), (
+                f"{what}: {figure}"
+            )
+
+
+def test_the_table_stays_when_a_section_is_replaced() -> None:
+    page = PAGE.read_text()
+    assert replaced(page, "bench.training", "1\n").split("\n## ")[0] == page.split("\n## ")[0]

@@ -16,9 +16,8 @@ from serving import classify, serving
 
 from digits import reference
 from digits.data import bucket, datasets, sources
-from digits.data.bucket import Bucket
 from digits.data.datasets import BadData, Dataset
-from digits.settings import Settings
+from digits.settings import Bucket, Settings
 from flows import sweep_executor
 from models.model_store import ModelStore
 from models.recipes import COMPACT
@@ -64,7 +63,7 @@ def test_another_machine_gets_the_same_data_set_and_starts_from_it(
     fetched = datasets.load(there, fingerprint)
     assert fetched.fingerprint == fingerprint and np.array_equal(fetched.train.images, bundled.train.images)
     for key in keys(s3):
-        s3.delete_object(Bucket="digits", ApiKey=key)
+        s3.delete_object(Bucket="digits", Key=key)
     assert datasets.load(there, fingerprint).fingerprint == fingerprint  # it has its own copy now
 
 
@@ -79,7 +78,7 @@ def test_what_was_changed_in_the_bucket_is_refused_and_not_kept(
     np.savez(changed, **{**arrays, "train_labels": labels})  # type: ignore[arg-type]  # as in digits.data.datasets
     key = f"some/prefix/{path.name}/arrays.npz"
     for content in (changed.getvalue(), changed.getvalue()[:1000]):
-        s3.put_object(Bucket="digits", ApiKey=key, Body=content)
+        s3.put_object(Bucket="digits", Key=key, Body=content)
         with pytest.raises(BadData, match=f"the data set {path.name} in {URL} is not what was stored there: "):
             datasets.load(there, path.name)
         assert [one.name for one in there.folder.iterdir()] == [".lock"]
@@ -89,7 +88,7 @@ def test_an_upload_that_was_cut_off_is_not_there_and_is_done_again(
     s3: Any, bundled: Dataset, here: Bucket, there: Bucket
 ) -> None:
     path = datasets.save(bundled, here)
-    s3.delete_object(Bucket="digits", ApiKey=f"some/prefix/{path.name}/manifest.json")
+    s3.delete_object(Bucket="digits", Key=f"some/prefix/{path.name}/manifest.json")
     with pytest.raises(BadData, match=f"there is no data set {path.name} in {there.folder} or {URL}; ingest it again"):
         datasets.load(there, path.name)
     datasets.save(bundled, here)
@@ -103,13 +102,13 @@ def test_a_machine_that_worked_alone_brings_its_current_data_set(
     datasets.set_current(here.folder, fingerprint)
     assert datasets.current(here) == fingerprint
     assert datasets.current(there) == fingerprint
-    assert sweep_executor.load(there, fingerprint).fingerprint == fingerprint  # as the worker of a sweep does
+    assert sweep_executor.load_dataset(there, fingerprint).fingerprint == fingerprint  # as the worker of a sweep does
 
 
 def test_a_bucket_that_is_missing_or_does_not_answer_is_named(
     s3: Any, bundled: Dataset, here: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConnectionError, match=r"the data sets in s3://nowhere cannot be reached .*NoSuchBucket"):
+    with pytest.raises(ConnectionError, match=r"the data sets in s3://nowhere are unreachable .*NoSuchBucket"):
         datasets.save(bundled, Bucket(here.folder, "s3://nowhere"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{find_free_port()}")
     bucket._client.cache_clear()
@@ -130,7 +129,7 @@ def test_a_version_on_s3_reaches_the_service_through_mlflow_alone(
     s3: Any, bundled: Dataset, champion_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MLflow's server has the credentials; who registers and who serves talks to MLflow and nothing else."""
-    from models.registry import Registry
+    from models.registry import RegistryWriter
     from ops.processes import ENVIRONMENT
 
     port = find_free_port()
@@ -147,13 +146,13 @@ def test_a_version_on_s3_reaches_the_service_through_mlflow_alone(
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
         wait_until_healthy(f"{uri}/health", server, tmp_path / "server.log")
-        registry = Registry(uri)
+        registry = RegistryWriter(uri)
         card = json.loads(champion_files["card.json"])
         with registry.run(COMPACT, bundled.fingerprint, bundled, {}) as run_id:
             facts = {"run_id": run_id, "experiment_id": registry.experiment_id, "inputs": "none"}
             files = {name: content for name, content in champion_files.items() if name != "card.json"}
             version = registry.register({**card, **facts}, files)
-        registry.point("champion", version)
+        registry.set_alias("champion", version)
         stored = [key for key in keys(s3) if key.startswith("artifacts/")]
         assert {"model.onnx", "reference.npz", "card.json"} <= {key.rsplit("/", 1)[1] for key in stored}
         fetched = ModelStore(uri, tmp_path / "champions").fetch()

@@ -1,9 +1,11 @@
+"""The times of named events are stored in the database."""
+
 from datetime import UTC, datetime, timedelta
 
 from digits.storage import cooldowns, database
 
 
-def test_a_mark_is_set_moved_and_outlives_the_process(database_url: str) -> None:
+def test_a_time_is_recorded_replaced_and_outlives_the_process(database_url: str) -> None:
     first = datetime(2026, 1, 5, 8, tzinfo=UTC)
     engine = database.connect(database_url)
     assert cooldowns.at(engine, "retrained") is None

@@ -1,4 +1,4 @@
-"""Batch prediction on a Dask cluster of two workers: the answers are those of this machine, whoever dies."""
+"""Batch prediction on a Dask cluster of two workers: the answers are those of this machine, even when a worker is killed."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +14,8 @@ from distributed import Client, LocalCluster
 
 from digits import reference
 from digits.settings import Settings
-from flows import score, sweep_executor
+from flows import dask_cluster, score
+from flows.connections import Platform
 from models import scoring
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
@@ -28,7 +29,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def client(cluster: Cluster) -> Iterator[Client]:
-    with sweep_executor.connect(cluster.address) as client:
+    with dask_cluster.connect(cluster.address) as client:
         client.wait_for_workers(2, timeout=120)
         yield client
 
@@ -67,25 +68,25 @@ def test_a_file_is_answered_on_the_cluster_as_on_this_machine(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
     alone = Settings()
     spread = alone.model_copy(update={"dask_address": cluster.address})
-    champion = score.load.fn(alone)
+    champion = Platform(alone).models.fetch()
     parquet = tmp_path / "test.parquet"
     images = reference.from_bytes(champion_files["reference.npz"]).images
     pq.write_table(pa.table({"image": [image.tobytes() for image in images]}), parquet)
     for source in (csv, parquet):
         counts = [
-            score.answer.fn(source, tmp_path / name, champion, settings)
+            score.write_answers(source, tmp_path / name, champion, settings)
             for name, settings in (("alone.csv", alone), ("spread.csv", spread))
         ]
         assert counts[0].rows == counts[1].rows >= len(images)
         assert counts[0].rejected == counts[1].rejected == (3 if source == csv else 0)
         assert (tmp_path / "alone.csv").read_bytes() == (tmp_path / "spread.csv").read_bytes()
-    assert list(client.run(lambda: score._opened.cache_info().currsize).values()) == [1, 1]  # both have answered
+    assert list(client.run(lambda: score._opened.cache_info().currsize).values()) == [1, 1]  # both have a model
 
 
 def test_a_killed_worker_costs_time_and_no_result(
     cluster: Cluster, client: Client, csv: Path, champion_files: Files
 ) -> None:
-    function = partial(scoring.answer_chunk, answer=score.Carried(champion_files["model.onnx"]))
+    function = partial(scoring.predict_chunk, predict_proba=score.Carried(champion_files["model.onnx"]))
     expected = list(scoring.in_threads(function, scoring.chunks(csv)))
     results = score.on_cluster(client, function, scoring.chunks(csv))
     found = [next(results) for _ in range(3)]
@@ -106,7 +107,7 @@ def test_what_the_function_raises_comes_back(client: Client) -> None:
 
 
 def test_a_cluster_that_has_lost_all_its_workers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_executor, "WORKERLESS_SECONDS", 0.2)
+    monkeypatch.setattr(dask_cluster, "NO_WORKERS_TIMEOUT_SECONDS", 0.2)
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as empty,
         Client(empty) as client,

@@ -1,4 +1,4 @@
-"""The schema: migrated when a process connects, once however many do, and never behind what the code says."""
+"""The schema: upgraded when a process connects, once even if several connect at once, and equal to the tables of the code."""
 
 import logging
 import os
@@ -49,7 +49,7 @@ def test_the_numbers_in_the_names_are_one_line_of_migrations() -> None:
     assert script.get_heads() == [database._revisions()[-1]]
 
 
-def test_connecting_again_costs_milliseconds_and_says_nothing(
+def test_connecting_again_takes_milliseconds_and_prints_nothing(
     database_url: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -64,7 +64,7 @@ def test_connecting_again_costs_milliseconds_and_says_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_processes_that_start_at_once_on_an_empty_database_all_come_up(database_url: str) -> None:
+def test_processes_that_connect_at_once_to_an_empty_database_all_succeed(database_url: str) -> None:
     command = [sys.executable, "-c", CONNECT, database_url]
     starting = [
         subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -113,15 +113,15 @@ def test_a_database_of_newer_code_is_refused(database_url: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
-def test_postgresql_is_reached_however_its_url_begins(scheme: str) -> None:
+def test_every_scheme_of_postgresql_uses_the_installed_driver(scheme: str) -> None:
     url = database.checked(f"{scheme}://digits:hush@db/digits")
     assert url.render_as_string(hide_password=False) == "postgresql+psycopg://digits:hush@db/digits"
 
 
-def test_a_database_that_does_not_answer_is_named_without_its_password() -> None:
+def test_an_unreachable_database_is_named_without_its_password() -> None:
     port = find_free_port()
     with pytest.raises(
-        database.DatabaseUnavailable, match=rf"127.0.0.1:{port}/digits does not answer: .*refused"
+        database.DatabaseUnavailable, match=rf"127.0.0.1:{port}/digits is unreachable: .*refused"
     ) as refused:
         database.connect(f"postgresql://digits:hush@127.0.0.1:{port}/digits")
     assert "hush" not in str(refused.value)
@@ -135,8 +135,8 @@ def test_another_kind_of_database_is_refused(url: str, got: str) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_alembics_own_command_finds_the_migrations_and_misses_none(database_url: str) -> None:
-    """As whoever changes a table calls it: `uv run alembic check`."""
+def test_alembic_check_finds_no_missing_migration(database_url: str) -> None:
+    """As a developer runs it: `uv run alembic check`."""
     environment = {**os.environ, "DIGITS_DATABASE_URL": database_url}
     for word, said in (("upgrade", ""), ("check", "No new upgrade operations detected.")):
         command = [sys.executable, "-m", "alembic", word, *(["head"] if word == "upgrade" else [])]
@@ -145,6 +145,6 @@ def test_alembics_own_command_finds_the_migrations_and_misses_none(database_url:
         assert said in done.stdout
 
 
-def test_the_folder_of_a_sqlite_file_is_made(tmp_path: Path) -> None:
+def test_the_folder_of_a_sqlite_file_is_created(tmp_path: Path) -> None:
     database.connect(f"sqlite:///{tmp_path}/a/b/digits.db").dispose()
     assert (tmp_path / "a" / "b" / "digits.db").exists()

@@ -177,10 +177,10 @@ def test_a_killed_save_is_made_good_by_the_next(survived: int, bundled: Dataset,
         "split = Split(np.ones((9, 28, 28), np.uint8), np.ones(9, np.uint8))\n"
         "save(Dataset(split, split, split, 'made up'), Path(sys.argv[1]))\n"
     )
-    root = Path(datasets.__file__).parents[1]
+    root = Path(datasets.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", script, tmp_path], cwd=root, check=False).returncode == -9
     remains = [file.name for file in tmp_path.iterdir() if file.name != ".lock"]
-    assert len(remains) == 1 and remains[0].startswith(".part-")
+    assert len(remains) == 1 and remains[0].endswith(".tmp")
     path = datasets.save(bundled, tmp_path)
     assert datasets.load(tmp_path, path.name).fingerprint == bundled.fingerprint
     assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", path.name]

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import httpx
 import pytest
-from conftest import find_free_port, get, post, wait_until_healthy
+from conftest import find_free_port, get, post, running_prefect
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events import emit_event
@@ -31,25 +31,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 @pytest.fixture(scope="module")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Prefect server with all its services."""
-    from ops.processes import ENVIRONMENT
-
     home, port = tmp_path_factory.mktemp("prefect"), find_free_port()
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    with (home / "server.log").open("wb") as output:
-        server = subprocess.Popen(
-            command, env={**outside, **ENVIRONMENT, "PREFECT_HOME": str(home)}, stdout=output, stderr=output
-        )
-        try:
-            wait_until_healthy(f"http://127.0.0.1:{port}/api/health", server, home / "server.log")
-            api = f"http://127.0.0.1:{port}/api"
-            with temporary_settings({PREFECT_API_URL: api}):
-                yield api
-                # Prefect keeps one worker for events per process, which would go on sending those of later tests to this server.
-                EventsWorker.drain_all()
-        finally:
-            server.terminate()
-            server.wait(30)
+    api = f"http://127.0.0.1:{port}/api"
+    with running_prefect(home, port), temporary_settings({PREFECT_API_URL: api}):
+        yield api
+        # Prefect keeps one worker for events per process, which would go on sending those of later tests to this server.
+        EventsWorker.drain_all()
 
 
 def settings_of(prefect: str, **changes: Any) -> Settings:
@@ -110,11 +97,11 @@ def test_the_same_flows_go_to_a_pool_of_containers_by_a_setting(prefect: str, ki
     assert {name: row["entrypoint"] for name, row in after.items()} == entrypoints
     assert {row["work_pool_name"] for row in after.values()} == {f"in-{kind}"}
     for row in after.values():
-        assert row["job_variables"] == {"image": "flows:7", "env": {"A": "b"}}
+        assert row["job_variables"] == {"image": "flows:7", "env": {**deployments.CLIENT_RETRIES, "A": "b"}}
         assert not row["pull_steps"]
     deployments.register(settings_of(prefect))  # and back
     assert {row["work_pool_name"] for row in registered(prefect).values()} == {"digits"}
-    assert {tuple(row["job_variables"]) for row in registered(prefect).values()} == {("working_dir", "command")}
+    assert {tuple(row["job_variables"]) for row in registered(prefect).values()} == {("working_dir", "command", "env")}
 
 
 def test_a_pool_of_another_type_is_refused(prefect: str) -> None:
@@ -159,12 +146,12 @@ def test_a_starting_worker_marks_what_died_with_the_one_before_it(prefect: str) 
 
 
 def test_a_run_whose_heartbeats_end_is_marked_wherever_it_ran(prefect: str) -> None:
-    automation = deployments.silent_runs(timedelta(seconds=10))
+    automation = deployments.missing_heartbeats(timedelta(seconds=10))
     automation.name = "soon"
     automation.create()
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(deployments.ingest, state=Running())
-        emit_event(deployments.HEARTBEAT, resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"})
+        emit_event(deployments.HEARTBEAT_EVENT, resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"})
         deadline = time.monotonic() + 120
         while _state(client, run) != StateType.CRASHED:
             assert time.monotonic() < deadline

@@ -40,13 +40,18 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "predict, no service": (
         "predict docs/seven.png",
         {},
-        "the endpoint does not answer at .*; start it with `digits up`, or use --direct",
+        "the endpoint does not answer at .*; start it with `digits up`",
     ),
     "a port that is none": ("status", {"DIGITS_SERVICE_PORT": "99999"}, "DIGITS_SERVICE_PORT: .*65535, got '99999'"),
+    "a setting that is no JSON": (
+        "status",
+        {"DIGITS_GATE": '{{"margin"'},
+        """DIGITS_GATE: expected JSON, got '{"margin"'""",
+    ),
     "a port that is taken": (
         "up",
         {"DIGITS_MLFLOW_PORT": "{taken}"},
-        r"port \d+ for mlflow is taken; end what listens there or set DIGITS_MLFLOW_PORT",
+        r"port \d+ for mlflow is in use; stop the process that listens on it or set DIGITS_MLFLOW_PORT",
     ),
     "no MNIST where it should be": (
         "up",
@@ -56,11 +61,15 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "no such source": ("ingest --data nowhere.csv", {}, "the source 'nowhere.csv' does not exist; give"),
     "no such recipe": ("train --recipe nope", {}, "there is no recipe 'nope'; choose one of"),
     "no such amount": (
-        "traffic --data bundled --change shift --amount 9999",
+        "traffic --data bundled --perturbation shift --amount 9999",
         {},
-        "--amount is 9999; expected -27 to 27 pixels for 'shift'",
+        "--amount is 9999; expected -27 to 27 px for 'shift'",
     ),
-    "no such change": ("traffic --data bundled --change melt", {}, "there is no change 'melt'; choose one of plain,"),
+    "no such perturbation": (
+        "traffic --data bundled --perturbation melt",
+        {},
+        "there is no perturbation 'melt'; choose one of plain,",
+    ),
     "score, no file": ("score nowhere.csv out.csv", {}, "there is no file nowhere.csv; give a Kaggle test.csv"),
     "score, no folder": (
         "score README.md nowhere/out.csv",
@@ -68,10 +77,10 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
         "there is no folder .*nowhere to write out.csv into; make it first",
     ),
     "a database of no kind": ("ledger", {"DIGITS_DATABASE_URL": "nonsense"}, "expected a database like postgresql://"),
-    "PostgreSQL away": (
+    "PostgreSQL unreachable": (
         "ledger",
         {"DIGITS_DATABASE_URL": "postgresql://me@127.0.0.1:9/digits"},
-        "does not answer.*Connection refused",
+        "is unreachable.*Connection refused",
     ),
     "a home that is a file": (
         "up",
@@ -81,7 +90,7 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "a home with a strange name": (
         "up",
         {"DIGITS_HOME": "/tmp/a;b"},
-        "Supervisor reads no paths with %, ; or #, choose another",
+        "DIGITS_HOME is '/tmp/a;b'; choose a path without %, ; and # for Supervisor",
     ),
     "nothing to back up": (
         "backup {home}-backup",
@@ -97,7 +106,7 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "a full disk, ingesting": (
         "ingest --data bundled",
         {"DIGITS_HOME": "{full}"},
-        "No space left on device; make room there and do it again",
+        "No space left on device; make room there and run the command again",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""docs/http.md cannot lie: its clients run against the service, and its tables name every route, field, status and metric."""
+"""The reference of the HTTP API is true: its clients run against the service, and its tables name every route, field and status."""
 
 import json
 import re
@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 from serving import Service
 
-from services import api_document, schemas
-from services.classifier import DigitClassifier
-
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "http.md").read_text()
-CLIENTS = {
+PAGE = (ROOT / "docs" / "reference" / "http.md").read_text()
+METRICS = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+LANGUAGES = {
     "bash": ["bash", "-c"],
     "python": [sys.executable, "-c"],
     "js": ["node", "--input-type=module", "--eval"],
 }
+CLIENTS = re.findall(r"^```(bash|python|js)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def first_cells(heading: str) -> str:
@@ -28,13 +27,17 @@ def first_cells(heading: str) -> str:
     return "\n".join(line.split("|")[1] for line in table.splitlines() if line.startswith("|"))
 
 
-@pytest.mark.parametrize("language", CLIENTS)
-def test_the_clients_run_as_they_stand(language: str, service: Service) -> None:
-    if shutil.which(CLIENTS[language][0]) is None:
-        pytest.skip(f"{CLIENTS[language][0]} is not installed")
-    (program,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S)
+def test_there_are_clients_in_three_languages_and_bentomls() -> None:
+    assert [language for language, _ in CLIENTS] == ["bash", "python", "python", "js"]
+    assert "SyncHTTPClient" in CLIENTS[2][1]
+
+
+@pytest.mark.parametrize(("language", "program"), CLIENTS, ids=["curl", "httpx", "bentoml", "fetch"])
+def test_the_clients_run_as_they_stand(language: str, program: str, service: Service) -> None:
+    if shutil.which(LANGUAGES[language][0]) is None:
+        pytest.skip(f"{LANGUAGES[language][0]} is not installed")
     program = program.replace("http://127.0.0.1:3000", str(service.client.base_url).rstrip("/"))
-    done = subprocess.run([*CLIENTS[language], program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*LANGUAGES[language], program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     if language == "bash":
         assert json.loads(done.stdout)["digit"] in range(10)
@@ -42,32 +45,40 @@ def test_the_clients_run_as_they_stand(language: str, service: Service) -> None:
         assert re.match(r"\d 0\.\d+", done.stdout), done.stdout
 
 
-def test_every_route_is_there() -> None:
+def test_every_route_is_there(service: Service) -> None:
     routes = first_cells("Routes")
-    for path in api_document.document(DigitClassifier.apis, 1000)["paths"]:
+    for path in service.client.get("/openapi.json").json()["paths"]:
         assert f" {path}`" in routes, path
 
 
-def test_every_field_of_an_answer_is_there() -> None:
-    fields = first_cells("Routes") + PAGE.split("| field | means |")[1].split("\n\n")[0]
-    for name in schemas.Prediction.model_fields:
+def test_every_field_of_an_answer_is_there(service: Service) -> None:
+    fields = first_cells("Routes") + PAGE.split("| field | meaning |")[1].split("\n\n")[0]
+    answer = service.client.post("/classify", json={"images": [[0] * 28] * 28}).json()
+    assert "uncertain" in answer
+    for name in answer:
         assert f"`{name}`" in fields, name
 
 
-def test_every_status_is_there() -> None:
-    statuses = first_cells("When something is wrong")
+def test_the_new_names_of_about_are_there(service: Service) -> None:
+    about = service.client.get("/about").json()
+    for name in ("model_version", "warning", "run_url", "conformal"):
+        assert name in about and f"`{name}`" in PAGE, name
+
+
+def test_every_status_is_there(service: Service) -> None:
+    statuses = first_cells("Errors")
     answered = {
         status
-        for item in api_document.document(DigitClassifier.apis, 1000)["paths"].values()
+        for item in service.client.get("/openapi.json").json()["paths"].values()
         for operation in item.values()
         for status in operation["responses"]
     }
     assert answered - {"200"} <= set(re.findall(r"\d{3}", statuses))
 
 
-def test_every_metric_is_there_and_none_that_is_not(service: Service) -> None:
+def test_every_metric_is_on_its_page_and_none_that_is_not(service: Service) -> None:
     service.client.post("/classify", json={"images": [[0] * 28] * 28})
     text = service.client.get("/metrics").text
     real = set(re.findall(r"^# TYPE (digits_\w+) ", text, re.M))
-    documented = set(re.findall(r"`(digits_\w+)`", first_cells("Metrics")))
+    documented = set(re.findall(r"^\| `(digits_\w+)` \|", METRICS, re.M))
     assert real == documented

@@ -6,10 +6,12 @@ import pytest
 from conftest import Runs
 
 from models import leaderboard
+from models.architectures import Convolutional, Dense
 from models.leaderboard import HeldOut
-from models.recipes import AUGMENTED, COMPACT, RECIPES, SIGMOID, Recipe
-from models.registry import Registry, flat
+from models.recipes import AUGMENTED, COMPACT, RECIPES, SIGMOID
+from models.registry import RegistryWriter, flat
 from models.runs import Run
+from models.training import Recipe
 
 HELD_OUT = {"d1": HeldOut("mnist", 10_000), "d2": HeldOut("bundled", 270)}
 
@@ -58,7 +60,7 @@ def test_the_data_set_used_last_comes_first_and_on_it_the_most_accurate() -> Non
 def test_every_recipe_is_there_with_what_is_reported() -> None:
     rows = leaderboard.rows([run(COMPACT, 0.5)], HELD_OUT)
     assert sorted(row.recipe for row in rows) == sorted(RECIPES)
-    assert {row.recipe: row.reported for row in rows} == {name: recipe.reported for name, recipe in RECIPES.items()}
+    assert {row.recipe: row.reported for row in rows} == {name: preset.reported for name, preset in RECIPES.items()}
     shown = {row.recipe: row.cells for row in rows}
     assert "50.00 % [49.02, 50.98]" in shown["compact"] and "97.65 %" in shown["compact"]  # lower, and shown
     assert "not trained" in shown["sigmoid"]
@@ -68,13 +70,14 @@ def test_a_changed_recipe_is_another_row() -> None:
     other = AUGMENTED.augmentation.model_copy(update={"shear": 0.0}) if AUGMENTED.augmentation else None
     found = [
         run(COMPACT.model_copy(update={"epochs": 3}), 0.9),
-        run(COMPACT.model_copy(update={"floor": 0.5, "reported": "x"}), 0.9),
+        run(COMPACT, 0.9),
         run(AUGMENTED.model_copy(update={"augmentation": None}), 0.9),
         run(AUGMENTED.model_copy(update={"augmentation": other}), 0.9),
         run(COMPACT.model_copy(update={"augmentation": other}), 0.9),
-        run(Recipe(name="found", hidden=(300,), epochs=4, learning_rate=0.002), 0.9),
+        run(Recipe(name="found", architecture=Dense(hidden=(300,)), epochs=4, learning_rate=0.002), 0.9),
+        run(Recipe(name="found", architecture=Convolutional(dense=64), epochs=4), 0.9),
     ]
-    names = [row.recipe for row in leaderboard.rows(found, HELD_OUT)[:6]]
+    names = [row.recipe for row in leaderboard.rows(found, HELD_OUT)[:7]]
     assert sorted(names) == sorted(
         [
             "compact (epochs 3)",
@@ -83,12 +86,13 @@ def test_a_changed_recipe_is_another_row() -> None:
             "augmented (augmentation.shear 0.0)",
             "compact (augmented)",
             "found (hidden [300], learning_rate 0.002, epochs 4)",
+            "found (filters [32, 64], dense 64, epochs 4)",
         ]
     )
 
 
 def test_real_runs(trained_runs: Runs) -> None:
-    rows = [row for row in leaderboard.read(Registry(trained_runs.uri)) if row.recipe == "sigmoid (epochs 2)"]
+    rows = [row for row in leaderboard.read(RegistryWriter(trained_runs.uri)) if row.recipe == "sigmoid (epochs 2)"]
     assert sorted(row.seeds for row in rows) == [(0,), (0, 1)]  # one label apart is another data set
     for row in rows:
         assert row.source == "bundled" and row.parameters == 7850

@@ -7,7 +7,7 @@ import pytest
 from digits.storage import database, ledger
 
 
-def test_entries_come_back_in_order_with_their_evidence(database_url: str) -> None:
+def test_entries_are_returned_in_order_with_their_evidence(database_url: str) -> None:
     engine = database.connect(database_url)
     assert ledger.entries(engine) == []
     ledger.append(engine, "promotion", None, "1", "reaches the floor", {"accuracy": 0.97})
@@ -47,16 +47,20 @@ def test_rolling_back_twice_goes_back_two_champions(
     engine = database.connect(database_url)
     for action, before, after in changes:
         ledger.append(engine, action, before, after, "why", {})
-    assert ledger.before(ledger.entries(engine), changes[-1][2]) == previous
-    assert ledger.before(ledger.entries(engine), "99") is None
+    assert ledger.previous_champion(ledger.entries(engine), changes[-1][2]) == previous
+    assert ledger.previous_champion(ledger.entries(engine), "99") is None
 
 
-def test_who_left_is_known_with_the_reason(database_url: str) -> None:
+def test_the_last_replacement_of_a_version_is_found_with_its_reason(database_url: str) -> None:
     engine = database.connect(database_url)
     ledger.append(engine, "promotion", None, "1", "the first", {})
-    assert ledger.left(ledger.entries(engine), "1") is None
+    assert ledger.last_replacement(ledger.entries(engine), "1") is None
     ledger.append(engine, "promotion", "1", "2", "better", {})
     ledger.append(engine, "rollback", "2", "1", "wrong on the new forms", {})
-    gone = ledger.left(ledger.entries(engine), "2")
-    assert gone is not None and (gone.action, gone.to_version, gone.why) == ("rollback", "1", "wrong on the new forms")
-    assert ledger.left(ledger.entries(engine), "3") is None
+    replacement = ledger.last_replacement(ledger.entries(engine), "2")
+    assert replacement is not None and (replacement.action, replacement.to_version, replacement.why) == (
+        "rollback",
+        "1",
+        "wrong on the new forms",
+    )
+    assert ledger.last_replacement(ledger.entries(engine), "3") is None

@@ -225,5 +225,5 @@ def test_answers_are_kept_so_long(tmp_path: Path) -> None:
             row = {"id": id, "at": at, "version": "1", "digit": 1, "probability": 1.0, "route": "/"}
             blobs = {"probabilities": b"0" * 40, "image": b"0" * 784, "audit": False}
             connection.execute(predictions.predictions.insert(), {**row, **blobs})
-    assert predictions.forget(engine, edge) == 1
+    assert predictions.delete_before(engine, edge) == 1
     assert predictions.read_window(engine, edge - timedelta(days=1)).ids == ["b"]

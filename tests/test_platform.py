@@ -75,7 +75,7 @@ class Platform:
         command = [sys.executable, "-m", "ops", *words]
         return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=300)
 
-    def left_behind(self) -> list[str]:
+    def remaining_processes(self) -> list[str]:
         """Processes that still run with this DIGITS_HOME."""
         found = []
         for process in psutil.process_iter():
@@ -105,7 +105,7 @@ def dataset(platform: Platform) -> Dataset:
 
 def test_up_says_plainly_that_mnist_is_missing_and_goes_on(platform: Platform) -> None:
     printed: str = platform.printed  # type: ignore[attr-defined]
-    assert "MNIST cannot be had here" in printed
+    assert "MNIST is unavailable" in printed
     assert "1,797 digits bundled with scikit-learn" in printed
     assert "digits v1 is the champion" in printed
 
@@ -135,7 +135,7 @@ def test_a_taken_port_is_named_with_its_setting(platform: Platform, tmp_path: Pa
     assert refused.returncode == 1
     assert (
         refused.stderr
-        == f"digits: port {port} for service is taken; end what listens there or set DIGITS_SERVICE_PORT\n"
+        == f"digits: port {port} for service is in use; stop the process that listens on it or set DIGITS_SERVICE_PORT\n"
     )
 
 
@@ -176,11 +176,11 @@ def test_plain_traffic_is_no_drift_and_changed_traffic_is(platform: Platform) ->
     assert re.search(r"200 answers, \d+\.\d% right, \d+ labelled", sent.stdout)
     plain = platform.run("monitor", "--since", "1h")
     assert "No drift" in plain.stderr, plain.stderr
-    for change, cause in (("invert", "invert"), ("shift", "shifted")):
+    for perturbation, explanation in (("invert", "invert"), ("shift", "shifted")):
         version = _forget_answers(platform)
-        platform.run("traffic", "-n", "200", "--change", change, "--data", "bundled")
+        platform.run("traffic", "-n", "200", "--perturbation", perturbation, "--data", "bundled")
         drifted = platform.run("monitor", "--since", "1h")
-        assert cause in drifted.stderr.lower(), drifted.stderr
+        assert explanation in drifted.stderr.lower(), drifted.stderr
         latest = max((platform.home / "reports").iterdir())
         verdict = json.loads((latest / "verdict.json").read_text())
         assert verdict["drift"]["verdict"] == "drift"
@@ -322,7 +322,7 @@ def test_compact_on_mnist_is_as_good_as_reported_and_served_exactly(platform: Pl
 
 def test_ctrl_c_stops_everything_and_up_goes_on_with_the_same_state(platform: Platform) -> None:
     assert platform.stop() == 0
-    assert platform.left_behind() == []
+    assert platform.remaining_processes() == []
     printed = platform.start()
     assert "training one" not in printed
     assert get(f"{platform.url}/about").json()["model_version"] == "1"
@@ -333,9 +333,9 @@ def test_ctrl_c_stops_everything_and_up_goes_on_with_the_same_state(platform: Pl
     for process in psutil.process_iter():
         if "supervisor.supervisord" in process.cmdline() and str(platform.home) in " ".join(process.cmdline()):
             process.kill()
-    assert platform.left_behind() != []
+    assert platform.remaining_processes() != []
     assert platform.run("down").stdout == "stopped\n"
-    assert platform.left_behind() == []
+    assert platform.remaining_processes() == []
     assert platform.run("status").returncode == 1
 
 
@@ -366,7 +366,7 @@ def _forget_answers(platform: Platform) -> str:
     while (about := get(f"{platform.url}/about").json())["log"]["waiting"]:
         time.sleep(0.1)
     engine = database.connect(f"sqlite:///{platform.home}/digits.db")
-    predictions.forget(engine, datetime.now(UTC))
+    predictions.delete_before(engine, datetime.now(UTC))
     version: str = about["model_version"]
     return version
 

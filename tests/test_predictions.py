@@ -1,4 +1,4 @@
-"""The records: everything is found again, and the last word on a digit counts."""
+"""The prediction log: every record is found again, and the most recent label wins."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ from digits.storage.predictions import new_ids
 from services.prediction_log import PredictionLog
 
 
-def test_a_window_gives_back_what_was_appended_oldest_first(database_url: str, engine: Engine, tmp_path: Path) -> None:
+def test_a_window_returns_what_was_appended_oldest_first(database_url: str, engine: Engine, tmp_path: Path) -> None:
     early, late = answers(3), answers(2, NOON + timedelta(minutes=5), seed=1)
     write(database_url, tmp_path, late, early)
     window = predictions.read_window(engine, NOON)
@@ -26,7 +26,7 @@ def test_a_window_gives_back_what_was_appended_oldest_first(database_url: str, e
     assert window.labels.tolist() == [-1] * 5
 
 
-def test_a_window_is_cut_by_time_count_version_and_role(database_url: str, engine: Engine, tmp_path: Path) -> None:
+def test_a_window_is_limited_by_time_count_version_and_label(database_url: str, engine: Engine, tmp_path: Path) -> None:
     old, new = answers(3), answers(3, NOON + timedelta(hours=1), "2", seed=1)
     write(database_url, tmp_path, old, new)
     assert predictions.read_window(engine, NOON + timedelta(seconds=1)).ids == new.ids
@@ -40,7 +40,7 @@ def test_a_window_is_cut_by_time_count_version_and_role(database_url: str, engin
     assert len(empty) == 0 and empty.images.shape == (0, 28, 28) and empty.probabilities.shape == (0, 10)
 
 
-def test_the_last_word_on_a_digit_counts_and_the_earlier_ones_stay(
+def test_the_most_recent_label_wins_and_earlier_ones_are_kept(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
     batch = answers(2)
@@ -50,11 +50,11 @@ def test_the_last_word_on_a_digit_counts_and_the_earlier_ones_stay(
     assert predictions.read_window(engine, NOON).labels.tolist() == [8, -1]
     assert predictions.find(engine, batch.ids[0]).label == 8
     with engine.connect() as connection:
-        said = connection.scalars(select(predictions.feedback.c.digit).order_by(predictions.feedback.c.sequence)).all()
-    assert said == [3, 8]
+        labels = connection.scalars(select(predictions.feedback.c.label).order_by(predictions.feedback.c.sequence))
+        assert labels.all() == [3, 8]
 
 
-def test_an_answer_is_found_by_its_id(database_url: str, engine: Engine, tmp_path: Path) -> None:
+def test_a_prediction_is_found_by_its_id(database_url: str, engine: Engine, tmp_path: Path) -> None:
     batch = answers(3)
     write(database_url, tmp_path, batch)
     found = predictions.find(engine, batch.ids[1])
@@ -64,12 +64,12 @@ def test_an_answer_is_found_by_its_id(database_url: str, engine: Engine, tmp_pat
 
 
 def test_unknown_ids_and_impossible_digits_are_refused(engine: Engine) -> None:
-    with pytest.raises(predictions.UnknownPrediction, match='the id "nobody"'):
-        predictions.label(engine, "nobody", 3, "page")
+    with pytest.raises(predictions.UnknownPrediction, match='the id "unknown"'):
+        predictions.label(engine, "unknown", 3, "page")
     with pytest.raises(LookupError, match="no prediction"):
-        predictions.find(engine, "nobody")
+        predictions.find(engine, "unknown")
     with pytest.raises(ValueError, match="digit is 10"):
-        predictions.label(engine, "nobody", 10, "page")
+        predictions.label(engine, "unknown", 10, "page")
 
 
 def test_ids_are_unique_and_sorted_by_time() -> None:
@@ -80,13 +80,13 @@ def test_ids_are_unique_and_sorted_by_time() -> None:
     assert first < new_ids()[0]
 
 
-def test_the_id_of_an_answer_does_not_tell_those_beside_it() -> None:
-    """Requests of strangers share a batch, and who has an id may read its image."""
+def test_an_id_does_not_reveal_its_neighbours() -> None:
+    """Requests of different clients share a batch, and an id gives access to its image."""
     ids = new_ids(100)
     assert len({id[-16:] for id in ids}) == 100 and ids == sorted(ids)
 
 
-def test_there_are_ids_for_any_number_of_answers() -> None:
+def test_there_are_ids_for_any_number_of_predictions() -> None:
     ids = new_ids(70_000)
     assert len(set(ids)) == 70_000 and {len(id) for id in ids} == {32}
 
@@ -98,7 +98,7 @@ def test_the_audit_sample_is_drawn_at_random(database_url: str, engine: Engine, 
     assert 120 < drawn < 280  # six standard deviations around 200
 
 
-def test_old_answers_are_forgotten_with_their_feedback(database_url: str, engine: Engine, tmp_path: Path) -> None:
+def test_old_predictions_are_deleted_with_their_feedback(database_url: str, engine: Engine, tmp_path: Path) -> None:
     old, new = answers(1500), answers(2, datetime.now(UTC), seed=1)
     write(database_url, tmp_path, old, new)
     predictions.label(engine, old.ids[0], 3, "page")

@@ -24,7 +24,7 @@ class Registry:
     def store(self, cache: Path) -> ModelStore:
         return ModelStore(self.memory.uri, cache)
 
-    def point(self, alias: str, version: str) -> None:
+    def set_alias(self, alias: str, version: str) -> None:
         self.memory.aliases[alias] = version
 
     def tag_version(self, version: str, tags: dict[str, str]) -> None:
@@ -59,7 +59,7 @@ def test_who_is_overtaken_while_a_version_is_checked_changes_nothing(
     fetch = ModelStore.fetch_version
 
     def slow(store: ModelStore, version: str) -> VerifiedModel:
-        stand_in.point("champion", "3")
+        stand_in.set_alias("champion", "3")
         return fetch(store, version)
 
     monkeypatch.setattr(ModelStore, "fetch_version", slow)
@@ -68,10 +68,10 @@ def test_who_is_overtaken_while_a_version_is_checked_changes_nothing(
     assert stand_in.memory.aliases == {"champion": "3"} and len(ledger.entries(engine)) == 1
 
 
-def test_an_earlier_look_counts_beside_the_same_champion_alone(stand_in: Any, tmp_path: Path) -> None:
-    stand_in.point("champion", "1")
+def test_an_earlier_comparison_counts_beside_the_same_champion_alone(stand_in: Any, tmp_path: Path) -> None:
+    stand_in.set_alias("champion", "1")
     store = stand_in.store(tmp_path)
-    evidence = {gate.LOOK: 2.0, "new traffic: images": 60.0}
+    evidence = {gate.COMPARISON: 2.0, "new traffic: images": 60.0}
     promotion.record_verdict(stand_in, store, "2", "1", GateVerdict(UNDECIDED, ["who knows"], evidence))
     assert promotion.last_evidence(stand_in, "2", "1") == evidence
     assert promotion.last_evidence(stand_in, "2", "3") == promotion.last_evidence(stand_in, "3", "1") == {}

@@ -1,4 +1,4 @@
-"""The README cannot lie: its commands exist and run, its first screen works, and no command of the platform is missing from it."""
+"""The README is true: its first screen works, its commands, links and rooms exist, and its figures are those of the benchmarks."""
 
 import re
 import resource
@@ -7,30 +7,31 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from ops.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+COMMANDS = list(get_command(app).commands)  # type: ignore[attr-defined]
 
 
-def test_the_first_screen_has_the_first_command() -> None:
+def test_the_first_screen_has_the_picture_and_the_two_commands() -> None:
     lines = README.splitlines()
-    assert "make up" in "\n".join(lines[:35])
-    assert 100 <= len(lines) <= 250
+    first_screen = "\n".join(lines[:35])
+    assert "make up" in first_screen and "make test" in first_screen and "docs/loop.svg" in first_screen
+    assert len(lines) <= 130
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_in_the_readme_and_answers_help(command: str) -> None:
-    assert re.search(rf"`(digits )?{command}\b", README)
+def test_every_command_answers_help(command: str) -> None:
     done = subprocess.run([sys.executable, "-m", "ops", command, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert "Usage" in done.stdout
 
 
 def test_help_answers_in_under_a_second() -> None:
-    """Of processor time, because the machine has other things to do too; the best of three."""
+    """Of processor time, because other processes run at the same time; the best of three."""
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -40,24 +41,41 @@ def test_help_answers_in_under_a_second() -> None:
     assert min(times) < 1
 
 
-def test_every_make_target_of_the_readme_exists() -> None:
+def test_every_make_target_that_a_page_names_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"\bmake ([a-z-]+)", README)):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
+        for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE)):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
 
 
-def test_every_link_to_a_file_leads_somewhere() -> None:
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+def test_every_link_of_the_root_pages_leads_somewhere() -> None:
+    """`mkdocs build --strict` checks those of the site."""
+    for page in ROOT.glob("*.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+            assert (ROOT / target).exists(), f"{page.name}: {target}"
 
 
-def test_every_recipe_is_in_the_readme() -> None:
-    from models.recipes import RECIPES
+def test_every_page_of_the_site_is_linked() -> None:
+    generated = {"docs/reference/command-line.md", "docs/reference/settings.md"}
+    pages = {str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")}
+    assert pages - set(re.findall(r"\]\(([^)]+)\)", README)) - generated == {"docs/index.md"}
 
-    assert set(RECIPES) == set(re.findall(r"^\| `([a-z-]+)` \|", README, re.MULTILINE))
+
+def test_every_figure_of_the_bullets_is_one_of_the_benchmarks() -> None:
+    bullets = "\n".join(re.findall(r"^- \*\*.*\n(?:  .*\n)*", README, re.MULTILINE))
+    assert bullets.count("- **") == 5
+    printed = (ROOT / "docs" / "benchmarks.md").read_text()
+    figures = re.findall(r"\d[\d,]*\.\d+|\d+,\d{3}", bullets)
+    assert len(figures) > 8
+    for figure in figures:
+        assert figure in printed, figure
 
 
 def test_every_room_of_the_tree_exists() -> None:
-    for room in re.findall(r"^([a-z]+)/  ", README, re.MULTILINE):
-        assert room == "var" or (ROOT / room).is_dir(), room
+    rooms = re.findall(r"^( *)([a-z]+)/  ", README, re.MULTILINE)
+    assert len(rooms) > 10
+    parent = ROOT
+    for indent, room in rooms:
+        folder = parent / room if indent else ROOT / room
+        parent = parent if indent else folder
+        assert room == "var" or folder.is_dir(), room

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from models import recipes, training
+from models.architectures import Convolutional
 
 WIDTHS = {
     "kaggle-sgd": (128, 256),
@@ -17,7 +18,9 @@ WIDTHS = {
 
 def test_unknown_fields_and_changes_are_refused() -> None:
     with pytest.raises(ValidationError, match="learning_rat"):
-        recipes.Recipe.model_validate({"name": "x", "hidden": [8], "epochs": 1, "learning_rat": 0.1})
+        training.Recipe.model_validate(
+            {"name": "x", "architecture": {"kind": "dense", "hidden": [8]}, "epochs": 1, "learning_rat": 0.1}
+        )
     with pytest.raises(ValidationError, match="frozen"):
         recipes.COMPACT.epochs = 2  # type: ignore[misc]
 
@@ -38,5 +41,21 @@ def test_compact_has_exactly_the_parameters_it_is_known_for() -> None:
 
 
 def test_a_recipe_survives_json() -> None:
-    for recipe in recipes.RECIPES.values():
-        assert recipes.Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    convolutional = training.Recipe(name="x", architecture=Convolutional(filters=(4,)), epochs=1)
+    for recipe in (convolutional, *(preset.recipe for preset in recipes.RECIPES.values())):
+        assert training.Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_the_architecture_is_chosen_by_its_kind() -> None:
+    fields = {"name": "x", "epochs": 1, "architecture": {"kind": "convolutional", "dense": 8}}
+    assert training.Recipe.model_validate(fields).architecture == Convolutional(dense=8)
+    for architecture, message in (
+        ({"kind": "recurrent"}, "recurrent"),
+        ({"kind": "convolutional", "hidden": [8]}, "hidden"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            training.Recipe.model_validate({**fields, "architecture": architecture})
+
+
+def test_a_floor_is_known_for_every_name() -> None:
+    assert (recipes.floor("sigmoid"), recipes.floor("compact"), recipes.floor("sweep")) == (0.8, 0.9, 0.9)

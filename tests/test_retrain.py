@@ -1,4 +1,4 @@
-"""What a retraining gathers: once, in whatever step it dies, and nothing of it is lost when the source is read anew."""
+"""A retraining ingests new data exactly once, whichever step it dies in, and keeps it when the source is read again."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,8 +12,9 @@ from digits.settings import Settings
 from digits.storage import database, feedback, predictions
 from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
 from flows import retrain
-from flows.ingest import start_from
-from flows.retrain import assemble_dataset, check_policies, record_finish, resting
+from flows.connections import Platform
+from flows.ingest import set_source
+from flows.retrain import assemble_dataset, check_policies, cooldown_message, record_finish
 from models import gate, promotion
 from models import registry as registries
 from models.registry_reader import RegistryReader
@@ -24,7 +25,7 @@ from services.prediction_log import PredictionLog
 def settings(tmp_path: Path) -> Settings:
     """A home with the bundled digits as current data set and thirty new ones in the inbox."""
     settings = Settings(home=tmp_path)
-    start_from.fn("bundled", settings)
+    set_source(Platform(settings), "bundled")
     old = current(settings)
     new = 255 - (255 - old.train.images[:30]) // 2 * 2  # the same digits with other bits
     settings.inbox.mkdir(parents=True)
@@ -45,20 +46,24 @@ def current(settings: Settings) -> Dataset:
     return datasets.load(settings.datasets, fingerprint)
 
 
+def assemble(settings: Settings, data: str | None = None) -> Dataset:
+    return assemble_dataset(Platform(settings), data)
+
+
 def size(dataset: Dataset) -> int:
     return len(dataset.train) + len(dataset.validation)
 
 
 def test_what_lies_in_the_inbox_is_trained_on_and_never_tested_on(settings: Settings) -> None:
     before = current(settings)
-    after = datasets.load(settings.datasets, assemble_dataset.fn(None, settings))
+    after = assemble(settings)
     assert size(after) == size(before) + 30
     assert np.array_equal(after.test.images, before.test.images)
     assert [path.name for path in (settings.inbox / "taken").iterdir()] == ["more.npz"]
 
 
-def test_gathering_again_changes_nothing(settings: Settings) -> None:
-    assert assemble_dataset.fn(None, settings) == assemble_dataset.fn(None, settings)
+def test_assembling_twice_gives_the_same_data_set(settings: Settings) -> None:
+    assert assemble(settings).fingerprint == assemble(settings).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -73,18 +78,18 @@ def test_killed_in_any_step_the_next_one_ends_as_an_undisturbed_one(
     with monkeypatch.context() as patch:
         patch.setattr(module, step, killed)
         with pytest.raises(KeyboardInterrupt):
-            assemble_dataset.fn(None, settings)
+            assemble(settings)
     assert (settings.inbox / "more.npz").exists()
-    fingerprint = assemble_dataset.fn(None, settings)
-    assert datasets.current(settings.datasets) == fingerprint
-    assert size(datasets.load(settings.datasets, fingerprint)) == 1527 + 30
+    dataset = assemble(settings)
+    assert datasets.current(settings.datasets) == dataset.fingerprint
+    assert size(dataset) == size(datasets.load(settings.datasets, dataset.fingerprint)) == 1527 + 30
     assert [path.name for path in (settings.inbox / "taken").iterdir()] == ["more.npz"]
 
 
 def test_reading_the_source_anew_keeps_what_the_inbox_brought(settings: Settings) -> None:
-    grown = assemble_dataset.fn(None, settings)
-    assert assemble_dataset.fn("bundled", settings) == grown
-    assert start_from.fn("bundled", settings) == grown
+    grown = assemble(settings).fingerprint
+    assert assemble(settings, "bundled").fingerprint == grown
+    assert set_source(Platform(settings), "bundled") == grown
 
 
 def test_labels_of_feedback_are_trained_on_once_and_outlive_the_source(settings: Settings) -> None:
@@ -97,13 +102,13 @@ def test_labels_of_feedback_are_trained_on_once_and_outlive_the_source(settings:
     engine = database.connect(settings.database_url)
     for id, digit in zip(ids, before.train.labels[100:140].tolist(), strict=True):
         predictions.label(engine, id, digit, AUDITOR)
-    after = datasets.load(settings.datasets, assemble_dataset.fn(None, settings))
+    after = assemble(settings)
     audited = feedback.audited_traffic(engine)
     assert audited is not None and len(audited) == 40
     learned = datasets.digests(datasets.join(after.train, after.validation).images)
     held_out = int((~np.isin(datasets.digests(audited.images), learned)).sum())
     assert 0 < held_out < 40 and size(after) == size(before) + 30 + 40 - held_out
-    assert assemble_dataset.fn(None, settings) == after.fingerprint == assemble_dataset.fn("bundled", settings)
+    assert assemble(settings).fingerprint == after.fingerprint == assemble(settings, "bundled").fingerprint
 
 
 def test_a_corrected_label_replaces_the_one_that_was_trained_on(settings: Settings) -> None:
@@ -117,7 +122,7 @@ def test_a_corrected_label_replaces_the_one_that_was_trained_on(settings: Settin
     settings = settings.model_copy(update={"feedback": {"hold_out": 0.0}})
     for digit in (4, 9):
         predictions.label(database.connect(settings.database_url), id, digit, "anna")
-        after = datasets.load(settings.datasets, assemble_dataset.fn(None, settings))
+        after = assemble(settings)
         learned = datasets.join(after.train, after.validation)
         same = datasets.digests(learned.images) == datasets.digests(image)[0]
         assert learned.labels[same].tolist() == [digit]
@@ -126,7 +131,11 @@ def test_a_corrected_label_replaces_the_one_that_was_trained_on(settings: Settin
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("gate", {"minimum_gian": 0.1}, r"DIGITS_GATE: minimum_gian is 0\.1 .*it takes significance, minimum_gain"),
+        (
+            "gate",
+            {"minimum_gian": 0.1},
+            r"DIGITS_GATE: minimum_gian is 0\.1 .*it takes significance, min_error_reduction",
+        ),
         ("feedback", {"hold_out": 2}, r"DIGITS_FEEDBACK: hold_out is 2 .*less than 1"),
     ],
 )
@@ -138,11 +147,12 @@ def test_a_wrong_policy_is_named_before_anything_is_trained(
         check_policies(settings.model_copy(update={setting: value}))
 
 
-def test_a_retraining_that_failed_rests_as_well(settings: Settings) -> None:
-    assert resting(settings) is None
-    with pytest.raises(ValueError, match="broken"), record_finish(settings):
+def test_events_wait_after_a_failed_retraining_too(settings: Settings) -> None:
+    platform = Platform(settings)
+    assert cooldown_message(platform) is None
+    with pytest.raises(ValueError, match="broken"), record_finish(platform.engine):
         raise ValueError("broken")
-    assert "events start the next from" in (resting(settings) or "")
+    assert "events start the next from" in (cooldown_message(platform) or "")
 
 
 @pytest.mark.parametrize(("current", "promoted"), [("1", ["3"]), ("2", [])])
@@ -151,9 +161,9 @@ def test_a_champion_that_came_meanwhile_is_not_replaced(
 ) -> None:
     """The evidence is about the champion that was judged."""
     done: list[str] = []
-    monkeypatch.setattr(registries, "Registry", lambda uri: None)
+    monkeypatch.setattr(registries, "RegistryWriter", lambda uri: None)
     monkeypatch.setattr(RegistryReader, "version", lambda reader: current)
     monkeypatch.setattr(promotion, "promote", lambda registry, store, engine, version, *why: done.append(version))
-    monkeypatch.setattr(retrain, "_publish", lambda version, verdict: None)
-    retrain.apply_verdict.fn("3", "1", gate.GateVerdict("promote", ["better"], {}), settings)
+    monkeypatch.setattr(retrain, "publish", lambda *_: None)
+    retrain.apply_verdict(Platform(settings), "3", "1", gate.GateVerdict("promote", ["better"], {}))
     assert done == promoted

@@ -19,20 +19,21 @@ from digits.storage import cooldowns, database, feedback, ledger, predictions
 from digits.storage.predictions import AUDITOR
 from models import candidate_comparison, export, recipes, registry_reader
 from models import registry as registries
-from models.registry import Registry
+from models.model_store import ModelStore
+from models.registry import RegistryWriter
 from models.registry_reader import RegistryReader
 from services.prediction_log import PredictionLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 
-QUICK = recipes.SIGMOID.model_copy(update={"epochs": 1, "floor": 0.3})
+QUICK = recipes.SIGMOID.model_copy(update={"epochs": 1})
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _prefect() -> Iterator[None]:
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=180):
         yield
 
 
@@ -45,6 +46,7 @@ def settings(
     monkeypatch.setattr(registries, "NAME", name)
     monkeypatch.setattr(registry_reader, "NAME", name)
     monkeypatch.setattr(recipes, "find", lambda _: QUICK)
+    monkeypatch.setattr(recipes, "floor", lambda _: 0.3)
     read = inbox.read_inbox
     monkeypatch.setattr(inbox, "read_inbox", lambda folder: read(folder, settle_seconds=0))
     monkeypatch.setenv("DIGITS_HOME", str(tmp_path))
@@ -84,7 +86,7 @@ def state(settings: Settings) -> dict[str, Any]:
     assert fingerprint is not None
     version = RegistryReader(settings.mlflow_tracking_uri).version()
     assert version is not None
-    registry = Registry(settings.mlflow_tracking_uri)
+    registry = RegistryWriter(settings.mlflow_tracking_uri)
     run = registry.client.get_run(registry.client.get_model_version(registries.NAME, version).run_id)
     training, judging = feedback.training(engine), feedback.audited_traffic(engine)
     assert training is not None and judging is not None
@@ -118,7 +120,7 @@ def test_undisturbed(settings: Settings, undisturbed: dict[str, Any]) -> None:
 STEPS = {
     "trained": (export, "to_onnx"),
     "registered": (candidate_comparison.JudgedModel, "fetch"),
-    "judged": (Registry, "point"),
+    "judged": (RegistryWriter, "set_alias"),
     "promoted": (ledger, "append"),
     "recorded": (cooldowns, "put"),
 }
@@ -147,7 +149,7 @@ def test_runs_of_a_dead_process_are_closed_and_living_ones_are_not(settings: Set
     from flows import crashed_runs
     from flows.retrain import retrain
 
-    registry = Registry(settings.mlflow_tracking_uri)
+    registry = RegistryWriter(settings.mlflow_tracking_uri)
     with get_client(sync_client=True) as client:
         dead = client.create_flow_run(retrain, state=Running())
         time.sleep(16)
@@ -176,7 +178,7 @@ def test_an_event_starts_nothing_within_the_cooldown_and_the_reason_is_a_tag(set
     assert "promote" in retrain(reason="drift: strokes thicker", cooldown=True)
     assert "events start the next from" in retrain(reason="drift: strokes thicker", cooldown=True)
     assert "there is nothing new to learn" in retrain(reason="labels: 300 new ones")
-    registry = Registry(settings.mlflow_tracking_uri)
+    registry = RegistryWriter(settings.mlflow_tracking_uri)
     (run,) = registry.client.search_runs([registry.experiment_id])
     assert run.data.tags["reason"] == "drift: strokes thicker"
     with get_client(sync_client=True) as client:
@@ -187,13 +189,13 @@ def test_an_event_starts_nothing_within_the_cooldown_and_the_reason_is_a_tag(set
 def test_what_was_rolled_back_does_not_come_back_by_itself(settings: Settings) -> None:
     from flows.retrain import retrain
     from models import promotion
-    from models.registry import Registry
 
     assert "promote" in run()
     retrain(seed=1)
     if RegistryReader(settings.mlflow_tracking_uri).version() == "1":
-        engine, registry = database.connect(settings.database_url), Registry(settings.mlflow_tracking_uri)
-        promotion.promote(registry, engine, "2", "by hand", settings.champions)
+        engine, registry = database.connect(settings.database_url), RegistryWriter(settings.mlflow_tracking_uri)
+        store = ModelStore(settings.mlflow_tracking_uri, settings.champions)
+        promotion.promote(registry, store, engine, "2", "by hand")
     said = run()
     assert "digits v1 was the champion until the promotion of v2 (" in said and "`digits promote 1`" in said
     assert RegistryReader(settings.mlflow_tracking_uri).version() == "2"

@@ -6,15 +6,15 @@ from conftest import Runs
 from digits.data import datasets
 from models import runs
 from models.recipes import SIGMOID
-from models.registry import Registry
+from models.registry import RegistryWriter
 
 
 @pytest.fixture(scope="module")
-def registry(trained_runs: Runs) -> Registry:
-    return Registry(trained_runs.uri)
+def registry(trained_runs: Runs) -> RegistryWriter:
+    return RegistryWriter(trained_runs.uri)
 
 
-def test_a_run_is_found_by_version_and_by_id(registry: Registry, trained_runs: Runs) -> None:
+def test_a_run_is_found_by_version_and_by_id(registry: RegistryWriter, trained_runs: Runs) -> None:
     run = runs.find(registry, trained_runs.other_seed)
     assert run.version == trained_runs.other_seed
     assert (run.status, run.params["seed"], run.tags["recipe"]) == ("FINISHED", "1", "sigmoid")
@@ -24,12 +24,12 @@ def test_a_run_is_found_by_version_and_by_id(registry: Registry, trained_runs: R
 
 
 @pytest.mark.parametrize("text", ["v99999", "99999", "not-a-run", "", "ABCDEF", "0" * 40])
-def test_what_is_not_there_is_said(registry: Registry, text: str) -> None:
+def test_what_is_not_there_is_said(registry: RegistryWriter, text: str) -> None:
     with pytest.raises(LookupError, match=f"no version and no run '{text}'"):
         runs.find(registry, text)
 
 
-def test_an_ambiguous_beginning_is_refused(registry: Registry) -> None:
+def test_an_ambiguous_beginning_is_refused(registry: RegistryWriter) -> None:
     made = [registry.client.create_run(registry.experiment_id).info.run_id for _ in range(17)]
     try:
         beginnings = [run_id[0] for run_id in made]
@@ -44,14 +44,14 @@ def test_an_ambiguous_beginning_is_refused(registry: Registry) -> None:
             registry.client.delete_run(run_id)
 
 
-def test_files_of_a_run(registry: Registry, trained_runs: Runs) -> None:
+def test_files_of_a_run(registry: RegistryWriter, trained_runs: Runs) -> None:
     run = runs.find(registry, trained_runs.first)
     assert runs.read_json(registry, run, "recipe.json")["epochs"] == 2
     with pytest.raises(LookupError, match=r"has no weights.json; it ended as FINISHED"):
         runs.read_json(registry, run, "weights.json")
 
 
-def test_trials_of_a_search_count_only_when_registered(registry: Registry, trained_runs: Runs) -> None:
+def test_trials_of_a_search_count_only_when_registered(registry: RegistryWriter, trained_runs: Runs) -> None:
     parent = runs.find(registry, trained_runs.first)
     trial = registry.client.create_run(registry.experiment_id, tags={"mlflow.parentRunId": parent.id}).info.run_id
     failed = registry.client.create_run(registry.experiment_id).info.run_id
@@ -69,7 +69,9 @@ def test_trials_of_a_search_count_only_when_registered(registry: Registry, train
         registry.client.delete_run(failed)
 
 
-def test_an_interrupted_training_is_killed_and_a_failed_one_failed(registry: Registry, trained_runs: Runs) -> None:
+def test_an_interrupted_training_is_killed_and_a_failed_one_failed(
+    registry: RegistryWriter, trained_runs: Runs
+) -> None:
     fingerprint = runs.find(registry, trained_runs.first).tags["dataset"]
     dataset = datasets.load(trained_runs.datasets, fingerprint)
     for error, status in ((KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")):

@@ -9,6 +9,7 @@ from conftest import Files, Registry
 from digits import reference
 from digits.settings import Settings
 from flows import score
+from flows.connections import Platform
 from models.registry_reader import VersionNotFound
 
 
@@ -24,12 +25,12 @@ def test_the_champion_answers_a_file(
 ) -> None:
     registry.versions |= {"1": other_files, "2": champion_files}
     registry.aliases["champion"] = "2"
-    champion = score.load.fn(settings)
+    champion = Platform(settings).models.fetch()
     assert champion.version == "2"
     sample = reference.from_bytes(champion_files["reference.npz"])
     source, target = tmp_path / "test.csv", tmp_path / "submission.csv"
     np.savetxt(source, sample.images.reshape(-1, 784), "%d", ",")
-    count = score.answer.fn(source, target, champion, settings)
+    count = score.write_answers(source, target, champion, settings)
     assert count.answered == len(sample) and count.rejected == 0
     answers = np.loadtxt(target, int, delimiter=",", skiprows=1)
     assert (answers[:, 0] == np.arange(1, len(sample) + 1)).all()
@@ -39,4 +40,4 @@ def test_the_champion_answers_a_file(
 
 def test_without_a_champion_nothing_is_answered(settings: Settings) -> None:
     with pytest.raises(VersionNotFound, match="train and promote one"):
-        score.load.fn(settings)
+        Platform(settings).models.fetch()

@@ -16,16 +16,14 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 from conftest import Files
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from digits import reference
-from digits.data import sources
+from digits.data import kaggle_csv
 from digits.data.datasets import BadData
+from digits.data.kaggle_csv import PIXEL_NAMES
 from models import onnx_model, scoring
 from models.onnx_model import OnnxModel
-from models.scoring import PIXEL_NAMES
 
 HEADER = ",".join(PIXEL_NAMES)
 Table = NDArray[np.int_]
@@ -45,7 +43,7 @@ def model(champion_files: Files) -> OnnxModel:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few hundred rows are many chunks."""
-    monkeypatch.setattr(scoring, "CHUNK_BYTES", 60_000)
+    monkeypatch.setattr(kaggle_csv, "CHUNK_BYTES", 60_000)
     monkeypatch.setattr(scoring, "CHUNK_ROWS", 50)
 
 
@@ -139,34 +137,6 @@ def test_an_old_side_file_does_not_outlive_its_cause(table: Table, model: OnnxMo
     write_csv(source, lines(table[:6]))
     scoring.score(source, tmp_path / "out.csv", model.predict_proba)
     assert not count.side_file.exists()
-
-
-field = st.one_of(
-    st.integers(0, 300).map(str),
-    st.sampled_from(
-        ["", " 7", "7 ", "+7", "-0", "007", "0x1F", "0X1f", "1e1", "1.0", "NA", "null", '"3"', "1_0", "٣", "\t9"]
-    ),
-    st.text(st.characters(blacklist_characters="\n\r,", blacklist_categories=("Cs",)), max_size=5),
-)
-
-
-@given(st.lists(field, min_size=1, max_size=3))
-@example(["0x10"])
-@example(["\x0b5", "5\x0c"])
-def test_the_strict_reader_takes_only_what_the_tolerant_one_takes(fields: list[str]) -> None:
-    content = (",".join(fields + ["0"] * (784 - len(fields))) + "\n").encode()
-    images = scoring._read_lines_strictly(content)
-    if images is not None:
-        rows = scoring._read_lines(content, 0)
-        assert not rows.faults
-        assert (images == rows.images).all()
-
-
-@settings(max_examples=20)
-@given(st.lists(st.integers(0, 255), min_size=784, max_size=784))
-def test_the_strict_reader_takes_plain_numbers(numbers: list[int]) -> None:
-    images = scoring._read_lines_strictly((",".join(map(str, numbers)) + "\n").encode())
-    assert images is not None and images.reshape(-1).tolist() == numbers
 
 
 PARQUET: dict[str, Callable[[Table], dict[str, Any]]] = {
@@ -343,7 +313,3 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, champion_files: File
 
     small, large = peak(40_000), peak(320_000)  # 31 MB and 251 MB of pixels
     assert large - small < 60e6
-
-
-def test_the_names_of_the_columns_are_kaggles() -> None:
-    assert sources.is_header("test.csv", HEADER, 784)

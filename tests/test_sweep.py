@@ -1,4 +1,4 @@
-"""A sweep as a user meets it: killed, interrupted, gone on with on a cluster, and its best recipe the challenger."""
+"""A sweep as its users see it: killed, interrupted, resumed on a cluster, and its best recipe the challenger."""
 
 import os
 import re
@@ -15,10 +15,12 @@ import psutil
 import pytest
 from cluster import Cluster, running
 from conftest import find_free_port, wait_for
+from optuna import Study
+from optuna.trial import FrozenTrial
 
-from models.recipes import Recipe
-from models.registry import Registry, flat
-from models.search import Search
+from models import search
+from models.registry import RegistryWriter, flat
+from models.training import Recipe
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 3
@@ -63,24 +65,28 @@ class Sweep:
         except psutil.Error:
             return False
 
-    def registry(self) -> Registry:
-        return Registry(self.mlflow)
+    def registry(self) -> RegistryWriter:
+        return RegistryWriter(self.mlflow)
 
-    def search(self) -> Search:
+    def study(self) -> Study:
         """The study, as the last call left it."""
         (fingerprint,) = [path.name for path in (self.home / "datasets").iterdir() if path.is_dir()]
-        return Search(self.home / "sweeps", "quick", fingerprint, EPOCHS)
+        return search.open_study(self.home / "sweeps", "quick", fingerprint, EPOCHS)
+
+    def complete(self) -> list[FrozenTrial]:
+        """The complete trials, the best first."""
+        return search.ranked(self.study())
 
     def runs(self) -> tuple[list[Any], list[Any]]:
         """The parents and the trials, in MLflow; those of other tests left out."""
         registry = self.registry()
         found = registry.client.search_runs([registry.experiment_id], max_results=1000)
-        parents = [run for run in found if run.data.tags.get("study") == self.search().title]
+        parents = [run for run in found if run.data.tags.get("study") == self.study().study_name]
         ids = {run.info.run_id for run in parents}
         return parents, [run for run in found if run.data.tags.get("mlflow.parentRunId") in ids]
 
-    def under_way(self) -> list[str]:
-        """The numbers of the trials that have begun and not ended."""
+    def running(self) -> list[str]:
+        """The numbers of the running trials."""
         return [run.data.tags["trial"] for run in self.runs()[1] if run.info.status == "RUNNING"]
 
 
@@ -135,50 +141,50 @@ def test_a_killed_sweep_leaves_no_process_behind_and_keeps_its_trials(sweep: Swe
         process.kill()
         process.wait()
         wait_for(lambda: not any(map(sweep.owns, psutil.process_iter())), seconds=60)
-    assert sweep.search().results()
+    assert sweep.complete()
     (parent,), trials = sweep.runs()
     assert parent.info.status == "RUNNING"
     assert {"FINISHED", "RUNNING"} <= {run.info.status for run in trials}
 
 
-def test_it_goes_on_where_it_was_and_ctrl_c_keeps_what_is_done(sweep: Sweep) -> None:
-    before = {one.number for one in sweep.search().results()}
+def test_it_resumes_and_ctrl_c_keeps_finished_trials(sweep: Sweep) -> None:
+    before = {trial.number for trial in sweep.complete()}
     with sweep.call("--minutes", "10", "--workers", "1") as process:
         printed = read_until(process, FINISHED)
-        assert re.search(r"^queued \d trials again that were under way when the last call was killed$", printed, re.M)
+        assert re.search(r"^queued \d trials again that were running when the last call was killed$", printed, re.M)
         wait_for(lambda: "RUNNING" in {run.info.status for run in sweep.runs()[1]}, seconds=60)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the workers, too
         _, rest = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in printed + rest
-    assert re.search(r"^trial \d+: queued for the next call, after \d of 3 epochs: ", rest, re.M)
-    assert re.search(r"^\d+ trials so far, \d+ of them to their end$", rest, re.M)
+    assert re.search(r"^trial \d+: queued again after \d of 3 epochs: ", rest, re.M)
+    assert re.search(r"^\d+ trials so far, \d+ of them complete$", rest, re.M)
     assert re.search(r"^  trial \d+: \d+\.\d\d % \[", rest, re.M)
-    assert before < {one.number for one in sweep.search().results()}
+    assert before < {trial.number for trial in sweep.complete()}
     (parent,), trials = sweep.runs()
     assert parent.info.status == "KILLED"
     assert "RUNNING" not in {run.info.status for run in trials}
 
 
 def test_on_a_cluster_a_killed_worker_costs_time_and_no_result(sweep: Sweep, cluster: Cluster) -> None:
-    before = {one.number for one in sweep.search().results()}
+    before = {trial.number for trial in sweep.complete()}
     with sweep.call("--minutes", "10", DIGITS_DASK_ADDRESS=cluster.address) as process:
         said = read_until(process, FINISHED)
-        wait_for(lambda: len(sweep.under_way()) == 2, seconds=60)
-        victim, under_way = cluster.workers()[0], sweep.under_way()
+        wait_for(lambda: len(sweep.running()) == 2, seconds=60)
+        victim, running_trials = cluster.workers()[0], sweep.running()
         victim.kill()
-        for number in under_way:
+        for number in running_trials:
             if not re.search(rf"^trial {number}: ", said, re.M):
                 said += read_until(process, rf"^trial {number}: ")
         process.send_signal(signal.SIGINT)
         said += process.communicate(timeout=120)[1]
-    for number in under_way:
+    for number in running_trials:
         assert re.search(rf"^trial {number}: (validation accuracy|pruned after)", said, re.M), said
     assert not re.search(r"^trial \d+: failed", said, re.M)
     assert victim.pid not in [worker.pid for worker in cluster.workers()]
-    spread = [one for one in sweep.search().results() if one.number not in before]
-    quickest = min(spread, key=lambda one: one.seconds)
-    assert trained_alone(quickest.recipe, sweep) == quickest.accuracy
+    spread = [trial for trial in sweep.complete() if trial.number not in before]
+    quickest = min(spread, key=lambda trial: float(trial.user_attrs["train_seconds"]))
+    assert trained_alone(search.recipe_of(quickest), sweep) == quickest.value
 
 
 def test_at_the_end_of_the_time_the_best_is_registered_as_challenger(sweep: Sweep) -> None:
@@ -187,14 +193,14 @@ def test_at_the_end_of_the_time_the_best_is_registered_as_challenger(sweep: Swee
     assert process.returncode == 0, errors
     version = re.fullmatch(r"digits v(\d+) is registered; make it the champion .*\n", printed)
     assert version
-    best = sweep.search().results()[0]
+    best = sweep.complete()[0]
     registry = sweep.registry()
     challenger = registry.client.get_model_version_by_alias("digits", "challenger")
     assert challenger.version == version[1]
     run = registry.client.get_run(challenger.run_id)
-    assert run.data.params == {name: str(value) for name, value in flat(best.recipe).items()}
+    assert run.data.params == {name: str(value) for name, value in flat(search.recipe_of(best)).items()}
     assert run.data.metrics["test_accuracy"] > 0.8
-    assert run.data.metrics["val_accuracy"] == pytest.approx(best.accuracy, abs=0.02)  # other threads, other bits
+    assert run.data.metrics["val_accuracy"] == pytest.approx(best.value, abs=0.02)  # other threads, other bits
     (parent,), trials = sweep.runs()
     assert parent.info.status == "FINISHED"
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -204,10 +210,10 @@ def test_at_the_end_of_the_time_the_best_is_registered_as_challenger(sweep: Swee
 def trained_alone(recipe: Recipe, sweep: Sweep) -> float:
     """The validation accuracy of the recipe on one thread, as a worker has it, in a process of its own."""
     program = (
-        "import sys; from pathlib import Path; from digits import datasets; from models import search;"
-        "from models.recipes import Recipe; recipe = Recipe.model_validate_json(sys.argv[1]);"
+        "import sys; from pathlib import Path; from digits.data import datasets; from models import search;"
+        "from models.training import Recipe; recipe = Recipe.model_validate_json(sys.argv[1]);"
         "dataset = datasets.load(Path(sys.argv[2]), sys.argv[3]);"
-        "print(search.accuracy(recipe, search.attempt(recipe, dataset, lambda *_: True).history))"
+        "print(search.train(recipe, dataset, lambda *_: True).accuracy)"
     )
     (dataset,) = [path for path in (sweep.home / "datasets").iterdir() if path.is_dir()]
     words = [recipe.model_dump_json(), str(dataset.parent), dataset.name]
@@ -227,10 +233,10 @@ def test_every_trial_is_a_run_with_its_recipe_and_curves(sweep: Sweep) -> None:
     _, runs = sweep.runs()
     numbered = {int(run.data.tags["trial"]): run for run in runs if "outcome" in run.data.tags}
     client = sweep.registry().client
-    for one in sweep.search().results():
-        run = numbered[one.number]
-        assert run.data.params == {name: str(value) for name, value in flat(one.recipe).items()}
-        assert run.data.metrics["validation_accuracy"] == one.accuracy
+    for trial in sweep.complete():
+        run = numbered[trial.number]
+        assert run.data.params == {name: str(value) for name, value in flat(search.recipe_of(trial)).items()}
+        assert run.data.metrics["validation_accuracy"] == trial.value
         assert "test_accuracy" not in run.data.metrics
         steps = [point.step for point in client.get_metric_history(run.info.run_id, "val_accuracy")]
         assert steps == list(range(1, len(steps) + 1)) and steps

@@ -1,18 +1,26 @@
-"""Trials on a Dask cluster: each as if it were alone, refused where the data is not, and a lock for each study."""
+"""Trials on Dask workers: each as if it were alone, stopped on request, refused without data; failures and locks."""
 
+import queue
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster, Queue
+from distributed import Client, Event, LocalCluster
+from optuna import Study
+from optuna.trial import TrialState
 
 from digits.data import datasets, sources
 from digits.data.datasets import Dataset
 from flows import sweep, sweep_executor
+from flows.connections import Platform
+from flows.sweep_executor import MAX_FAILURES, SweepExecutor, SweepPlan
+from models import registry as registries
 from models import search
-from models.recipes import COMPACT, Recipe
+from models.recipes import COMPACT
+from models.training import Recipe
+
+EPOCHS = 40
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +35,7 @@ def client() -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
-    folder = tmp_path_factory.mktemp("datasets")
+    folder = tmp_path_factory.mktemp("home") / "datasets"
     dataset = sources.read("bundled", mnist=None, cache=folder)
     datasets.save(dataset, folder)
     return folder, dataset
@@ -35,90 +43,158 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
 
 @pytest.fixture(autouse=True)
 def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a worker sets for its own process does not outlive the test."""
+    """The variables that a worker sets for its own process do not outlive the test."""
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
     monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "1")
 
 
 def small(seed: int) -> Recipe:
-    fields: dict[str, Any] = {"hidden": (32,), "epochs": 3, "batch_size": 64, "validation_fraction": None}
-    return COMPACT.model_copy(update={**fields, "dropout": 0.2, "seed": seed})
+    architecture = COMPACT.architecture.model_copy(update={"hidden": (32,), "dropout": 0.2})
+    fields: dict[str, Any] = {"epochs": 3, "batch_size": 64, "validation_fraction": None, "seed": seed}
+    return COMPACT.model_copy(update={"architecture": architecture, **fields})
 
 
-def test_trials_in_threads_of_one_process_keep_their_seeds_and_the_word_reaches_the_right_one(
+def test_trials_in_threads_of_one_process_keep_their_seeds_and_report_their_epochs(
     client: Client, stored: tuple[Path, Dataset]
 ) -> None:
     folder, dataset = stored
-    alone = [search.attempt(small(seed), dataset, lambda epoch, figures: True).history for seed in range(2)]
-    reports = Queue("channel", client=client)
+    alone = [search.train(small(seed), dataset, lambda epoch, figures: True).history for seed in range(2)]
+    reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    client.subscribe_topic("topic", lambda event: reports.put(event[1]))
     futures = [
-        client.submit(sweep_executor.attempt, small(seed), seed, folder, dataset.fingerprint, "channel", pure=False)
+        client.submit(sweep_executor.run_trial, small(seed), seed, folder, dataset.fingerprint, "topic", pure=False)
         for seed in range(2)
     ]
-    last = {0: 2, 1: 0}  # epoch of each
-    while not all(future.done() for future in futures):
-        with suppress(TimeoutError):
-            number, epoch, figures = reports.get(timeout=1)  # on a busy machine the same one comes again
-            assert figures == alone[number][epoch]
-            replies = Queue(f"channel-{number}", client=client)
-            replies.put((epoch - 1, False))  # of a worker that died
-            replies.put((epoch, epoch < last[number]))
-    histories = [future.result(timeout=60).tried.history for future in futures]
-    assert histories == [alone[0], alone[1][:1]]
+    assert [future.result(timeout=60)[0].history for future in futures] == alone
+    received = sorted((reports.get(timeout=10) for _ in range(6)), key=lambda report: tuple(report[:2]))
+    assert [(number, epoch) for number, epoch, _ in received] == [(n, epoch) for n in range(2) for epoch in range(3)]
+    assert all(figures == alone[number][epoch] for number, epoch, figures in received)
 
 
-def test_a_worker_whose_answer_was_lost_asks_again(
-    client: Client, stored: tuple[Path, Dataset], monkeypatch: pytest.MonkeyPatch
+def test_a_stopped_trial_ends_after_its_epoch_and_the_other_one_does_not(
+    client: Client, stored: tuple[Path, Dataset]
 ) -> None:
-    """A worker that dies while it waits for an answer takes the next one along."""
-    monkeypatch.setattr(sweep_executor, "ASK_AGAIN_SECONDS", 0.2)
     folder, dataset = stored
-    reports = Queue("lossy", client=client)
-    future = client.submit(sweep_executor.attempt, small(0), 0, folder, dataset.fingerprint, "lossy", pure=False)
-    asked = [reports.get(timeout=60) for _ in range(3)]
-    assert asked[0] == asked[1] == asked[2] and asked[0][:2] == (0, 0)
-    Queue("lossy-0", client=client).put((0, False))
-    assert len(future.result(timeout=60).tried.history) == 1
+    Event("stops-0", client=client).set()
+    futures = [
+        client.submit(sweep_executor.run_trial, small(seed), seed, folder, dataset.fingerprint, "stops", pure=False)
+        for seed in range(2)
+    ]
+    (stopped, _, memory_bytes), (complete, _, _) = (future.result(timeout=60) for future in futures)
+    assert len(stopped.history) == 1 and stopped.stopped
+    assert len(complete.history) == 3 and not complete.stopped
+    assert memory_bytes > 10_000_000
 
 
-def test_a_worker_that_does_not_see_the_data_says_where_it_looked(tmp_path: Path) -> None:
+class Runs:
+    """Stands for the registry: the open MLflow runs by number, their status and the steps on their curves."""
+
+    def __init__(self, uri: str) -> None:
+        self.status: dict[str, str] = {}
+        self.steps: dict[str, list[int]] = {}
+
+    def open_run(self, name: str, tags: dict[str, str], recipe: Recipe, parent: str) -> str:
+        self.status[tags["trial"]] = "RUNNING"
+        return tags["trial"]
+
+    def log_points(self, run_id: str, points: Any) -> None:
+        self.steps.setdefault(run_id, []).extend(step for step, figures in points if "val_accuracy" in figures)
+
+    def close_run(self, run_id: str, status: str, tags: dict[str, str]) -> None:
+        self.status[run_id] = status
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return search.open_study(tmp_path, "sweep", "0123456789abcdef", EPOCHS)
+
+
+@pytest.fixture
+def executor(
+    client: Client, study: Study, stored: tuple[Path, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> SweepExecutor:
+    monkeypatch.setenv("DIGITS_HOME", str(stored[0].parent))
+    monkeypatch.setattr(registries, "RegistryWriter", Runs)
+    plan = SweepPlan(epochs=EPOCHS, minutes=1)
+    return SweepExecutor(Platform(), plan, study, stored[1].fingerprint, "parent", client)
+
+
+def test_three_failures_in_a_row_end_the_sweep_and_are_retried_by_the_next(
+    executor: SweepExecutor, study: Study, tmp_path: Path
+) -> None:
+    executor.datasets = tmp_path / "elsewhere"
     with pytest.raises(
-        FileNotFoundError, match=r"does not see .*/0123456789abcdef; let DIGITS_HOME be a folder that all"
+        RuntimeError, match=r"3 trials in a row failed, the last one with: the worker on .* cannot read"
     ):
-        sweep_executor.load(tmp_path, "0123456789abcdef")
+        executor.run()
+    states = [trial.state for trial in study.trials]
+    assert states[:MAX_FAILURES] == [TrialState.FAIL] * MAX_FAILURES
+    assert states[-MAX_FAILURES:] == [TrialState.WAITING] * MAX_FAILURES
+    assert set(executor.registry.status.values()) == {"FAILED"}  # type: ignore[attr-defined]
+
+
+def test_a_trial_below_the_median_is_pruned_and_repeated_epochs_are_recorded_once(
+    executor: SweepExecutor, study: Study
+) -> None:
+    for _ in range(search.STARTUP_TRIALS):
+        trial, _ = search.ask(study, "sweep", EPOCHS)
+        for epoch in range(EPOCHS):
+            trial.report(1.1, epoch)
+        study.tell(trial, 1.1)
+    executor._submit_trials()
+    ((number, one),) = executor.running.items()
+    while executor.running:
+        executor._receive_report()
+        if one.history:
+            executor._report(one, 0, {"val_accuracy": 0.0})  # the worker that replaces a dead one repeats its epochs
+        executor._collect_results()
+    pruned = study.trials[number]
+    assert pruned.state == TrialState.PRUNED
+    assert EPOCHS // 4 < len(pruned.intermediate_values) < EPOCHS
+    assert pruned.intermediate_values[0] > 0
+    steps = executor.registry.steps[str(number)]  # type: ignore[attr-defined]
+    assert steps == list(range(1, len(pruned.intermediate_values) + 1))
+    assert executor.registry.status == {str(number): "KILLED"}  # type: ignore[attr-defined]
+
+
+def test_the_end_of_the_time_interrupts_the_running_trials_and_queues_them_again(
+    executor: SweepExecutor, study: Study
+) -> None:
+    executor.plan = SweepPlan(epochs=EPOCHS, minutes=0.001)
+    executor.run()
+    (interrupted,) = study.get_trials(states=(TrialState.FAIL,))
+    assert study.trials[-1].state == TrialState.WAITING
+    assert search.recipe_of(study.trials[-1]) == search.recipe_of(interrupted)
+    assert set(executor.registry.status.values()) == {"KILLED"}  # type: ignore[attr-defined]
+
+
+def test_workers_that_are_all_gone_end_the_sweep(executor: SweepExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor.client, "nthreads", dict)
+    executor.workers_seen_at -= 61
+    with pytest.raises(ConnectionError, match="all workers of the Dask cluster are gone; finished trials are kept"):
+        executor.run()
+
+
+def test_a_worker_that_cannot_read_the_data_names_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"cannot read .*/0123456789abcdef; let DIGITS_HOME be a folder that all"
+    ):
+        sweep_executor.load_dataset(tmp_path, "0123456789abcdef")
 
 
 def test_data_is_read_once_in_a_process(stored: tuple[Path, Dataset]) -> None:
     folder, dataset = stored
-    assert sweep_executor.load(folder, dataset.fingerprint) is sweep_executor.load(folder, dataset.fingerprint)
+    first = sweep_executor.load_dataset(folder, dataset.fingerprint)
+    assert sweep_executor.load_dataset(folder, dataset.fingerprint) is first
 
 
-def test_a_cluster_that_does_not_answer_is_named(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_executor, "CONNECT_SECONDS", 0.5)
-    with pytest.raises(
-        ConnectionError, match=f"no Dask scheduler answers at tcp://127.0.0.1:{free_port}; start one with"
-    ):
-        sweep_executor.connect(f"tcp://127.0.0.1:{free_port}")
-
-
-def test_a_cluster_without_workers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_executor, "WORKERLESS_SECONDS", 0.2)
-    with (
-        LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as empty,
-        pytest.raises(ConnectionError, match="has no workers; start some with `dask worker`"),
-    ):
-        sweep_executor.connect(empty.scheduler_address)
-
-
-def test_a_given_address_is_used_and_no_process_is_started() -> None:
-    with sweep_executor.cluster("tcp://elsewhere:8786", workers=4) as address:
-        assert address == "tcp://elsewhere:8786"
-
-
-def test_a_sweep_is_under_way_once(tmp_path: Path) -> None:
-    with sweep.only_one(tmp_path, "quick"), sweep.only_one(tmp_path, "other"):
-        refused = sweep.only_one(tmp_path, "quick")
-        with pytest.raises(sweep.Busy, match="the sweep quick is under way; wait for its end or choose another --name"):
+def test_only_one_process_works_on_a_study(study: Study, tmp_path: Path) -> None:
+    other = search.open_study(tmp_path, "other", "0123456789abcdef", EPOCHS)
+    with sweep.study_lock(tmp_path, study), sweep.study_lock(tmp_path, other):
+        refused = sweep.study_lock(tmp_path, study)
+        with pytest.raises(
+            RuntimeError, match=r"the sweep sweep-0123456789abcdef-.* is running; wait for its end or choose another"
+        ):
             refused.__enter__()
-    with sweep.only_one(tmp_path, "quick"):
+    with sweep.study_lock(tmp_path, study):
         pass

@@ -7,8 +7,12 @@ import pytest
 
 from digits.data import sources
 from digits.data.datasets import Dataset
-from models import evaluation, training
-from models.recipes import COMPACT, SIGMOID, Augmentation, Recipe
+from models import evaluation, export, onnx_model, training
+from models.architectures import Convolutional, Dense
+from models.augmentation import Augmentation
+from models.gate import GatePolicy
+from models.recipes import COMPACT, SIGMOID
+from models.training import Recipe
 
 QUICK = COMPACT.model_copy(update={"epochs": 3, "batch_size": 16})
 
@@ -41,7 +45,7 @@ def test_other_threads_do_not_change_the_weights() -> None:
     """Python's generator is shared by all threads, and Keras draws its seeds from it where it is given none."""
     import keras
 
-    recipe = QUICK.model_copy(update={"dropout": 0.5})
+    recipe = QUICK.model_copy(update={"architecture": Dense(hidden=(128, 64), dropout=0.5)})
     keras.utils.set_random_seed(1)
     first = training.build(recipe)
     keras.utils.set_random_seed(2)
@@ -57,7 +61,9 @@ def test_an_epoch_equals_keras_fit(dataset: Dataset, optimizer: str) -> None:
     """Same start, same order, same partial last batch: `keras.Model.fit` without shuffling is the oracle."""
     import keras
 
-    recipe = Recipe(name="x", hidden=(16,), optimizer=optimizer, learning_rate=0.01, epochs=1, batch_size=100)  # type: ignore[arg-type]
+    recipe = Recipe(
+        name="x", architecture=Dense(hidden=(16,)), optimizer=optimizer, learning_rate=0.01, epochs=1, batch_size=100
+    )  # type: ignore[arg-type]
     network = training.Network(recipe, dataset)
     assert len(dataset.train) % recipe.batch_size  # a partial batch is there
     start = network.model.get_weights()
@@ -99,16 +105,29 @@ def test_sigmoid_outputs_are_divided_by_their_sum(dataset: Dataset) -> None:
     np.testing.assert_allclose(softmax, sigmoids / sigmoids.sum(axis=1, keepdims=True), atol=1e-6)
 
 
-def test_a_committee_is_the_geometric_mean_of_its_members(dataset: Dataset) -> None:
+def test_an_ensemble_is_the_geometric_mean_of_its_models(dataset: Dataset) -> None:
     augmentation = Augmentation(elastic_pixels=8)
-    recipe = QUICK.model_copy(update={"hidden": (32,), "epochs": 2, "members": 2, "augmentation": augmentation})
+    fields = {"architecture": Dense(hidden=(32,)), "epochs": 2, "n_models": 2, "augmentation": augmentation}
+    recipe = QUICK.model_copy(update=fields)
     ensemble = training.fit(recipe, dataset)
-    members = [training.fit(recipe.model_copy(update={"members": 1, "seed": seed}), dataset) for seed in (0, 1)]
+    members = [training.fit(recipe.model_copy(update={"n_models": 1, "seed": seed}), dataset) for seed in (0, 1)]
     images = dataset.test.images
     logs = [np.log(training.forward(one.model, images)) * one.temperature for one in members]
     expected = np.exp(np.mean(logs, axis=0) / ensemble.temperature)
     expected /= expected.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(training.forward(ensemble.model, images), expected, atol=1e-4)
+
+
+def test_a_convolutional_network_trains_exports_and_may_be_served(dataset: Dataset) -> None:
+    architecture = Convolutional(filters=(8, 16), dense=64, batch_norm=True, dropout=0.2)
+    recipe = QUICK.model_copy(update={"architecture": architecture, "epochs": 5})
+    model = training.fit(recipe, dataset).model
+    probabilities = training.forward(model, dataset.test.images)
+    assert evaluation.accuracy(probabilities, dataset.test.labels).value > 0.8
+    content = export.to_onnx(model)
+    export.check_equal(onnx_model.load(content).predict_proba(dataset.test.images), probabilities, dataset.test.images)
+    assert len(content) < GatePolicy().max_bytes
+    assert 4 * training.build(recipe.model_copy(update={"architecture": Convolutional()})).count_params() < 4_000_000
 
 
 def test_the_temperature_makes_overconfident_answers_modest() -> None:

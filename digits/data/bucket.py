@@ -1,88 +1,85 @@
-"""Data sets on S3: each put into a bucket once, under its fingerprint, and fetched by machines that do not have it.
+"""Data sets in an S3 bucket: each is uploaded once under its fingerprint and downloaded by machines that do not have it.
 
 Address and credentials are those of every S3 client: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, a profile or a role.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-FILES = ("arrays.npz", "manifest.json")  # in the order they are uploaded: with the last one, a data set is complete
+from digits.settings import Bucket
+
+# In the order of their upload: a data set is complete once its manifest is there.
+FILES = ("arrays.npz", "manifest.json")
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """A folder of data sets on this machine that has a bucket behind it, for all machines."""
+def upload(bucket: Bucket, path: Path) -> None:
+    """Copy the folder of a data set into the bucket unless it is there."""
+    with _connected(bucket) as (client, name, prefix):
+        if not _exists(client, name, f"{prefix}{path.name}/{FILES[-1]}"):
+            for file in FILES:
+                client.upload_file(str(path / file), name, f"{prefix}{path.name}/{file}")
 
-    folder: Path
-    url: str  # s3://bucket/prefix
 
-    def __str__(self) -> str:
-        return f"{self.folder} or {self.url}"
+def download(bucket: Bucket, fingerprint: str, path: Path) -> bool:
+    """Copy a data set into a new folder; False where the bucket does not have it."""
+    with _connected(bucket) as (client, name, prefix):
+        if not _exists(client, name, f"{prefix}{fingerprint}/{FILES[-1]}"):
+            return False
+        path.mkdir()
+        for file in FILES:
+            client.download_file(name, f"{prefix}{fingerprint}/{file}", str(path / file))
+    return True
 
-    def upload(self, path: Path) -> None:
-        """Put the folder of a data set into the bucket, unless it is there."""
-        with self._asking() as (client, bucket, prefix):
-            if not _is_there(client, bucket, f"{prefix}{path.name}/{FILES[-1]}"):
-                for name in FILES:
-                    client.upload_file(str(path / name), bucket, f"{prefix}{path.name}/{name}")
 
-    def download(self, fingerprint: str, path: Path) -> bool:
-        """Fetch a data set into a new folder; False where the bucket does not have it either."""
-        with self._asking() as (client, bucket, prefix):
-            if not _is_there(client, bucket, f"{prefix}{fingerprint}/{FILES[-1]}"):
-                return False
-            path.mkdir()
-            for name in FILES:
-                client.download_file(bucket, f"{prefix}{fingerprint}/{name}", str(path / name))
-        return True
+def set_current(bucket: Bucket, fingerprint: str) -> None:
+    """Make a data set the one from which the next retraining starts on every machine."""
+    with _connected(bucket) as (client, name, prefix):
+        client.put_object(Bucket=name, Key=f"{prefix}current", Body=fingerprint.encode())
 
-    def point(self, fingerprint: str) -> None:
-        """Make it the data set that the next retraining starts from, on whatever machine."""
-        with self._asking() as (client, bucket, prefix):
-            client.put_object(Bucket=bucket, ApiKey=f"{prefix}current", Body=fingerprint.encode())
 
-    def pointed(self) -> str | None:
-        """The fingerprint of the data set that the next retraining starts from; None before the first."""
-        with self._asking() as (client, bucket, prefix):
-            if not _is_there(client, bucket, f"{prefix}current"):
-                return None
-            content: bytes = client.get_object(Bucket=bucket, ApiKey=f"{prefix}current")["Body"].read()
-        return content.decode().strip()
+def current(bucket: Bucket) -> str | None:
+    """The fingerprint of the data set from which the next retraining starts; None before the first."""
+    with _connected(bucket) as (client, name, prefix):
+        if not _exists(client, name, f"{prefix}current"):
+            return None
+        content: bytes = client.get_object(Bucket=name, Key=f"{prefix}current")["Body"].read()
+    return content.decode().strip()
 
-    @contextmanager
-    def _asking(self) -> Iterator[tuple[Any, str, str]]:
-        """A client, the bucket and the prefix of all keys; raises ConnectionError where S3 does not do what it is asked."""
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
 
-        bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
-        try:
-            yield _client(), bucket, f"{prefix.rstrip('/')}/".lstrip("/")
-        except (Boto3Error, BotoCoreError, ClientError) as error:
-            raise ConnectionError(
-                f"the data sets in {self.url} cannot be reached ({error}); see to AWS_ENDPOINT_URL and the credentials"
-            ) from error
+@contextmanager
+def _connected(bucket: Bucket) -> Iterator[tuple[Any, str, str]]:
+    """A client, the name of the bucket and the prefix of all keys; raises ConnectionError where S3 refuses or is unreachable."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    name, _, prefix = bucket.url.removeprefix("s3://").partition("/")
+    try:
+        yield _client(), name, f"{prefix.rstrip('/')}/".lstrip("/")
+    except (Boto3Error, BotoCoreError, ClientError) as error:
+        raise ConnectionError(
+            f"the data sets in {bucket.url} are unreachable ({error}); check AWS_ENDPOINT_URL and the credentials"
+        ) from error
 
 
 @lru_cache(maxsize=1)
 def _client() -> Any:
-    import boto3  # 0.5 s, and absent where the service runs
+    import boto3  # 0.5 s, and not installed where the service runs
     from botocore.config import Config
 
     return boto3.client("s3", config=Config(connect_timeout=10, retries={"total_max_attempts": 4, "mode": "standard"}))
 
 
-def _is_there(client: Any, bucket: str, key: str) -> bool:
+def _exists(client: Any, bucket: str, key: str) -> bool:
     from botocore.exceptions import ClientError
 
     try:
-        client.head_object(Bucket=bucket, ApiKey=key)
+        client.head_object(Bucket=bucket, Key=key)
     except ClientError as error:
-        if error.response["Error"]["Code"] in ("404", "NoSuchKey"):  # of a missing bucket, too: putting says so
+        # The code for a missing bucket, too; an upload raises NoSuchBucket.
+        if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
             return False
         raise
     return True

@@ -4,10 +4,8 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,29 +13,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from io import BufferedWriter
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digits.data.bucket import Bucket
+from digits import files
+from digits.data import bucket
 from digits.images import PIXELS, Images, Split
+from digits.settings import Bucket
 
 log = logging.getLogger("digits.data.datasets")
-TEST_SHARE = 0.15  # of a source that comes without a test part
-VALIDATION_SHARE = 0.15  # of a source that comes without a test part
-VALIDATION_SHARE_OF_TRAIN = 1 / 6  # of a training part that comes with a test part: 10,000 of MNIST's 60,000
-MIN_CLASS_SHARE = 0.02  # a fifth of an even share; the rarest digit of MNIST has 0.089
-# MemoryError: a damaged header may ask for any size. RuntimeError: an encrypted zip. SyntaxError: a damaged npy header.
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, SyntaxError)
-Storage = Path | Bucket  # where data sets are stored: a folder of this machine, with or without a bucket behind it
+
+# Shares of a source without a test part.
+TEST_SHARE = 0.15
+VALIDATION_SHARE = 0.15
+# Of the training part of a source with a test part: 10,000 of MNIST's 60,000.
+VALIDATION_SHARE_OF_TRAIN = 1 / 6
+# A fifth of an even share; the rarest digit of MNIST has 0.089.
+MIN_CLASS_SHARE = 0.02
+# MemoryError: a damaged header may request any size. RuntimeError: an encrypted zip. SyntaxError: a damaged npy header.
+READ_ERRORS = (
+    OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, SyntaxError, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+Storage = Path | Bucket  # a folder of this machine, with or without a bucket that shares it
 
 
 class BadData(ValueError):
-    """The refusal of a source: one sentence that names the file, the row and the value."""
+    """Refused data; the message names the file, the row and the value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +53,8 @@ class Dataset:
     test: Split
     source: str  # "mnist", "bundled", or the name of the file or folder
     checksum: str | None = None  # SHA-256 of the file or folder it was read from
-    overlap_removed: int = 0  # images left out of train and validation because they stand in test
-    parent: str | None = None  # fingerprint of the data set this one was made from by resplit or extend
+    overlap_removed: int = 0  # images left out of train and validation because they are also in test
+    parent: str | None = None  # fingerprint of the data set from which resplit or extend made this one
 
     @cached_property
     def fingerprint(self) -> str:
@@ -76,15 +80,22 @@ class Dataset:
 
 
 def divide(source: str, train: Split, test: Split | None, seed: int) -> Dataset:
-    """A data set of one or two parts; images that stand in test are taken out of train before validation is drawn."""
+    """A data set of one or two parts; images that are also in test are removed from train before validation is drawn."""
     for part in (train, test):
         if part is not None:
             _check_balance(source, part)
     share = VALIDATION_SHARE_OF_TRAIN
     if test is None:
-        train, test = _draw(_shuffle(train, seed), TEST_SHARE, seed)
+        train, test = _draw(_pick(train, np.random.default_rng(seed).permutation(len(train))), TEST_SHARE, seed)
         share = VALIDATION_SHARE / (1 - TEST_SHARE)
-    train, removed = _without(source, train, test)
+    in_test = set(_keys(test))
+    keep = np.array([key not in in_test for key in _keys(train)])
+    removed = int((~keep).sum())
+    if removed == len(train):
+        raise BadData(f"{source}: all {removed} training images are also in the test part; no training image remains")
+    if removed:
+        log.warning("%s: left out %d training images that are also in the test part", source, removed)
+        train = _pick(train, keep)
     _check_balance(source, train)
     return _complete(Dataset(*_draw(train, share, seed), test, source, overlap_removed=removed))
 
@@ -92,7 +103,7 @@ def divide(source: str, train: Split, test: Split | None, seed: int) -> Dataset:
 def resplit(dataset: Dataset, validation_fraction: float, seed: int) -> Dataset:
     """The same images with another validation part: `validation_fraction` of train and validation together, stratified.
 
-    Raises BadData where a digit would be missing from a part.
+    Raises BadData where a part would lack a digit.
     """
     if not 0 < validation_fraction < 1:
         raise ValueError(f"expected a validation fraction between 0 and 1, got {validation_fraction}")
@@ -101,47 +112,46 @@ def resplit(dataset: Dataset, validation_fraction: float, seed: int) -> Dataset:
 
 
 def extend(dataset: Dataset, more: Split, *, validation_fraction: float, seed: int) -> Dataset:
-    """The data set with new labelled images in train and validation; itself where `more` brings nothing new.
+    """The data set with new labelled images in train and validation; `dataset` itself where `more` changes nothing.
 
-    Left out: images that stand in test (counted in `overlap_removed`), and those already there with the same label, so
-    that extending twice by the same images is extending once. The side is drawn from each image's own bytes, about
-    `validation_fraction` of them to validation: an image that comes again later lands on the same side.
+    Left out are images that are in test (counted in `overlap_removed`) and those already there with the same label, so that
+    extending twice by the same images equals extending once. A hash of each image's bytes assigns about
+    `validation_fraction` of them to validation: an image that is added again later is assigned to the same part.
     """
     in_test = set(_keys(dataset.test))
     known = {pair for split in (dataset.train, dataset.validation) for pair in _pairs(split)}
-    to_train: list[int] = []
-    to_validation: list[int] = []
+    rows: dict[str, list[int]] = {"train": [], "validation": []}
     removed = 0
     for row, (key, label) in enumerate(_pairs(more)):
         if key in in_test:
             removed += 1
         elif (key, label) not in known:
             known.add((key, label))
-            (to_validation if _hash_share(key, seed) < validation_fraction else to_train).append(row)
-    grown = replace(
-        dataset,
-        train=_grow(dataset.train, more, to_train),
-        validation=_grow(dataset.validation, more, to_validation),
-        overlap_removed=dataset.overlap_removed + removed,
-    )
-    return replace(grown, parent=dataset.fingerprint) if to_train or to_validation else grown
+            rows["validation" if _hash_fraction(key, seed) < validation_fraction else "train"].append(row)
+    if not removed and not any(rows.values()):
+        return dataset
+    splits = dataset.splits()
+    grown: dict[str, Any] = {name: join(splits[name], _pick(more, chosen)) for name, chosen in rows.items() if chosen}
+    parent = dataset.fingerprint if grown else dataset.parent
+    return replace(dataset, **grown, overlap_removed=dataset.overlap_removed + removed, parent=parent)
 
 
 def digests(images: Images) -> NDArray[np.uint64]:
-    """A fingerprint of each image, (n,): the same for the same pixels, another for others but in one of 10^9 data sets."""
+    """A 64-bit hash of each image, (n,); two different images collide in one of 10^9 data sets."""
     keys = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
     return np.frombuffer(b"".join(keys), "<u8")
 
 
 def join(*splits: Split) -> Split:
-    """The images of all, in this order."""
+    """The images of all splits, in this order."""
     return Split(np.concatenate([split.images for split in splits]), np.concatenate([split.labels for split in splits]))
 
 
 def _draw(split: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """What stays and what is drawn, both in the order of `split`: `round(share * n)` images, each digit in proportion.
+    """The rest and a stratified sample of `round(share * n)` images, both in the order of `split`.
 
-    Odd images go to the largest remainders; of a digit with two images or more, at least one is drawn.
+    The largest remainders round up; of a digit with two images or more, at least one is drawn. scikit-learn's
+    train_test_split draws other images, and so would change every fingerprint.
     """
     counts = np.array(split.counts())
     exact = counts * (round(share * len(split)) / len(split))
@@ -155,20 +165,6 @@ def _draw(split: Split, share: float, seed: int) -> tuple[Split, Split]:
     return _pick(split, ~drawn), _pick(split, drawn)
 
 
-def _without(source: str, split: Split, other: Split) -> tuple[Split, int]:
-    """The images of `split` that do not stand in `other`, and how many did."""
-    in_other = set(_keys(other))
-    keep = np.array([key not in in_other for key in _keys(split)])
-    removed = len(split) - int(keep.sum())
-    if removed == len(split):
-        raise BadData(
-            f"{source}: all {removed} training images stand in the test part too; nothing is left to train on"
-        )
-    if removed:
-        log.warning("%s: %d training images stand in the test part too and were left out", source, removed)
-    return (_pick(split, keep) if removed else split), removed
-
-
 def _complete(dataset: Dataset) -> Dataset:
     for name, split in dataset.splits().items():
         if 0 in split.counts():
@@ -177,8 +173,15 @@ def _complete(dataset: Dataset) -> Dataset:
     return dataset
 
 
+def _check_balance(source: str, split: Split) -> None:
+    count, digit = min((count, digit) for digit, count in enumerate(split.counts()))
+    if count < MIN_CLASS_SHARE * len(split):
+        expected = f"expected at least {MIN_CLASS_SHARE:.0%} of each digit"
+        raise BadData(f"{source}: digit {digit} has {count} of {len(split)} images, {expected}")
+
+
 def _keys(split: Split) -> list[bytes]:
-    """Each image as bytes, to be compared as a whole."""
+    """The bytes of each image, for comparison."""
     content = split.images.tobytes()
     return [content[start : start + PIXELS] for start in range(0, len(content), PIXELS)]
 
@@ -187,57 +190,21 @@ def _pairs(split: Split) -> list[tuple[bytes, int]]:
     return list(zip(_keys(split), split.labels.tolist(), strict=True))
 
 
-def _hash_share(key: bytes, seed: int) -> float:
+def _hash_fraction(key: bytes, seed: int) -> float:
     """A number in [0, 1) that depends on the image and the seed alone."""
     digest = hashlib.sha256(f"{seed} ".encode() + key).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
 
-def _pick(split: Split, rows: NDArray[Any]) -> Split:
+def _pick(split: Split, rows: Any) -> Split:
     return Split(split.images[rows], split.labels[rows])
 
 
-def _grow(split: Split, more: Split, rows: list[int]) -> Split:
-    return join(split, _pick(more, np.array(rows))) if rows else split
-
-
-def _shuffle(split: Split, seed: int) -> Split:
-    return _pick(split, np.random.default_rng(seed).permutation(len(split)))
-
-
-def _check_balance(file: str, split: Split) -> None:
-    counts = split.counts()
-    digit = int(np.argmin(counts))
-    if counts[digit] < MIN_CLASS_SHARE * len(split):
-        raise BadData(
-            f"{file}: digit {digit} has {counts[digit]} of {len(split)} images, "
-            f"expected at least {MIN_CLASS_SHARE:.0%} of each digit"
-        )
-
-
-# Files
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turns what a damaged or unreadable file raises into a refusal that names it."""
-    try:
-        yield
-    except BadData:
-        raise
-    except (*UNREADABLE, zlib.error, zipfile.BadZipFile) as error:
-        raise BadData(f"{path.name} cannot be read, it is damaged or cut off: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
-
-
-# The store: one folder per data set, named by its fingerprint
+# Storage: one folder per data set, named by its fingerprint
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """What the manifest tells: where the images come from, and how many there are per split and digit."""
+    """The manifest: where the images come from, and how many there are per split and digit."""
     splits = dataset.splits()
     pool = _pairs(dataset.train) + _pairs(dataset.validation)
     images = len({key for key, _ in pool})
@@ -249,85 +216,84 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "images": {name: len(split) for name, split in splits.items()},
         "images_per_digit": {name: split.counts() for name, split in splits.items()},
         "smallest_class_share": {name: round(min(split.counts()) / len(split), 4) for name, split in splits.items()},
-        "duplicates": len(pool) - images,  # of train and validation together
-        "contradictions": len(set(pool)) - images,  # the same image under another label
+        "duplicates": len(pool) - images,  # in train and validation together
+        "contradictions": len(set(pool)) - images,  # the same image with another label
         "overlap_removed": dataset.overlap_removed,
     }
 
 
 def save(dataset: Dataset, storage: Storage) -> Path:
-    """Stores the data set as `<fingerprint>/` (`arrays.npz`, `manifest.json`), once; returns that path on this machine."""
-    target = _write(dataset, _folder(storage))
+    """Stores the data set once as `<fingerprint>/` (`arrays.npz`, `manifest.json`); returns that folder on this machine."""
+    target = _folder(storage) / dataset.fingerprint
+    with _locked(target.parent):
+        if not target.exists():
+            for unfinished in target.parent.glob(".*.tmp/"):  # of a killed process
+                shutil.rmtree(unfinished)
+            _write(dataset, target)
     if isinstance(storage, Bucket):
-        storage.upload(target)
+        bucket.upload(storage, target)
     return target
 
 
-def _write(dataset: Dataset, folder: Path) -> Path:
-    """Written beside and renamed, so that it appears whole or not at all; remains of a killed run are swept away."""
-    target = folder / dataset.fingerprint
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        if target.exists():
-            return target
-        for remains in folder.glob(".part-*"):
-            shutil.rmtree(remains)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
-            about = describe(dataset) | {"created_at": datetime.now(UTC).isoformat(timespec="seconds")}
-            whole = Path(part, dataset.fingerprint)
-            whole.mkdir()
-            with (whole / "arrays.npz").open("wb") as file:
-                np.savez(file, **dataset.arrays())  # type: ignore[arg-type]  # mypy takes ** for allow_pickle too
-                _flush(file)
-            write_atomically(whole / "manifest.json", json.dumps(about, indent=2).encode())
-            whole.rename(target)
-    counts = ", ".join(f"{count:,} {name}" for name, count in about["images"].items())
+def _write(dataset: Dataset, target: Path) -> None:
+    manifest = describe(dataset) | {"created_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    with files.replacing(target) as part:
+        part.mkdir()
+        np.savez(part / "arrays.npz", **dataset.arrays())  # type: ignore[arg-type]  # mypy takes ** for allow_pickle too
+        (part / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    counts = ", ".join(f"{count:,} {name}" for name, count in manifest["images"].items())
     log.info("stored data set %s (%s): %s images", dataset.fingerprint, dataset.source, counts)
-    return target
 
 
 def has(storage: Storage, fingerprint: str) -> bool:
-    """Whether the data set is stored there; one that only the bucket has is fetched and verified."""
-    path = _folder(storage) / _checked(fingerprint)
-    if not path.is_dir() and isinstance(storage, Bucket):
-        _fetch(storage, fingerprint)
+    """Whether the data set is stored; one that only the bucket has is downloaded and verified."""
+    if not re.fullmatch("[0-9a-f]{16}", fingerprint):
+        raise BadData(f"{fingerprint!r} is no fingerprint of a data set, expected 16 hex digits")
+    path = _folder(storage) / fingerprint
+    if isinstance(storage, Bucket) and not path.is_dir():
+        _download(storage, path)
     return path.is_dir()
 
 
-def _fetch(bucket: Bucket, fingerprint: str) -> None:
-    bucket.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(bucket.folder), tempfile.TemporaryDirectory(prefix=".part-", dir=bucket.folder) as part:
-        whole, target = Path(part, fingerprint), bucket.folder / fingerprint
-        if target.exists() or not bucket.download(fingerprint, whole):  # another process may have been quicker
+def _download(storage: Bucket, target: Path) -> None:
+    with _locked(storage.folder), files.replacing(target) as part:
+        # Another process may have been faster.
+        if target.exists() or not bucket.download(storage, target.name, part):
             return
         try:
-            load(Path(part), fingerprint)
+            _read(part, target.name)
         except BadData as error:
             raise BadData(
-                f"the data set {fingerprint} in {bucket.url} is not what was stored there: {error}"
+                f"the data set {target.name} in {storage.url} is not what was stored there: {error}"
             ) from error
-        whole.rename(target)
-    log.info("fetched data set %s from %s", fingerprint, bucket.url)
+    log.info("downloaded data set %s from %s", target.name, storage.url)
 
 
 def manifest(storage: Storage, fingerprint: str) -> dict[str, Any]:
-    """`describe` of a stored data set, and when it was stored (`created_at`, UTC); raises BadData if there is none."""
-    _check_there(storage, fingerprint)
-    path = _folder(storage) / fingerprint / "manifest.json"
-    with reading(path):
-        return json.loads(path.read_bytes())
+    """`describe` of a stored data set and the time of its storage (`created_at`, UTC); raises BadData if there is none."""
+    return _read_manifest(_stored(storage, fingerprint))
 
 
 def load(storage: Storage, fingerprint: str) -> Dataset:
-    """The data set stored under the fingerprint; raises BadData if there is none or its content is not what it was."""
-    about = manifest(storage, fingerprint)
-    path = _folder(storage) / fingerprint
-    with reading(path / "arrays.npz"):
-        with (path / "arrays.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    """The data set stored under the fingerprint; raises BadData if there is none or its content was changed."""
+    return _read(_stored(storage, fingerprint), fingerprint)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    with reading(path / "manifest.json") as file:
+        return json.loads(file.read_bytes())
+
+
+def _read(path: Path, fingerprint: str) -> Dataset:
+    """The data set of a folder, verified by its fingerprint."""
+    origin = _read_manifest(path)
+    with reading(path / "arrays.npz") as archive:
+        # Opened here, because NumPy does not close a path that it cannot read.
+        with archive.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = ("train", "validation", "test")
             train, validation, test = (Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in names)
-        origin = {name: about[name] for name in ("source", "checksum", "overlap_removed", "parent")}
-        dataset = Dataset(train, validation, test, **origin)
+        facts = {name: origin[name] for name in ("source", "checksum", "overlap_removed", "parent")}
+        dataset = Dataset(train, validation, test, **facts)
     if dataset.fingerprint != fingerprint:
         raise BadData(
             f"the data set {path} was changed after it was stored: its content now has the fingerprint "
@@ -337,61 +303,57 @@ def load(storage: Storage, fingerprint: str) -> Dataset:
 
 
 def set_current(storage: Storage, fingerprint: str) -> None:
-    """Makes a stored data set the one that the next retraining starts from."""
-    _check_there(storage, fingerprint)
+    """Makes a stored data set the one from which the next retraining starts."""
+    path = _stored(storage, fingerprint)
     if isinstance(storage, Bucket):
-        storage.upload(storage.folder / fingerprint)
-        storage.point(fingerprint)
-    write_atomically(_folder(storage) / "current", fingerprint.encode())
+        bucket.upload(storage, path)
+        bucket.set_current(storage, fingerprint)
+    files.write_atomically(path.parent / "current", fingerprint.encode())
 
 
 def current(storage: Storage) -> str | None:
-    """The fingerprint of the data set that the next retraining starts from; None before the first."""
+    """The fingerprint of the data set from which the next retraining starts; None before the first."""
     if isinstance(storage, Bucket):
-        pointed = storage.pointed()
-        if pointed is None and (before := current(storage.folder)):  # this machine worked alone until now
-            set_current(storage, before)
-            return before
-        return pointed and _checked(pointed)
+        shared = bucket.current(storage)
+        # A machine whose data set was current before it used the bucket shares it.
+        if shared is None and (own := current(storage.folder)):
+            set_current(storage, own)
+            return own
+        return shared
     pointer = storage / "current"
-    return _checked(pointer.read_text().strip()) if pointer.exists() else None
+    return pointer.read_text().strip() if pointer.exists() else None
 
 
 def _folder(storage: Storage) -> Path:
     return storage.folder if isinstance(storage, Bucket) else storage
 
 
-def _check_there(storage: Storage, fingerprint: str) -> None:
+def _stored(storage: Storage, fingerprint: str) -> Path:
+    """The folder of a stored data set; raises BadData if there is none."""
     if not has(storage, fingerprint):
         raise BadData(f"there is no data set {fingerprint} in {storage}; ingest it again")
-
-
-def _checked(fingerprint: str) -> str:
-    if not re.fullmatch("[0-9a-f]{16}", fingerprint):
-        raise BadData(f"{fingerprint!r} is no fingerprint of a data set, expected 16 hex digits")
-    return fingerprint
+    return _folder(storage) / fingerprint
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time; the kernel lets go of the lock when its process dies."""
+    """One writer at a time; the kernel releases the lock when its process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def write_atomically(target: Path, content: bytes) -> None:
-    """The whole content or none: written beside the target, then renamed."""
-    part = target.with_name(f".{target.name}-{uuid4().hex}")
+@contextmanager
+def reading(path: Path) -> Iterator[Path]:
+    """Turns the errors of a damaged or unreadable file into BadData with its name."""
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            _flush(file)
-        part.rename(target)
-    finally:
-        part.unlink(missing_ok=True)
+        yield path
+    except BadData:
+        raise
+    except READ_ERRORS as error:
+        raise BadData(f"{path.name} cannot be read, it is damaged or cut off: {first_line(error)}") from error
 
 
-def _flush(file: BufferedWriter) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

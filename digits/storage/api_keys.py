@@ -1,7 +1,7 @@
-"""API keys: who may ask the service for what, and how often. A key is shown once, when it is made; kept is only its hash.
+"""API keys: which client may use which part of the service, and how often. A key is shown once, at its creation; only its hash is stored.
 
-SHA-256 without salt or stretching is right here. Those slow down the guessing of passwords, which people choose; a key is 256 random
-bits, so there is no list to try, and a request is not held up by a hash that is slow on purpose.
+SHA-256 without salt or stretching is right here. Those protect passwords, which people choose, against guessing; a key is 256
+random bits, which cannot be guessed, and a slow hash would delay every request.
 """
 
 import hashlib
@@ -9,16 +9,16 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from sqlalchemy import Column, Engine, Integer, String, Table, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from digits.storage.database import UtcDateTime, metadata
+from digits.storage.database import UtcDateTime, first_line, metadata
 
 Role = Literal["predict", "feedback", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
-PREFIX = "digits_"  # by which scanners for leaked secrets find a key
+PREFIX = "digits_"  # lets scanners for leaked secrets find a key
 
 _keys = Table(
     "api_keys",
@@ -26,8 +26,8 @@ _keys = Table(
     Column("number", Integer, primary_key=True, autoincrement=True),
     Column("name", String(64), nullable=False, unique=True),
     Column("hash", String(64), nullable=False, unique=True),
-    Column("roles", String(64), nullable=False),  # with a space between them
-    Column("rate_per_minute", Integer),  # that of the settings where there is none
+    Column("roles", String(64), nullable=False),  # separated by spaces
+    Column("rate_per_minute", Integer),  # that of the settings if NULL
     Column("created_at", UtcDateTime, nullable=False),
     Column("revoked_at", UtcDateTime),
 )
@@ -35,7 +35,7 @@ _keys = Table(
 
 @dataclass(frozen=True)
 class ApiKey:
-    """What is known of a key; `admin` may do what every role may."""
+    """A key without its secret; the role `admin` includes all others."""
 
     number: int
     name: str
@@ -45,65 +45,53 @@ class ApiKey:
     revoked_at: datetime | None
 
     def may(self, role: Role | None) -> bool:
-        """Whether the key holds the role; None is what every key may."""
+        """Whether the key has the role; every key has the role None."""
         return role is None or role in self.roles or "admin" in self.roles
 
 
 def create(engine: Engine, name: str, roles: Iterable[str], rate_per_minute: int | None = None) -> str:
-    """A new key. Names are never used again: feedback is kept under them. Raises ValueError for a bad or known name, or no role."""
+    """A new key. Names are never reused, because feedback is stored under them; raises ValueError for an invalid name, role or rate."""
     if not 0 < len(name) <= 64 or not name.isprintable() or name != name.strip():
         raise ValueError(f"the name is {name!r}; expected 1 to 64 printable characters without blanks around them")
-    wanted = sorted(set(roles))
-    if not wanted or not set(wanted) <= set(ROLES):
-        raise ValueError(f"the roles are {', '.join(wanted) or 'none'}; expected some of {', '.join(ROLES)}")
+    chosen = sorted(set(roles))
+    if not chosen or not set(chosen) <= set(ROLES):
+        raise ValueError(f"the roles are {', '.join(chosen) or 'none'}; expected some of {', '.join(ROLES)}")
     if rate_per_minute is not None and rate_per_minute < 1:
         raise ValueError(f"the rate is {rate_per_minute}; expected at least 1 request per minute")
     key = PREFIX + secrets.token_urlsafe(32)
-    row = {
-        "name": name,
-        "hash": digest(key.encode()),
-        "roles": " ".join(wanted),
-        "rate_per_minute": rate_per_minute,
-        "created_at": datetime.now(UTC),
-    }
+    row = {"name": name, "hash": digest(key.encode()), "roles": " ".join(chosen), "rate_per_minute": rate_per_minute}
     try:
         with engine.begin() as connection:
-            connection.execute(insert(_keys), row)
+            connection.execute(insert(_keys).values(created_at=datetime.now(UTC), **row))
     except IntegrityError as error:
-        raise ValueError(f"there is a key {name!r} already, if only a revoked one; choose another name") from error
+        raise ValueError(f"a key {name!r} exists or was revoked; choose another name") from error
     return key
 
 
 def revoke(engine: Engine, name: str) -> None:
-    """From now on the key opens nothing; raises LookupError when there is none of this name. Revoking twice changes nothing."""
-    known = select(_keys.c.number).where(_keys.c.name == name)
-    valid = update(_keys).where(_keys.c.name == name, _keys.c.revoked_at.is_(None))
+    """Invalidate a key; revoking it again changes nothing. Raises LookupError when there is none of this name."""
     with engine.begin() as connection:
-        if connection.scalar(known) is None:
+        if connection.scalar(select(_keys.c.number).where(_keys.c.name == name)) is None:
             raise LookupError(f"there is no key {name!r}; see them with `digits keys list`")
+        valid = update(_keys).where(_keys.c.name == name, _keys.c.revoked_at.is_(None))
         connection.execute(valid.values(revoked_at=datetime.now(UTC)))
 
 
 def by_hash(engine: Engine) -> dict[str, ApiKey]:
-    """Every key, revoked ones too, by the hash it is known by; oldest first. Raises ConnectionError where the database does not answer."""
+    """All keys, also revoked ones, by their hash; oldest first. Raises ConnectionError where the database is unreachable."""
     try:
         with engine.connect() as connection:
             rows = connection.execute(select(_keys).order_by(_keys.c.number)).all()
     except DBAPIError as error:
-        raise ConnectionError(f"the database does not tell the API keys: {error.orig}") from error
-    return {
-        row.hash: ApiKey(
-            row.number,
-            row.name,
-            frozenset(role for role in ROLES if role in row.roles.split()),
-            row.rate_per_minute,
-            row.created_at,
-            row.revoked_at,
-        )
-        for row in rows
-    }
+        raise ConnectionError(f"the API keys cannot be read from the database: {first_line(error)}") from error
+    return {row.hash: _api_key(row) for row in rows}
+
+
+def _api_key(row: Any) -> ApiKey:
+    roles = frozenset(role for role in ROLES if role in row.roles.split())
+    return ApiKey(row.number, row.name, roles, row.rate_per_minute, row.created_at, row.revoked_at)
 
 
 def digest(key: bytes) -> str:
-    """The hash that a key is known by, 64 hex digits."""
+    """The hash of a key, 64 hex digits."""
     return hashlib.sha256(key).hexdigest()

@@ -1,11 +1,10 @@
-"""Marks: a few names with a moment each that outlive processes, like when the last retraining ended."""
+"""Cooldowns: times of named events that outlive processes, such as the end of the last retraining."""
 
 from datetime import datetime
 
 from sqlalchemy import Column, Engine, String, Table, select
-from sqlalchemy.dialects import postgresql, sqlite
 
-from digits.storage.database import UtcDateTime, metadata
+from digits.storage.database import UtcDateTime, metadata, upsert
 
 _cooldowns = Table(
     "cooldowns",
@@ -16,14 +15,12 @@ _cooldowns = Table(
 
 
 def at(engine: Engine, name: str) -> datetime | None:
-    """The moment of this name, UTC; None before it was first set."""
+    """The time of the event, UTC; None before the first."""
     with engine.connect() as connection:
         return connection.scalar(select(_cooldowns.c.at).where(_cooldowns.c.name == name))
 
 
 def put(engine: Engine, name: str, at: datetime) -> None:
-    """Set the moment of this name."""
-    build = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
-    row = build(_cooldowns).values(name=name, at=at)
+    """Record the time of the event."""
     with engine.begin() as connection:
-        connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"at": row.excluded.at}))
+        upsert(connection, _cooldowns, [{"name": name, "at": at}])

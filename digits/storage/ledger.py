@@ -32,58 +32,52 @@ _ledger = Table(
 class Entry:
     """One change of the champion."""
 
+    at: datetime  # UTC
     action: Action
     from_version: str | None
     to_version: str
-    why: str
     by: str
+    why: str
     evidence: Mapping[str, Any]
-    at: datetime  # UTC
 
 
 def append(
     engine: Engine, action: Action, from_version: str | None, to_version: str, why: str, evidence: Mapping[str, Any]
 ) -> None:
-    """Record a change of the champion, made now by the user of this process."""
-    row = {
-        "action": action,
-        "from_version": from_version,
-        "to_version": to_version,
-        "why": why,
-        "evidence": dict(evidence),
-    }
+    """Record a change of the champion that the user of this process made just now."""
+    entry = Entry(datetime.now(UTC), action, from_version, to_version, _user(), why, dict(evidence))
     try:
         with engine.begin() as connection:
-            connection.execute(insert(_ledger).values(at=datetime.now(UTC), by=_user(), **row))
+            connection.execute(insert(_ledger), vars(entry))
     except SQLAlchemyError as error:
         change = f"{action} of v{to_version} (before: {from_version}), {why}"
-        raise ConnectionError(f"the champion has changed, but the ledger does not take it: {change}") from error
+        raise ConnectionError(f"the champion has changed, but the ledger does not record it: {change}") from error
 
 
 def entries(engine: Engine) -> list[Entry]:
     """All entries, oldest first."""
+    columns = [column for column in _ledger.columns if column.name != "number"]
     with engine.connect() as connection:
-        rows = connection.execute(select(_ledger).order_by(_ledger.c.number)).mappings().all()
-    return [Entry(**{name: row[name] for name in row if name != "number"}) for row in rows]
+        return [Entry(*row) for row in connection.execute(select(*columns).order_by(_ledger.c.number))]
 
 
-def before(book: Sequence[Entry], current: str) -> str | None:
-    """The champion before the current one, without those that were rolled back; None where the ledger knows of none."""
-    reign: list[str] = []
-    for entry in book:
+def previous_champion(entries: Sequence[Entry], current: str) -> str | None:
+    """The champion before the current one, except those that were rolled back; None if the ledger has none."""
+    champions: list[str] = []
+    for entry in entries:
         if entry.action == "rollback":
-            while reign and reign[-1] != entry.to_version:
-                reign.pop()
-        elif not reign and entry.from_version:
-            reign.append(entry.from_version)
-        if not reign or reign[-1] != entry.to_version:
-            reign.append(entry.to_version)
-    return reign[-2] if len(reign) > 1 and reign[-1] == current else None
+            while champions and champions[-1] != entry.to_version:
+                champions.pop()
+        elif not champions and entry.from_version:
+            champions.append(entry.from_version)
+        if not champions or champions[-1] != entry.to_version:
+            champions.append(entry.to_version)
+    return champions[-2] if len(champions) > 1 and champions[-1] == current else None
 
 
-def left(book: Sequence[Entry], version: str) -> Entry | None:
-    """The last change away from a version that has been the champion; None where it never was."""
-    return next((entry for entry in reversed(book) if entry.from_version == version), None)
+def last_replacement(entries: Sequence[Entry], version: str) -> Entry | None:
+    """The last entry that replaced the version as champion; None if there is none."""
+    return next((entry for entry in reversed(entries) if entry.from_version == version), None)
 
 
 def _user() -> str:

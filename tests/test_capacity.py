@@ -1,4 +1,4 @@
-"""The plan in docs/scale.md is arithmetic on its own measured figures, and the commands beside them exist."""
+"""The capacity plan is arithmetic on its own measured figures, and the commands beside them exist."""
 
 import re
 from math import ceil
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "scale.md").read_text()
+PAGE = (ROOT / "docs" / "explanation" / "capacity.md").read_text()
 DAY = 86_400
 
 

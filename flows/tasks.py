@@ -1,0 +1,49 @@
+"""What all flows share of Prefect: tasks with the project's defaults, and the page of a flow run."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+import httpx
+import prefect
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import exponential_backoff
+
+log = logging.getLogger("digits.flows")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RETRIES = 7
+BACKOFF_SECONDS = 5  # doubled after each attempt: ten minutes in all
+
+
+def is_unreachable(task: prefect.Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether the task failed because a server did not answer, so that another attempt makes sense."""
+    if not isinstance(state.data, ConnectionError | TimeoutError):
+        return False
+    log.warning("%s; the step %r is tried again", state.data, task.name)
+    return True
+
+
+def task(function: Callable[P, R], **options: Any) -> Callable[P, R]:
+    """The function as a Prefect task. Nothing is cached: Prefect would pickle and hash models and images."""
+    return cast(Callable[P, R], prefect.task(cache_policy=NO_CACHE, **options)(function))
+
+
+def server_task(function: Callable[P, R]) -> Callable[P, R]:
+    """The function as a task that is repeated, with growing delays, while a server does not answer."""
+    delays = exponential_backoff(BACKOFF_SECONDS)
+    return task(function, retries=RETRIES, retry_delay_seconds=delays, retry_condition_fn=is_unreachable)
+
+
+def publish(key: str, description: str, markdown: str, png: str | None = None) -> None:
+    """Show a text, and an image given as a data URL, on the page of the flow run; without Prefect the results stand."""
+    try:
+        create_markdown_artifact(markdown, key=key, description=description)
+        if png is not None:
+            create_image_artifact(png, key=f"{key}-pictures", description=description)
+    except httpx.HTTPError as error:
+        log.warning("Prefect does not answer (%s); %s is not on its page", error, description)

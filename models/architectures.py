@@ -1,0 +1,119 @@
+"""The network architectures: each is one class whose fields are validated and whose `build` makes the Keras layers.
+
+A new architecture is one such class, added to the union `Architecture`; every recipe, flow, sweep and export can then use it.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from digits.images import SIZE
+from models import backend
+
+Seeds = Callable[[], int]
+Widths = tuple[Annotated[int, Field(ge=1)], ...]
+
+
+class _Regularized(BaseModel):
+    """The fields that both architectures have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_norm: bool = Field(False, description="Batch normalisation before each activation.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout after each hidden dense layer.")
+
+    def _activate(self, flow: Any, activation: str) -> Any:
+        keras, _ = backend.load()
+
+        if self.batch_norm:
+            flow = keras.layers.BatchNormalization()(flow)
+        return keras.layers.Activation(activation)(flow)
+
+    def _hidden(self, flow: Any, width: int, activation: str, next_seed: Seeds) -> Any:
+        """One hidden dense layer with its normalisation, activation and dropout."""
+        keras, _ = backend.load()
+
+        flow = self._activate(_dense(flow, width, next_seed, use_bias=not self.batch_norm), activation)
+        return keras.layers.Dropout(self.dropout, seed=next_seed())(flow) if self.dropout else flow
+
+    def _described(self, layers: str) -> str:
+        return ", ".join(
+            [layers, *["batch norm"] * self.batch_norm, *[f"dropout {self.dropout:g}"] * (self.dropout > 0)]
+        )
+
+
+class Dense(_Regularized):
+    """784 pixels, fully connected hidden layers, ten outputs."""
+
+    kind: Literal["dense"] = "dense"
+    hidden: Widths = Field(description="Width of each hidden layer.")
+    activation: Literal["relu", "sigmoid"] = Field("relu", description="Activation of the hidden layers.")
+    output: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="Activation of the ten outputs; sigmoids are divided by their sum, as Keras's loss does."
+    )
+
+    def build(self, pixels: Any, next_seed: Seeds) -> Any:
+        """Logits of shape (n, 10) from pixels of shape (n, 28, 28) between 0 and 1."""
+        keras, _ = backend.load()
+
+        flow = keras.layers.Flatten()(pixels)
+        for width in self.hidden:
+            flow = self._hidden(flow, width, self.activation, next_seed)
+        logits = _dense(flow, 10, next_seed)
+        # softmax(log sigmoid(z)) is sigmoid(z) divided by the sum over the digits.
+        return keras.layers.Activation("log_sigmoid")(logits) if self.output == "sigmoid" else logits
+
+    def __str__(self) -> str:
+        """Such as `784-128-64-10, batch norm, dropout 0.1`."""
+        return self._described("-".join(map(str, (784, *self.hidden, 10))))
+
+
+class Convolutional(_Regularized):
+    """Strided ReLU convolutions, one hidden dense layer, ten outputs."""
+
+    kind: Literal["convolutional"] = "convolutional"
+    filters: Widths = Field((32, 64), min_length=1, description="Feature maps of each convolution.")
+    kernel_size: int = Field(5, ge=1, le=SIZE, description="Height and width of each kernel in pixels.")
+    strides: int = Field(2, ge=1, le=SIZE, description="Step of each convolution in pixels.")
+    dense: int = Field(256, ge=1, description="Width of the hidden dense layer.")
+
+    def build(self, pixels: Any, next_seed: Seeds) -> Any:
+        """Logits of shape (n, 10) from pixels of shape (n, 28, 28) between 0 and 1."""
+        keras, _ = backend.load()
+
+        flow = keras.layers.Reshape((SIZE, SIZE, 1))(pixels)
+        for maps in self.filters:
+            convolution = keras.layers.Conv2D(
+                maps,
+                self.kernel_size,
+                self.strides,
+                padding="same",
+                use_bias=not self.batch_norm,
+                kernel_initializer=keras.initializers.GlorotUniform(next_seed()),
+            )
+            flow = self._activate(convolution(flow), "relu")
+        flow = self._hidden(keras.layers.Flatten()(flow), self.dense, "relu", next_seed)
+        return _dense(flow, 10, next_seed)
+
+    def __str__(self) -> str:
+        """Such as `5×5 stride 2 convolutions 32-64, dense 256-10, batch norm`."""
+        maps = "-".join(map(str, self.filters))
+        return self._described(
+            f"{self.kernel_size}×{self.kernel_size} stride {self.strides} convolutions {maps}, dense {self.dense}-10"
+        )
+
+
+Architecture = Annotated[Dense | Convolutional, Field(discriminator="kind")]
+
+
+def kinds() -> dict[str, type[BaseModel]]:
+    """The class of each `kind`."""
+    return {one.model_fields["kind"].default: one for one in get_args(get_args(Architecture)[0])}
+
+
+def _dense(flow: Any, width: int, next_seed: Seeds, use_bias: bool = True) -> Any:
+    keras, _ = backend.load()
+
+    initializer = keras.initializers.GlorotUniform(next_seed())
+    return keras.layers.Dense(width, use_bias=use_bias, kernel_initializer=initializer)(flow)

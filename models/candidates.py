@@ -1,0 +1,107 @@
+"""From a trained model to a registered version: its evaluation, its exported files, and what its MLflow run shows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from digits.data import datasets
+from digits.data.datasets import Dataset, Storage
+from digits.reference import Reference
+from models import conformal, evaluation, export, figures, onnx_model, training
+from models.evaluation import Evaluation
+from models.provenance import inputs
+from models.registry import RegistryWriter
+from models.training import Recipe, Trained
+
+REFERENCE_SIZE = 5_000  # images of the reference sample
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A trained and exported model, complete without a server."""
+
+    recipe: Recipe
+    dataset: Dataset  # as the recipe splits it
+    trained: Trained
+    evaluation: Evaluation  # on the test images
+    card: dict[str, Any]  # without the run that it belongs to
+    files: dict[str, bytes]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {**self.evaluation.metrics, **self.trained.metrics}
+
+
+def split(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """The data set with the validation part that the recipe asks for."""
+    if recipe.validation_fraction is None:
+        return dataset
+    return datasets.resplit(dataset, recipe.validation_fraction, recipe.seed)
+
+
+def evaluate(recipe: Recipe, fingerprint: str, dataset: Dataset, trained: Trained) -> Candidate:
+    """Measure the model on the test images and export it; raises ValueError where the export answers differently.
+
+    `fingerprint` names the stored data set, which `dataset` was split from.
+    """
+    evaluated = evaluation.evaluate(lambda images: training.forward(trained.model, images), dataset.test)
+    onnx = export.to_onnx(trained.model)
+    predict_proba = onnx_model.load(onnx).predict_proba
+    exported = predict_proba(dataset.test.images)
+    export.check_equal(exported, evaluated.probabilities, dataset.test.images)
+    reference = Reference(dataset.test.images, dataset.test.labels, exported).sample(REFERENCE_SIZE, seed=0)
+    learned = datasets.join(dataset.train, dataset.validation)
+    calibrated = conformal.calibrate(predict_proba(dataset.validation.images), dataset.validation.labels)
+    card = {
+        "recipe": recipe.model_dump(mode="json"),
+        "dataset": fingerprint,
+        "inputs": inputs(fingerprint, recipe),
+        "metrics": {**evaluated.metrics, **trained.metrics},
+        "conformal": calibrated.to_card(),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    files = {
+        "model.onnx": onnx,
+        "model.keras": export.to_keras(trained.model),
+        "reference.npz": reference.to_bytes(),
+        "trained_on.npy": export.to_npy(datasets.digests(learned.images)),
+    }
+    return Candidate(recipe, dataset, trained, evaluated, card, files)
+
+
+def log_results(registry: RegistryWriter, candidate: Candidate) -> None:
+    """Log metrics, figures and the model's summary to the current MLflow run."""
+    test, probabilities = candidate.dataset.test, candidate.evaluation.probabilities
+    registry.log_metrics(candidate.metrics)
+    registry.log_tags({"weights_hash": candidate.trained.weights_hash})
+    registry.log_text(candidate.trained.summary, "model_summary.txt")
+    registry.log_text(candidate.evaluation.confusions, "most_confused.txt")
+    registry.log_figures(
+        {
+            "learning_curves": figures.curves(candidate.trained.history),
+            "confusion_matrix": figures.confusion(candidate.evaluation.counts),
+            "samples": figures.samples(candidate.dataset.train),
+            "answers": figures.answers(test, probabilities),
+            "mistakes": figures.mistakes(test, probabilities),
+        }
+    )
+
+
+def register(registry: RegistryWriter, candidate: Candidate, run_id: str) -> str:
+    """Register the candidate as a new version of the run; its version."""
+    card = {**candidate.card, "run_id": run_id, "experiment_id": registry.experiment_id}
+    return registry.register(card, candidate.files)
+
+
+def train(
+    registry: RegistryWriter, storage: Storage, dataset: Dataset, recipe: Recipe, tags: Mapping[str, str] | None = None
+) -> str:
+    """Train on a stored data set and register the result, without Prefect; the version."""
+    prepared = split(dataset, recipe)
+    with registry.run(recipe, dataset.fingerprint, prepared, tags or {}) as run_id:
+        registry.log_json(datasets.manifest(storage, dataset.fingerprint), "dataset.json")
+        trained = training.fit(recipe, prepared, registry.log_epoch)
+        candidate = evaluate(recipe, dataset.fingerprint, prepared, trained)
+        log_results(registry, candidate)
+        return register(registry, candidate, run_id)

@@ -1,0 +1,72 @@
+"""`digits monitor` and `audit`: drift, accuracy and labels of logged predictions."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from digits.settings import load_settings
+from ops.commands.options import Since
+from ops.tables import print_table
+
+
+def monitor(
+    since: Since = "24h",
+    begin: Annotated[
+        str | None, typer.Option("--from", help="First day (UTC) of past windows to report again.")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="Last day (UTC) of the past windows.")] = None,
+    power: Annotated[bool, typer.Option("--power", help="Report which changes the drift test detects.")] = False,
+) -> None:
+    """Report drift and accuracy of recent predictions compared with the champion's reference sample."""
+    from ops.flow_runs import flows_in_this_process
+
+    if power:
+        _print_power(since)
+        return
+    if (begin is None) != (end is None):
+        raise ValueError("--from and --to go together; give both, or neither for the latest answers")
+    with flows_in_this_process() as run_flow:
+        if begin and end:
+            from flows.backfill import backfill
+
+            run_flow(backfill, begin, end, since)
+        else:
+            from flows.monitor import monitor
+
+            run_flow(monitor, since)
+
+
+def audit(
+    folder: Annotated[Path | None, typer.Argument(show_default="`audit` in DIGITS_HOME")] = None,
+    since: Since = "7d",
+    n: Annotated[int, typer.Option("-n", min=1, help="Maximum number of unlabelled images in FOLDER.")] = 200,
+    quarantine: Annotated[bool, typer.Option("--quarantine", help="Include quarantined feedback.")] = False,
+) -> None:
+    """Write images of the audit sample into FOLDER; images moved into its sub-folders 0 to 9 are labelled by the next call."""
+    from datetime import UTC, datetime
+
+    from digits.storage import feedback
+    from flows.connections import Platform
+    from monitoring.windows import begin
+    from ops import audit
+
+    platform = Platform()
+    folder = folder or platform.settings.home / "audit"
+    labelled = audit.collect(platform.engine, folder)
+    answers = feedback.unlabelled_audit(platform.engine, begin(since, datetime.now(UTC)))
+    if quarantine:
+        answers += feedback.quarantined(platform.engine)
+    waiting = audit.write_images(answers, folder, n)
+    print(f"images labelled by the sub-folders of {folder}: {labelled}; images without a label: {waiting}")
+    if waiting:
+        print("move each image into the sub-folder of its digit, then run this command again")
+
+
+def _print_power(since: str) -> None:
+    from ops.detection_power import measure
+
+    count, found = measure(since, load_settings())
+    print(f"windows of {count} answers")
+    rows = [(one.perturbation, one.description, f"{one.rate:.1%}", str(one.windows)) for one in found]
+    print_table(("perturbation", "description", "detected", "windows"), rows)

@@ -1,0 +1,98 @@
+"""`digits ingest`, `train`, `retrain`, `sweep`, `replay` and `recipes`: training and its data."""
+
+from typing import Annotated
+
+import typer
+
+from ops.commands.options import CurrentSource, Seed, Source
+from ops.tables import print_table
+
+
+def ingest(data: Source = "mnist") -> None:
+    """Read, check and store a data set, and make it the current one, which the next retraining uses."""
+    from ops import flow_runs
+
+    flow_runs.silence_prefect()
+    from flows.connections import Platform
+    from flows.ingest import set_source
+
+    print(set_source(Platform(), data))
+
+
+def train(
+    recipe: Annotated[str, typer.Option(help="Name of a recipe; see `digits recipes`.")] = "compact",
+    data: CurrentSource = None,
+    seed: Seed = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, show_default="the recipe's epochs")] = None,
+) -> None:
+    """Train a recipe once and register the model as a candidate."""
+    from models import recipes
+    from ops.flow_runs import flows_in_this_process
+
+    changes = {"seed": seed} | ({"epochs": epochs} if epochs else {})
+    chosen = recipes.find(recipe).model_copy(update=changes)
+    with flows_in_this_process() as run_flow:
+        from flows.train import train
+
+        _print_version(run_flow(train, chosen, data))
+
+
+def retrain(
+    recipe: Annotated[str | None, typer.Option(show_default="DIGITS_RECIPE")] = None,
+    data: CurrentSource = None,
+    seed: Seed = 0,
+) -> None:
+    """Ingest new data, train a candidate, and promote it if the gate finds it better than the champion."""
+    from ops.flow_runs import flows_in_this_process
+
+    with flows_in_this_process() as run_flow:
+        from flows.retrain import retrain
+
+        run_flow(retrain, recipe, data, seed)
+
+
+def sweep(
+    name: Annotated[str, typer.Option(help="A name used before continues that sweep where it ended.")] = "sweep",
+    data: Source = "mnist",
+    minutes: Annotated[float, typer.Option(min=0, help="Time for the trials; the best recipe is trained after.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Maximum epochs of a trial.")] = 20,
+    workers: Annotated[int | None, typer.Option(min=1, help="Parallel trials; by default what fits.")] = None,
+) -> None:
+    """Search for a good recipe within a time budget, in parallel, and register the best one as challenger; Ctrl-C keeps finished trials."""
+    from ops.flow_runs import flows_in_this_process
+    from ops.processes import interrupt_on_signals
+
+    interrupt_on_signals()
+    with flows_in_this_process() as run_flow:
+        from flows.sweep import sweep
+        from flows.sweep_executor import SweepPlan
+
+        plan = SweepPlan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)
+        _print_version(run_flow(sweep, plan))
+
+
+def replay(run: Annotated[str, typer.Argument(help="A version, a run id, or the beginning of a run id.")]) -> None:
+    """Train a run again from its recorded recipe, data and seed, and compare the weights."""
+    from ops.flow_runs import flows_in_this_process
+
+    with flows_in_this_process() as run_flow:
+        from flows.replay import replay
+
+        outcome = run_flow(replay, run)
+    raise SystemExit(0 if outcome.identical else 1)
+
+
+def recipes() -> None:
+    """List the recipes."""
+    from models.recipes import RECIPES
+
+    rows = []
+    for name, preset in RECIPES.items():
+        recipe = preset.recipe
+        layers = f"{recipe.architecture}" + (f" × {recipe.n_models}" if recipe.n_models > 1 else "")
+        rows.append((name, layers, recipe.optimizer, str(recipe.epochs), str(recipe.batch_size), preset.reported))
+    print_table(("recipe", "layers", "optimiser", "epochs", "batch", "reported"), rows)
+
+
+def _print_version(version: str) -> None:
+    print(f"digits v{version} is registered; make it the champion with `digits promote {version}`")

@@ -1,0 +1,33 @@
+"""Connecting to a Dask cluster: the one in the settings, one on this machine, and sentences where there is none."""
+
+import pytest
+from distributed import LocalCluster
+
+from flows import dask_cluster
+
+
+def test_a_scheduler_that_does_not_answer_is_named(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_cluster, "CONNECT_TIMEOUT_SECONDS", 0.5)
+    connection = dask_cluster.connect(f"tcp://127.0.0.1:{free_port}")
+    with pytest.raises(
+        ConnectionError, match=f"no Dask scheduler answers at tcp://127.0.0.1:{free_port}; start one with"
+    ):
+        connection.__enter__()
+
+
+def test_a_cluster_without_workers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_cluster, "NO_WORKERS_TIMEOUT_SECONDS", 0.2)
+    with LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as empty:
+        connection = dask_cluster.connect(empty.scheduler_address)
+        with pytest.raises(ConnectionError, match="has no workers; start some with `dask worker`"):
+            connection.__enter__()
+
+
+def test_a_given_address_is_used_and_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(dask_cluster, "_local_cluster")
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        dask_cluster.connect(cluster.scheduler_address, workers=4) as client,
+    ):
+        assert client.scheduler_info()["address"] == cluster.scheduler_address
+        assert len(client.nthreads()) == 1
