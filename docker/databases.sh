@@ -1,5 +1,5 @@
 #!/bin/bash
-# Run by the image of PostgreSQL on an empty volume: a database with an owner of the same name for each who keeps state.
+# Run by PostgreSQL's image when its volume is empty: creates a database and an owner of the same name for MLflow, Prefect and digits.
 set -eu
 for name in mlflow prefect digits; do
   password="$(printf '%s' "$name" | tr '[:lower:]' '[:upper:]')_DATABASE_PASSWORD"

@@ -19,7 +19,8 @@ from flows.sweep_executor import SweepExecutor, SweepPlan
 from flows.tasks import publish, server_task
 from flows.train import prefect_run, train_on
 from models import search
-from models.registry import RegistryWriter, git_commit
+from models.provenance import git_commit
+from models.registry import RegistryWriter
 
 log = logging.getLogger("digits.sweep")
 

@@ -25,9 +25,8 @@ from flows import dask_cluster
 from flows.connections import Platform
 from flows.train import prefect_run
 from models import search
-from models.recipes import Recipe
-from models.registry import git_commit
-from models.training import Epoch
+from models.provenance import git_commit
+from models.training import Epoch, Recipe
 
 log = logging.getLogger("digits.sweep")
 

@@ -6,13 +6,15 @@ import logging
 import os
 import sys
 import traceback
+from json import JSONDecodeError
 from pathlib import Path
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from digits.settings import load_settings
-from ops.commands import answers, champion, data, keys, lifecycle, monitoring, runs, state, training
+from ops.commands import answers, keys, local_platform, monitoring, training, versions
 
 app = typer.Typer(
     help="Trains, promotes, serves and watches handwritten-digit recognisers.",
@@ -22,9 +24,9 @@ app = typer.Typer(
 )
 # In the order of the help text.
 COMMANDS = (
-    *(lifecycle.up, lifecycle.down, lifecycle.status, state.backup, state.restore),
-    *(data.ingest, training.train, training.retrain, training.sweep, training.replay, training.recipes),
-    *(champion.promote, champion.rollback, champion.ledger, runs.leaderboard, runs.diff),
+    *(local_platform.up, local_platform.down, local_platform.status, local_platform.backup, local_platform.restore),
+    *(training.ingest, training.train, training.retrain, training.sweep, training.replay, training.recipes),
+    *(versions.promote, versions.rollback, versions.ledger, versions.leaderboard, versions.diff),
     *(answers.predict, answers.score, answers.traffic, monitoring.monitor, monitoring.audit),
 )
 for command in COMMANDS:
@@ -48,6 +50,10 @@ def main() -> None:
     except Exception as error:  # the outermost handler: a user sees a sentence, never a traceback
         sys.stderr.write(f"digits: {_sentence(error)}\n")
         raise SystemExit(1) from None
+    finally:
+        # Only the commands that run flows have imported it, which takes 2 s.
+        if terminal := sys.modules.get("flows.terminal"):
+            terminal.exit_without_prefect()
 
 
 def _sentence(error: Exception) -> str:
@@ -56,6 +62,9 @@ def _sentence(error: Exception) -> str:
         return _validation_sentence(error)
     if isinstance(error, OSError) and error.errno is not None:
         return _os_error_sentence(error)
+    if isinstance(error, SettingsError) and isinstance(error.__cause__, JSONDecodeError):
+        name = str(error).split('"')[1].upper()
+        return f"DIGITS_{name}: expected JSON, got {error.__cause__.doc!r} ({error.__cause__})"
     message = str(error) or type(error).__name__
     if isinstance(error, (ValueError, LookupError, RuntimeError, OSError)):
         return message

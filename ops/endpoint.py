@@ -11,21 +11,17 @@ class RequestRefused(ValueError):
     """The endpoint refused a request; the message is the reason it gave."""
 
 
-class Unreachable(ConnectionError):
-    """The endpoint does not answer."""
-
-
 def open_client(settings: Settings) -> httpx.Client:
     return httpx.Client(base_url=settings.service_url, headers=settings.credentials, timeout=30)
 
 
 def post(client: httpx.Client, route: str, **body: Any) -> dict[str, Any]:
-    """The fields of the response; raises Unreachable, RequestRefused, or ConnectionError as `read` does."""
+    """The fields of the response; raises RequestRefused or ConnectionError."""
     try:
         response = client.post(route, **body)
     except httpx.TransportError as error:
         url = str(client.base_url).rstrip("/")
-        raise Unreachable(f"the endpoint does not answer at {url}; start it with `digits up`") from error
+        raise ConnectionError(f"the endpoint does not answer at {url}; start it with `digits up`") from error
     return read(response)
 
 

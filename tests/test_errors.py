@@ -40,9 +40,14 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "predict, no service": (
         "predict docs/seven.png",
         {},
-        "the endpoint does not answer at .*; start it with `digits up`, or use --direct",
+        "the endpoint does not answer at .*; start it with `digits up`",
     ),
     "a port that is none": ("status", {"DIGITS_SERVICE_PORT": "99999"}, "DIGITS_SERVICE_PORT: .*65535, got '99999'"),
+    "a setting that is no JSON": (
+        "status",
+        {"DIGITS_GATE": '{{"margin"'},
+        """DIGITS_GATE: expected JSON, got '{"margin"'""",
+    ),
     "a port that is taken": (
         "up",
         {"DIGITS_MLFLOW_PORT": "{taken}"},
@@ -56,11 +61,15 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "no such source": ("ingest --data nowhere.csv", {}, "the source 'nowhere.csv' does not exist; give"),
     "no such recipe": ("train --recipe nope", {}, "there is no recipe 'nope'; choose one of"),
     "no such amount": (
-        "traffic --data bundled --change shift --amount 9999",
+        "traffic --data bundled --perturbation shift --amount 9999",
         {},
-        "--amount is 9999; expected -27 to 27 pixels for 'shift'",
+        "--amount is 9999; expected -27 to 27 px for 'shift'",
     ),
-    "no such change": ("traffic --data bundled --change melt", {}, "there is no change 'melt'; choose one of plain,"),
+    "no such perturbation": (
+        "traffic --data bundled --perturbation melt",
+        {},
+        "there is no perturbation 'melt'; choose one of plain,",
+    ),
     "score, no file": ("score nowhere.csv out.csv", {}, "there is no file nowhere.csv; give a Kaggle test.csv"),
     "score, no folder": (
         "score README.md nowhere/out.csv",
@@ -68,10 +77,10 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
         "there is no folder .*nowhere to write out.csv into; make it first",
     ),
     "a database of no kind": ("ledger", {"DIGITS_DATABASE_URL": "nonsense"}, "expected a database like postgresql://"),
-    "PostgreSQL away": (
+    "PostgreSQL unreachable": (
         "ledger",
         {"DIGITS_DATABASE_URL": "postgresql://me@127.0.0.1:9/digits"},
-        "does not answer.*Connection refused",
+        "is unreachable.*Connection refused",
     ),
     "a home that is a file": (
         "up",

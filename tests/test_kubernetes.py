@@ -46,7 +46,7 @@ def test_every_part_is_there_once() -> None:
         "Deployment mlflow",
         "Deployment prefect",
         "StatefulSet flows",
-        "Job first",
+        "Job bootstrap",
     }
     assert set(CONTAINERS) == set(SERVICES) - {"postgres"}
 
@@ -112,9 +112,9 @@ def test_a_container_is_set_up_as_in_compose(name: str) -> None:
     theirs = set(SERVICES[name]["environment"])
     helpers = {"MLFLOW_PASSWORD", "PREFECT_PASSWORD", "DATABASE"}  # put together with others
     assert (set(ours) | set(config)) - helpers - {"DIGITS_AUTH"} <= theirs
-    # the first training's data are fetched and it needs no log, and under which addresses browsers come is not known
+    # the bootstrap job downloads its data and needs no prediction log; the addresses for browsers are not known
     missing = theirs - set(ours) - set(config) - {"DIGITS_MNIST", "DIGITS_MLFLOW_PUBLIC_URL", "PREFECT_UI_URL"}
-    assert missing <= ({"DIGITS_DATABASE_URL"} | _chatty() if name == "first" else set())
+    assert missing <= ({"DIGITS_DATABASE_URL"} | _chatty() if name == "bootstrap" else set())
 
 
 def _chatty() -> set[str]:

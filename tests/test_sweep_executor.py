@@ -16,7 +16,8 @@ from flows import sweep, sweep_executor
 from flows.connections import Platform
 from flows.sweep_executor import MAX_FAILURES, SweepExecutor, SweepPlan
 from models import registry, search
-from models.recipes import COMPACT, Recipe
+from models.recipes import COMPACT
+from models.training import Recipe
 
 EPOCHS = 40
 

@@ -9,8 +9,6 @@ import typer
 from digits.settings import Settings, load_settings
 from ops.commands.options import CurrentSource, Seed
 
-CHANGES = "shift, rotate, slant, scale, dim, thicken, thin, noise, blur or invert"
-
 
 def predict(
     files: list[Path],
@@ -42,19 +40,19 @@ def score(
         raise ValueError(f"there is no file {source}; give a Kaggle test.csv, test.csv.gz or a .parquet")
     if not target.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {target.absolute().parent} to write {target.name} into; make it first")
-    with flows_in_this_process():
+    with flows_in_this_process() as run_flow:
         from flows.score import score
 
-        count = score(source, target)
+        count = run_flow(score, source, target)
     raise SystemExit(0 if count.answered else 1)
 
 
 def traffic(
     n: Annotated[int, typer.Option("-n", min=1, help="Number of requests.")] = 200,
-    change: Annotated[str, typer.Option(help=f"plain, {CHANGES}.")] = "plain",
-    amount: Annotated[
-        float | None, typer.Option(help="Strength of the change in pixels, degrees, grey levels or as a factor.")
-    ] = None,
+    perturbation: Annotated[
+        str, typer.Option(help="plain, shift, rotate, thicken, noise, blur …; an unknown name lists all.")
+    ] = "plain",
+    amount: Annotated[float | None, typer.Option(help="Strength in px, degrees, grey levels or as a factor.")] = None,
     labels: Annotated[float, typer.Option(min=0, max=1, help="Share of the predictions that get feedback.")] = 0.0,
     data: CurrentSource = None,
     seed: Seed = 0,
@@ -66,7 +64,7 @@ def traffic(
 
     settings = load_settings()
     test = requests.test_images(data, settings)
-    sending = requests.send(settings, requests.changed(test, change, amount), n, seed, labels)
+    sending = requests.send(settings, requests.perturb(test, perturbation, amount), n, seed, labels)
     for sent in tqdm(sending, total=n, unit="request", disable=None):  # noqa: B007  # the last one is printed
         pass
     print(f"{sent.answers} answers, {sent.right / sent.answers:.1%} right, {sent.labelled} labelled")
@@ -77,29 +75,19 @@ def _endpoint(settings: Settings) -> Callable[[bytes], dict[str, Any]]:
     from ops import endpoint
 
     client = endpoint.open_client(settings)
-
-    def classify(body: bytes) -> dict[str, Any]:
-        try:
-            return endpoint.post(client, "/classify_file", files={"file": body})
-        except endpoint.Unreachable as error:
-            raise ConnectionError(f"{error}, or use --direct") from error
-
-    return classify
+    return lambda body: endpoint.post(client, "/classify_file", files={"file": body})
 
 
 def _champion(settings: Settings) -> Callable[[bytes], dict[str, Any]]:
     """Classification by the champion in this process, which logs nothing."""
     from digits.data import rectification
-    from ops.commands.connections import open_store
+    from flows.connections import Platform
 
-    model = open_store(settings).fetch()
+    model = Platform(settings).models.fetch()
 
     def classify(body: bytes) -> dict[str, Any]:
         (probabilities,) = model.predict_proba(rectification.decode(body)[None])
-        return {
-            "digit": probabilities.argmax(),
-            "probability": probabilities.max(),
-            "model_version": model.version,
-        }
+        digit = int(probabilities.argmax())
+        return {"digit": digit, "probability": probabilities[digit], "model_version": model.version}
 
     return classify

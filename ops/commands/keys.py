@@ -4,8 +4,6 @@ from typing import Annotated
 
 import typer
 
-from digits.settings import load_settings
-from ops.commands.connections import open_database
 from ops.tables import format_time, print_table
 
 app = typer.Typer(help="Manage the API keys of the service.", no_args_is_help=True)
@@ -16,7 +14,7 @@ Name = Annotated[
 Roles = Annotated[list[str], typer.Option("--role", help="predict, feedback or admin; may be repeated.")]
 
 
-@app.command()
+@app.command("create")
 def create(
     name: Name,
     role: Roles,
@@ -26,27 +24,29 @@ def create(
 ) -> None:
     """Create a key and print it once; only its hash is stored."""
     from digits.storage import api_keys
+    from flows.connections import Platform
 
-    print(api_keys.create(open_database(load_settings()), name, role, rate))
+    print(api_keys.create(Platform().engine, name, role, rate))
 
 
 @app.command("list")
 def list_keys() -> None:
     """List all keys with their roles, also revoked ones."""
     from digits.storage import api_keys
+    from flows.connections import Platform
 
-    settings = load_settings()
-    rows = []
-    for key in api_keys.by_hash(open_database(settings)).values():
-        rate = f"{key.rate_per_minute or settings.rate_per_minute:,}"
+    platform, rows = Platform(), []
+    for key in api_keys.by_hash(platform.engine).values():
+        rate = f"{key.rate_per_minute or platform.settings.rate_per_minute:,}"
         times = format_time(key.created_at), format_time(key.revoked_at)
         rows.append((key.name, ", ".join(sorted(key.roles)), rate, *times))
     print_table(("name", "roles", "requests a minute", "created (UTC)", "revoked (UTC)"), rows)
 
 
-@app.command()
+@app.command("revoke")
 def revoke(name: str) -> None:
     """Revoke a key; every worker refuses it within seconds."""
     from digits.storage import api_keys
+    from flows.connections import Platform
 
-    api_keys.revoke(open_database(load_settings()), name)
+    api_keys.revoke(Platform().engine, name)

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from digits.settings import load_settings
-from ops.commands.connections import open_database
 from ops.commands.options import Since
 from ops.tables import print_table
 
@@ -30,15 +29,15 @@ def monitor(
         return
     if (begin is None) != (end is None):
         raise ValueError("--from and --to go together; give both, or neither for the latest answers")
-    with flows_in_this_process():
+    with flows_in_this_process() as run_flow:
         if begin and end:
             from flows.backfill import backfill
 
-            backfill(begin, end, since)
+            run_flow(backfill, begin, end, since)
         else:
             from flows.monitor import monitor
 
-            monitor(since)
+            run_flow(monitor, since)
 
 
 def audit(
@@ -53,15 +52,16 @@ def audit(
     from datetime import UTC, datetime
 
     from digits.storage import feedback
+    from flows.connections import Platform
     from flows.monitor import begin
     from ops import audit
 
-    settings = load_settings()
-    folder, engine = folder or settings.home / "audit", open_database(settings)
-    labelled = audit.collect(engine, folder)
-    answers = feedback.unlabelled_audit(engine, begin(since, datetime.now(UTC)))
+    platform = Platform()
+    folder = folder or platform.settings.home / "audit"
+    labelled = audit.collect(platform.engine, folder)
+    answers = feedback.unlabelled_audit(platform.engine, begin(since, datetime.now(UTC)))
     if quarantine:
-        answers += feedback.quarantined(engine)
+        answers += feedback.quarantined(platform.engine)
     waiting = audit.write_images(answers, folder, n)
     print(f"images labelled by the sub-folders of {folder}: {labelled}; images without a label: {waiting}")
     if waiting:
@@ -73,13 +73,5 @@ def _print_power(since: str) -> None:
 
     count, found = measure(since, load_settings())
     print(f"windows of {count} answers")
-    rows = [
-        (
-            "none: false alarms" if one.change == "none" else one.change,
-            one.strength,
-            f"{one.share:.1%}",
-            str(one.windows),
-        )
-        for one in found
-    ]
-    print_table(("change", "strength", "detected", "windows"), rows)
+    rows = [(one.perturbation, one.description, f"{one.rate:.1%}", str(one.windows)) for one in found]
+    print_table(("perturbation", "description", "detected", "windows"), rows)

@@ -1,0 +1,72 @@
+"""`digits promote`, `rollback`, `ledger`, `leaderboard` and `diff`: versions and the runs that trained them."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Column
+
+from ops.tables import format_time, print_table
+
+if TYPE_CHECKING:
+    from flows.connections import Platform
+
+Reason = Annotated[str, typer.Option("--why", help="The reason that the ledger records.")]
+LEADERBOARD: list[str | Column] = [
+    "recipe",
+    *(Column(name, no_wrap=True) for name in ("data", "seeds", "accuracy (95 %)", "best", "reported")),
+    *(Column(name, no_wrap=True) for name in ("log loss", "ECE", "corrupted")),
+    *(Column(name, no_wrap=True, justify="right") for name in ("parameters", "seconds")),
+]
+
+
+def promote(version: str, why: Reason = "by hand") -> None:
+    """Make VERSION the champion, after checking that it loads and predicts."""
+    platform = _connect()
+    from models import promotion
+
+    promotion.promote(platform.registry, platform.models, platform.engine, version, why)
+
+
+def rollback(why: Reason = "by hand") -> None:
+    """Make the previous champion the champion again."""
+    platform = _connect()
+    from models import promotion
+
+    promotion.roll_back(platform.registry, platform.models, platform.engine, why)
+
+
+def ledger() -> None:
+    """List all promotions and rollbacks, oldest first."""
+    from digits.storage import ledger
+    from flows.connections import Platform
+
+    columns = ("when (UTC)", "what", "from", "to", "by", "why")
+    entries = ledger.entries(Platform().engine)
+    rows = [(format_time(e.at), e.action, e.from_version or "–", e.to_version, e.by, e.why) for e in entries]
+    print_table(columns, rows) if rows else print("no version has been promoted yet")
+
+
+def leaderboard() -> None:
+    """Compare recipes by the accuracy over their seeds with what the projects that they reproduce report."""
+    platform = _connect()
+    from models import leaderboard
+
+    print_table(LEADERBOARD, [row.cells for row in leaderboard.read(platform.registry)])
+
+
+def diff(run_a: str, run_b: str) -> None:
+    """Explain how two runs (versions or run ids) differ: data, code, recipe, environment, and a paired test of their predictions."""
+    platform = _connect()
+    from models import run_diff, runs
+
+    a, b = runs.find(platform.registry, run_a), runs.find(platform.registry, run_b)
+    print(run_diff.compare(platform.registry, a, b, platform.datasets, platform.models).text)
+
+
+def _connect() -> "Platform":
+    """Raises RegistryUnreachable before the 4 s that importing MLflow takes."""
+    from flows.connections import Platform
+
+    platform = Platform()
+    platform.models.registry.version()
+    return platform
