@@ -32,7 +32,7 @@ def test_only_a_server_that_does_not_answer_is_asked_again(
     error: Exception, repeated: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     run: Any = None
-    task = cast(Any, tasks.server_task(print))
+    task = cast(Any, tasks.server_task(test_the_attempts_bridge_an_outage_of_five_minutes))
     assert tasks.is_unreachable(task, run, Failed(data=error)) is repeated
     assert (str(error) in caplog.text) is repeated
 
