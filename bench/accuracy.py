@@ -20,7 +20,8 @@ from digits.data.datasets import Dataset
 from digits.images import Split
 from digits.settings import load_settings
 from models import evaluation, recipes, training
-from models.recipes import RECIPES, Recipe
+from models.recipes import RECIPES
+from models.training import Recipe
 
 KAGGLE_ROWS = 42_000
 

@@ -131,8 +131,8 @@ def family(process: psutil.Process) -> list[psutil.Process]:
 
 
 def workers(service: psutil.Process) -> list[psutil.Process]:
-    """The processes that answer requests, below the one that looks after them."""
-    return [child for child in service.children() if "_bentoml_impl.worker.service" in child.cmdline()]
+    """The worker processes below Granian's main process."""
+    return [child for child in service.children() if child.cmdline() == service.cmdline()]
 
 
 @contextmanager
@@ -200,7 +200,8 @@ def main(*wanted: str) -> None:
 
 def _faults(settings: Settings, can_fill: bool) -> Iterator[tuple[str, Callable[[], float], int | None]]:
     """Name, what does it and returns the moment from which recovery counts, and the requests it may cost; None if there is nobody."""
-    yield "service worker", lambda: _kill(settings, "service", workers), CLIENTS
+    # the only worker: connections are refused until it is replaced
+    yield "service worker", lambda: _kill(settings, "service", workers), None
     yield "service, all of it", lambda: _kill(settings, "service", family), None
     yield "service's parent", lambda: _kill(settings, "service", only), None
     yield "mlflow", lambda: _kill(settings, "mlflow", family), 0

@@ -1,7 +1,7 @@
 """The gate on trainings whose truth is known: another seed of the same recipe must be held, a real improvement promoted.
 
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.gate
-    DIGITS_MNIST=/path/to/mnist.npz python -m bench.gate --recipe distorted --epochs 8 --validation 0.2 --weaker 8 --fewest 20000
+    DIGITS_MNIST=/path/to/mnist.npz python -m bench.gate --recipe augmented --epochs 8 --validation 0.2 --weaker 8 --fewest 20000
 
 The second is at 99 %, where half a point is half of all errors; with all its epochs it would take a working day.
 
@@ -23,7 +23,7 @@ from digits.data.datasets import Dataset
 from digits.images import Labels, Split
 from digits.settings import load_settings
 from models import evaluation, gate, recipes, training
-from models.recipes import Recipe
+from models.training import Recipe
 
 BINS = ((0.25, 0.5), (0.5, 0.75), (0.75, 1.0), (1.0, 100.0))  # of points ahead
 
@@ -37,12 +37,12 @@ class JudgedModel:
         answers = training.forward(model, data.validation.images).argmax(axis=1)
         self.truth = 100 * float((answers == data.validation.labels).mean())
         corruption = evaluation.corruption_accuracy(lambda images: training.forward(model, images), data.test)
-        self.facts = gate.Facts(corruption, size_bytes=500_000, milliseconds=0.1)
+        self.facts = gate.ModelFacts(corruption, size_bytes=500_000, milliseconds=0.1)
 
 
 def verdict(data: Dataset, candidate: JudgedModel, champion: JudgedModel) -> gate.GateVerdict:
     """As a retraining judges, with the usual policy."""
-    sample = gate.Sample("test images", data.test.labels, candidate.digits, champion.digits)
+    sample = gate.EvaluationSample("test images", data.test.labels, candidate.digits, champion.digits)
     return gate.judge([sample], candidate.facts, champion.facts, gate.GatePolicy())
 
 

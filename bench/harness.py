@@ -20,7 +20,7 @@ from digits.data import datasets, sources
 from digits.data.datasets import Dataset
 from digits.images import Images
 from digits.settings import Settings, load_settings
-from models.recipes import Recipe
+from models.training import Recipe
 from ops import processes
 
 PATIENCE_SECONDS = 180

@@ -235,17 +235,20 @@ def close(there: Platform, people: People, requests: int) -> None:
     there.send(people.traffic, requests, seed=1)
     printed, verdict = there.monitor(since)
     check(verdict["drift"]["verdict"] == "no drift", f"an alarm on plain traffic: {printed}")
-    there.say(f"{verdict['count']} plain answers: {verdict['drift']['words']}")
+    there.say(f"{verdict['count']} plain answers: {verdict['drift']['message']}")
 
     since = datetime.now(UTC)
     population = changed(people.traffic)
     before = there.accuracy(written)
     there.send(population, requests, seed=2)
     printed, verdict = there.monitor(since)
-    causes = [cause["kind"] for cause in verdict["drift"]["causes"]]
+    explanations = [one["perturbation"] for one in verdict["drift"]["explanations"]]
     check(verdict["drift"]["verdict"] == "drift", f"no alarm on changed traffic: {printed}")
-    check(bool({"thicken", "slant", "shift", "rotate"} & set(causes)), f"the cause is not named: {verdict['words']}")
-    there.say(f"{verdict['count']} changed answers: {verdict['words']}")
+    check(
+        bool({"thicken", "slant", "shift", "rotate"} & set(explanations)),
+        f"the drift is not explained: {verdict['message']}",
+    )
+    there.say(f"{verdict['count']} changed answers: {verdict['message']}")
     there.say(f"accuracy on held-out changed digits: {before:.2%}")
     there.wait_for_retraining(1)
     check(there.version() == first, "a retraining without new labels changed the champion")
@@ -254,7 +257,7 @@ def close(there: Platform, people: People, requests: int) -> None:
     labelled = there.label(population, since)
     printed, verdict = there.monitor(since)
     check(verdict["accuracy"]["verdict"] == "worse", f"the loss of accuracy is not noticed: {printed}")
-    there.say(f"{labelled} audited: {verdict['accuracy']['words']}")
+    there.say(f"{labelled} audited: {verdict['accuracy']['message']}")
     there.wait_for_retraining(2)
     check(there.wait_for_version(lambda version: version != first), f"not promoted: {there.last_words()}")
     second = there.version()

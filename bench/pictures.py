@@ -26,7 +26,7 @@ from selenium.webdriver.common.by import By
 from bench import harness, loop
 from digits.settings import load_settings
 from models import recipes
-from models.recipes import Recipe
+from models.training import Recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
 FLAGS = (

@@ -1,4 +1,4 @@
-"""The reference sample: held-out images and the version's answers to them, kept beside it so that drift is measured against it."""
+"""The reference sample: held-out images and a version's predictions for them, stored with the version to measure drift against."""
 
 import io
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from digits.images import Images, Labels
 
 @dataclass(frozen=True)
 class Reference:
-    """Random held-out images with their labels and the version's own answers; every array has length n."""
+    """Random held-out images, their labels and the version's predictions; every array has length n."""
 
     images: Images  # (n, 28, 28)
     labels: Labels  # (n,)
@@ -21,9 +21,9 @@ class Reference:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def sample(self, most: int, seed: int) -> "Reference":
-        """At most so many of its images, at random."""
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:most])
+    def sample(self, max_images: int, seed: int) -> "Reference":
+        """A random sample of its images."""
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:max_images])
         return Reference(self.images[chosen], self.labels[chosen], self.probabilities[chosen])
 
     def to_bytes(self) -> bytes:
@@ -34,15 +34,13 @@ class Reference:
 
 
 def from_bytes(content: bytes) -> Reference:
-    """The sample again; raises ValueError when it is not one."""
+    """The inverse of `to_bytes`; raises ValueError for anything else."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             images, labels, probabilities = (arrays[name] for name in ("images", "labels", "probabilities"))
     except (KeyError, OSError, ValueError, EOFError) as error:
         raise ValueError(f"expected an npz with images, labels and probabilities: {error}") from error
     pixels.check(images)
-    if labels.shape != (len(images),) or probabilities.shape != (len(images), 10):
-        raise ValueError(
-            f"expected {len(images)} labels and probabilities, got {labels.shape} and {probabilities.shape}"
-        )
+    if (got := (labels.shape, probabilities.shape)) != ((len(images),), (len(images), 10)):
+        raise ValueError(f"expected {len(images)} labels and probabilities, got {got[0]} and {got[1]}")
     return Reference(images, labels, probabilities)

@@ -77,24 +77,22 @@ class Settings(BaseSettings):
 
     home: AbsolutePath = Field(Path("var"), description="Folder of all mutable state; removing it resets the platform.")
     mnist: AbsolutePath | None = Field(
-        None, description="A local `mnist.npz`; it takes precedence over Keras's cache and the download."
+        None, description="A local `mnist.npz`, read instead of Keras's cache or a download."
     )
-    datasets_url: BucketUrl | None = Field(
-        None, description="Bucket that shares the data sets between machines, `s3://bucket/prefix`; by default none."
-    )
+    datasets_url: BucketUrl | None = Field(None, description="Bucket that shares the data sets, `s3://bucket/prefix`.")
     inbox: AbsolutePath = Field(
         default_factory=lambda values: values["home"] / "inbox",
         description="Folder for new labelled files; the next retraining ingests each of them once.",
     )
     database_url: str = Field(
         default_factory=lambda values: f"sqlite:///{values['home']}/digits.db",
-        description="SQLAlchemy URL of the database: predictions, feedback, the ledger and API keys.",
+        description="SQLAlchemy URL of the database of predictions, feedback, ledger and API keys.",
         repr=False,  # it may hold a password
     )
 
     host: str = Field(
         "127.0.0.1",
-        description="Address that the service binds to; the other servers, which have no authentication, do so only where `DIGITS_AUTH` is off.",
+        description="Address that the service binds to; servers without authentication do so only if `DIGITS_AUTH` is off.",
     )
     auth: Literal["off", "loopback", "required"] = Field(
         "loopback",
@@ -102,11 +100,9 @@ class Settings(BaseSettings):
     )
     api_key: str | None = Field(None, repr=False, description="API key that the commands send to the service.")
     rate_per_minute: int = Field(
-        6_000, ge=1, description="Requests per minute that an API key without a rate of its own may send."
+        6_000, ge=1, description="Requests per minute of API keys without a rate of their own."
     )
-    cors_origins: list[str] = Field(
-        [], description='Origins whose pages may send requests to the service, like ["https://example.org"].'
-    )
+    cors_origins: list[str] = Field([], description='Origins whose pages may use the service: ["https://example.org"].')
     service_port: Port = Field(3000, description="Port of the HTTP endpoint and the drawing page.")
     mlflow_port: Port = Field(5000, description="Port of the MLflow server.")
     prefect_port: Port = Field(4200, description="Port of the Prefect server.")
@@ -126,63 +122,45 @@ class Settings(BaseSettings):
         validation_alias=_alias("PREFECT_API_URL"),
         description="URL of the Prefect API.",
     )
-    dask_address: str | None = Field(
-        None, description="Scheduler of a Dask cluster, `tcp://host:8786`; by default a cluster on this machine."
-    )
+    dask_address: str | None = Field(None, description="Dask scheduler, `tcp://host:8786`; by default a local cluster.")
     work_pool: str = Field("digits", min_length=1, description="Prefect work pool that runs the flows.")
     work_pool_type: Literal["process", "docker", "kubernetes"] = Field(
         "process",
         description="How the work pool runs a flow: process (of the worker), docker (a container) or kubernetes (a job).",
     )
-    flows_image: str = Field(
-        "digits-flows", description="Container image for flows in Docker and Kubernetes work pools."
-    )
+    flows_image: str = Field("digits-flows", description="Image of flows in Docker and Kubernetes work pools.")
     job_variables: dict[str, Any] = Field(
         {}, repr=False, description='Additional job variables of the deployments, like {"networks": ["digits"]}.'
     )
     recipe: str = Field("compact", description="Recipe of the scheduled retraining.")
     gate: dict[str, float] = Field(
-        {}, description='Fields of the gate\'s policy that differ from its defaults, like {"minimum_gain": 0.25}.'
+        {}, description='Changes to the gate\'s default policy, like {"minimum_gain": 0.25}.'
     )
     feedback: dict[str, float] = Field(
-        {}, description='Fields of the feedback policy that differ from its defaults, like {"hold_out": 0.5}.'
+        {}, description='Changes to the default feedback policy, like {"hold_out": 0.5}.'
     )
     retrain_labels: int = Field(200, ge=1, description="Number of new labels that starts a retraining.")
     retrain_cooldown_hours: float = Field(
-        12.0, ge=0, description="Hours after a retraining during which neither drift nor new labels start another."
+        12.0, ge=0, description="Hours after a retraining before an event starts another."
     )
-    alert_url: str | None = Field(
-        None, repr=False, description="Webhook that receives drift, accuracy loss and failed retrainings as JSON."
-    )
+    alert_url: str | None = Field(None, repr=False, description="Webhook that receives all alerts as JSON.")
     alert_cooldown_hours: float = Field(12.0, ge=0, description="Hours during which the same alert is not sent again.")
     registry_poll_seconds: float = Field(
-        2.0, gt=0, description="Interval at which the service checks the registry for another champion."
+        2.0, gt=0, description="Interval at which the service looks for a new champion."
     )
 
     service_workers: int = Field(1, ge=1, description="Number of processes that answer requests.")
     body_limit_bytes: int = Field(16_000_000, gt=0, description="Largest request body; larger ones are refused.")
-    body_timeout_seconds: float = Field(
-        10.0, gt=0, description="Longest time for a request body to arrive; slower ones are refused."
-    )
-    batch_limit: int = Field(
-        1_000, ge=1, description="Most images in one JSON request; larger batches go to `/classify_bulk`."
-    )
-    picture_limit_pixels: int = Field(
-        24_000_000, ge=784, description="Most pixels of an uploaded picture; larger ones are refused."
-    )
-    concurrency_limit: int = Field(
-        128, ge=1, description="Most requests that one worker handles at a time; further ones are told to retry."
-    )
-    log_limit: int = Field(
-        20_000, ge=1, description="Most predictions kept in memory while neither database nor disk accepts them."
-    )
+    body_timeout_seconds: float = Field(10.0, gt=0, description="Longest time for a request body to arrive.")
+    batch_limit: int = Field(1_000, ge=1, description="Most images in a JSON request; `/classify_bulk` takes more.")
+    picture_limit_pixels: int = Field(24_000_000, ge=784, description="Most pixels of an uploaded picture.")
+    concurrency_limit: int = Field(128, ge=1, description="Most concurrent requests of a worker; others get a 503.")
+    log_limit: int = Field(20_000, ge=1, description="Most predictions in memory while database and disk refuse them.")
     access_log: bool = Field(False, description="Whether the service logs every request.")
     traces: bool = Field(False, description="Whether the service records OpenTelemetry traces.")
     bulk_log_sample_rate: Share = Field(1.0, description="Share of the `/classify_bulk` predictions that is logged.")
     audit_sample_rate: Share = Field(0.02, description="Share of the logged predictions drawn at random for labelling.")
-    retention_days: float = Field(
-        90, gt=0, description="Days for which predictions stay in the database and reports on disk."
-    )
+    retention_days: float = Field(90, gt=0, description="Days for which predictions and reports are kept.")
 
     @property
     def is_public(self) -> bool:

@@ -6,7 +6,7 @@ FROM docker.io/library/python:3.11-slim-bookworm
 RUN useradd --uid 10001 --user-group --no-create-home digits && install -d -o digits -g digits /var/lib/digits
 WORKDIR /app
 
-# The packages in a layer of their own, without what installs them.
+# The packages in their own layer, without the installer.
 COPY pyproject.toml uv.lock ./
 ARG PIP_INDEX_URL=
 ARG UV_DEFAULT_INDEX=
@@ -21,7 +21,7 @@ COPY models ./models
 COPY services ./services
 
 USER 10001:10001
-# What is kept is in the volume and the rest in /tmp, so that the root file system can be read-only.
+# State is in the volume and the rest in /tmp, so that the root file system can be read-only.
 ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
     DIGITS_HOME=/var/lib/digits BENTOML_HOME=/tmp/bentoml BENTOML_DO_NOT_TRACK=True DO_NOT_TRACK=true ORT_DISABLE_TELEMETRY=1
 VOLUME /var/lib/digits

@@ -5,10 +5,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing.resource_tracker import ensure_running
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # Dask takes 1 s to import
-    from distributed import Client, LocalCluster
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster
+from distributed.system import MEMORY_LIMIT
 
 # 0.9 GB of TensorFlow, MNIST and its augmented copies, and 20 to 30 MB for each trial before.
 WORKER_BYTES = 2_500_000_000
@@ -18,13 +18,11 @@ NO_WORKERS_TIMEOUT_SECONDS = 60
 
 
 @contextmanager
-def connect(address: str | None, workers: int | None = None) -> Iterator["Client"]:
+def connect(address: str | None, workers: int | None = None) -> Iterator[Client]:
     """A client of the scheduler at `address`, or else of `workers` new processes, by default as many as fit.
 
     Raises ConnectionError if no scheduler answers or it has no workers.
     """
-    from distributed import Client
-
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # callers report failures in one sentence
     with ExitStack() as stack:
         if address is None:
@@ -44,15 +42,11 @@ def connect(address: str | None, workers: int | None = None) -> Iterator["Client
         yield client
 
 
-def _local_cluster(workers: int | None) -> "LocalCluster":
+def _local_cluster(workers: int | None) -> LocalCluster:
     """Worker processes of one thread each, by default as many as cores and memory allow; they never receive Ctrl-C.
 
     A terminal sends it to the whole process group, and only the coordinating process handles it.
     """
-    from dask.system import CPU_COUNT
-    from distributed import LocalCluster
-    from distributed.system import MEMORY_LIMIT
-
     ensure_running()  # multiprocessing's resource tracker unblocks SIGINT in the thread that happens to start it
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by new threads and processes
     try:

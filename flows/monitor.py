@@ -20,7 +20,7 @@ from flows.connections import Platform
 from flows.tasks import server_task, task
 
 if TYPE_CHECKING:  # Evidently takes 7 s to import
-    from monitoring.reports import MonitoringVerdict, Written
+    from monitoring.reports import MonitoringVerdict, ReportFiles
 
 log = logging.getLogger("digits.monitor")
 
@@ -89,7 +89,7 @@ def judge(reference: Reference, answers: Window, labelled: Window) -> "Monitorin
     """Drift of the answers and accuracy of the labelled ones."""
     from monitoring import reports
 
-    return reports.judge(reference, answers, labelled=labelled)
+    return reports.assess(reference, answers, labelled=labelled)
 
 
 def write(
@@ -99,7 +99,7 @@ def write(
     reference: Reference,
     answers: Window,
     verdict: "MonitoringVerdict",
-) -> "Written":
+) -> "ReportFiles":
     """Write the report into a folder named after the window, and a point into the history of the Evidently UI."""
     from monitoring import reports
 
@@ -107,7 +107,7 @@ def write(
     return reports.write(folder, settings.workspace, reference, answers, verdict)
 
 
-def publish(settings: Settings, version: str, verdict: "MonitoringVerdict", written: "Written") -> None:
+def publish(settings: Settings, version: str, verdict: "MonitoringVerdict", written: "ReportFiles") -> None:
     """Log the verdict, and show it with its figures on the page of the Prefect run."""
     from monitoring import reports
 
@@ -116,13 +116,13 @@ def publish(settings: Settings, version: str, verdict: "MonitoringVerdict", writ
         log.info("%s", line)
     history = f"http://{settings.local_host}:{settings.reports_port}"
     png = None
-    if written.pictures:  # embedded, because the Prefect UI cannot read files of this machine
-        png = f"data:image/png;base64,{base64.b64encode(written.pictures.read_bytes()).decode()}"
+    if written.images:  # embedded, because the Prefect UI cannot read files of this machine
+        png = f"data:image/png;base64,{base64.b64encode(written.images.read_bytes()).decode()}"
     text = reports.markdown(version, verdict, written, history)
     tasks.publish("drift", f"digits v{version}: {verdict.drift.verdict}", text, png)
 
 
-def send_alerts(settings: Settings, version: str, verdict: "MonitoringVerdict", written: "Written") -> None:
+def send_alerts(settings: Settings, version: str, verdict: "MonitoringVerdict", written: "ReportFiles") -> None:
     """Send drift and lost accuracy to the webhook."""
     cooldown = timedelta(hours=settings.alert_cooldown_hours)
     for alert in alerts_of(version, verdict, {"report": str(written.html or written.verdict)}):
@@ -151,13 +151,13 @@ def remove_old_reports(settings: Settings) -> None:
 
 
 def alerts_of(version: str, verdict: "MonitoringVerdict", links: Mapping[str, str]) -> list[Alert]:
-    """The alerts of a verdict; two with the same causes, or with a loss of the same version, are the same alert."""
+    """The alerts of a verdict; two with the same explanations, or with a loss of the same version, are the same alert."""
     about = f"digits v{version}"
     details = {"recommendations": list(verdict.recommendations), **_facts(verdict), **links}
     found = []
     if verdict.drift.verdict == "drift":
-        causes = ", ".join(sorted(cause.kind for cause in verdict.drift.causes))
-        found.append(Alert("drift", f"{about}: {causes}", verdict.drift.message, details))
+        explanations = ", ".join(sorted(one.perturbation for one in verdict.drift.explanations))
+        found.append(Alert("drift", f"{about}: {explanations}", verdict.drift.message, details))
     if verdict.accuracy.verdict == "worse":
         found.append(Alert("accuracy", about, verdict.accuracy.message, details))
     return found
@@ -167,6 +167,6 @@ def _facts(verdict: "MonitoringVerdict") -> dict[str, Any]:
     return {
         "severity": verdict.drift.severity,
         "count": verdict.count,
-        "causes": [cause.kind for cause in verdict.drift.causes],
+        "explanations": [one.perturbation for one in verdict.drift.explanations],
         "accuracy": verdict.accuracy.verdict,
     }

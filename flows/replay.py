@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from digits.data import datasets
 from flows.connections import Platform
 from flows.tasks import publish, server_task, task
-from models.recipes import Recipe
+from models.training import Recipe
 
 if TYPE_CHECKING:  # MLflow takes 4 s
     from models.registry import RegistryWriter
@@ -90,13 +90,13 @@ def look_up(platform: Platform, run: str) -> Recorded:
 
 def train_again(platform: Platform, recorded: Recorded) -> Replay:
     """The same training on the stored data set; raises BadData when the data set is not stored here any more."""
-    from models import candidates, registry, run_diff, training
+    from models import candidates, provenance, run_diff, training
 
     dataset = datasets.load(platform.datasets, recorded.dataset)
     trained = training.fit(recorded.recipe, candidates.split(dataset, recorded.recipe))
-    commits = recorded.run.tags.get("git_commit"), registry.git_commit().get("git_commit")
+    commits = recorded.run.tags.get("git_commit"), provenance.git_commit().get("git_commit")
     code = run_diff.differing_code(*commits, sides=("the run", "this checkout"))
-    environment = run_diff.differing(recorded.environment, registry.environment())
+    environment = run_diff.differing(recorded.environment, provenance.environment())
     return Replay(
         recorded.run.title,
         recorded.weights_hash,

@@ -24,7 +24,7 @@ from flows.tasks import publish, server_task
 from flows.train import train_on
 from models import gate, recipes
 from models.gate import GateVerdict
-from models.recipes import Recipe
+from models.training import Recipe
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -233,11 +233,11 @@ def judge(platform: Platform, version: str, dataset: Dataset, floor: float) -> t
         traffic = feedback.audited_traffic(platform.engine)
         samples = candidate_comparison.samples(test, traffic, candidate, champion, policy)
         before = promotion.last_evidence(registry, version, current)
-        look = gate.next_look(samples, before)
-        if look is None:
+        comparison = gate.comparison_number(samples, before)
+        if comparison is None:
             reason = "there are less than twice as many labelled answers as in the last comparison of the two"
             return current, GateVerdict(gate.UNDECIDED, [reason], before)
-        verdict = gate.judge(samples, candidate.facts(test), champion.facts(test), policy, look)
+        verdict = gate.judge(samples, candidate.facts(test), champion.facts(test), policy, comparison)
     promotion.record_verdict(registry, store, version, current, verdict)
     return current, verdict
 

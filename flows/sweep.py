@@ -78,7 +78,7 @@ def study_lock(folder: Path, study_name: str) -> Iterator[None]:
 @contextmanager
 def parent_run(registry: "RegistryWriter", study: "Study", plan: SweepPlan, fingerprint: str) -> Iterator[str]:
     """The MLflow run around all trials of the study, reopened where the last call has left one; its id."""
-    from models.registry import git_commit
+    from models.provenance import git_commit
     from models.search import retry_running
 
     if n_running := retry_running(study):

@@ -25,9 +25,9 @@ from digits.settings import load_settings
 from flows import dask_cluster
 from flows.train import prefect_run
 from models import search
-from models.recipes import Recipe
-from models.registry import RegistryWriter, git_commit
-from models.training import Epoch
+from models.provenance import git_commit
+from models.registry import RegistryWriter
+from models.training import Epoch, Recipe
 
 log = logging.getLogger("digits.sweep")
 
@@ -123,9 +123,9 @@ class SweepExecutor:
         elif time.time() - self.workers_seen_at > dask_cluster.NO_WORKERS_TIMEOUT_SECONDS:
             raise ConnectionError("all workers of the Dask cluster are gone; finished trials are kept")
         while len(self.running) < min(workers, self.plan.workers or workers):
-            self._submit()
+            self._submit_trial()
 
-    def _submit(self) -> None:
+    def _submit_trial(self) -> None:
         trial, recipe = search.ask(self.study, self.plan.name, self.plan.epochs)
         number, tags = trial.number, {**self.tags, "trial": str(trial.number)}
         run_id = self.registry.open_run(f"{self.plan.name} {number}", tags, recipe, self.parent_run)
@@ -152,8 +152,7 @@ class SweepExecutor:
     def _collect_results(self) -> None:
         for one in [one for one in self.running.values() if one.future.done()]:
             del self.running[one.trial.number]
-            error = one.future.exception()
-            if error is not None:
+            if error := one.future.exception():
                 self._fail(one, error)
                 continue
             trained, worker, memory_bytes = one.future.result()

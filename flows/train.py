@@ -12,7 +12,8 @@ from digits.data.datasets import Dataset
 from flows.connections import Platform
 from flows.ingest import load_dataset
 from flows.tasks import publish, server_task, task
-from models.recipes import COMPACT, Recipe
+from models.recipes import COMPACT
+from models.training import Recipe
 
 if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s
     from models.candidates import Candidate

@@ -2,12 +2,34 @@
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from digits.data.perturbations import neighbourhood_extreme, sample_bilinear
 from digits.images import SIZE, Images
-from models.recipes import Augmentation
 
 CENTRE = (SIZE - 1) / 2
+
+
+class Augmentation(BaseModel):
+    """Ranges of the random change of every training image in every epoch; each is drawn uniformly from ± its value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rotation_radians: float = Field(0.2, ge=0, description="Rotation.")
+    scale: float = Field(0.15, ge=0, lt=1, description="Relative size, for width and height separately.")
+    shear: float = Field(0.2, ge=0, description="Slant: pixels to the side per pixel of height.")
+    shift_pixels: float = Field(1.5, ge=0, description="Shift, for both directions separately.")
+    elastic_pixels: float = Field(36.0, ge=0, description="Elastic strength (alpha of Simard et al. 2003).")
+    elastic_sigma_pixels: float = Field(
+        4.0, gt=0, description="Smoothness of the elastic field (sigma of Simard et al. 2003)."
+    )
+    thickness: float = Field(0.4, ge=0, le=1, description="Share of a one-pixel dilation or erosion of the strokes.")
+    final_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of these ranges that is left in the last epoch; they shrink evenly until then.",
+    )
 
 
 def ranges(augmentation: Augmentation, progress: float) -> Augmentation:

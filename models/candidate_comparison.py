@@ -48,9 +48,9 @@ class JudgedModel:
         """Share of right answers."""
         return float((self.digits(split.images) == split.labels).mean())
 
-    def facts(self, test: Split) -> gate.Facts:
+    def facts(self, test: Split) -> gate.ModelFacts:
         """Everything but the answers themselves."""
-        return gate.Facts(
+        return gate.ModelFacts(
             corruption_accuracy=evaluation.corruption_accuracy(self.model.predict_proba, test),
             size_bytes=self.size_bytes,
             milliseconds=self._milliseconds(test.images),
@@ -67,9 +67,9 @@ class JudgedModel:
         return 1000 * statistics.median(times)
 
 
-def sample(name: str, split: Split, candidate: JudgedModel, champion: JudgedModel) -> gate.Sample:
+def sample(name: str, split: Split, candidate: JudgedModel, champion: JudgedModel) -> gate.EvaluationSample:
     """Both on the same images."""
-    return gate.Sample(name, split.labels, candidate.digits(split.images), champion.digits(split.images))
+    return gate.EvaluationSample(name, split.labels, candidate.digits(split.images), champion.digits(split.images))
 
 
 def samples(
@@ -78,7 +78,7 @@ def samples(
     candidate: JudgedModel,
     champion: JudgedModel,
     policy: gate.GatePolicy,
-) -> list[gate.Sample]:
+) -> list[gate.EvaluationSample]:
     """The test images, and where there are enough of them the labelled traffic, replayed.
 
     Traffic that one of the two trained on (it may have come through the inbox too) is left out.
@@ -86,7 +86,7 @@ def samples(
     found = [sample("test images", test, candidate, champion)]
     if traffic is not None:
         fresh = _untrained(traffic.images, candidate, champion)
-        if fresh.sum() >= policy.smallest_sample:
+        if fresh.sum() >= policy.min_sample:
             found.append(
                 sample("new traffic", Split(traffic.images[fresh], traffic.labels[fresh]), candidate, champion)
             )

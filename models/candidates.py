@@ -10,9 +10,9 @@ from digits.data.datasets import Dataset, Storage
 from digits.reference import Reference
 from models import conformal, evaluation, export, figures, onnx_model, training
 from models.evaluation import Evaluation
-from models.recipes import Recipe
-from models.registry import RegistryWriter, inputs
-from models.training import Trained
+from models.provenance import inputs
+from models.registry import RegistryWriter
+from models.training import Recipe, Trained
 
 REFERENCE_SIZE = 5_000  # images of the reference sample
 

@@ -1,4 +1,4 @@
-"""The gate: whether a candidate replaces the champion, judged on the same images; pure, no I/O."""
+"""The gate: whether a candidate replaces the champion, judged on the same images; pure functions without input or output."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from digits.images import Labels
 
 UNDECIDED: Final = "not enough evidence"
-LOOK = "look"  # in the evidence: how often these two were compared
+COMPARISON = "comparison"  # in the evidence: how many times these two versions were compared
 
 
 class GatePolicy(BaseModel):
@@ -18,35 +18,98 @@ class GatePolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     significance: float = Field(0.01, gt=0, lt=1, description="Largest one-sided McNemar p-value that is evidence.")
-    minimum_gain: float = Field(
-        0.125, ge=0, le=1, description="Least share of the champion's errors that must go for a promotion."
+    min_error_reduction: float = Field(
+        0.125, ge=0, le=1, description="Smallest fraction of the champion's errors that a promotion must remove."
     )
-    allowed_loss: float = Field(0.002, ge=0, le=1, description="Loss of accuracy from which on evidence of it is harm.")
-    digit_loss: float = Field(0.05, ge=0, le=1, description="Loss of one digit's recall from which on it is harm.")
-    corruption_loss: float = Field(0.02, ge=0, le=1, description="Loss of accuracy on corrupted images that is harm.")
-    smallest_sample: int = Field(50, ge=1, description="Fewer images than these beside the test images do not judge.")
-    largest_bytes: int = Field(50_000_000, gt=0, description="Largest model file that may be served.")
-    slowest_milliseconds: float = Field(20.0, gt=0, description="Longest median time for one image that may be served.")
+    max_accuracy_loss: float = Field(0.002, ge=0, le=1, description="A significant loss of accuracy above it is harm.")
+    max_recall_loss: float = Field(
+        0.05, ge=0, le=1, description="A significant loss of a digit's recall above it is harm."
+    )
+    max_corruption_loss: float = Field(
+        0.02, ge=0, le=1, description="Loss of accuracy on corrupted images above it is harm."
+    )
+    min_sample: int = Field(50, ge=1, description="Labelled traffic with fewer images is not used.")
+    max_bytes: int = Field(50_000_000, gt=0, description="Largest model file that may be served.")
+    max_milliseconds: float = Field(20.0, gt=0, description="Longest median time for one image that may be served.")
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Labelled images that both models answered; every array has length n."""
+class EvaluationSample:
+    """Labelled images and the digits that both models predict for them; every array has length n.
+
+    Only images that exactly one of the two gets right tell which model is better.
+    """
 
     name: str  # "test images", "new traffic", ...
     labels: Labels
-    candidate: Labels  # the digits it answered
+    candidate: Labels
     champion: Labels
+
+    @property
+    def gained(self) -> int:
+        """How many images only the candidate gets right."""
+        return int(((self.candidate == self.labels) & (self.champion != self.labels)).sum())
+
+    @property
+    def lost(self) -> int:
+        """How many images only the champion gets right."""
+        return int(((self.candidate != self.labels) & (self.champion == self.labels)).sum())
+
+    @property
+    def gain(self) -> float:
+        """Accuracy of the candidate minus accuracy of the champion."""
+        return (self.gained - self.lost) / len(self.labels)
+
+    @property
+    def error_reduction(self) -> float:
+        """The fraction of the champion's errors that is gone; a point means little at 90 % and much at 99 %."""
+        return (self.gained - self.lost) / max(1, int((self.champion != self.labels).sum()))
+
+    @property
+    def p_better(self) -> float:
+        return mcnemar(self.gained, self.lost)
+
+    @property
+    def p_worse(self) -> float:
+        return mcnemar(self.lost, self.gained)
+
+    @property
+    def evidence(self) -> dict[str, float]:
+        figures = {
+            "images": len(self.labels),
+            "accuracy": float((self.candidate == self.labels).mean()),
+            "champion accuracy": float((self.champion == self.labels).mean()),
+            "only candidate right": self.gained,
+            "only champion right": self.lost,
+            "p better": self.p_better,
+        }
+        return {f"{self.name}: {name}": value for name, value in figures.items()}
+
+    def of_digit(self, digit: int) -> "EvaluationSample":
+        """The images of one digit."""
+        chosen = self.labels == digit
+        return EvaluationSample(str(digit), self.labels[chosen], self.candidate[chosen], self.champion[chosen])
+
+    def __str__(self) -> str:
+        counts = f"on {self.gained} of {len(self.labels)}, only the champion on {self.lost}"
+        return f"{self.name}: only the candidate is right {counts}"
 
 
 @dataclass(frozen=True)
-class Facts:
-    """One model beside its answers."""
+class ModelFacts:
+    """What the gate weighs of one model beside its predictions."""
 
     corruption_accuracy: float
     size_bytes: int
     milliseconds: float  # median for one image
-    trained_on: int = 0  # how many of the judged images were among its training images
+    trained_on: int = 0  # how many of the evaluation images were among its training images
+
+    def evidence(self, role: str) -> dict[str, float]:
+        return {
+            f"{role}: corruption accuracy": self.corruption_accuracy,
+            f"{role}: bytes": self.size_bytes,
+            f"{role}: milliseconds": self.milliseconds,
+        }
 
 
 @dataclass(frozen=True)
@@ -63,44 +126,10 @@ class GateVerdict:
         return f"{self.decision}: {'; '.join(self.reasons)}"
 
 
-@dataclass(frozen=True)
-class Paired:
-    """A sample seen as pairs: only images that exactly one of the two gets right say which is better."""
-
-    name: str
-    gained: int  # only the candidate is right
-    lost: int  # only the champion is right
-    n: int
-    errors: int  # of the champion
-
-    @property
-    def removed(self) -> float:
-        """The share of the champion's errors that is gone; a point means little at 90 % and much at 99 %."""
-        return (self.gained - self.lost) / self.errors if self.errors else 0.0
-
-    @property
-    def gain(self) -> float:
-        return (self.gained - self.lost) / self.n
-
-    @property
-    def p_better(self) -> float:
-        """Exact one-sided McNemar test (Dietterich 1998, "Approximate statistical tests for comparing ...")."""
-        return sign_test(self.gained, self.lost)
-
-    @property
-    def p_worse(self) -> float:
-        return sign_test(self.lost, self.gained)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name}: only the candidate is right on {self.gained} of {self.n}, only the champion on {self.lost}"
-        )
-
-
-def judge_first(accuracy: float, floor: float, candidate: Facts, policy: GatePolicy) -> GateVerdict:
+def judge_first(accuracy: float, floor: float, candidate: ModelFacts, policy: GatePolicy) -> GateVerdict:
     """A first version is promoted when its test accuracy reaches the floor of its recipe."""
-    evidence = {"accuracy": accuracy, "floor": floor, **_facts("candidate", candidate)}
-    reasons = _unfit("candidate", candidate, policy)
+    evidence = {"accuracy": accuracy, "floor": floor, **candidate.evidence("candidate")}
+    reasons = _unservable(candidate, policy)
     if accuracy < floor:
         reasons.append(f"test accuracy {accuracy:.4f} is below the recipe's floor {floor:.4f}")
     if reasons:
@@ -110,133 +139,103 @@ def judge_first(accuracy: float, floor: float, candidate: Facts, policy: GatePol
 
 
 def judge(
-    samples: Sequence[Sample], candidate: Facts, champion: Facts, policy: GatePolicy, look: int = 1
+    samples: Sequence[EvaluationSample],
+    candidate: ModelFacts,
+    champion: ModelFacts,
+    policy: GatePolicy,
+    comparison: int = 1,
 ) -> GateVerdict:
-    """Candidate against champion; the first sample are the test images, of which no digit may suffer.
+    """Compare candidate and champion; the first sample are the test images, on which no digit's recall may fall.
 
-    To be promoted, the candidate must be better on one of the samples by more than chance (corrected for their number, and for
-    earlier looks at the same two) and do no harm on any.
+    To be promoted, the candidate must be better on one of the samples by more than chance and do no harm on any. The
+    significance is divided by the number of samples, and further for the repeated comparison of the same two versions.
     """
-    pairs = [_pair(sample) for sample in samples]
-    evidence = {
-        LOOK: look,
-        **_evidence(samples, pairs),
-        **_facts("candidate", candidate),
-        **_facts("champion", champion),
-    }
+    numbered = {COMPARISON: comparison}
+    facts = candidate.evidence("candidate") | champion.evidence("champion")
+    evidence = numbered | {name: value for sample in samples for name, value in sample.evidence.items()} | facts
     harm = [
-        *_unfit("candidate", candidate, policy),
-        *(_leak("champion", champion)),
-        *(reason for pair in pairs for reason in _loss(pair, policy)),
-        *_suffering_digits(samples[0], policy),
-        *_corruption(candidate, champion, policy),
+        *_unservable(candidate, policy),
+        *_overlap("champion", champion),
+        *(reason for sample in samples for reason in _accuracy_loss(sample, policy)),
+        *_recall_losses(samples[0], policy),
+        *_corruption_loss(candidate, champion, policy),
     ]
     if harm:
         return GateVerdict("hold", harm, evidence)
     if all((sample.candidate == sample.champion).all() for sample in samples):
-        reason = "the candidate answers every one of the images as the champion does"
+        reason = "candidate and champion predict the same digit for every image"
         return GateVerdict(UNDECIDED, [reason], evidence)
-    significance = policy.significance / len(pairs) / (look * (look + 1) if look > 1 else 1)
-    better = [pair for pair in pairs if pair.p_better <= significance]
+    repeated = comparison * (comparison + 1) if comparison > 1 else 1
+    better = [sample for sample in samples if sample.p_better <= policy.significance / len(samples) / repeated]
     if not better:
-        reasons = [f"{pair}, p = {pair.p_better:.2g}" for pair in pairs]
-        return GateVerdict(UNDECIDED, reasons, evidence)
-    worth = [pair for pair in better if pair.removed >= policy.minimum_gain]
-    if not worth:
-        asked = f"of the champion's errors gone, less than the {policy.minimum_gain:.1%} asked for"
-        return GateVerdict("hold", [f"{pair}, {pair.removed:.1%} {asked}" for pair in better], evidence)
-    reasons = [f"{pair}, a gain of {100 * pair.gain:.2f} points, p = {pair.p_better:.2g}" for pair in worth]
+        return GateVerdict(UNDECIDED, [f"{sample}, p = {sample.p_better:.2g}" for sample in samples], evidence)
+    enough = [sample for sample in better if sample.error_reduction >= policy.min_error_reduction]
+    if not enough:
+        required = f"of the champion's errors gone, {policy.min_error_reduction:.1%} are required"
+        return GateVerdict(
+            "hold", [f"{sample}, {sample.error_reduction:.1%} {required}" for sample in better], evidence
+        )
+    reasons = [f"{sample}, a gain of {100 * sample.gain:.2f} points, p = {sample.p_better:.2g}" for sample in enough]
     return GateVerdict("promote", reasons, evidence)
 
 
-def next_look(samples: Sequence[Sample], before: Mapping[str, float]) -> int | None:
-    """Which look at the same two this is, None while it is too early; `before` is the evidence of the last look, empty for none.
+def comparison_number(samples: Sequence[EvaluationSample], before: Mapping[str, float]) -> int | None:
+    """The number of this comparison of the same two versions, None while there is too little new traffic for one.
 
-    Who looks often enough finds chance: traffic is looked at again once there is twice as much of it, and look k > 1 is granted
-    1 / (k (k + 1)) of the significance, so that all of them together have no more than half of what the first one had.
+    `before` is the evidence of the last comparison, empty for none. Repeated comparisons share one significance budget: the next
+    one needs twice as much traffic, and comparison k > 1 gets 1 / (k (k + 1)) of the significance. All repetitions together have
+    at most half of what the first one has.
     """
     if not before:
         return 1
     seen = max((before.get(f"{sample.name}: images", 0) for sample in samples[1:]), default=0)
     now = max((len(sample.labels) for sample in samples[1:]), default=0)
-    return int(before.get(LOOK, 1)) + 1 if now >= max(2 * seen, 1) else None
+    return int(before.get(COMPARISON, 1)) + 1 if now >= max(2 * seen, 1) else None
 
 
-def sign_test(more: int, fewer: int) -> float:
-    """Probability of at least `more` heads out of `more + fewer` throws of a fair coin."""
-    from scipy.stats import binomtest  # 1 s, and most users of this room never judge
+def mcnemar(more: int, fewer: int) -> float:
+    """The p-value of McNemar's exact one-sided test (Dietterich 1998, "Approximate statistical tests for comparing ...")."""
+    from scipy.stats import binomtest  # takes 1 s to import
 
-    return float(binomtest(more, more + fewer, 0.5, alternative="greater").pvalue) if more + fewer else 1.0
-
-
-def _pair(sample: Sample) -> Paired:
-    right, right_before = sample.candidate == sample.labels, sample.champion == sample.labels
-    gained, lost = int((right & ~right_before).sum()), int((right_before & ~right).sum())
-    return Paired(sample.name, gained, lost, len(sample.labels), int((~right_before).sum()))
+    return float(binomtest(more, more + fewer, alternative="greater").pvalue) if more + fewer else 1.0
 
 
-def _evidence(samples: Sequence[Sample], pairs: Sequence[Paired]) -> dict[str, float]:
-    evidence: dict[str, float] = {}
-    for sample, pair in zip(samples, pairs, strict=True):
-        evidence |= {
-            f"{sample.name}: images": pair.n,
-            f"{sample.name}: accuracy": float((sample.candidate == sample.labels).mean()),
-            f"{sample.name}: champion accuracy": float((sample.champion == sample.labels).mean()),
-            f"{sample.name}: only candidate right": pair.gained,
-            f"{sample.name}: only champion right": pair.lost,
-            f"{sample.name}: p better": pair.p_better,
-        }
-    return evidence
+def _overlap(role: str, facts: ModelFacts) -> list[str]:
+    """An evaluation on training images says nothing."""
+    return [f"the {role} trained on {facts.trained_on} of the evaluation images"] if facts.trained_on else []
 
 
-def _facts(who: str, facts: Facts) -> dict[str, float]:
-    return {
-        f"{who}: corruption accuracy": facts.corruption_accuracy,
-        f"{who}: bytes": facts.size_bytes,
-        f"{who}: milliseconds": facts.milliseconds,
-    }
-
-
-def _leak(who: str, facts: Facts) -> list[str]:
-    if not facts.trained_on:
-        return []
-    return [f"the {who} trained on {facts.trained_on} of these images, so they cannot judge it"]
-
-
-def _unfit(who: str, facts: Facts, policy: GatePolicy) -> list[str]:
-    """Why a model may not be served, or not be judged, whatever it answers."""
-    reasons = _leak(who, facts)
-    if facts.size_bytes > policy.largest_bytes:
-        reasons.append(f"the {who}'s file has {facts.size_bytes:,} bytes, allowed are {policy.largest_bytes:,}")
-    if facts.milliseconds > policy.slowest_milliseconds:
-        allowed = f"allowed are {policy.slowest_milliseconds:g}"
-        reasons.append(f"the {who} takes {facts.milliseconds:.1f} ms for one image, {allowed}")
+def _unservable(candidate: ModelFacts, policy: GatePolicy) -> list[str]:
+    """Why the candidate may not be served, or not be judged, whatever it predicts."""
+    reasons = _overlap("candidate", candidate)
+    if candidate.size_bytes > policy.max_bytes:
+        reasons.append(f"the candidate's file has {candidate.size_bytes:,} bytes, allowed are {policy.max_bytes:,}")
+    if candidate.milliseconds > policy.max_milliseconds:
+        allowed = f"allowed are {policy.max_milliseconds:g}"
+        reasons.append(f"the candidate takes {candidate.milliseconds:.1f} ms for one image, {allowed}")
     return reasons
 
 
-def _loss(pair: Paired, policy: GatePolicy) -> list[str]:
-    """A loss beyond what is allowed, and beyond chance: one image can be percents of a small sample."""
-    if -pair.gain > policy.allowed_loss and pair.p_worse <= policy.significance:
-        return [f"{pair}, a loss of {-100 * pair.gain:.2f} points, p = {pair.p_worse:.2g}"]
+def _accuracy_loss(sample: EvaluationSample, policy: GatePolicy) -> list[str]:
+    """A loss must be significant too: one image can be percents of a small sample."""
+    if -sample.gain > policy.max_accuracy_loss and sample.p_worse <= policy.significance:
+        return [f"{sample}, a loss of {-100 * sample.gain:.2f} points, p = {sample.p_worse:.2g}"]
     return []
 
 
-def _suffering_digits(sample: Sample, policy: GatePolicy) -> list[str]:
+def _recall_losses(sample: EvaluationSample, policy: GatePolicy) -> list[str]:
     """Two trainings of one small network differ by up to 5 points in some digit's recall (`python -m bench.gate`)."""
     reasons = []
-    for digit in range(10):
-        chosen = sample.labels == digit
-        one = _pair(Sample(str(digit), sample.labels[chosen], sample.candidate[chosen], sample.champion[chosen]))
-        if one.n and -one.gain > policy.digit_loss and one.p_worse <= policy.significance:
-            before, after = (
-                float((answers[chosen] == digit).mean()) for answers in (sample.champion, sample.candidate)
-            )
+    for digit in sorted(set(sample.labels.tolist())):
+        of_digit = sample.of_digit(digit)
+        if -of_digit.gain > policy.max_recall_loss and of_digit.p_worse <= policy.significance:
+            before, after = (float((answers == digit).mean()) for answers in (of_digit.champion, of_digit.candidate))
             reasons.append(f"recall of {digit} falls from {before:.3f} to {after:.3f}")
     return reasons
 
 
-def _corruption(candidate: Facts, champion: Facts, policy: GatePolicy) -> list[str]:
+def _corruption_loss(candidate: ModelFacts, champion: ModelFacts, policy: GatePolicy) -> list[str]:
     before, after = champion.corruption_accuracy, candidate.corruption_accuracy
-    if before - after > policy.corruption_loss:
-        return [f"accuracy on corrupted images falls from {before:.3f} to {after:.3f}"]
-    return []
+    if before - after <= policy.max_corruption_loss:
+        return []
+    return [f"accuracy on corrupted images falls from {before:.3f} to {after:.3f}"]

@@ -9,9 +9,10 @@ from pydantic import BaseModel
 from digits import intervals
 from digits.intervals import Proportion
 from models import architectures, runs
-from models.recipes import RECIPES, Recipe
+from models.recipes import RECIPES
 from models.registry import RegistryWriter, flat
 from models.runs import Run
+from models.training import Recipe
 
 AUGMENTATION = "augmentation"
 ARCHITECTURE = "architecture."

@@ -3,70 +3,13 @@
 A new recipe is one `Preset` in `RECIPES`; a new architecture is one class in `models/architectures.py`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from models.architectures import Architecture, Dense
+from models.architectures import Dense
+from models.augmentation import Augmentation
+from models.training import Recipe
 
 DEFAULT_FLOOR = 0.9
-
-
-class Augmentation(BaseModel):
-    """Ranges of the random change of every training image in every epoch; each is drawn uniformly from ± its value."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rotation_radians: float = Field(0.2, ge=0, description="Rotation.")
-    scale: float = Field(0.15, ge=0, lt=1, description="Relative size, for width and height separately.")
-    shear: float = Field(0.2, ge=0, description="Slant: pixels to the side per pixel of height.")
-    shift_pixels: float = Field(1.5, ge=0, description="Shift, for both directions separately.")
-    elastic_pixels: float = Field(36.0, ge=0, description="Elastic strength (alpha of Simard et al. 2003).")
-    elastic_sigma_pixels: float = Field(
-        4.0, gt=0, description="Smoothness of the elastic field (sigma of Simard et al. 2003)."
-    )
-    thickness: float = Field(0.4, ge=0, le=1, description="Share of a one-pixel dilation or erosion of the strokes.")
-    final_share: float = Field(
-        1.0,
-        ge=0,
-        le=1,
-        description="Share of these ranges that is left in the last epoch; they shrink evenly until then.",
-    )
-
-
-class Recipe(BaseModel):
-    """Everything a training depends on besides the data; the same fields are Prefect parameters and MLflow params."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(description="Name in the leaderboard.", pattern=r"^[a-z][a-z0-9-]*$")
-    architecture: Architecture = Field(description="Layers of the network.")
-    optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="Keras optimiser.")
-    learning_rate: float = Field(1e-3, gt=0, description="Learning rate at the start.")
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="Course of the learning rate; cosine ends at 0."
-    )
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, `adamw` only.")
-    epochs: int = Field(ge=1, description="Passes over the training images, at most.")
-    patience: int | None = Field(
-        None,
-        ge=1,
-        description="Stop after so many epochs without a better validation accuracy and restore the best weights.",
-    )
-    batch_size: int = Field(32, ge=1, description="Images per step.")
-    validation_fraction: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="Fraction of the training images used for validation; the data set's own split unless set.",
-    )
-    augmentation: Augmentation | None = Field(
-        None, description="Random change of the training images, anew in every epoch."
-    )
-    n_models: int = Field(1, ge=1, description="Networks trained with consecutive seeds and averaged into one model.")
-    seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
 
 
 @dataclass(frozen=True)
@@ -172,14 +115,6 @@ _PRESETS = (
 )
 
 RECIPES = {preset.recipe.name: preset for preset in _PRESETS}
-
-
-def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields joined by a dot, as MLflow params have them."""
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def find(name: str) -> Recipe:

@@ -4,9 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
-import re
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,8 +18,9 @@ import numpy as np
 from digits.data.datasets import Dataset
 from digits.images import SIZE
 from digits.settings import without_password
-from models.recipes import Recipe, flatten
+from models.provenance import environment, git_commit, inputs
 from models.registry_reader import NAME, RegistryUnreachable
+from models.training import Recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +30,6 @@ log = logging.getLogger("digits.registry")
 MAX_METRICS = 1000  # that one call of `log_batch` takes
 # Without it MLflow's UI opens its pages for language models.
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
-LIBRARIES = ("keras", "tensorflow", "numpy", "onnx", "onnxruntime", "tf2onnx", "scikit-learn", "mlflow")
 ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -308,33 +305,12 @@ def flat(recipe: Recipe) -> dict[str, Any]:
     return flatten(recipe.model_dump(mode="json"))
 
 
-def environment() -> dict[str, str]:
-    """What besides recipe and data decides the weights: Python, processor and library versions."""
-    return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": str(os.cpu_count()),
-        **{name: installed(name) for name in LIBRARIES},
-    }
-
-
-def _processor() -> str:
-    """The model of the processor: compiled training loops differ by its instructions."""
-    with suppress(OSError):
-        models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if models:
-            return str(models[0])
-    return platform.processor()
-
-
-def inputs(fingerprint: str, recipe: Recipe) -> str:
-    """A SHA-256 of all that decides the weights: the data set, the recipe, our code and the libraries."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256(f"{fingerprint} {recipe.model_dump_json()} {json.dumps(environment())}".encode())
-    for path in sorted([*(root / "digits").rglob("*.py"), *(root / "models").glob("*.py")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
+def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields joined by a dot, as MLflow params have them."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _version_tags(card: Mapping[str, Any]) -> dict[str, str]:
@@ -344,20 +320,3 @@ def _version_tags(card: Mapping[str, Any]) -> dict[str, str]:
         "inputs": card["inputs"],
         "test_accuracy": f"{card['metrics']['test_accuracy']:.4f}",
     }
-
-
-def git_commit() -> dict[str, str]:
-    """The commit of the code, `+` where files differ from it; nothing outside a git checkout."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"git_commit": commit + ("+" if changed else "")}
-
-
-def _git(*words: str) -> str:
-    root = Path(__file__).parent
-    return subprocess.run(
-        ["git", *words], cwd=root, check=True, capture_output=True, text=True, timeout=10
-    ).stdout.strip()

@@ -1,21 +1,19 @@
 """Why two runs differ, and whether it matters: their data, code, recipe and environment, and their answers on the same images."""
 
 import subprocess
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from digits.data import datasets
 from digits.data.datasets import Dataset, Storage
 from digits.images import Labels, Split
-from models import gate, runs
+from models import provenance, runs
 from models.model_store import ModelStore, VerifiedModel
-from models.recipes import flatten
-from models.registry import RegistryWriter
+from models.registry import RegistryWriter, flatten
 from models.runs import Run
 
 SHOWN = 5  # labels or files named one by one
@@ -46,21 +44,20 @@ class RunDiff:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two models on the same labelled images."""
+    """On how many labelled images two models are right; only images that one of the two gets right tell them apart."""
 
     both_right: int
-    only_a: int  # images that only A gets right
+    only_a: int
     only_b: int
     both_wrong: int
 
     @property
-    def n(self) -> int:
-        return self.both_right + self.only_a + self.only_b + self.both_wrong
-
-    @property
     def p_value(self) -> float:
-        """Exact McNemar, two-sided: only images that exactly one of the two gets right tell them apart (Dietterich 1998)."""
-        return min(1.0, 2 * gate.sign_test(max(self.only_a, self.only_b), min(self.only_a, self.only_b)))
+        """Of McNemar's exact test, two-sided (Dietterich 1998)."""
+        from scipy.stats import binomtest
+
+        differing = self.only_a + self.only_b
+        return float(binomtest(self.only_a, differing).pvalue) if differing else 1.0
 
     @property
     def sentence(self) -> str:
@@ -71,14 +68,6 @@ class Agreement:
             f"both right {self.both_right:,}, only A {self.only_a:,}, only B {self.only_b:,}, both wrong {self.both_wrong:,}; "
             f"p = {self.p_value:.3g} (exact McNemar, two-sided): {means}"
         )
-
-
-class Place(NamedTuple):
-    """Where an image stands in a data set, and under which label."""
-
-    split: str
-    row: int
-    label: int
 
 
 def compare(registry: RegistryWriter, a: Run, b: Run, storage: Storage, store: ModelStore) -> RunDiff:
@@ -113,49 +102,37 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def differing_code(before: str | None, now: str | None, sides: tuple[str, str] = ("A", "B")) -> list[str]:
     """What tells two commits apart, each with a `+` where files differed from it; empty when they are surely the same."""
-    commits = dict(zip(sides, (before, now), strict=True))
     if before is None or now is None:
-        return ["not recorded for " + " and ".join(side for side, commit in commits.items() if commit is None)]
+        missing = [side for side, commit in zip(sides, (before, now), strict=True) if commit is None]
+        return [f"not recorded for {' and '.join(missing)}"]
     if before == now:
-        uncertain = f"both at {now[:8]} with changes that were not committed: it may differ"
-        return [uncertain] if now.endswith("+") else []
+        return [f"both at {now[:8]} with uncommitted changes, which may differ"] if now.endswith("+") else []
     files = _changed_files(before.rstrip("+"), now.rstrip("+"))
-    about = f": {_listed(files)}" if files else ""
-    loose = [
-        f"{side} has changes that were not committed" for side, commit in commits.items() if str(commit).endswith("+")
-    ]
-    return [f"{before[:8]} → {now[:8]}{about}", *loose]
+    changed = f"{before[:8]} → {now[:8]}" + (f": {_listed(files)}" if files else "")
+    uncommitted = [side for side, commit in zip(sides, (before, now), strict=True) if commit.endswith("+")]
+    return [changed, *(f"{side} has uncommitted changes" for side in uncommitted)]
 
 
 def differing_data(before: Dataset, now: Dataset) -> list[str]:
     """Which images and labels changed, in which split; images are compared by content, rows are counted from 0."""
-    places, places_now = _places(before), _places(now)
-    pairs = [
-        pair
-        for key in dict.fromkeys([*places_now, *places])
-        if places.get(key) != places_now.get(key)
-        for pair in _pair_up(list(places.get(key, [])), list(places_now.get(key, [])))
-    ]
-    kept = [(old, new) for old, new in pairs if old and new]
-    relabelled = [(old, new) for old, new in kept if old.label != new.label]
-    moved = Counter(f"from {old.split} to {new.split}" for old, new in kept if old.split != new.split)
-    removed = Counter(old.split for old, new in pairs if old and not new)
-    added = Counter(new.split for old, new in pairs if new and not old)
-    lines = [
-        *([_relabelled(relabelled)] if relabelled else []),
-        *([f"{_images(moved)} moved: {_counted(moved)}"] if moved else []),
-        *([f"{_images(removed)} only in A: {_counted(removed)}"] if removed else []),
-        *([f"{_images(added)} only in B: {_counted(added)}"] if added else []),
-    ]
-    return lines or (
-        [SAME] if before.fingerprint == now.fingerprint else ["the same images and labels in another order"]
-    )
+    kept, removed, added = _match(_table(before), _table(now).add_suffix("_now"))
+    relabelled = kept[kept.label != kept.label_now].sort_values(["split_now", "row_now"]).itertuples()
+    moved = kept[kept.split != kept.split_now]
+    changes = {
+        "labels": [f"{one.split_now} image {one.row_now} is {one.label_now}, was {one.label}" for one in relabelled],
+        "moved": _counted("from " + moved.split + " to " + moved.split_now),
+        "only in A": _counted(removed.split),
+        "only in B": _counted(added.split_now),
+    }
+    lines = [f"{change}: {_listed(found, '; ')}" for change, found in changes.items() if found]
+    same = SAME if before.fingerprint == now.fingerprint else "the same images and labels in another order"
+    return lines or [same]
 
 
 def common(a: Split, b: Split) -> Split | None:
     """The images of `a` that stand in `b` under the same label; None when there are none."""
-    known = {(image.tobytes(), int(label)) for image, label in zip(b.images, b.labels, strict=True)}
-    shared = [(image.tobytes(), int(label)) in known for image, label in zip(a.images, a.labels, strict=True)]
+    known = set(zip(datasets.digests(b.images), b.labels, strict=True))
+    shared = [pair in known for pair in zip(datasets.digests(a.images), a.labels, strict=True)]
     return Split(a.images[shared], a.labels[shared]) if any(shared) else None
 
 
@@ -207,7 +184,7 @@ def _answers(a: Run, b: Run, storage: Storage, store: ModelStore) -> list[str]:
         return ["cannot be compared: their test images have none in common"]
     a_digits, b_digits = (model.predict_proba(images.images).argmax(axis=1).astype(np.uint8) for model in models)
     counts = agreement(a_digits, b_digits, images.labels)
-    return [f"on {counts.n:,} {what}", counts.sentence]
+    return [f"on {len(images):,} {what}", counts.sentence]
 
 
 def _test_images(
@@ -225,57 +202,49 @@ def _test_images(
 
 
 def _changed_files(before: str, now: str) -> list[str]:
-    """Files that differ between two commits; none where git or a commit is not at hand."""
-    command = ["git", "diff", "--name-only", before, now, "--", *ROOMS]
-    root = Path(__file__).parent.parent
+    """Files that differ between two commits; none where git or a commit is missing."""
     try:
-        found = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, timeout=10)
+        return provenance.git("diff", "--name-only", before, now, "--", *ROOMS).split()
     except (OSError, subprocess.SubprocessError):
         return []
-    return found.stdout.split()
 
 
-def _places(dataset: Dataset) -> dict[bytes, list[Place]]:
-    """Where each image stands, by its bytes."""
-    places: dict[bytes, list[Place]] = defaultdict(list)
-    for name, split in dataset.splits().items():
-        for row, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
-            places[image.tobytes()].append(Place(name, row, label))
-    return places
+def _table(dataset: Dataset) -> pd.DataFrame:
+    """One row per image: the digest of its content, its split, its row there and its label."""
+    parts = [
+        pd.DataFrame(
+            {"image": datasets.digests(part.images), "split": split, "row": range(len(part)), "label": part.labels}
+        )
+        for split, part in dataset.splits().items()
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
-def _pair_up(before: list[Place], now: list[Place]) -> list[tuple[Place | None, Place | None]]:
-    """The places of one image then and now: the likeliest pairs first, what is left over alone."""
-    pairs: list[tuple[Place | None, Place | None]] = []
-    for likeness in (("split", "label"), ("split",), ("label",), ()):
-        for new in list(now):
-            old = next(
-                (old for old in before if all(getattr(old, name) == getattr(new, name) for name in likeness)), None
-            )
-            if old is not None:
-                before.remove(old)
-                now.remove(new)
-                pairs.append((old, new))
-    return [*pairs, *((old, None) for old in before), *((None, new) for new in now)]
+def _match(before: pd.DataFrame, now: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The pairs of rows with the same image, and the rows of each table that have no partner.
+
+    Of an image that a data set has several times, rows that agree in split and label are paired first.
+    """
+    pairs = []
+    for alike in (["image", "split", "label"], ["image", "split"], ["image", "label"], ["image"]):
+        alike_now = [f"{column}_now" for column in alike]
+        before, now = (
+            table.assign(nth=table.groupby(columns).cumcount())
+            for table, columns in ((before, alike), (now, alike_now))
+        )
+        joined = before.reset_index().merge(
+            now.reset_index(names="index_now"), left_on=[*alike, "nth"], right_on=[*alike_now, "nth"]
+        )
+        pairs.append(joined)
+        before, now = before.drop(joined["index"]), now.drop(joined["index_now"])
+    return pd.concat(pairs), before, now
 
 
-def _relabelled(pairs: list[tuple[Place, Place]]) -> str:
-    """`1 label differs: train image 17 is 4, was 9`."""
-    ordered = sorted(pairs, key=lambda pair: pair[1])
-    told = [f"{new.split} image {new.row} is {new.label}, was {old.label}" for old, new in ordered]
-    return f"{len(pairs):,} label{'s differ' if len(pairs) > 1 else ' differs'}: {_listed(told, '; ')}"
+def _counted(values: "pd.Series[str]") -> list[str]:
+    return [f"{count:,} {value}" for value, count in values.value_counts().items()]
 
 
-def _images(counts: Counter[str]) -> str:
-    return f"{counts.total():,} image{'s' if counts.total() > 1 else ''}"
-
-
-def _counted(counts: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
-
-
-def _listed(words: Iterable[str], separator: str = ", ") -> str:
+def _listed(items: Sequence[str], separator: str = ", ") -> str:
     """The first few, and how many more there are."""
-    words = list(words)
-    more = [f"and {len(words) - SHOWN:,} more"] if len(words) > SHOWN else []
-    return separator.join([*words[:SHOWN], *more])
+    more = [f"and {len(items) - SHOWN:,} more"] if len(items) > SHOWN else []
+    return separator.join([*items[:SHOWN], *more])

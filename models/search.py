@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from digits.data.datasets import Dataset
 from models.architectures import Dense
-from models.recipes import Augmentation, Recipe
-from models.training import Epoch, Network
+from models.augmentation import Augmentation
+from models.training import Epoch, Network, Recipe
 
 # Raise it when `suggest_recipe` or `Recipe` changes: trials of different search spaces belong to different studies.
 SPACE_VERSION = 1

@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from digits.data.datasets import Dataset
 from digits.images import SIZE, Images, Labels, Split
 from models import backend
-from models.augmentation import augment, ranges
-from models.recipes import Recipe
+from models.architectures import Architecture
+from models.augmentation import Augmentation, augment, ranges
 
 log = logging.getLogger("digits.training")
 
@@ -29,6 +30,39 @@ Epoch = dict[str, float]
 OnEpoch = Callable[[int, Epoch], None]
 
 AT_ONCE = 15_000  # images whose validation figures are computed in one call: 47 MB of pixels as float32
+
+
+class Recipe(BaseModel):
+    """Everything a training depends on besides the data; the same fields are Prefect parameters and MLflow params."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="Name in the leaderboard.", pattern=r"^[a-z][a-z0-9-]*$")
+    architecture: Architecture = Field(description="Layers of the network.")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="Keras optimiser.")
+    learning_rate: float = Field(1e-3, gt=0, description="Learning rate at the start.")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="Course of the learning rate; cosine ends at 0."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, `adamw` only.")
+    epochs: int = Field(ge=1, description="Passes over the training images, at most.")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after so many epochs without a better validation accuracy and restore the best weights.",
+    )
+    batch_size: int = Field(32, ge=1, description="Images per step.")
+    validation_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Fraction of the training images used for validation; the data set's own split unless set.",
+    )
+    augmentation: Augmentation | None = Field(
+        None, description="Random change of the training images, anew in every epoch."
+    )
+    n_models: int = Field(1, ge=1, description="Networks trained with consecutive seeds and averaged into one model.")
+    seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
 
 
 @dataclass(frozen=True)

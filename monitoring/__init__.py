@@ -1,1 +1,1 @@
-"""What we notice afterwards: image statistics, drift, accuracy."""
+"""Drift and accuracy monitoring: image statistics, drift detection and diagnosis, accuracy, Evidently reports."""

@@ -1,6 +1,6 @@
-"""What changed, in plain words: each known change is done to the reference, and the one that makes the drift vanish is its cause."""
+"""Explains a drift: perturbations are applied to the reference, and those that make it look like the window are reported."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,218 +8,170 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from digits.data import perturbations
+from digits.data.perturbations import PERTURBATIONS, Origin, describe_shift, shift
 from digits.images import Images
-from monitoring import image_statistics
+from monitoring import image_statistics, label_shift
 from monitoring.image_statistics import Columns, Values
 
 RECOMMENDATIONS = {
-    "client": "Look at what the client sends: this looks like a fault in how it makes or encodes its pictures.",
-    "preprocessing": "Look at the preprocessing: pictures no longer arrive framed and levelled as the model saw them in training.",
-    "retrain": "What people write has changed: have some of these labelled, and retrain with them if accuracy suffers.",
-    "look": "Look at the pictures: this is no change we know. Have some labelled, and retrain with them if accuracy suffers.",
+    "client": "Check how the client creates and encodes its images: such a change is usually a fault there.",
+    "preprocessing": "Check the preprocessing: the images are framed or lit differently from those in training.",
+    "handwriting": "The handwriting has changed: label some of these images, and retrain with them if accuracy suffers.",
+    "unknown": "Look at the images: no known perturbation explains them. Label some, and retrain with them if accuracy suffers.",
 }
+MAX_EXPLANATIONS = 3
+
+# Amounts that are tried on the reference. Those of shift, rotate, slant, scale, dim, noise and grey_paper are estimated
+# from the image statistics; of every other perturbation the default amount is tried.
+_WIDTHS = (0.25, 0.5, 1.0, 1.5, 2.0)
+_CANDIDATES = {
+    "quarter_turn": (1.0, 2.0, 3.0),
+    "thicken": _WIDTHS,
+    "thin": _WIDTHS,
+    "blur": (0.4, 0.6, 0.8, 1.0, 1.3, 1.7),
+}
+# images of each side: applying a perturbation and measuring the result then take about 40 ms
+_MAX_IMAGES = 1000
+# shares of the initial loss: by which an explanation must reduce it, which all together must explain, and that may remain
+_MIN_GAIN = 0.05
+_MIN_EXPLAINED = 0.5
+_NEGLIGIBLE = 0.04
 
 Medians = dict[str, float]
 
-_SAMPLE = 1000  # images of each side: a re-enactment and its statistics then take some 40 ms
-_ROUNDS = 3  # causes named at most
-_WORTH = 0.05  # a cause explains at least this share of the drift
-_AT_LEAST = 0.5  # causes that explain less than this together are not the cause
-_ENOUGH = 0.04  # what is left below this share of the drift needs no cause
 
-
-class Cause(BaseModel):
-    """One change that explains the drift, or a part of it."""
+class Explanation(BaseModel):
+    """A perturbation that explains the drift or a part of it."""
 
     model_config = ConfigDict(frozen=True)
 
-    kind: str
-    amount: float
+    perturbation: str  # a name of PERTURBATIONS, `label_shift` or `unknown`
+    amount: float = 0.0
+    down: float = 0.0  # px, the second amount of a shift
     message: str
-    explains: float  # share of the drift that vanishes when the reference is changed likewise, 0 to 1
-    look_at: Literal["client", "preprocessing", "retrain", "look"]
-    recommendations: str
+    origin: Origin | Literal["unknown"]
+    explained_share: float = 0.0  # by how much the loss falls when the reference is perturbed likewise, 0 to 1
 
+    @property
+    def recommendation(self) -> str:
+        return RECOMMENDATIONS[self.origin]
 
-@dataclass(frozen=True)
-class _Guess:
-    """A change with an amount, ready to be tried on the reference."""
-
-    kind: str
-    amount: float
-    message: str
-    look_at: Literal["client", "preprocessing", "retrain", "look"]
-    down: float = 0.0
-
-    def done_to(self, images: Images) -> Images:
-        if self.kind == "shift":
-            return perturbations.shift(images, self.amount, self.down)
-        if self.kind == "turn":
-            return np.ascontiguousarray(np.rot90(images, -round(self.amount / 90), axes=(1, 2)))
-        return _CHANGES[self.kind](images, self.amount)
-
-
-_CHANGES: dict[str, perturbations.Change] = {
-    "rotate": perturbations.rotate,
-    "slant": perturbations.slant,
-    "scale": perturbations.scale,
-    "dim": perturbations.dim,
-    "thicken": perturbations.thicken,
-    "thin": perturbations.thin,
-    "noise": perturbations.noise,
-    "blur": perturbations.blur,
-    "grey_paper": perturbations.grey_paper,
-    "invert": perturbations.invert,
-    "mirror": perturbations.mirror,
-    "transpose": perturbations.transpose,
-}
-_UNKNOWN = _Guess("unknown", 0.0, "changed in a way we do not know", "look")
-
-
-def explain(
-    reference: Images, current: Images, before: Values, now: Values, mix_alone: bool = False
-) -> tuple[Cause, ...]:
-    """The causes of a drift, what explains most first; one of kind `unknown` when nothing known explains it.
-
-    `before` and `now` are the digits answered; `mix_alone` says that nothing but their shares changed. The largest remaining
-    explanation is taken again and again, each time done to the reference before the next is looked for, so several changes at
-    once are told apart, and a mix of answers that only follows from changed images (inverted ones are mostly called 8) is not named.
-    """
-    if mix_alone:
-        return (_cause(_mix(before, now), 1.0),)
-    random = np.random.default_rng(0)
-    chosen, taken = _some(len(reference), random), _some(len(current), random)
-    target = image_statistics.measure(current[taken])
-    state = _State.of(reference[chosen], before[chosen], target)
-    at_first = state.loss
-    causes: list[Cause] = []
-    while len(causes) < _ROUNDS and state.loss > _ENOUGH * at_first:
-        known = {cause.kind for cause in causes}
-        trials = [
-            (guess, state.after(guess, target))
-            for guess in _guesses(state.statistics, target)
-            if guess.kind not in known
-        ]
-        if "mix" not in known:
-            weights = perturbations.weights_like(state.digits, now)
-            weighted = random.choice(len(weights), len(weights), p=weights / weights.sum())
-            trials.append((_mix(before, now), _State.of(state.images[weighted], state.digits[weighted], target)))
-        guess, best = min(trials, key=lambda trial: trial[1].loss)
-        if state.loss - best.loss < _WORTH * at_first:
-            break
-        causes.append(_cause(guess, (state.loss - best.loss) / at_first))
-        state = best
-    return tuple(causes) if state.loss <= (1 - _AT_LEAST) * at_first and causes else (_cause(_UNKNOWN, 0.0),)
+    def apply(self, images: Images) -> Images:
+        """The images after the perturbation."""
+        if self.perturbation == "shift":
+            return shift(images, self.amount, self.down)
+        return PERTURBATIONS[self.perturbation].apply(images, self.amount)
 
 
 @dataclass(frozen=True)
 class _State:
-    """The reference as re-enacted so far."""
+    """The reference with the perturbations found so far."""
 
     images: Images
     digits: Values
     statistics: Columns
-    loss: float  # how far it still is from the window
+    loss: float  # the distance to the window
 
     @classmethod
     def of(cls, images: Images, digits: Values, target: Columns) -> "_State":
         statistics = image_statistics.measure(images)
         return cls(images, digits, statistics, _loss(statistics, target))
 
-    def after(self, guess: _Guess, target: Columns) -> "_State":
-        return _State.of(guess.done_to(self.images), self.digits, target)
 
+def explain(
+    reference: Images,
+    current: Images,
+    reference_digits: Values,
+    current_digits: Values,
+    only_label_shift: bool = False,
+) -> tuple[Explanation, ...]:
+    """The explanations of a drift, the most important first; one named `unknown` when no perturbation explains it.
 
-def _cause(guess: _Guess, explains: float) -> Cause:
-    return Cause(
-        kind=guess.kind,
-        amount=guess.amount,
-        message=guess.message,
-        explains=explains,
-        look_at=guess.look_at,
-        recommendations=RECOMMENDATIONS[guess.look_at],
-    )
-
-
-def _some(count: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Indices of all images, or of a random thousand."""
-    return np.arange(count) if count <= _SAMPLE else random.choice(count, _SAMPLE, replace=False)
-
-
-def _loss(before: Columns, now: Columns) -> float:
-    """How far the statistics and blocks are apart: squared Kolmogorov-Smirnov distances beyond what chance alone makes.
-
-    0.87 is the mean of Kolmogorov's distribution: times the root, the distance to expect of two samples of these sizes.
+    The digits are the predicted ones; `only_label_shift` says that nothing but their shares changed. Greedy search: the candidate
+    with the smallest loss is applied to the reference before the next is searched, so that several perturbations are told
+    apart, and a label shift that only follows from perturbed images (inverted ones are mostly read as 8) is not reported.
     """
-    chance = 0.87 * np.sqrt(1 / len(before["ink"]) + 1 / len(now["ink"]))
-    return float(sum(max(image_statistics.distance(before[name], now[name]) - chance, 0) ** 2 for name in before))
+    shifted_labels = _label_shift(reference_digits, current_digits)
+    if only_label_shift:
+        return (shifted_labels.model_copy(update={"explained_share": 1.0}),)
+    random = np.random.default_rng(0)
+    rows, current_rows = _sample(len(reference), random), _sample(len(current), random)
+    target = image_statistics.measure(current[current_rows])
+    first = state = _State.of(reference[rows], reference_digits[rows], target)
+    found: list[Explanation] = []
+    while len(found) < MAX_EXPLANATIONS and state.loss > _NEGLIGIBLE * first.loss:
+        known = {explanation.perturbation for explanation in found}
+        trials = [
+            (candidate, _State.of(candidate.apply(state.images), state.digits, target))
+            for candidate in _candidates(state.statistics, target)
+            if candidate.perturbation not in known
+        ]
+        if shifted_labels.perturbation not in known:
+            weights = label_shift.importance_weights(state.digits, current_digits)
+            drawn = random.choice(len(weights), len(weights), p=weights / weights.sum())
+            trials.append((shifted_labels, _State.of(state.images[drawn], state.digits[drawn], target)))
+        candidate, best = min(trials, key=lambda trial: trial[1].loss)
+        if state.loss - best.loss < _MIN_GAIN * first.loss:
+            break
+        found.append(candidate.model_copy(update={"explained_share": (state.loss - best.loss) / first.loss}))
+        state = best
+    if found and state.loss <= (1 - _MIN_EXPLAINED) * first.loss:
+        return tuple(found)
+    return (Explanation(perturbation="unknown", message="no known perturbation explains the drift", origin="unknown"),)
 
 
-def _guesses(before: Columns, now: Columns) -> Iterator[_Guess]:
-    """The changes we know, with the amounts that the statistics suggest: what stands out by less is not tried."""
-    was, is_now = ({name: float(np.median(values)) for name, values in table.items()} for table in (before, now))
-    moved = {name: is_now[name] - was[name] for name in was}
-    yield _Guess("invert", 1.0, "polarity inverted: ink and paper are exchanged", "client")
-    yield _Guess("mirror", 1.0, "mirrored: left and right are exchanged", "client")
-    yield _Guess("transpose", 1.0, "transposed: rows and columns are exchanged", "client")
-    for degrees, way in ((90.0, "a quarter clockwise"), (180.0, "upside down"), (270.0, "a quarter anticlockwise")):
-        yield _Guess("turn", degrees, f"turned {way}", "client")
-    yield from _framing(was, is_now, moved)
-    yield from _light(was, is_now, moved)
-    for width in (0.25, 0.5, 1.0, 1.5, 2.0):
-        yield _Guess("thicken", width, f"strokes thicker by about {width:g} px", "retrain")
-        yield _Guess("thin", width, f"strokes thinner by about {width:g} px", "retrain")
+def _sample(count: int, random: np.random.Generator) -> NDArray[np.int64]:
+    return np.arange(count) if count <= _MAX_IMAGES else random.choice(count, _MAX_IMAGES, replace=False)
 
 
-def _framing(was: Medians, is_now: Medians, moved: Medians) -> Iterator[_Guess]:
-    right, down = round(moved["centre_x"], 1), round(moved["centre_y"], 1)
+def _loss(reference: Columns, current: Columns) -> float:
+    """The sum of the squared Kolmogorov-Smirnov distances, each reduced by its expectation when nothing differs.
+
+    0.87 is the mean of Kolmogorov's distribution; times the root it is the expected distance of two samples of these sizes.
+    """
+    chance = 0.87 * np.sqrt(1 / len(reference["ink"]) + 1 / len(current["ink"]))
+    distances = (image_statistics.distance(reference[name], current[name]) for name in reference)
+    return float(sum(max(distance - chance, 0) ** 2 for distance in distances))
+
+
+def _candidates(reference: Columns, current: Columns) -> Iterator[Explanation]:
+    """Every perturbation at the amounts that are worth trying."""
+    before, now = ({name: float(np.median(values)) for name, values in table.items()} for table in (reference, current))
+    estimated = _estimated_amounts(before, now)
+    for name, perturbation in PERTURBATIONS.items():
+        for amount in estimated.get(name, _CANDIDATES.get(name, (perturbation.default,))):
+            message = perturbation.describe(amount)
+            yield Explanation(perturbation=name, amount=amount, message=message, origin=perturbation.origin)
+    right, down = (round(now[name] - before[name], 1) for name in ("centre_x", "centre_y"))
     if max(abs(right), abs(down)) >= 0.2:
-        yield _Guess("shift", right, f"shifted {_direction(right, down)}", "preprocessing", down)
-    if abs(moved["slant"]) >= 1.5:
-        side = "right" if moved["slant"] > 0 else "left"
-        for factor in (0.8, 1.0, 1.25, 1.5, 1.8):  # turning the page tilts wide digits by less than its angle
-            degrees = round(moved["slant"] * factor)
-            if factor <= 1.25:
-                yield _Guess("slant", degrees, f"leaning {abs(degrees)}° more to the {side}", "retrain")
-            way = "clockwise" if degrees > 0 else "anticlockwise"
-            yield _Guess("rotate", degrees, f"rotated {abs(degrees)}° {way}", "preprocessing")
-    if was["spread_x"] > 0 and was["spread_y"] > 0:
-        factor = float(np.sqrt(is_now["spread_x"] / was["spread_x"] * is_now["spread_y"] / was["spread_y"]))
-        if 0.3 < factor < 3 and abs(factor - 1) >= 0.03:
-            size = "larger" if factor > 1 else "smaller"
-            yield _Guess("scale", round(factor, 2), f"digits {abs(factor - 1):.0%} {size}", "preprocessing")
+        message, origin = describe_shift(right, down), PERTURBATIONS["shift"].origin
+        yield Explanation(perturbation="shift", amount=right, down=down, message=message, origin=origin)
 
 
-def _light(was: Medians, is_now: Medians, moved: Medians) -> Iterator[_Guess]:
-    factor = is_now["stroke_level"] / was["stroke_level"] if was["stroke_level"] else 1.0
-    if 0.03 < factor < 0.97:
-        yield _Guess("dim", round(factor, 2), f"dimmer: ink at {factor:.0%} of its level", "preprocessing")
-    for brighter in (1.2, 1.5, 2.0) if factor > 1.01 else ():
-        yield _Guess(
-            "dim", brighter, f"brighter: ink at about {brighter:.0%} of its level, cut off at white", "preprocessing"
-        )
-    if moved["border"] >= 3:
-        paper = round(moved["border"])
-        yield _Guess("grey_paper", paper, f"paper is grey: level {paper} of 255 instead of 0", "preprocessing")
-    if moved["noise"] >= 0.5:
-        # the half of the noise that falls below paper is cut off, so the statistic shows half to all of it
-        for sigma in {round(moved["noise"] * factor) for factor in (1.0, 1.5, 2.0)}:
-            yield _Guess("noise", sigma, f"noisier: noise of {sigma} grey levels", "preprocessing")
-    for width in (0.4, 0.6, 0.8, 1.0, 1.3, 1.7):
-        yield _Guess("blur", width, f"blurred by about {width:g} px", "client")
+def _estimated_amounts(reference: Medians, current: Medians) -> dict[str, Iterable[float]]:
+    """The amounts of some perturbations that the medians suggest; none where the medians differ by less than matters."""
+    change = {name: current[name] - reference[name] for name in reference}
+    ratio = {name: current[name] / reference[name] if reference[name] > 0 else 1.0 for name in reference}
+    angle, level, border = change["slant"], ratio["stroke_level"], round(change["border"])
+    size = round(float(np.sqrt(ratio["spread_x"] * ratio["spread_y"])), 2)
+    return {
+        "shift": (),
+        "slant": {round(angle * factor) for factor in (0.8, 1.0, 1.25)} if abs(angle) >= 1.5 else (),
+        # a rotation slants wide digits by less than its angle
+        "rotate": {round(angle * factor) for factor in (0.8, 1.0, 1.25, 1.5, 1.8)} if abs(angle) >= 1.5 else (),
+        "scale": (size,) if 0.3 < size < 3 and abs(size - 1) >= 0.03 else (),
+        "dim": (1.2, 1.5, 2.0) if level > 1.01 else (round(level, 2),) if 0.03 < level < 0.97 else (),
+        "grey_paper": (border,) if border >= 3 else (),
+        # the half of the noise below paper is clipped, so the statistic shows between half and all of it
+        "noise": {round(change["noise"] * factor) for factor in (1.0, 1.5, 2.0)} if change["noise"] >= 0.5 else (),
+    }
 
 
-def _direction(right: float, down: float) -> str:
-    """`1.0 px right and 0.5 px up`; a side below 0.2 px is not worth a word."""
-    sides = [(abs(right), "right" if right > 0 else "left"), (abs(down), "down" if down > 0 else "up")]
-    return " and ".join(f"{amount:.1f} px {side}" for amount, side in sides if amount >= 0.2)
-
-
-def _mix(before: Values, now: Values) -> _Guess:
+def _label_shift(reference: Values, current: Values) -> Explanation:
     """The digit whose share changed most."""
-    was, is_now = (np.bincount(digits.astype(int), minlength=10) / len(digits) for digits in (before, now))
-    digit = int(np.abs(is_now - was).argmax())
-    more = "more" if is_now[digit] > was[digit] else "fewer"
-    message = f"{more} {digit}s than before ({is_now[digit]:.0%} instead of {was[digit]:.0%})"
-    return _Guess("mix", float(is_now[digit] - was[digit]), message, "retrain")
+    before, now = label_shift.shares(reference), label_shift.shares(current)
+    digit = int(np.abs(now - before).argmax())
+    more = "more" if now[digit] > before[digit] else "fewer"
+    message = f"{more} {digit}s than in the reference ({now[digit]:.0%} instead of {before[digit]:.0%})"
+    amount = float(now[digit] - before[digit])
+    return Explanation(perturbation="label_shift", amount=amount, message=message, origin="handwriting")

@@ -1,4 +1,4 @@
-"""What changed, to be seen: the mean image then and now, where ink came and went, and the digits least like the reference."""
+"""Drift as an image: the mean images of reference and window, where ink was gained and lost, and the most unusual digits."""
 
 import io
 from collections.abc import Sequence
@@ -9,13 +9,15 @@ from PIL import Image, ImageDraw
 
 from digits.images import SIZE, Images
 from monitoring import image_statistics
+from monitoring.image_statistics import STATISTICS
 
-ZOOM = 6  # screen pixels per pixel of a large picture
-SMALL = 3  # of a small one
-UNUSUAL = 16
-_GAP = 12
-_LINE = 16  # px of a line of text
-_STRONG = 32.0  # grey levels of a change that is drawn in the full colour, at least
+MAX_UNUSUAL = 16
+# screen pixels per pixel of a mean image, and of an unusual digit
+_LARGE, _SMALL = 6, 3
+# px between images, and of a line of text
+_GAP, _LINE = 12, 16
+# grey levels; a smaller change is not drawn in the full colour
+_MIN_FULL_SCALE = 32.0
 
 Map = NDArray[np.float64]  # (28, 28)
 
@@ -26,58 +28,55 @@ def mean(images: Images) -> Map:
 
 
 def drift_map(reference: Images, current: Images) -> Map:
-    """How many grey levels of ink each pixel gained (positive) or lost in the mean."""
+    """The grey levels of ink that each pixel gained (positive) or lost in the mean."""
     return mean(current) - mean(reference)
 
 
-def unusual(reference: Images, current: Images, most: int = UNUSUAL) -> NDArray[np.int64]:
-    """Indices of the current images least like the reference, the least first.
+def unusual(reference: Images, current: Images, limit: int = MAX_UNUSUAL) -> NDArray[np.int64]:
+    """Indices of the current images that are least like the reference, the least like it first.
 
-    By the Mahalanobis distance over the image statistics: in spreads of the reference, and aware of which belong together.
+    By the Mahalanobis distance over the standardised image statistics; the covariance is shrunk, because some are nearly collinear.
     """
-    before, now = (_table(images) for images in (reference, current))
-    spread = np.maximum(before.std(axis=0), 1e-6)
-    before, now = ((table - before.mean(axis=0)) / spread for table in (before, now))
-    covariance = np.cov(before, rowvar=False) + 0.05 * np.eye(
-        before.shape[1]
-    )  # 0.05: some hang together all but perfectly
-    distances = np.einsum("ij,ij->i", now, np.linalg.solve(covariance, now.T).T)
-    return np.argsort(-distances, kind="stable")[:most]
+    from sklearn.covariance import ShrunkCovariance  # with its preprocessing 1 s
+    from sklearn.preprocessing import StandardScaler
+
+    expected, found = (_table(images) for images in (reference, current))
+    scaler = StandardScaler().fit(expected)
+    covariance = ShrunkCovariance(shrinkage=0.05).fit(scaler.transform(expected))
+    distances = covariance.mahalanobis(scaler.transform(found))
+    return np.argsort(-distances, kind="stable")[:limit]
 
 
 def _table(images: Images) -> NDArray[np.float64]:
     columns = image_statistics.measure(images)
-    return np.stack([columns[name] for name in image_statistics.UNITS], axis=1)
+    return np.stack([columns[name] for name in STATISTICS], axis=1)
 
 
-def render(reference: Images, current: Images, answers: Sequence[int]) -> bytes:
-    """A PNG of it all; `answers` are the digits answered on the current images."""
+def render(reference: Images, current: Images, digits: Sequence[int]) -> bytes:
+    """All of it as a PNG; `digits` are those predicted for the current images."""
     change = drift_map(reference, current)
-    large = [_grey(mean(reference)), _grey(mean(current)), _signed(change)]
-    titles = ["mean then", "mean now", f"ink gained (red), lost (blue), up to {np.abs(change).max():.0f} levels"]
-    chosen = unusual(reference, current)
-    side, tile = SIZE * ZOOM, SIZE * SMALL
-    per_row = UNUSUAL // 2
+    scale = f"ink gained (red), lost (blue), up to {np.abs(change).max():.0f} levels"
+    large = {
+        "mean of the reference": _grey(mean(reference)),
+        "mean of the window": _grey(mean(current)),
+        scale: _signed(change),
+    }
+    side, tile, per_row = SIZE * _LARGE, SIZE * _SMALL, MAX_UNUSUAL // 2
     width = max(3 * side + 4 * _GAP + 140, per_row * (tile + _GAP) + _GAP)
     page = Image.new("RGB", (width, side + 2 * (tile + _LINE) + 3 * _LINE + 4 * _GAP), "white")
-    pen = ImageDraw.Draw(page)
-    for i, (picture, title) in enumerate(zip(large, titles, strict=True)):
+    draw = ImageDraw.Draw(page)
+    for i, (title, image) in enumerate(large.items()):
         left = _GAP + i * (side + _GAP)
-        pen.text((left, _GAP), title, fill="black")
-        page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left, _GAP + _LINE))
+        draw.text((left, _GAP), title, fill="black")
+        page.paste(image.resize((side, side), Image.Resampling.NEAREST), (left, _GAP + _LINE))
     top = side + 2 * _GAP + _LINE
-    pen.text((_GAP, top), "least like the reference, with what they were called", fill="black")
-    for i, index in enumerate(chosen):
+    draw.text((_GAP, top), "least like the reference, with the predicted digits", fill="black")
+    for i, index in enumerate(unusual(reference, current)):
         left, up = _GAP + i % per_row * (tile + _GAP), top + _LINE + i // per_row * (tile + _LINE)
         page.paste(_grey(current[index]).resize((tile, tile), Image.Resampling.NEAREST), (left, up))
-        pen.text((left, up + tile), str(answers[index]), fill="black")
-    return to_png(page)
-
-
-def to_png(picture: Image.Image) -> bytes:
-    """The picture as a file."""
+        draw.text((left, up + tile), str(digits[index]), fill="black")
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    page.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -87,8 +86,8 @@ def _grey(image: NDArray[np.floating] | NDArray[np.uint8]) -> Image.Image:
 
 
 def _signed(change: Map) -> Image.Image:
-    """White where nothing changed, red where ink came, blue where it went."""
-    share = change / max(np.abs(change).max(), _STRONG)
+    """White where nothing changed, red where ink was gained, blue where it was lost."""
+    share = change / max(np.abs(change).max(), _MIN_FULL_SCALE)
     gained, lost = np.clip(share, 0, 1), np.clip(-share, 0, 1)
     colours = np.stack([1 - lost, 1 - gained - lost, 1 - gained], axis=-1)
     return Image.fromarray(np.rint(255 * colours).astype(np.uint8))

@@ -1,40 +1,32 @@
-"""Image statistics: what an incoming image looks like, in a few numbers with a unit, so that a change can be named."""
+"""Image statistics: what an incoming image looks like, in a few numbers with units, so that a drift can be described."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digits.images import SIZE, Images
 
+if TYPE_CHECKING:  # scikit-learn takes a second to import
+    from sklearn.decomposition import PCA
+
 Values = NDArray[np.float64]  # (n,), one finite number per image
 Columns = dict[str, Values]
-
-UNITS = {
-    "ink": "share of the picture",
-    "centre_x": "px right of the middle",
-    "centre_y": "px below the middle",
-    "spread_x": "px",
-    "spread_y": "px",
-    "slant": "degrees, leaning right is positive",
-    "stroke_width": "px",
-    "stroke_level": "grey levels",
-    "contrast": "grey levels",
-    "border": "grey levels",
-    "edges": "grey levels per px",
-    "edge_width": "px",
-    "noise": "grey levels",
-}
+Floats = NDArray[np.float32]
 
 GRID = 4
 BLOCKS = [f"block_{row}_{column}" for row in range(1, GRID + 1) for column in range(1, GRID + 1)]
 
-_CHUNK = 512  # images at once as float, 1.6 MB, so that a pass stays in the cache and memory is bounded
-_BORDER = 2  # px; MNIST keeps its digits inside the middle 20 x 20, so the frame is all but empty
+# images measured at once: 1.6 MB as float32, which stays in the cache
+_CHUNK_SIZE = 512
+# px; MNIST keeps its digits inside the middle 20 x 20, so the frame is almost empty
+_BORDER = 2
 
 
-def _weights() -> NDArray[np.float32]:
-    """The sums every linear statistic is made of, shape (784, 7 + 16): 1, x, y, x², y², xy, border, the blocks."""
+def _weights() -> Floats:
+    """Weights of the linear sums, shape (784, 7 + 16): 1, x, y, x², y², xy, the border's mean, the blocks' means."""
     y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
     border = np.ones((SIZE, SIZE))
     border[_BORDER:-_BORDER, _BORDER:-_BORDER] = 0
@@ -44,116 +36,128 @@ def _weights() -> NDArray[np.float32]:
     return np.concatenate([np.stack(linear), blocks]).reshape(-1, SIZE * SIZE).T.astype(np.float32)
 
 
-def measure(images: Images) -> Columns:
-    """Thirteen statistics of every image, in the units of `UNITS`, and its 4x4 block means in grey levels.
+_WEIGHTS = _weights()
 
-    `ink` is the mean pixel over 255. `centre` and `spread` are the first two moments of the ink, `slant` the angle of the shear
-    that would set the digit upright (Teague, J. Opt. Soc. Am. 70, 1980). `stroke_width` is twice the inked area over
-    the length of its outline (the total variation), `stroke_level` the mean grey of the ink, `contrast` the
-    standard deviation of the pixels, `border` the mean of the outer two pixels, `edges` the mean gradient, `edge_width` the
-    distance in which paper becomes ink, and `noise` the median response to the kernel of Immerkaer (CVIU 64, 1996), as the
-    standard deviation of the noise. All are finite: 0 where an image has no ink or no edge to measure.
+
+class Chunk:
+    """Some images, and the sums that several statistics share: of shape (n,) unless said."""
+
+    def __init__(self, images: Images) -> None:
+        self.pixels: Floats = images.astype(np.float32)  # (n, 28, 28)
+        flat = self.pixels.reshape(len(images), -1)
+        sums = flat @ _WEIGHTS
+        self.total, self.border, self.blocks = sums[:, 0], sums[:, 6], sums[:, 7:]  # blocks: (n, 16)
+        # means over the ink, in px from the centre of the image
+        self.x, self.y, xx, yy, xy = (_ratio(sums[:, i], self.total) for i in range(1, 6))
+        self.variance_x = np.maximum(xx - self.x * self.x, 0)
+        self.variance_y = np.maximum(yy - self.y * self.y, 0)
+        self.covariance = xy - self.x * self.y
+        self.energy = np.einsum("ij,ij->i", flat, flat)
+        # mean grey level of the ink: the pixels weighted by themselves
+        self.level = _ratio(self.energy, self.total)
+        across = self.pixels[:, :-1, 1:] - self.pixels[:, :-1, :-1]
+        down = self.pixels[:, 1:, :-1] - self.pixels[:, :-1, :-1]
+        squares = (across * across + down * down).reshape(len(images), -1)
+        # sums of the gradient's length (the total variation) and of its square
+        self.gradient, self.squared_gradient = np.sqrt(squares).sum(axis=1), squares.sum(axis=1)
+
+
+def slant(chunk: Chunk) -> Floats:
+    """Angle of the shear that would set the digit upright (Teague, J. Opt. Soc. Am. 70, 1980)."""
+    return np.degrees(np.arctan(_ratio(-chunk.covariance, chunk.variance_y)))
+
+
+def contrast(chunk: Chunk) -> Floats:
+    """Standard deviation of the pixels."""
+    mean = chunk.total / SIZE**2
+    return np.sqrt(np.maximum(chunk.energy / SIZE**2 - mean * mean, 0))
+
+
+def noise(chunk: Chunk) -> Floats:
+    """Standard deviation of the noise: the median response to the kernel of Immerkaer (CVIU 64, 1996).
+
+    The median ignores strokes, which cover less than half of a digit. Every fourth response is enough, in a quarter of the time.
     """
-    weights = _weights()
-    parts = [_measure(images[start : start + _CHUNK], weights) for start in range(0, len(images), _CHUNK)]
-    table = np.concatenate(parts).astype(np.float64)
-    return dict(zip([*UNITS, *BLOCKS], np.ascontiguousarray(table.T), strict=True))
-
-
-def _measure(images: Images, weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """One chunk, shape (n, 13 + 16)."""
-    pixels = images.astype(np.float32)
-    flat = pixels.reshape(len(images), -1)
-    sums = flat @ weights
-    total, x, y, xx, yy, xy = (_ratio(sums[:, i], sums[:, 0]) if i else sums[:, 0] for i in range(6))
-    var_x, var_y = np.maximum(xx - x * x, 0), np.maximum(yy - y * y, 0)
-    energy = np.einsum("ij,ij->i", flat, flat)
-    mean = total / SIZE**2
-    level = _ratio(energy, total)
-    gradient, squares = _gradient(pixels)
-    statistics = [
-        mean / 255,
-        x,
-        y,
-        np.sqrt(var_x),
-        np.sqrt(var_y),
-        np.degrees(np.arctan(_ratio(x * y - xy, var_y))),
-        _ratio(2 * total, gradient),
-        level,
-        np.sqrt(np.maximum(energy / SIZE**2 - mean * mean, 0)),
-        sums[:, 6],
-        gradient / (SIZE - 1) ** 2,
-        _ratio(gradient * level, squares),
-        _noise(pixels),
-    ]
-    return np.concatenate([np.stack(statistics, axis=1), sums[:, 7:]], axis=1)
-
-
-def _ratio(above: NDArray[np.float32], below: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The quotient, 0 where there is nothing to divide by."""
-    return np.divide(
-        above, below, out=np.zeros_like(below), where=below > 1e-3
-    )  # below that a variance is only rounding
-
-
-def _gradient(pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Sum of the gradient's length and of its square over each image."""
-    across = pixels[:, :-1, 1:] - pixels[:, :-1, :-1]
-    down = pixels[:, 1:, :-1] - pixels[:, :-1, :-1]
-    squares = (across * across + down * down).reshape(len(pixels), -1)
-    return np.sqrt(squares).sum(axis=1), squares.sum(axis=1)
-
-
-def _noise(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Noise of each image in grey levels; the median does not see strokes, which cover less than half of a digit.
-
-    Every fourth response is enough for it, and a quarter of the time.
-    """
-    across = pixels[:, :, 2::2] - 2 * pixels[:, :, 1:-1:2] + pixels[:, :, :-2:2]
-    both = np.abs(across[:, 2::2] - 2 * across[:, 1:-1:2] + across[:, :-2:2]).reshape(len(pixels), -1)
+    across = chunk.pixels[:, :, 2::2] - 2 * chunk.pixels[:, :, 1:-1:2] + chunk.pixels[:, :, :-2:2]
+    both = np.abs(across[:, 2::2] - 2 * across[:, 1:-1:2] + across[:, :-2:2]).reshape(len(across), -1)
     middle = both.shape[1] // 2
     # 6 is the norm of the kernel, 0.6745 the median of |x| for a standard normal x
     return np.partition(both, middle, axis=1)[:, middle] * np.float32(1 / (6 * 0.6745))
 
 
-def distance(before: Values, now: Values, weights: Values | None = None) -> float:
-    """Two-sample Kolmogorov-Smirnov distance of a column: the largest difference of the two distribution functions, 0 to 1.
+@dataclass(frozen=True)
+class Statistic:
+    """One number per image: a function of a chunk that returns finite values of shape (n,), and their unit."""
 
-    `weights` (not negative, not all 0) says how much each value of `before` counts.
+    function: Callable[[Chunk], NDArray[np.floating[Any]]]
+    unit: str
+
+
+# A statistic added here is measured, calibrated, reported and shown on the dashboard.
+STATISTICS = {
+    "ink": Statistic(lambda chunk: chunk.total / (SIZE**2 * 255), "mean pixel, 0 to 1"),
+    "centre_x": Statistic(lambda chunk: chunk.x, "px right of the middle"),
+    "centre_y": Statistic(lambda chunk: chunk.y, "px below the middle"),
+    "spread_x": Statistic(lambda chunk: np.sqrt(chunk.variance_x), "px"),
+    "spread_y": Statistic(lambda chunk: np.sqrt(chunk.variance_y), "px"),
+    "slant": Statistic(slant, "degrees, leaning right is positive"),
+    # twice the inked area over the length of its outline
+    "stroke_width": Statistic(lambda chunk: _ratio(2 * chunk.total, chunk.gradient), "px"),
+    "stroke_level": Statistic(lambda chunk: chunk.level, "grey levels"),
+    "contrast": Statistic(contrast, "grey levels"),
+    # mean of the outer two pixels
+    "border": Statistic(lambda chunk: chunk.border, "grey levels"),
+    "edges": Statistic(lambda chunk: chunk.gradient / (SIZE - 1) ** 2, "grey levels per px"),
+    # distance in which paper becomes ink
+    "edge_width": Statistic(lambda chunk: _ratio(chunk.gradient * chunk.level, chunk.squared_gradient), "px"),
+    "noise": Statistic(noise, "grey levels"),
+}
+
+
+def measure(images: Images) -> Columns:
+    """Every statistic of every image, in its unit, and the image's 4 x 4 block means in grey levels."""
+    parts = [_measure(images[start : start + _CHUNK_SIZE]) for start in range(0, len(images), _CHUNK_SIZE)]
+    table = np.concatenate(parts).astype(np.float64)
+    return dict(zip([*STATISTICS, *BLOCKS], np.ascontiguousarray(table.T), strict=True))
+
+
+def _measure(images: Images) -> Floats:
+    """One chunk, shape (n, statistics + 16); its arrays are freed before the next chunk needs memory, which halves the time."""
+    chunk = Chunk(images)
+    return np.column_stack([*(one.function(chunk) for one in STATISTICS.values()), chunk.blocks])
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """The quotient; 0 where the denominator is 0 or, up to 1e-3, only a variance's rounding error."""
+    return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator > 1e-3)
+
+
+def distance(reference: Values, current: Values, weights: Values | None = None) -> float:
+    """Two-sample Kolmogorov-Smirnov distance: the largest difference of the two distribution functions, 0 to 1.
+
+    `weights` (not negative, not all 0) says how much each reference value counts, which SciPy's `ks_2samp` does not offer.
     """
-    order = np.argsort(before, kind="stable")
-    first, second = before[order], np.sort(now)
+    order = np.argsort(reference, kind="stable")
+    first, second = reference[order], np.sort(current)
     counted = np.cumsum(np.ones(len(first)) if weights is None else weights[order])
     cumulative = np.concatenate([[0.0], counted / counted[-1]])
     values = np.concatenate([first, second])
-    then = cumulative[np.searchsorted(first, values, "right")]
-    return float(np.abs(then - np.searchsorted(second, values, "right") / len(second)).max())
+    expected = cumulative[np.searchsorted(first, values, "right")]
+    return float(np.abs(expected - np.searchsorted(second, values, "right") / len(second)).max())
 
 
-@dataclass(frozen=True)
-class Embedding:
-    """Principal axes of the reference images: the directions in which digits differ most."""
+def principal_axes(images: Images, axes: int = 6) -> "PCA":
+    """The principal components of these images' pixels: the directions in which digits differ most."""
+    from sklearn.decomposition import PCA
 
-    mean: NDArray[np.float32]  # (784,)
-    axes: NDArray[np.float32]  # (784, k), unit length
-
-    def project(self, images: Images) -> Columns:
-        """Where each image lies along the axes, in grey levels: `axis_1` to `axis_k`."""
-        chunks = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
-        parts = [(chunk.reshape(len(chunk), -1) - self.mean) @ self.axes for chunk in chunks]
-        table = np.concatenate(parts).astype(np.float64)
-        return {f"axis_{i}": np.ascontiguousarray(values) for i, values in enumerate(table.T, start=1)}
+    return PCA(axes, svd_solver="covariance_eigh").fit(_flat(images))
 
 
-def embed(images: Images, axes: int = 6) -> Embedding:
-    """The principal components of these images' pixels; each axis points where its largest pixel is positive."""
-    from scipy.linalg import eigh  # 0.3 s to import
+def project(pca: "PCA", images: Images) -> Columns:
+    """The position of each image along the axes, in grey levels: `axis_1` to `axis_k`."""
+    table = pca.transform(_flat(images)).astype(np.float64)
+    return {f"axis_{i}": np.ascontiguousarray(values) for i, values in enumerate(table.T, start=1)}
 
-    flat = images.reshape(len(images), -1).astype(np.float32)
-    mean = flat.mean(axis=0)
-    flat -= mean
-    size = flat.shape[1]
-    _, vectors = eigh(flat.T @ flat, subset_by_index=[size - axes, size - 1])
-    leading = vectors[:, ::-1]
-    signs = np.sign(leading[np.abs(leading).argmax(axis=0), np.arange(axes)])
-    return Embedding(mean, leading * signs)
+
+def _flat(images: Images) -> Floats:
+    return images.reshape(len(images), -1).astype(np.float32)

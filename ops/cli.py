@@ -50,6 +50,10 @@ def main() -> None:
     except Exception as error:  # the outermost handler: a user sees a sentence, never a traceback
         sys.stderr.write(f"digits: {_sentence(error)}\n")
         raise SystemExit(1) from None
+    finally:
+        # Only the commands that run flows have imported it, which takes 2 s.
+        if terminal := sys.modules.get("flows.terminal"):
+            terminal.exit_without_prefect()
 
 
 def _sentence(error: Exception) -> str:

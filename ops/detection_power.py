@@ -1,4 +1,4 @@
-"""`digits monitor --power`: what the detector, as it is set, would catch in the traffic of the champion, and how often it cries wolf."""
+"""`digits monitor --power`: the drift detector's detection and false-alarm rates at the size of the latest window."""
 
 import logging
 from datetime import UTC, datetime
@@ -14,16 +14,16 @@ from digits.storage import database, predictions
 from flows.monitor import MAX_ANSWERS, begin
 
 if TYPE_CHECKING:  # SciPy and ONNX Runtime
-    from monitoring.detection_power import Power
+    from monitoring.detection_power import DetectionRate
 
-log = logging.getLogger("digits.power")
+log = logging.getLogger("digits.detection_power")
 
-LEAST = 100  # answers that the detector judges at all
-USUAL = 500  # where the window has fewer
+MIN_COUNT = 100  # with fewer predictions the detector gives no verdict
+DEFAULT_COUNT = 500  # where the window has fewer
 
 
-def measure(since: str, settings: Settings) -> "tuple[int, list[Power]]":
-    """The size of the latest window and the detector's power at that size, on digits that the champion did not train on."""
+def measure(since: str, settings: Settings) -> "tuple[int, list[DetectionRate]]":
+    """The size of the latest window and the detection rates at that size, on digits that the champion was not trained on."""
     from models.model_store import ModelStore
     from monitoring import detection_power
 
@@ -31,18 +31,18 @@ def measure(since: str, settings: Settings) -> "tuple[int, list[Power]]":
     current = store.fetch()
     reference = store.reference(current)
     test = datasets.load(settings.datasets, current.card["dataset"]).test
-    reference, held_out = apart(reference, test)
+    reference, held_out = hold_out(reference, test)
     count = _window_size(since, current.version, settings)
     return count, detection_power.measure(reference, held_out.images, held_out.labels, current.predict_proba, count)
 
 
-def apart(reference: Reference, test: Split) -> tuple[Reference, Split]:
-    """The reference and test images that are not in it; of a small data set half of the reference, and the other half."""
+def hold_out(reference: Reference, test: Split) -> tuple[Reference, Split]:
+    """The reference and test images that are not in it; where these are few, the two halves of the reference."""
     fresh = ~np.isin(datasets.digests(test.images), datasets.digests(reference.images))
     if fresh.sum() >= len(reference) / 2:
         return reference, Split(test.images[fresh], test.labels[fresh])
     half = len(reference) // 2
-    log.info("all test images are in the reference: half of it is held out, so the power shown is a lower bound")
+    log.info("most test images are in the reference; half of it is held out, so the rates shown are lower bounds")
     kept = reference.sample(half, seed=1)
     others = ~np.isin(datasets.digests(reference.images), datasets.digests(kept.images))
     return kept, Split(reference.images[others], reference.labels[others])
@@ -51,4 +51,4 @@ def apart(reference: Reference, test: Split) -> tuple[Reference, Split]:
 def _window_size(since: str, version: str, settings: Settings) -> int:
     engine = database.connect(settings.database_url)
     found = predictions.count(engine, begin(since, datetime.now(UTC)), version)
-    return min(found, MAX_ANSWERS) if found >= LEAST else USUAL
+    return min(found, MAX_ANSWERS) if found >= MIN_COUNT else DEFAULT_COUNT

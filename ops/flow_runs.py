@@ -3,8 +3,9 @@
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 
@@ -18,17 +19,19 @@ log = logging.getLogger("digits.flow_runs")
 
 
 @contextmanager
-def flows_in_this_process() -> Iterator[Settings]:
-    """Point Prefect at its server and keep its log lines off the terminal; logs how long the body took.
+def flows_in_this_process() -> Iterator[Callable[..., Any]]:
+    """Point Prefect at its server and keep its log lines off the terminal; yields what runs a flow, and logs how long the body took.
 
     Raises ConnectionError when the Prefect server does not answer.
     """
     settings = load_settings()
     _check_prefect(settings)
     os.environ.update(processes.environment(settings))
-    silence_prefect()
+    from flows import terminal
+
+    terminal.prepare(settings.prefect_api_url)
     started = time.monotonic()
-    yield settings
+    yield terminal.run
     log.info("took %.1f s", time.monotonic() - started)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ def main() -> None:
     parser.add_argument("--host", default=settings.host)
     parser.add_argument("--port", type=int, default=settings.service_port)
     arguments = parser.parse_args()
+    # Granian binds with SO_REUSEPORT: without this check, a second service on the port would get half of the requests.
+    family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
+    socket.create_server((arguments.host, arguments.port), family=family).close()
     share_metrics(settings.home / "metrics")
     Granian(
         "services.classifier:DigitClassifier.to_asgi",
@@ -44,10 +48,8 @@ def main() -> None:
         workers=settings.service_workers,
         respawn_failed_workers=True,
         respawn_interval=1,
-        # A worker that does not end after the requests under way and the log's last write is killed.
-        workers_kill_timeout=25,
-        # The middleware answers 503 above its own limit, which must come first.
-        backpressure=4 * settings.concurrency_limit,
+        # longer than the log may take to write what waits, shorter than Supervisor and Kubernetes wait
+        workers_kill_timeout=15,
         log_dictconfig=LOGGING,
     ).serve()
 

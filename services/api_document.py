@@ -25,17 +25,13 @@ PROBLEMS = {
     429: "The API key exceeded its rate limit; Retry-After says when to ask again.",
     503: "There is no champion yet, too many requests are under way, or the database of the log is unreachable.",
 }
-EVERY_ROUTE = (401, 403, 429, 503)
-_BODY = (400, 408, 413, 422)
+_ANY_ROUTE = (401, 403, 429, 503)
 _STATUSES = {
-    "/classify": _BODY,
-    "/classify_file": (*_BODY, 415),
+    "/classify": (400, 408, 413, 422),
+    "/classify_file": (400, 408, 413, 415, 422),
     "/classify_bulk": (408, 413, 422),
-    "/feedback": (*_BODY, 404, 415),
+    "/feedback": (400, 404, 408, 413, 415, 422),
     "/predictions/{id}": (404,),
-    "/about": (),
-    "/samples": (),
-    "/metrics": (),
 }
 # Routes that are not declared as BentoML methods: summary, and the model of the response or None for text.
 _OTHER_ROUTES: dict[str, tuple[str, Any]] = {
@@ -43,14 +39,10 @@ _OTHER_ROUTES: dict[str, tuple[str, Any]] = {
     "/samples": ("Held-out digits to try the model on: ten plain ones and the ten least certain.", Samples),
     "/metrics": ("Metrics in the Prometheus text format.", None),
 }
-_BINARY: Schema = {"type": "string", "format": "binary"}
-_PREVIEW: Schema = {
-    "name": "preview",
-    "in": "query",
-    "description": "Answer without logging the prediction.",
-    "schema": {"type": "boolean", "default": False},
+_SECURITY_SCHEMES = {
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "bearer": {"type": "http", "scheme": "bearer"},
 }
-_ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 def document(apis: Mapping[str, Any], max_images: int) -> Schema:
@@ -58,56 +50,51 @@ def document(apis: Mapping[str, Any], max_images: int) -> Schema:
     components: dict[str, Schema] = {"Problem": Problem.model_json_schema()}
     paths: dict[str, Schema] = {}
     for api in apis.values():
-        operation = _operation(api.route, api.doc, _content(_schema(api.output_spec.model_json_schema, components)))
+        operation = _operation(api.route, api.doc, _schema(api.output_spec.model_json_schema, components))
         body = _schema(api.input_spec.model_json_schema, components)
         if body.pop("root_input", False) or body["properties"]:
             operation["requestBody"] = {"required": True, "content": {api.input_spec.mime_type(): {"schema": body}}}
         paths[api.route] = {"post": operation}
     for route, (summary, model) in _OTHER_ROUTES.items():
-        text = {"text/plain": {"schema": {"type": "string"}}}
-        content = _content(_schema(TypeAdapter(model).json_schema, components)) if model else text
-        paths[route] = {"get": _operation(route, summary, content)}
+        response = _schema(TypeAdapter(model).json_schema, components) if model else None
+        paths[route] = {"get": _operation(route, summary, response)}
     _complete(paths, max_images)
     return {
         "openapi": "3.1.0",
         "info": {"title": "digits", "version": "1", "description": "Classifies images of handwritten digits."},
         "paths": paths,
-        "components": {
-            "schemas": components,
-            "securitySchemes": {
-                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-                "bearer": {"type": "http", "scheme": "bearer"},
-            },
-        },
+        "components": {"schemas": components, "securitySchemes": _SECURITY_SCHEMES},
         # {}: no key, where the service does not require one
-        "security": [{"key": []}, {"bearer": []}, {}],
+        "security": [*({name: []} for name in _SECURITY_SCHEMES), {}],
     }
 
 
 def _complete(paths: dict[str, Schema], max_images: int) -> None:
-    """Add what BentoML cannot declare: parameters, picture bodies, GET, and limits from the settings."""
+    """Add what BentoML cannot declare: GET, parameters, picture bodies, closed objects, and a limit from the settings."""
     paths["/about"]["get"] = paths["/about"]["post"]
-    paths["/predictions/{id}"]["get"]["parameters"] = [_ID]
+    id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    paths["/predictions/{id}"]["get"]["parameters"] = [id]
     picture = paths["/classify_file"]["post"]
-    picture["parameters"] = [_PREVIEW]
-    picture["requestBody"]["content"] |= {f"image/{kind.lower()}": {"schema": _BINARY} for kind in FORMATS}
-    for route in ("/classify", "/feedback"):
-        body = paths[route]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        body["additionalProperties"] = False
-        if route == "/classify":
-            body["properties"]["images"]["oneOf"][1]["maxItems"] = max_images
+    picture["parameters"] = [{"name": "preview", "in": "query", "schema": {"type": "boolean", "default": False}}]
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    picture["requestBody"]["content"] |= {f"image/{kind.lower()}": binary for kind in FORMATS}
+    classify, feedback = (
+        paths[route]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        for route in ("/classify", "/feedback")
+    )
+    classify["additionalProperties"] = feedback["additionalProperties"] = False
+    classify["properties"]["images"]["oneOf"][1]["maxItems"] = max_images
 
 
-def _operation(route: str, summary: str, content: Schema) -> Schema:
+def _operation(route: str, summary: str, response: Schema | None) -> Schema:
+    """One operation; without a schema of its response it answers text."""
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    content = {"application/json": {"schema": response}} if response else text
+    problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     responses: Schema = {"200": {"description": "The response.", "content": content}}
-    problem = _content({"$ref": "#/components/schemas/Problem"})
-    for status in sorted({*_STATUSES[route], *EVERY_ROUTE}):
+    for status in sorted({*_STATUSES.get(route, ()), *_ANY_ROUTE}):
         responses[str(status)] = {"description": PROBLEMS[status], "content": problem}
     return {"summary": summary, "responses": responses}
-
-
-def _content(schema: Schema) -> Schema:
-    return {"application/json": {"schema": schema}}
 
 
 def _schema(json_schema: Any, components: dict[str, Schema]) -> Schema:

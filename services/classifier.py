@@ -14,26 +14,10 @@ import bentoml
 from starlette.middleware.cors import CORSMiddleware
 
 from digits.settings import Settings, load_settings
-from services import api_document, operations
+from services import api_document, operations, schemas
 from services.middleware import RequestMiddleware
 from services.responses import to_json
 from services.routes import application
-from services.schemas import (
-    About,
-    BulkPredictions,
-    DigitInput,
-    Feedback,
-    IdInput,
-    ImagesInput,
-    OneOrMany,
-    PictureInput,
-    PicturePrediction,
-    PixelsInput,
-    Prediction,
-    PredictionList,
-    PreviewInput,
-    SourceInput,
-)
 from services.serving_context import ServingContext
 
 
@@ -69,31 +53,35 @@ class DigitClassifier:
         gc.set_threshold(10_000, 20, 20)
 
     @bentoml.api
-    def classify(self, images: ImagesInput) -> OneOrMany:
+    def classify(self, images: schemas.ImagesInput) -> schemas.OneOrMany:
         """Classify one image or a list of images; a list gets a list."""
         content = to_json(operations.classify(self.context, images.tolist()))
-        return (Prediction if images.ndim == 2 else PredictionList).model_validate_json(content)
+        return (schemas.Prediction if images.ndim == 2 else schemas.PredictionList).model_validate_json(content)
 
     @bentoml.api
-    def classify_file(self, file: PictureInput, preview: PreviewInput = False) -> PicturePrediction:
+    def classify_file(
+        self, file: schemas.PictureInput, preview: schemas.PreviewInput = False
+    ) -> schemas.PicturePrediction:
         """Classify a picture of any size; the answer has the 28 x 28 image that was made of it."""
         content = operations.classify_file(self.context, file.read_bytes(), preview)
-        return PicturePrediction.model_validate_json(to_json(content))
+        return schemas.PicturePrediction.model_validate_json(to_json(content))
 
     @bentoml.api
-    def classify_bulk(self, pixels: PixelsInput, /) -> BulkPredictions:
+    def classify_bulk(self, pixels: schemas.PixelsInput, /) -> schemas.BulkPredictions:
         """Classify raw uint8 pixels, 784 bytes for each image, row by row: the fastest way for many images."""
-        return BulkPredictions.model_validate_json(to_json(operations.classify_bulk(self.context, pixels)))
+        return schemas.BulkPredictions.model_validate_json(to_json(operations.classify_bulk(self.context, pixels)))
 
     @bentoml.api
-    def feedback(self, id: IdInput, digit: DigitInput, source: SourceInput = "api") -> Feedback:
+    def feedback(
+        self, id: schemas.Id, digit: schemas.TrueDigit, source: schemas.SourceInput = "api"
+    ) -> schemas.Feedback:
         """Report the true digit of an earlier prediction; the most recent label wins."""
-        return Feedback.model_validate_json(to_json(operations.feedback(self.context, id, digit, source)))
+        return schemas.Feedback.model_validate_json(to_json(operations.feedback(self.context, id, digit, source)))
 
     @bentoml.api
-    def about(self) -> About:
+    def about(self) -> schemas.About:
         """The version that is served, its recipe, metrics and run, and the state of the prediction log."""
-        return About.model_validate_json(to_json(self.context.about()))
+        return schemas.About.model_validate_json(to_json(self.context.about()))
 
     def __is_ready__(self) -> bool:
         return self.context.champion is not None

@@ -7,6 +7,7 @@ Workers are processes; prometheus_client merges their metrics through files in t
 import logging
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +19,16 @@ log = logging.getLogger("digits.service")
 
 BUCKETS_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-# prometheus_client writes one file for each process and kind of metric
+# prometheus_client writes one file for each process and kind of metric, of this size, which is enough for all metrics here
 FILE_KINDS = ("counter", "histogram", "gauge_livemin", "gauge_livemax", "gauge_livesum")
-# its initial size, enough for all metrics here
 FILE_BYTES = 1 << 16
 
 
-def _reserve_files() -> None:
+def _reserve_files(folder: Path) -> None:
     """Allocate this worker's files now: they are memory-mapped, and a write to a hole on a full disk kills the process.
 
     Without room for them, this worker does not share its metrics.
     """
-    if FOLDER_VARIABLE not in os.environ:
-        return
-    folder = Path(os.environ[FOLDER_VARIABLE])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for kind in FILE_KINDS:
@@ -42,32 +39,48 @@ def _reserve_files() -> None:
         del os.environ[FOLDER_VARIABLE]
 
 
+def _remove_dead_gauges(folder: Path) -> None:
+    """Remove the gauges of killed workers; their counters stay."""
+    from prometheus_client import multiprocess
+
+    for path in folder.glob("gauge_livesum_*.db"):
+        pid = int(path.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # shipped without types
+
+
 class Metrics:
     """The metrics of this worker."""
 
     def __init__(self) -> None:
-        _reserve_files()
+        if folder := os.environ.get(FOLDER_VARIABLE):
+            _reserve_files(Path(folder))
+            _remove_dead_gauges(Path(folder))
         # decides at its import whether metrics are shared
         import prometheus_client as prometheus
 
         self._prometheus = prometheus
-        gauge = prometheus.Gauge
         self._requests = prometheus.Counter("digits_requests", "Requests answered.", ["route", "status"])
         self._seconds = prometheus.Histogram(
             "digits_request_seconds", "Time to answer.", ["route"], buckets=BUCKETS_SECONDS
         )
         self._answers = prometheus.Counter("digits_answers", "Images classified.", ["version", "digit"])
         self._uncertain = prometheus.Counter("digits_uncertain_answers", "Uncertain predictions.", ["version"])
-        self._version = gauge(
-            "digits_champion_version", "Served version, 0 before the first.", multiprocess_mode="livemin"
-        )
-        self._waiting = gauge("digits_log_waiting", "Predictions waiting to be logged.", multiprocess_mode="livesum")
-        self._spooled = gauge(
-            "digits_log_spooled_batches", "Batches on disk waiting for the database.", multiprocess_mode="livemax"
-        )
-        self._lost = gauge(
-            "digits_log_lost", "Predictions that neither database nor disk accepted.", multiprocess_mode="livesum"
-        )
+        gauge = partial(prometheus.Gauge, namespace="digits")
+        self._gauges = {
+            "champion_version": gauge(
+                "champion_version", "Served version, 0 before the first.", multiprocess_mode="livemin"
+            ),
+            "log_waiting": gauge("log_waiting", "Predictions waiting to be logged.", multiprocess_mode="livesum"),
+            "log_spooled_batches": gauge(
+                "log_spooled_batches", "Batches on disk waiting for the database.", multiprocess_mode="livemax"
+            ),
+            "log_lost": gauge(
+                "log_lost", "Predictions that neither database nor disk accepted.", multiprocess_mode="livesum"
+            ),
+        }
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count one request; `route` must come from a fixed set."""
@@ -82,12 +95,10 @@ class Metrics:
             if count:
                 self._answers.labels(version, digit).inc(count)
 
-    def set_state(self, *, version: str, waiting: int, spooled: int, lost: int) -> None:
-        """Set the gauges."""
-        self._version.set(int(version) if version.isdigit() else 0)
-        self._waiting.set(waiting)
-        self._spooled.set(spooled)
-        self._lost.set(lost)
+    def set_gauges(self, **values: int) -> None:
+        """Set gauges by their names without the prefix."""
+        for name, value in values.items():
+            self._gauges[name].set(value)
 
     def render(self) -> tuple[bytes, str]:
         """The metrics of all workers in the Prometheus text format, and its content type."""

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.responses import http_problem, problem
+from services.responses import problem
 from services.serving_context import ServingContext
 
 log = logging.getLogger("digits.service")
@@ -57,15 +57,14 @@ class RequestMiddleware:
             await app(scope, _bounded(context, scope, receive), observed)
         except HTTPException as error:
             await _drain(receive, context.settings.body_timeout_seconds)
-            response = await http_problem(Request(scope), error)
-            await response(scope, receive, observed)
+            await (await problem(Request(scope), error))(scope, receive, observed)
         except ClientDisconnect:
             # as nginx counts clients that closed the connection
             status = 499
-        except Exception:
+        except Exception as error:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if not status:
-                await problem(500, "the service failed at this request and has logged why")(scope, receive, observed)
+                await (await problem(Request(scope), error))(scope, receive, observed)
         finally:
             self._in_flight -= 1
             context.metrics.count_request(self._route(scope["path"]), status, time.perf_counter() - started)

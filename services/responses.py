@@ -19,25 +19,16 @@ def json(content: Any, status: int = 200, headers: dict[str, str] | None = None)
     return Response(to_json(content), status, headers, "application/json")
 
 
-def problem(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
-    """An error response."""
+async def problem(request: Request, error: Exception) -> Response:
+    """The response for an HTTPException, for an exception of an operation, which has BentoML's status, or for a bug."""
+    path, status, sentence, headers = request.url.path[:80], 500, "the service failed at this request", {}
+    if isinstance(error, BentoMLException):
+        status, sentence = error.error_code, str(error)
+        headers = {"Retry-After": "5"} if status == 503 else {}
+    if isinstance(error, HTTPException):
+        status, sentence, headers = error.status_code, error.detail, dict(error.headers or {})
+        if status == 404:
+            sentence = f"there is nothing at {path}; the routes are described at /docs"
+        if status == 405:
+            sentence = f"{path} does not support {request.method}; send {headers.get('Allow', 'GET')}"
     return json({"error": sentence}, status, headers)
-
-
-async def http_problem(request: Request, error: Exception) -> Response:
-    """The error response for an HTTPException, raised by the routes, by Starlette's router or by the middleware."""
-    assert isinstance(error, HTTPException)
-    sentence = error.detail
-    if error.status_code == 404:
-        sentence = f"there is nothing at {request.url.path[:80]}; the routes are described at /docs"
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "GET")
-        sentence = f"{request.url.path[:80]} does not support {request.method}; send {allowed}"
-    return problem(error.status_code, sentence, dict(error.headers or {}))
-
-
-async def bentoml_problem(request: Request, error: Exception) -> Response:
-    """The error response for an exception of an operation, which BentoML gives a status."""
-    assert isinstance(error, BentoMLException)
-    headers = {"Retry-After": "5"} if error.error_code == 503 else None
-    return problem(error.error_code, str(error), headers)

@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from digits.images import quote
 from digits.storage.api_keys import ApiKey
 from services import operations
-from services.responses import bentoml_problem, http_problem, json
+from services.responses import json, problem
 from services.serving_context import ServingContext
 
 PAGE = Path(__file__).parent / "page"
@@ -115,23 +115,19 @@ async def feedback(request: Request) -> Response:
 
 
 async def stored_prediction(request: Request) -> Response:
-    """A prediction from the log by its id."""
     context = _context(request)
     return await _in_thread(lambda: operations.stored_prediction(context, request.path_params["id"]))
 
 
 async def about(request: Request) -> Response:
-    """The version that is served."""
     return await _in_thread(_context(request).about)
 
 
 async def samples(request: Request) -> Response:
-    """Digits to try the served version on."""
     return await _in_thread(_context(request).samples)
 
 
 async def metrics(request: Request) -> Response:
-    """Metrics for Prometheus."""
     context = _context(request)
     context.update_gauges()
     text, content_type = await anyio.to_thread.run_sync(context.metrics.render)
@@ -139,17 +135,14 @@ async def metrics(request: Request) -> Response:
 
 
 async def document(request: Request) -> Response:
-    """The OpenAPI document."""
     return json(request.app.state.document)
 
 
 async def page(request: Request) -> Response:
-    """The page to draw on."""
     return FileResponse(PAGE / "index.html", headers=SECURITY_HEADERS)
 
 
 async def docs(request: Request) -> Response:
-    """Swagger UI."""
     return FileResponse(PAGE / "docs.html", headers=DOCS_HEADERS)
 
 
@@ -196,5 +189,5 @@ application = Starlette(
         Route("/docs", docs),
         Mount("/page", StaticFiles(directory=PAGE)),
     ],
-    exception_handlers={HTTPException: http_problem, BentoMLException: bentoml_problem},
+    exception_handlers={HTTPException: problem, BentoMLException: problem},
 )

@@ -6,19 +6,18 @@ from typing import Annotated, Any
 
 import numpy as np
 from bentoml.validators import ContentType
-from pydantic import BaseModel, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, WithJsonSchema
 
 from digits.images import MAX_IMAGES, SIZE
 
-Pixel = Annotated[int, Field(ge=0, le=255)]
-Row = Annotated[list[Pixel], Field(min_length=SIZE, max_length=SIZE)]
+Row = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=SIZE, max_length=SIZE)]
 Image = Annotated[
     list[Row],
-    Field(min_length=SIZE, max_length=SIZE, description=f"{SIZE} rows of {SIZE} whole numbers, 0 = paper, 255 = ink"),
+    Field(min_length=SIZE, max_length=SIZE, description=f"{SIZE} rows of {SIZE} whole numbers, 0 = paper, 255 = ink."),
 ]
 Digit = Annotated[int, Field(ge=0, le=9)]
+TrueDigit = Annotated[Digit, Field(description="True digit.")]
 Probability = Annotated[float, Field(ge=0, le=1.0001)]
-Probabilities = Annotated[list[Probability], Field(min_length=10, max_length=10)]
 PredictionSet = Annotated[
     list[Digit],
     Field(
@@ -30,48 +29,37 @@ PredictionSet = Annotated[
 ]
 Uncertain = Annotated[
     bool,
-    Field(
-        description="Whether the calibrated probability is below the limit that /about reports, or the image is blank."
-    ),
+    Field(description="Whether the probability is below the limit that /about reports, or the image is blank."),
 ]
 Version = Annotated[str, Field(description="Model version that made the prediction.")]
+Id = Annotated[str, Field(description="Id of the prediction.")]
 
 
 class StoredFields(BaseModel):
-    """Fields of every prediction, as it is answered and as it is logged."""
-
     digit: Digit = Field(description="Most probable digit.")
     probability: Probability = Field(description="Calibrated probability of `digit`.")
-    probabilities: Probabilities = Field(description="Probability of each digit, 0 to 9.")
+    probabilities: list[Probability] = Field(min_length=10, max_length=10, description="Of each digit, 0 to 9.")
     model_version: Version
 
 
 class Prediction(StoredFields):
-    """The prediction for one image."""
-
     id: str | None = Field(description="Id for /feedback and /predictions; null if the prediction is not logged.")
     uncertain: Uncertain
     prediction_set: PredictionSet
 
 
 class PredictionList(BaseModel):
-    """The predictions for a list of images, in its order."""
-
     model_version: Version
-    predictions: list[Prediction] = Field(description="One prediction for each image.")
+    predictions: list[Prediction] = Field(description="One prediction for each image, in their order.")
 
 
 class PicturePrediction(Prediction):
-    """The prediction for a picture file."""
-
     image: Image = Field(description="The 28 x 28 image that was made of the picture.")
 
 
 class BulkPredictions(BaseModel):
-    """The predictions for n images as arrays of length n."""
-
     model_version: Version
-    digits: list[Digit] = Field(description="Most probable digits.")
+    digits: list[Digit] = Field(description="Most probable digit of each image.")
     probabilities: list[Probability] = Field(description="Calibrated probabilities of `digits`.")
     uncertain: list[Uncertain] = Field(description="Whether each prediction is uncertain.")
     prediction_sets: list[PredictionSet] = Field(description="Prediction set of each image.")
@@ -79,17 +67,13 @@ class BulkPredictions(BaseModel):
 
 
 class Feedback(BaseModel):
-    """The true digit of an earlier prediction."""
-
-    id: str = Field(description="Id of the prediction.")
-    digit: Digit = Field(description="True digit.")
+    id: Id
+    digit: TrueDigit
     source: str = Field(description="Who labelled it: the name of the API key, or the `source` of the request.")
 
 
 class StoredPrediction(StoredFields):
-    """A prediction from the log."""
-
-    id: str = Field(description="Id of the prediction.")
+    id: Id
     at: datetime = Field(description="Time of the prediction, UTC.")
     route: str = Field(description="Route that answered.")
     label: Digit | None = Field(description="True digit from feedback; null without any.")
@@ -97,22 +81,16 @@ class StoredPrediction(StoredFields):
 
 
 class Sample(BaseModel):
-    """A held-out image."""
-
     image: Image
-    label: Digit = Field(description="True digit.")
+    label: TrueDigit
 
 
 class Samples(BaseModel):
-    """Held-out images to try the model on."""
-
     model_version: Version
     samples: list[Sample] = Field(description="One image of each digit, then the ten least certain ones.")
 
 
 class About(BaseModel):
-    """The model version that is served."""
-
     model_version: str | None = Field(description="Version that is served; null before the first champion.")
     since: datetime | None = Field(description="Time since which this worker serves it, UTC.")
     warning: str | None = Field(description="Why the service cannot follow the registry; null if it can.")
@@ -129,43 +107,23 @@ class About(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error response."""
-
     error: str = Field(description="One sentence that says what is wrong.")
 
 
-_IMAGE_SCHEMA: dict[str, Any] = {
-    "type": "array",
-    "minItems": SIZE,
-    "maxItems": SIZE,
-    "items": {
-        "type": "array",
-        "minItems": SIZE,
-        "maxItems": SIZE,
-        "items": {"type": "integer", "minimum": 0, "maximum": 255},
-    },
-}
-# BentoML's client must see a tensor to encode arrays and lists alike; OpenAPI knows no tensors and gets the nested lists.
+# BentoML's client encodes arrays and lists alike where it sees a tensor; OpenAPI knows no tensors and gets nested lists.
+_IMAGE = TypeAdapter(Image).json_schema()
+_IMAGE_LIST = {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": _IMAGE}
 ImagesInput = Annotated[
     np.ndarray,
-    Field(description="One image, or a list of images: 28 rows of 28 whole numbers, 0 = paper, 255 = ink."),
-    WithJsonSchema(
-        {"oneOf": [_IMAGE_SCHEMA, {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": _IMAGE_SCHEMA}]},
-        mode="serialization",
-    ),
+    Field(description="One image or a list of images: 28 rows of 28 whole numbers, 0 = paper, 255 = ink."),
+    WithJsonSchema({"oneOf": [_IMAGE, _IMAGE_LIST]}, mode="serialization"),
 ]
 PictureInput = Annotated[Path, Field(description="PNG, JPEG, WebP or BMP file of any size.")]
 PreviewInput = Annotated[bool, Field(description="Answer without logging the prediction.")]
-IdInput = Annotated[str, Field(description="Id of the prediction.")]
-DigitInput = Annotated[int, Field(ge=0, le=9, description="True digit.")]
 SourceInput = Annotated[
     str,
-    Field(
-        min_length=1,
-        max_length=64,
-        description="Who labelled it; the API key's name takes its place.",
-        json_schema_extra={"pattern": "^[ -~]+$"},
-    ),
+    Field(min_length=1, max_length=64, description="Who labelled it; an API key's name takes its place."),
+    Field(json_schema_extra={"pattern": "^[ -~]+$"}),
 ]
 PixelsInput = Annotated[bytes, ContentType("application/octet-stream")]
 # BentoML's schema generator follows the first entry of an anyOf; a discriminated union is a oneOf.

@@ -82,10 +82,9 @@ class ServingContext:
         return self.state.champion
 
     def _required_champion(self) -> VerifiedModel:
-        state = self.state
-        if state.champion is None:
-            raise ServiceUnavailable(f"there is no champion to answer: {state.warning}")
-        return state.champion
+        if self.champion is None:
+            raise ServiceUnavailable(f"there is no champion to answer: {self.state.warning}")
+        return self.champion
 
     def predict(self, images: Images, route: str, sample_rate: float = 1.0) -> BatchResult:
         """Predictions of the champion for images (n, 28, 28); this share of them is logged under ids.
@@ -134,7 +133,7 @@ class ServingContext:
             "warning": state.warning,
             **{name: card.get(name) for name in ("recipe", "dataset", "metrics", "conformal", "created_at", "run_id")},
             "run_url": self._run_url(card),
-            "log": {"waiting": self.log.depth, "spooled_batches": self.log.spooled, "lost": self.log.lost},
+            "log": self._log_state(),
         }
 
     def _run_url(self, card: dict[str, Any]) -> str | None:
@@ -158,12 +157,14 @@ class ServingContext:
 
     def update_gauges(self) -> None:
         """Set the metrics that are states rather than events."""
-        self.metrics.set_state(
-            version=self.champion.version if self.champion else "0",
-            waiting=self.log.depth,
-            spooled=self.log.spooled,
-            lost=self.log.lost,
+        version = self.champion.version if self.champion else "0"
+        self.metrics.set_gauges(
+            champion_version=int(version) if version.isdigit() else 0,
+            **{f"log_{name}": value for name, value in self._log_state().items()},
         )
+
+    def _log_state(self) -> dict[str, int]:
+        return {"waiting": self.log.depth, "spooled_batches": self.log.spooled, "lost": self.log.lost}
 
     def _report(self) -> None:
         """Share this worker's gauges with the one that answers /metrics."""

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -264,23 +265,46 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real MLflow server with an empty SQLite store, for the whole session."""
-    from ops.processes import ENVIRONMENT
-
     home, port = tmp_path_factory.mktemp("mlflow"), find_free_port()
+    with running_mlflow(home, port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def running_mlflow(home: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]":
+    """An MLflow server with its store in `home`, healthy."""
     command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts")),
     ]
-    with (home / "server.log").open("wb") as output:
+    with _running(command, home, f"http://127.0.0.1:{port}/health") as server:
+        yield server
+
+
+@contextmanager
+def running_prefect(home: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]":
+    """A Prefect server with all its services, healthy."""
+    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with _running(command, home, f"http://127.0.0.1:{port}/api/health") as server:
+        yield server
+
+
+@contextmanager
+def _running(command: list[str], home: Path, health: str) -> "Iterator[subprocess.Popen[bytes]]":
+    from ops.processes import ENVIRONMENT
+
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = {**outside, **ENVIRONMENT, "PREFECT_HOME": str(home)}
+    with (home / "server.log").open("ab") as output:
         server = subprocess.Popen(
-            command, env={**os.environ, **ENVIRONMENT}, cwd=home, stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, "-m", *command], env=environment, cwd=home, stdout=output, stderr=subprocess.STDOUT
         )
         try:
-            wait_until_healthy(f"http://127.0.0.1:{port}/health", server, home / "server.log")
-            yield f"http://127.0.0.1:{port}"
+            wait_until_healthy(health, server, home / "server.log")
+            yield server
         finally:
             server.terminate()
-            server.wait(20)
+            server.wait(30)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -344,9 +368,10 @@ def train_run(uri: str, folder: Path, recipe: Any, dataset: Any) -> str:
     """The version that `digits train` would register, without Prefect."""
     from digits.data import datasets
     from models import candidates
+    from models.registry import RegistryWriter
 
     datasets.save(dataset, folder)
-    return candidates.train(Registry(uri), folder, dataset, recipe)
+    return candidates.train(RegistryWriter(uri), folder, dataset, recipe)
 
 
 @pytest.fixture(scope="session")

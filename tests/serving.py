@@ -1,4 +1,4 @@
-"""The service as a process of its own on a free port, for the tests that meet it as strangers do."""
+"""The service as a process of its own on a free port, for the tests that use it over HTTP."""
 
 import io
 import os
@@ -62,8 +62,11 @@ class Service:
 
 
 @contextmanager
-def serving(home: Path, registry: Registry, bento: Path | None = None, **settings: str) -> Iterator[Service]:
-    """The service of this checkout, or of a Bento from a folder where the checkout is not found."""
+def serving(home: Path, registry: Registry, bentoml: Path | str | None = None, **settings: str) -> Iterator[Service]:
+    """The service as `digits up` starts it, or `bentoml serve` of a module or a Bento.
+
+    A Bento is a path, and is served from a folder where this checkout is not found.
+    """
     port = find_free_port()
     (home / "bentoml").mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DIGITS_")} | {
@@ -74,15 +77,15 @@ def serving(home: Path, registry: Registry, bento: Path | None = None, **setting
         "MLFLOW_TRACKING_URI": registry.uri,
         **settings,
     }
-    what = ["bentoml", "serve", str(bento)] if bento else ["services"]
-    command = ["-m", *what, "--host", "127.0.0.1", "--port", str(port)]
+    module = ["bentoml", "serve", str(bentoml)] if bentoml else ["services"]
+    command = ["-m", *module, "--host", "127.0.0.1", "--port", str(port)]
     with (
         (home / "service.log").open("ab") as log,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
     ):
         process = subprocess.Popen(
             [sys.executable, *command],
-            cwd=home if bento else ROOT,
+            cwd=home if isinstance(bentoml, Path) else ROOT,
             env=environment,
             stdout=log,
             stderr=log,

@@ -20,10 +20,10 @@ def test_labelled_traffic_like_the_reference_is_as_expected() -> None:
     assert f"{found.labelled.value:.2%}" in found.message
 
 
-def test_traffic_the_version_gets_wrong_is_worse() -> None:
+def test_traffic_with_more_errors_is_worse() -> None:
     images, labels = held_out()
     found = accuracy.assess(reference(), window(perturbations.shift(images, 3), labels))
-    assert found.verdict == "worse" and found.message.startswith("Worse")
+    assert found.verdict == "worse" and found.message.startswith("Accuracy is worse than expected")
     assert found.labelled is not None and found.labelled.high < found.expected.low
 
 
@@ -36,7 +36,7 @@ def test_only_labelled_predictions_count() -> None:
 
 
 @pytest.mark.parametrize("labelled", [0, 49])
-def test_with_few_labels_nothing_is_claimed(labelled: int) -> None:
+def test_with_few_labels_there_is_no_verdict(labelled: int) -> None:
     images, labels = held_out()
     some = np.where(np.arange(len(labels)) < labelled, (labels.astype(int) + 1) % 10, -1)  # every label says: wrong
     found = accuracy.assess(reference(), window(images, some))
@@ -69,7 +69,7 @@ def test_without_labels_accuracy_is_estimated_from_calibrated_confidence() -> No
     assert abs(found.estimate - true) < abs(found.mean_confidence - true)  # this version is not sure enough of itself
 
 
-def test_once_labels_come_the_estimate_says_how_wrong_it_was() -> None:
+def test_with_labels_the_error_of_the_estimate_is_known() -> None:
     images, labels = held_out()
     shifted = window(perturbations.shift(images, 3), labels)
     found = accuracy.assess(reference(), shifted)
@@ -78,8 +78,8 @@ def test_once_labels_come_the_estimate_says_how_wrong_it_was() -> None:
     assert found.estimate_error > 0.05
 
 
-def test_the_audit_sample_judges_though_complaints_say_otherwise() -> None:
-    """Complaints are about wrong answers; the sample drawn at random shows that all is well."""
+def test_the_audit_sample_decides_though_complaints_say_otherwise() -> None:
+    """Complaints are about wrong answers; the sample drawn at random shows that accuracy is as expected."""
     images, labels = held_out()
     right = window(images).digits == labels
     drawn = np.arange(len(labels)) % 4 == 0
@@ -91,10 +91,10 @@ def test_the_audit_sample_judges_though_complaints_say_otherwise() -> None:
     assert found.verdict == "as expected" and "audited" in found.message
 
 
-def test_complaints_alone_judge_nothing() -> None:
+def test_complaints_alone_decide_nothing() -> None:
     images, labels = held_out()
-    nobody = np.zeros(len(labels), np.bool_)
-    found = accuracy.assess(reference(), window(perturbations.shift(images, 3), labels, audited=nobody))
+    audited = np.zeros(len(labels), np.bool_)
+    found = accuracy.assess(reference(), window(perturbations.shift(images, 3), labels, audited=audited))
     assert found.labelled is not None and found.labelled.high < found.expected.low
     assert found.audited is None and found.verdict == "not enough labels" and "0 of at least 50" in found.message
 
@@ -107,10 +107,10 @@ def test_labels_outside_the_sample_count() -> None:
     assert found.verdict == "as expected" and found.estimate_error is not None
 
 
-def test_words_tell_how_honest_the_estimate_was() -> None:
+def test_the_message_says_how_wrong_the_estimate_was() -> None:
     images, labels = held_out()
     found = accuracy.assess(reference(), window(perturbations.shift(images, 3), labels))
     assert found.estimate is not None and found.estimate_error is not None and found.labelled is not None
     assert found.estimate_error == pytest.approx(found.estimate - found.labelled.value)
     assert f"{found.estimate:.2%}" in found.message
-    assert f"{100 * found.estimate_error:.1f} points more than is true" in found.message
+    assert f"{100 * found.estimate_error:.1f} points too high" in found.message

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from models.augmentation import augment, ranges
-from models.recipes import Augmentation
+from models.augmentation import Augmentation, augment, ranges
 
 STILL = dict.fromkeys(("rotation_radians", "scale", "shear", "shift_pixels", "elastic_pixels", "thickness"), 0.0)
 

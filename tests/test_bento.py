@@ -85,7 +85,7 @@ def released(bento: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(python))
         patch.delenv("PYTHONPATH", raising=False)
-        with serving(folder / "home", nowhere[0], bento=bento) as service:
+        with serving(folder / "home", nowhere[0], bentoml=bento) as service:
             service.wait_for(lambda: service.status("/readyz") == 200)
             yield service
 

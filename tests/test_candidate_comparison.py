@@ -42,7 +42,7 @@ def test_traffic_that_one_of_the_two_trained_on_judges_neither(
     found = samples(test, traffic, second, first, gate.GatePolicy())
     assert [(one.name, len(one.labels)) for one in found] == [("test images", 100), ("new traffic", 110)]
     assert first.facts(test).trained_on == 0 and second.facts(traffic).trained_on == 60
-    assert len(samples(test, traffic, second, first, gate.GatePolicy(smallest_sample=111))) == 1
+    assert len(samples(test, traffic, second, first, gate.GatePolicy(min_sample=111))) == 1
 
 
 def test_a_changed_list_of_training_images_is_noticed(

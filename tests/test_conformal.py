@@ -11,7 +11,8 @@ from digits.images import Images
 from digits.settings import load_settings
 from models import conformal
 from models.conformal import ConformalPredictor
-from models.recipes import COMPACT, Recipe
+from models.recipes import COMPACT
+from models.training import Recipe
 
 
 def dotted(n: int) -> Images:

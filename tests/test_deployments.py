@@ -12,7 +12,7 @@ from uuid import UUID
 
 import httpx
 import pytest
-from conftest import find_free_port, get, post, wait_until_healthy
+from conftest import find_free_port, get, post, running_prefect
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events import emit_event
@@ -31,25 +31,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 @pytest.fixture(scope="module")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Prefect server with all its services."""
-    from ops.processes import ENVIRONMENT
-
     home, port = tmp_path_factory.mktemp("prefect"), find_free_port()
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    with (home / "server.log").open("wb") as output:
-        server = subprocess.Popen(
-            command, env={**outside, **ENVIRONMENT, "PREFECT_HOME": str(home)}, stdout=output, stderr=output
-        )
-        try:
-            wait_until_healthy(f"http://127.0.0.1:{port}/api/health", server, home / "server.log")
-            api = f"http://127.0.0.1:{port}/api"
-            with temporary_settings({PREFECT_API_URL: api}):
-                yield api
-                # Prefect keeps one worker for events per process, which would go on sending those of later tests to this server.
-                EventsWorker.drain_all()
-        finally:
-            server.terminate()
-            server.wait(30)
+    api = f"http://127.0.0.1:{port}/api"
+    with running_prefect(home, port), temporary_settings({PREFECT_API_URL: api}):
+        yield api
+        # Prefect keeps one worker for events per process, which would go on sending those of later tests to this server.
+        EventsWorker.drain_all()
 
 
 def settings_of(prefect: str, **changes: Any) -> Settings:

@@ -10,59 +10,59 @@ QUICK = drift.DriftPolicy(resamples=400)
 
 
 def test_plain_traffic_is_no_drift() -> None:
-    found = drift.compare(reference(), window(held_out()[0][:300]), QUICK)
+    found = drift.detect(reference(), window(held_out()[0][:300]), QUICK)
     assert found.verdict == "no drift"
-    assert (found.severity, found.causes, found.drifted_share) == ("none", (), 0.0)
+    assert (found.severity, found.explanations, found.drifted_share) == ("none", (), 0.0)
     assert found.count == 300 and found.reference_count == len(reference().images)
     assert {column.name for column in found.columns} >= {"ink", "slant", "block_1_1", "axis_1", "confidence", "digit"}
     assert "No drift" in found.message
 
 
 @pytest.mark.parametrize("count", [0, 1, 99])
-def test_too_few_predictions_are_not_judged(count: int) -> None:
-    found = drift.compare(reference(), window(perturbations.invert(held_out()[0][:count])), QUICK)
+def test_too_few_predictions_give_no_verdict(count: int) -> None:
+    found = drift.detect(reference(), window(perturbations.invert(held_out()[0][:count])), QUICK)
     assert found.verdict == "not enough data"
-    assert found.columns == () and found.causes == ()
+    assert found.columns == () and found.explanations == ()
     assert f"{count} predictions" in found.message
 
 
-def test_a_small_reference_is_not_judged_against() -> None:
+def test_a_small_reference_gives_no_verdict() -> None:
     whole = reference()
     small = Reference(whole.images[:60], whole.labels[:60], whole.probabilities[:60])
-    found = drift.compare(small, window(held_out()[0][:300]), QUICK)
+    found = drift.detect(small, window(held_out()[0][:300]), QUICK)
     assert found.verdict == "not enough data" and "60 reference images" in found.message
 
 
 def test_the_same_window_gives_the_same_verdict() -> None:
     traffic = window(perturbations.shift(held_out()[0][:200], 1))
-    assert drift.compare(reference(), traffic, QUICK) == drift.compare(reference(), traffic, QUICK)
+    assert drift.detect(reference(), traffic, QUICK) == drift.detect(reference(), traffic, QUICK)
 
 
-def test_windows_of_one_blank_image_repeated_are_judged() -> None:
-    found = drift.compare(reference(), window(np.zeros((150, 28, 28), np.uint8)), QUICK)
+def test_a_window_of_one_blank_image_repeated_is_drift() -> None:
+    found = drift.detect(reference(), window(np.zeros((150, 28, 28), np.uint8)), QUICK)
     assert (found.verdict, found.severity) == ("drift", "strong")
 
 
 def test_fewer_predictions_need_a_larger_distance() -> None:
-    before, _ = drift.tables(reference(), window(held_out()[0]))
-    few, many = (drift.thresholds(before, count, QUICK) for count in (100, 2000))
-    assert all(few[name] > many[name] for name in before if few[name] > QUICK.smallest_distance)
+    expected, _ = drift.tables(reference(), window(held_out()[0]))
+    few, many = (drift.thresholds(expected, count, QUICK) for count in (100, 2000))
+    assert all(few[name] > many[name] for name in expected if few[name] > QUICK.smallest_distance)
     assert few["ink"] > 0.1
 
 
 def test_thresholds_keep_the_false_alarms_of_all_columns_together() -> None:
     """Windows drawn from the reference itself: of 300, alpha = 0.1 allows 30; 48 is three standard deviations more."""
     policy = drift.DriftPolicy(alpha=0.1, resamples=1000, smallest_distance=1e-6, smallest_share=1e-6)
-    before, _ = drift.tables(reference(), window(held_out()[0]))
-    limits = drift.thresholds(before, 150, policy)
+    expected, _ = drift.tables(reference(), window(held_out()[0]))
+    limits = drift.thresholds(expected, 150, policy)
     random = np.random.default_rng(5)
-    size = len(before["ink"])
+    size = len(expected["ink"])
     alarms = 0
     for _ in range(300):
-        then, now = random.integers(0, size, size), random.integers(0, size, 150)
-        columns = drift.judge(
-            {name: values[then] for name, values in before.items()},
-            {name: values[now] for name, values in before.items()},
+        expected_rows, rows = random.integers(0, size, size), random.integers(0, size, 150)
+        columns = drift.compare(
+            {name: values[expected_rows] for name, values in expected.items()},
+            {name: values[rows] for name, values in expected.items()},
             limits,
         )
         alarms += any(column.drifted for column in columns)
@@ -70,24 +70,24 @@ def test_thresholds_keep_the_false_alarms_of_all_columns_together() -> None:
 
 
 def test_a_change_too_small_to_matter_is_not_drift() -> None:
-    before, _ = drift.tables(reference(), window(held_out()[0]))
-    now = {name: np.repeat(values, 20) for name, values in before.items()}
-    now["ink"] = now["ink"] + 0.02 * before["ink"].std()
-    limits = drift.thresholds(before, len(now["ink"]), QUICK)
-    assert not any(column.drifted for column in drift.judge(before, now, limits))
+    expected, _ = drift.tables(reference(), window(held_out()[0]))
+    current = {name: np.repeat(values, 20) for name, values in expected.items()}
+    current["ink"] = current["ink"] + 0.02 * expected["ink"].std()
+    limits = drift.thresholds(expected, len(current["ink"]), QUICK)
+    assert not any(column.drifted for column in drift.compare(expected, current, limits))
 
 
 def test_the_digit_column_reports_the_share_that_changed_most() -> None:
-    before = {"digit": np.repeat(np.arange(10.0), 10)}
-    now = {"digit": np.concatenate([np.repeat(np.arange(10.0), 5), np.full(10, 7.0)])}
-    (column,) = drift.judge(before, now, {"digit": 0.1})
+    expected = {"digit": np.repeat(np.arange(10.0), 10)}
+    current = {"digit": np.concatenate([np.repeat(np.arange(10.0), 5), np.full(10, 7.0)])}
+    (column,) = drift.compare(expected, current, {"digit": 0.1})
     assert (column.unit, column.drifted) == ("share of 7s", True)
-    assert (column.before, column.now) == (0.1, 0.25)
+    assert (column.reference, column.current) == (0.1, 0.25)
     assert column.score == pytest.approx(0.15)
 
 
 def test_columns_come_most_exceeding_first_and_the_verdict_follows_from_them() -> None:
-    found = drift.compare(reference(), window(perturbations.dim(held_out()[0][:200], 0.6)), QUICK)
+    found = drift.detect(reference(), window(perturbations.dim(held_out()[0][:200], 0.6)), QUICK)
     ratios = [column.score / column.threshold for column in found.columns]
     assert ratios == sorted(ratios, reverse=True)
     drifted = [column for column in found.columns if column.drifted]
@@ -97,7 +97,7 @@ def test_columns_come_most_exceeding_first_and_the_verdict_follows_from_them() -
 
 
 def test_a_verdict_survives_json() -> None:
-    found = drift.compare(reference(), window(perturbations.invert(held_out()[0][:150])), QUICK)
+    found = drift.detect(reference(), window(perturbations.invert(held_out()[0][:150])), QUICK)
     assert drift.Drift.model_validate_json(found.model_dump_json()) == found
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a report show what changed and where."""
+"""The image of a report shows what changed and where."""
 
 import io
 

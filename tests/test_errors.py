@@ -61,11 +61,15 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "no such source": ("ingest --data nowhere.csv", {}, "the source 'nowhere.csv' does not exist; give"),
     "no such recipe": ("train --recipe nope", {}, "there is no recipe 'nope'; choose one of"),
     "no such amount": (
-        "traffic --data bundled --change shift --amount 9999",
+        "traffic --data bundled --perturbation shift --amount 9999",
         {},
-        "--amount is 9999; expected -27 to 27 pixels for 'shift'",
+        "--amount is 9999; expected -27 to 27 px for 'shift'",
     ),
-    "no such change": ("traffic --data bundled --change melt", {}, "there is no change 'melt'; choose one of plain,"),
+    "no such perturbation": (
+        "traffic --data bundled --perturbation melt",
+        {},
+        "there is no perturbation 'melt'; choose one of plain,",
+    ),
     "score, no file": ("score nowhere.csv out.csv", {}, "there is no file nowhere.csv; give a Kaggle test.csv"),
     "score, no folder": (
         "score README.md nowhere/out.csv",

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import log_loss
 
 from models import evaluation
 
@@ -16,9 +15,11 @@ def probabilities(right: int, confidence: float) -> evaluation.Probabilities:
     return (np.full((1000, 10), others) + (confidence - others) * np.eye(10)[answered]).astype(np.float32)
 
 
-def test_log_loss_agrees_with_scikit_learn() -> None:
-    answers = probabilities(900, 0.8)
-    assert evaluation.log_loss(answers, LABELS) == pytest.approx(log_loss(LABELS, answers), rel=1e-5)
+def test_log_loss_is_the_mean_negative_log_of_the_true_digit() -> None:
+    expected = -(900 * np.log(0.8) + 100 * np.log(0.2 / 9)) / 1000
+    assert evaluation.log_loss(probabilities(900, 0.8), LABELS) == pytest.approx(expected, rel=1e-5)
+    certain = np.eye(10, dtype=np.float32)[(LABELS + 1) % 10]  # and wrong
+    assert 25 < evaluation.log_loss(certain, LABELS) < 40
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:

@@ -37,13 +37,40 @@ def service(home: tuple[Path, bool], champion_files: Files) -> Iterator[Service]
     server.server_close()
 
 
-def test_a_killed_worker_is_replaced_and_costs_what_was_in_flight(service: Service, sample: Reference) -> None:
+def test_a_killed_worker_is_replaced_and_loses_no_logged_prediction(service: Service, sample: Reference) -> None:
     with Load(str(service.client.base_url), sample.images) as load:
         wait_for_answers(load, 30)
         faults.kill(faults.workers(psutil.Process(service.process.pid)))
+        killed = time.monotonic()
+        service.wait_for(lambda: service.status("/readyz") == 200)
+        assert time.monotonic() - killed < 10
+        failed = len(load.failed)
         wait_for_answers(load, len(load.ids) + 100)
-    assert len(load.failed) <= CLIENTS, load.failed
+    assert len(load.failed) <= failed + CLIENTS, load.failed
     assert load.lost() == []
+
+
+def test_with_two_workers_a_killed_one_costs_what_was_in_flight(
+    champion_files: Files, sample: Reference, tmp_path: Path
+) -> None:
+    registry, server = serve_registry()
+    registry.versions["1"] = champion_files
+    registry.aliases["champion"] = "1"
+    with serving(tmp_path, registry, DIGITS_SERVICE_WORKERS="2") as service:
+        master = psutil.Process(service.process.pid)
+        log = tmp_path / "service.log"
+        service.wait_for(lambda: log.read_text().count("Started worker") == 2)
+        with Load(str(service.client.base_url), sample.images) as load:
+            wait_for_answers(load, 30)
+            faults.kill(faults.workers(master)[:1])
+            wait_for_answers(load, len(load.ids) + 100)
+        service.wait_for(lambda: log.read_text().count("Started worker") == 3)
+        assert len(load.failed) <= CLIENTS, load.failed
+        assert load.lost() == []
+        gauges = {path.stem.rpartition("_")[2] for path in (tmp_path / "metrics").glob("gauge_live*")}
+        assert gauges == {str(worker.pid) for worker in faults.workers(master)}
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.parametrize("fault", ["database locked", "disk full"])

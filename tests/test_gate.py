@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from digits.images import Labels
-from models.gate import Facts, GatePolicy, GateVerdict, Sample, judge, judge_first, next_look
+from models.gate import EvaluationSample, GatePolicy, GateVerdict, ModelFacts, comparison_number, judge, judge_first
 
 LABELS = (np.arange(10_000) % 10).astype(np.uint8)
-FIT = Facts(corruption_accuracy=0.8, size_bytes=400_000, milliseconds=0.05)
+FIT = ModelFacts(corruption_accuracy=0.8, size_bytes=400_000, milliseconds=0.05)
 
 
 def answers(wrong: int, start: int = 0) -> Labels:
@@ -20,13 +20,13 @@ def answers(wrong: int, start: int = 0) -> Labels:
 def verdict(
     candidate: Labels,
     champion: Labels,
-    *more: Sample,
-    facts: Facts = FIT,
-    champion_facts: Facts = FIT,
+    *more: EvaluationSample,
+    facts: ModelFacts = FIT,
+    champion_facts: ModelFacts = FIT,
     policy: GatePolicy | None = None,
 ) -> GateVerdict:
     labels = LABELS[: len(candidate)]
-    samples = [Sample("test images", labels, candidate, champion), *more]
+    samples = [EvaluationSample("test images", labels, candidate, champion), *more]
     return judge(samples, facts, champion_facts, policy or GatePolicy())
 
 
@@ -48,7 +48,7 @@ def test_a_real_improvement_is_promoted_with_its_counts() -> None:
 
 def test_the_same_answers_are_no_evidence() -> None:
     found = verdict(answers(200), answers(200))
-    assert found.sentence == ("not enough evidence: the candidate answers every one of the images as the champion does")
+    assert found.sentence == ("not enough evidence: candidate and champion predict the same digit for every image")
 
 
 def test_a_small_gain_within_the_noise_is_no_evidence() -> None:
@@ -65,7 +65,7 @@ def test_a_significant_but_tiny_gain_is_held() -> None:
     found = verdict(answers(180), answers(190))
     assert found.evidence["test images: p better"] < 0.01
     assert found.decision == "hold"
-    assert "5.3% of the champion's errors gone, less than the 12.5% asked for" in found.sentence
+    assert "5.3% of the champion's errors gone, 12.5% are required" in found.sentence
 
 
 def test_a_worse_candidate_is_held() -> None:
@@ -94,7 +94,7 @@ def test_one_lost_image_of_a_rare_digit_is_not_harm() -> None:
 
 
 def test_worse_answers_on_corrupted_images_are_held() -> None:
-    found = verdict(answers(100), answers(200), facts=Facts(0.7, 400_000, 0.05))
+    found = verdict(answers(100), answers(200), facts=ModelFacts(0.7, 400_000, 0.05))
     assert found.decision == "hold"
     assert "accuracy on corrupted images falls from 0.800 to 0.700" in found.sentence
 
@@ -103,7 +103,7 @@ def test_better_on_new_traffic_is_enough_when_nothing_else_suffers() -> None:
     labels = LABELS[:200]
     worse_before = labels.copy()
     worse_before[:60] = (worse_before[:60] + 1) % 10
-    traffic = Sample("new traffic", labels, labels, worse_before)
+    traffic = EvaluationSample("new traffic", labels, labels, worse_before)
     found = verdict(answers(205), answers(200), traffic)
     assert found.decision == "promote"
     assert found.reasons == [
@@ -114,7 +114,7 @@ def test_better_on_new_traffic_is_enough_when_nothing_else_suffers() -> None:
 
 @pytest.mark.parametrize("who", ["candidate", "champion"])
 def test_images_that_either_trained_on_judge_nothing(who: str) -> None:
-    seen = Facts(0.8, 400_000, 0.05, trained_on=12)
+    seen = ModelFacts(0.8, 400_000, 0.05, trained_on=12)
     found = verdict(
         answers(100),
         answers(200),
@@ -122,23 +122,23 @@ def test_images_that_either_trained_on_judge_nothing(who: str) -> None:
         champion_facts=seen if who == "champion" else FIT,
     )
     assert found.decision == "hold"
-    assert found.reasons == [f"the {who} trained on 12 of these images, so they cannot judge it"]
+    assert found.reasons == [f"the {who} trained on 12 of the evaluation images"]
 
 
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        (Facts(0.8, 60_000_000, 0.05), "the candidate's file has 60,000,000 bytes, allowed are 50,000,000"),
-        (Facts(0.8, 400_000, 25.0), "the candidate takes 25.0 ms for one image, allowed are 20"),
+        (ModelFacts(0.8, 60_000_000, 0.05), "the candidate's file has 60,000,000 bytes, allowed are 50,000,000"),
+        (ModelFacts(0.8, 400_000, 25.0), "the candidate takes 25.0 ms for one image, allowed are 20"),
     ],
 )
-def test_a_model_too_large_or_too_slow_is_held_even_as_the_first(facts: Facts, message: str) -> None:
+def test_a_model_too_large_or_too_slow_is_held_even_as_the_first(facts: ModelFacts, message: str) -> None:
     assert verdict(answers(100), answers(200), facts=facts).reasons == [message]
     assert judge_first(0.99, 0.9, facts, GatePolicy()).reasons == [message]
 
 
 def test_every_reason_is_collected() -> None:
-    found = verdict(answers(300), answers(200), facts=Facts(0.7, 60_000_000, 25.0))
+    found = verdict(answers(300), answers(200), facts=ModelFacts(0.7, 60_000_000, 25.0))
     assert len(found.reasons) == 4
 
 
@@ -146,7 +146,7 @@ def test_a_small_loss_of_one_digit_does_not_stop_a_large_gain_elsewhere_but_a_la
     """Drifted traffic recovered is worth three points of one digit's recall, not six."""
     new = (np.arange(400) % 10).astype(np.uint8)
     blind = np.where(np.arange(400) < 200, (new + 1) % 10, new).astype(np.uint8)
-    traffic = Sample("new traffic", new, candidate=new, champion=blind)
+    traffic = EvaluationSample("new traffic", new, candidate=new, champion=blind)
     for lost, decision in ((30, "promote"), (60, "hold")):
         fours = np.flatnonzero(LABELS == 4)[:lost]
         others = np.flatnonzero(LABELS == 7)[:lost]
@@ -161,32 +161,32 @@ def test_what_is_worth_a_promotion_depends_on_how_few_errors_are_left(wrong: int
     assert verdict(answers(wrong), answers(70)).decision == decision
 
 
-def traffic(count: int) -> Sample:
-    return Sample("new traffic", LABELS[:count], LABELS[:count], LABELS[:count])
+def traffic(count: int) -> EvaluationSample:
+    return EvaluationSample("new traffic", LABELS[:count], LABELS[:count], LABELS[:count])
 
 
-def test_the_same_two_are_looked_at_again_when_traffic_has_doubled() -> None:
-    test = Sample("test images", LABELS, LABELS, LABELS)
-    assert next_look([test], {}) == next_look([test, traffic(500)], {}) == 1
-    once = {"look": 1.0, "test images: images": 10_000.0}
-    assert next_look([test], once) is None  # which are always the same
-    assert next_look([test, traffic(60)], once) == 2
-    twice = once | {"look": 2.0, "new traffic: images": 60.0}
-    assert next_look([test, traffic(119)], twice) is None
-    assert next_look([test, traffic(120)], twice) == 3
+def test_two_versions_are_compared_again_when_traffic_has_doubled() -> None:
+    test = EvaluationSample("test images", LABELS, LABELS, LABELS)
+    assert comparison_number([test], {}) == comparison_number([test, traffic(500)], {}) == 1
+    once = {"comparison": 1.0, "test images: images": 10_000.0}
+    assert comparison_number([test], once) is None  # which are always the same
+    assert comparison_number([test, traffic(60)], once) == 2
+    twice = once | {"comparison": 2.0, "new traffic: images": 60.0}
+    assert comparison_number([test, traffic(119)], twice) is None
+    assert comparison_number([test, traffic(120)], twice) == 3
 
 
-def test_looking_often_does_not_promote_by_chance() -> None:
+def test_repeated_comparisons_do_not_promote_by_chance() -> None:
     """Two that are equally good, compared whenever there is twice as much traffic: at most 1.5 times the significance."""
     random = np.random.default_rng(0)
     promoted = 0
     for _ in range(400):
         first, second = (random.random(6400) < 0.1 for _ in range(2))
         labels = LABELS[:6400]
-        for look, count in enumerate((50, 100, 200, 400, 800, 1600, 3200, 6400), start=1):
+        for comparison, count in enumerate((50, 100, 200, 400, 800, 1600, 3200, 6400), start=1):
             both = [np.where(wrong[:count], (labels[:count] + 1) % 10, labels[:count]) for wrong in (first, second)]
-            samples = [Sample("test images", labels[:count], *(answer.astype(np.uint8) for answer in both))]
-            if judge(samples, FIT, FIT, GatePolicy(significance=0.05), look).decision == "promote":
+            samples = [EvaluationSample("test images", labels[:count], *(answer.astype(np.uint8) for answer in both))]
+            if judge(samples, FIT, FIT, GatePolicy(significance=0.05), comparison).decision == "promote":
                 promoted += 1
                 break
     assert promoted <= 400 * 0.05 * 1.5

@@ -1,4 +1,5 @@
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_every_statistic_is_finite_for_every_valid_image() -> None:
         ]
     )
     found = image_statistics.measure(odd)
-    assert set(found) == set(image_statistics.UNITS) | set(image_statistics.BLOCKS)
+    assert set(found) == set(image_statistics.STATISTICS) | set(image_statistics.BLOCKS)
     for name, values in found.items():
         assert values.dtype == np.float64 and values.shape == (len(odd),)
         assert np.isfinite(values).all(), name
@@ -61,7 +62,7 @@ def test_every_statistic_is_finite_for_every_valid_image() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "amount", "name", "moved"),
+    ("perturb", "amount", "name", "moved"),
     [
         (perturbations.shift, 2.0, "centre_x", 2.0),
         (lambda images, down: perturbations.shift(images, 0, down), -1.5, "centre_y", -1.5),
@@ -72,30 +73,30 @@ def test_every_statistic_is_finite_for_every_valid_image() -> None:
         (perturbations.blur, 1.0, "edge_width", 1.0),
     ],
 )
-def test_a_change_moves_its_statistic_by_its_amount(
-    change: perturbations.Change, amount: float, name: str, moved: float
+def test_a_perturbation_moves_its_statistic_by_its_amount(
+    perturb: Callable[[Images, float], Images], amount: float, name: str, moved: float
 ) -> None:
     images = held_out()[0][:300]
-    before, now = image_statistics.measure(images)[name], image_statistics.measure(change(images, amount))[name]
-    assert np.median(now) - np.median(before) == pytest.approx(moved, rel=0.35)
+    reference, current = image_statistics.measure(images)[name], image_statistics.measure(perturb(images, amount))[name]
+    assert np.median(current) - np.median(reference) == pytest.approx(moved, rel=0.35)
 
 
 def test_thin_strokes_measure_thinner() -> None:
     images = held_out()[0][:300]
-    before, now = (
+    reference, current = (
         image_statistics.measure(images)["stroke_width"],
         image_statistics.measure(perturbations.thin(images))["stroke_width"],
     )
-    assert -1.0 < np.median(now) - np.median(before) < -0.25
-    assert np.mean(now < before) > 0.9
+    assert -1.0 < np.median(current) - np.median(reference) < -0.25
+    assert np.mean(current < reference) > 0.9
 
 
 def test_dimming_changes_the_level_and_not_the_shape() -> None:
     images = held_out()[0][:300]
-    before, now = image_statistics.measure(images), image_statistics.measure(perturbations.dim(images, 0.6))
-    assert np.median(now["stroke_level"] / before["stroke_level"]) == pytest.approx(0.6, abs=0.01)
+    reference, current = image_statistics.measure(images), image_statistics.measure(perturbations.dim(images, 0.6))
+    assert np.median(current["stroke_level"] / reference["stroke_level"]) == pytest.approx(0.6, abs=0.01)
     for name in ("stroke_width", "edge_width", "slant", "centre_x"):
-        np.testing.assert_allclose(now[name], before[name], atol=0.15, rtol=0.1)
+        np.testing.assert_allclose(current[name], reference[name], atol=0.15, rtol=0.1)
 
 
 def test_the_result_does_not_depend_on_the_chunks() -> None:
@@ -122,25 +123,27 @@ def test_distance_agrees_with_scipy_ties_included() -> None:
 
     random = np.random.default_rng(1)
     for _ in range(20):
-        before, now = random.integers(0, 9, 200).astype(float), random.integers(0, 8, 70).astype(float)
-        assert image_statistics.distance(before, now) == pytest.approx(ks_2samp(before, now, method="asymp").statistic)
+        reference, current = random.integers(0, 9, 200).astype(float), random.integers(0, 8, 70).astype(float)
+        assert image_statistics.distance(reference, current) == pytest.approx(
+            ks_2samp(reference, current, method="asymp").statistic
+        )
 
 
 def test_weights_count_values_as_often_as_they_say() -> None:
     random = np.random.default_rng(2)
-    before, now, weights = random.normal(size=60), random.normal(size=40), random.integers(0, 4, 60)
-    repeated = np.repeat(before, weights)
-    assert image_statistics.distance(before, now, weights.astype(float)) == pytest.approx(
-        image_statistics.distance(repeated, now)
+    reference, current, weights = random.normal(size=60), random.normal(size=40), random.integers(0, 4, 60)
+    repeated = np.repeat(reference, weights)
+    assert image_statistics.distance(reference, current, weights.astype(float)) == pytest.approx(
+        image_statistics.distance(repeated, current)
     )
 
 
-def test_the_embedding_finds_the_directions_of_most_variance() -> None:
+def test_the_principal_axes_are_the_directions_of_most_variance() -> None:
     images = held_out()[0][:400]
-    projected = image_statistics.embed(images, axes=5).project(images)
+    projected = image_statistics.project(image_statistics.principal_axes(images, axes=5), images)
     flat = images.reshape(400, -1).astype(float)
     singular = np.linalg.svd(flat - flat.mean(axis=0), compute_uv=False)[:5]
     lengths = [np.linalg.norm(projected[f"axis_{axis}"]) for axis in range(1, 6)]
     np.testing.assert_allclose(lengths, singular, rtol=1e-3)
-    again = image_statistics.embed(images[::-1].copy(), axes=5).project(images)
+    again = image_statistics.project(image_statistics.principal_axes(images[::-1].copy(), axes=5), images)
     np.testing.assert_allclose(again["axis_1"], projected["axis_1"], rtol=1e-2, atol=1)

@@ -157,7 +157,9 @@ def test_a_rejection_cut_short_is_made_good(tmp_path: Path, monkeypatch: pytest.
     assert sorted(path.name for path in (tmp_path / "rejected").iterdir()) == ["bad.csv", "bad.csv.reason.txt"]
 
 
-@pytest.mark.parametrize("name", [".hidden.csv", "new.csv.part", "new.csv.tmp", "new.npz.crdownload", "new.csv~"])
+@pytest.mark.parametrize(
+    "name", [".hidden.csv", "scans.part", "new.csv.part", "new.csv.tmp", "new.npz.crdownload", "new.csv~"]
+)
 def test_unfinished_names_are_left(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("half a tab")
     assert read_now(tmp_path) == inbox.InboxBatch(None)

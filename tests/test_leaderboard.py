@@ -8,9 +8,10 @@ from conftest import Runs
 from models import leaderboard
 from models.architectures import Convolutional, Dense
 from models.leaderboard import HeldOut
-from models.recipes import AUGMENTED, COMPACT, RECIPES, SIGMOID, Recipe
+from models.recipes import AUGMENTED, COMPACT, RECIPES, SIGMOID
 from models.registry import RegistryWriter, flat
 from models.runs import Run
+from models.training import Recipe
 
 HELD_OUT = {"d1": HeldOut("mnist", 10_000), "d2": HeldOut("bundled", 270)}
 

@@ -3,41 +3,45 @@ import pytest
 from monitored import held_out
 
 from digits.data import perturbations
+from digits.data.perturbations import PERTURBATIONS
 
-ALL = [
-    (perturbations.shift, 1.0),
-    (perturbations.rotate, 10.0),
-    (perturbations.slant, 10.0),
-    (perturbations.scale, 0.8),
-    (perturbations.dim, 0.6),
-    (perturbations.dim, 1.8),
-    (perturbations.thicken, 1.5),
-    (perturbations.thin, 1.0),
-    (perturbations.noise, 20.0),
-    (perturbations.blur, 1.0),
-    (perturbations.grey_paper, 40.0),
-    (perturbations.invert, 1.0),
-    (perturbations.mirror, 1.0),
-    (perturbations.transpose, 1.0),
-]
+IDENTITY = {"scale": 1.0, "dim": 1.0} | dict.fromkeys(
+    ("shift", "jitter", "rotate", "slant", "thicken", "thin", "noise", "grey_paper"), 0.0
+)
 
 
-@pytest.mark.parametrize(("change", "amount"), ALL)
-def test_a_changed_image_is_a_valid_image_and_the_original_stays(change: perturbations.Change, amount: float) -> None:
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_a_perturbed_image_is_a_valid_image_at_every_amount_and_the_original_stays(name: str) -> None:
+    perturbation = PERTURBATIONS[name]
     images = held_out()[0][:20]
     kept = images.copy()
-    changed = change(images, amount)
-    assert changed.dtype == np.uint8 and changed.shape == images.shape and changed.flags.c_contiguous
-    assert (changed != images).any()
-    np.testing.assert_array_equal(images, kept)
+    for amount in (perturbation.default, *perturbation.range):
+        perturbed = perturbation.apply(images, amount)
+        assert perturbed.dtype == np.uint8 and perturbed.shape == images.shape and perturbed.flags.c_contiguous
+        np.testing.assert_array_equal(images, kept)
+    assert (perturbation.apply(images, perturbation.default) != images).any()
+    assert perturbation.apply(images[:0], perturbation.default).shape == (0, 28, 28)
 
 
-@pytest.mark.parametrize(
-    ("change", "amount"), [(perturbations.shift, 0.0), (perturbations.rotate, 0.0), (perturbations.scale, 1.0)]
-)
-def test_no_amount_changes_nothing(change: perturbations.Change, amount: float) -> None:
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_the_default_amount_is_in_the_range_and_is_described(name: str) -> None:
+    perturbation = PERTURBATIONS[name]
+    low, high = perturbation.range
+    assert low <= perturbation.default <= high
+    assert len(perturbation.describe(perturbation.default)) > 8
+    assert low == high or perturbation.describe(low) != perturbation.describe(high)
+
+
+@pytest.mark.parametrize("name", IDENTITY)
+def test_the_neutral_amount_changes_nothing(name: str) -> None:
     images = held_out()[0][:20]
-    np.testing.assert_array_equal(change(images, amount), images)
+    np.testing.assert_array_equal(PERTURBATIONS[name].apply(images, IDENTITY[name]), images)
+
+
+def test_a_shift_is_described_by_its_directions() -> None:
+    assert perturbations.describe_shift(2) == "shifted 2 px right"
+    assert perturbations.describe_shift(-1, 1.5) == "shifted 1 px left and 1.5 px down"
+    assert perturbations.describe_shift(0.1, -3) == "shifted 3 px up"
 
 
 def test_a_shift_by_whole_pixels_moves_them() -> None:
@@ -45,8 +49,19 @@ def test_a_shift_by_whole_pixels_moves_them() -> None:
     np.testing.assert_array_equal(perturbations.shift(images, 2, -1)[:, :-1, 2:], images[:, 1:, :-2])
 
 
-def test_a_quarter_turn_agrees_with_numpy() -> None:
+def test_jitter_moves_the_images_in_turn_to_the_four_sides() -> None:
+    images = np.repeat(held_out()[0][:1], 4, axis=0)
+    moved = perturbations.jitter(images, 2)
+    for image, expected in zip(moved, [(2, 0), (-2, 0), (0, 2), (0, -2)], strict=True):
+        np.testing.assert_array_equal(image, perturbations.shift(images[:1], *expected)[0])
+
+
+def test_quarter_turns_agree_with_rotations() -> None:
     images = held_out()[0][:20]
+    for turns in (1, 2, 3):
+        np.testing.assert_array_equal(
+            perturbations.quarter_turn(images, turns), perturbations.rotate(images, 90 * turns)
+        )
     np.testing.assert_array_equal(perturbations.rotate(images, 90), np.rot90(images, -1, axes=(1, 2)))
 
 
@@ -92,25 +107,3 @@ def test_thick_strokes_contain_the_plain_ones_and_thin_ones_lie_within() -> None
         > perturbations.thicken(plain, 0.5).sum()
         > images.sum()
     )
-
-
-def test_a_doubled_digit_is_drawn_twice_as_often_and_the_others_evenly_less() -> None:
-    labels = np.repeat(np.arange(10, dtype=np.uint8), 50)
-    drawn = labels[perturbations.more_of(labels, 7, 2, 20_000, np.random.default_rng(0))]
-    shares = np.bincount(drawn, minlength=10) / len(drawn)
-    assert shares[7] == pytest.approx(0.2, abs=0.01)
-    assert np.delete(shares, 7) == pytest.approx(0.8 / 9, abs=0.01)
-
-
-def test_a_mix_that_cannot_be_is_refused() -> None:
-    labels = np.repeat(np.arange(2, dtype=np.uint8), 50)
-    with pytest.raises(ValueError, match="digit 1 2 times"):
-        perturbations.more_of(labels, 1, 2, 10, np.random.default_rng(0))
-
-
-def test_weights_bring_one_mix_to_another() -> None:
-    digits = np.array([0, 0, 0, 1, 1, 2.0])
-    weights = perturbations.weights_like(digits, np.array([0, 1, 1, 1.0]))
-    assert weights[digits == 0].sum() / weights.sum() == pytest.approx(0.25)
-    assert weights[digits == 2].sum() == 0
-    assert (perturbations.weights_like(digits, np.array([9.0])) == 1).all()

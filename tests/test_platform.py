@@ -176,11 +176,11 @@ def test_plain_traffic_is_no_drift_and_changed_traffic_is(platform: Platform) ->
     assert re.search(r"200 answers, \d+\.\d% right, \d+ labelled", sent.stdout)
     plain = platform.run("monitor", "--since", "1h")
     assert "No drift" in plain.stderr, plain.stderr
-    for change, cause in (("invert", "invert"), ("shift", "shifted")):
+    for perturbation, explanation in (("invert", "invert"), ("shift", "shifted")):
         version = _forget_answers(platform)
-        platform.run("traffic", "-n", "200", "--change", change, "--data", "bundled")
+        platform.run("traffic", "-n", "200", "--perturbation", perturbation, "--data", "bundled")
         drifted = platform.run("monitor", "--since", "1h")
-        assert cause in drifted.stderr.lower(), drifted.stderr
+        assert explanation in drifted.stderr.lower(), drifted.stderr
         latest = max((platform.home / "reports").iterdir())
         verdict = json.loads((latest / "verdict.json").read_text())
         assert verdict["drift"]["verdict"] == "drift"

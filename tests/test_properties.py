@@ -24,7 +24,7 @@ from digits.data.datasets import BadData
 from digits.images import Split
 from digits.storage import database, predictions
 from digits.storage.predictions import PredictionBatch, new_ids
-from models.gate import Facts, GatePolicy, GateVerdict, Sample, judge
+from models.gate import EvaluationSample, GatePolicy, GateVerdict, ModelFacts, judge
 from services.prediction_log import PredictionLog
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -205,7 +205,7 @@ def test_any_damaged_source_is_stored_whole_or_refused_and_not_at_all(which: tup
 
 # The gate
 
-FIT = Facts(corruption_accuracy=0.8, size_bytes=400_000, milliseconds=0.05)
+FIT = ModelFacts(corruption_accuracy=0.8, size_bytes=400_000, milliseconds=0.05)
 LABELS = (np.arange(3000) % 10).astype(np.uint8)
 
 
@@ -223,7 +223,7 @@ some_answers = st.builds(answers, st.integers(0, 5), st.integers(0, 300), st.non
 
 
 def verdict(candidate: NDArray[np.uint8], champion: NDArray[np.uint8], order: Any = slice(None)) -> GateVerdict:
-    sample = Sample("test images", LABELS[order], candidate[order], champion[order])
+    sample = EvaluationSample("test images", LABELS[order], candidate[order], champion[order])
     return judge([sample], FIT, FIT, GatePolicy())
 
 

@@ -18,7 +18,7 @@ WIDTHS = {
 
 def test_unknown_fields_and_changes_are_refused() -> None:
     with pytest.raises(ValidationError, match="learning_rat"):
-        recipes.Recipe.model_validate(
+        training.Recipe.model_validate(
             {"name": "x", "architecture": {"kind": "dense", "hidden": [8]}, "epochs": 1, "learning_rat": 0.1}
         )
     with pytest.raises(ValidationError, match="frozen"):
@@ -41,20 +41,20 @@ def test_compact_has_exactly_the_parameters_it_is_known_for() -> None:
 
 
 def test_a_recipe_survives_json() -> None:
-    convolutional = recipes.Recipe(name="x", architecture=Convolutional(filters=(4,)), epochs=1)
+    convolutional = training.Recipe(name="x", architecture=Convolutional(filters=(4,)), epochs=1)
     for recipe in (convolutional, *(preset.recipe for preset in recipes.RECIPES.values())):
-        assert recipes.Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+        assert training.Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
 def test_the_architecture_is_chosen_by_its_kind() -> None:
     fields = {"name": "x", "epochs": 1, "architecture": {"kind": "convolutional", "dense": 8}}
-    assert recipes.Recipe.model_validate(fields).architecture == Convolutional(dense=8)
+    assert training.Recipe.model_validate(fields).architecture == Convolutional(dense=8)
     for architecture, message in (
         ({"kind": "recurrent"}, "recurrent"),
         ({"kind": "convolutional", "hidden": [8]}, "hidden"),
     ):
         with pytest.raises(ValidationError, match=message):
-            recipes.Recipe.model_validate({**fields, "architecture": architecture})
+            training.Recipe.model_validate({**fields, "architecture": architecture})
 
 
 def test_a_floor_is_known_for_every_name() -> None:

@@ -206,10 +206,10 @@ def test_while_postgresql_is_away_all_go_on_and_it_gets_every_answer_once(
     assert response.status_code == 200, response.text
 
 
-def test_a_replica_that_is_killed_under_load_costs_no_request_and_no_answer(
+def test_a_replica_that_is_killed_under_load_costs_what_was_in_flight_and_no_logged_prediction(
     platform: Platform, sample: Reference
 ) -> None:
-    """What it had answered and not yet written, it writes when it comes back."""
+    """What it had answered and not yet written, it writes when it restarts."""
     victim, clients = platform.replicas[0], 4
     with ThreadPoolExecutor(clients) as pool:
         asking = [pool.submit(platform.ask, image) for image in sample.images[:400]]
@@ -218,8 +218,9 @@ def test_a_replica_that_is_killed_under_load_costs_no_request_and_no_answer(
         for process in [*psutil.Process(victim.process.pid).children(recursive=True), victim.process]:
             process.kill()
         assert not asking[-1].done()
-        for one in asking:
-            one.result()  # the assertion in `ask`: status 200
+        # half a response cannot be retried by nginx
+        broken = [error for one in asking if (error := one.exception())]
+        assert len(broken) <= clients, broken
     victim.process.wait(30)
     with platform.restart(victim.home) as again:
         again.wait_for(lambda: again.status("/readyz") == 200, seconds=60)

@@ -10,6 +10,7 @@ from monitored import START, held_out, reference, window
 
 from digits.data import perturbations
 from monitoring import drift, reports
+from monitoring.image_statistics import STATISTICS, Statistic
 
 QUICK = drift.DriftPolicy(resamples=300)
 
@@ -19,22 +20,22 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield tmp_path_factory.mktemp("reports")
 
 
-def written(home: Path, name: str, traffic: Any) -> tuple[reports.MonitoringVerdict, reports.Written]:
-    verdict = reports.judge(reference(), traffic, QUICK)
+def written(home: Path, name: str, traffic: Any) -> tuple[reports.MonitoringVerdict, reports.ReportFiles]:
+    verdict = reports.assess(reference(), traffic, QUICK)
     return verdict, reports.write(home / name, home / "workspace", reference(), traffic, verdict)
 
 
 @pytest.fixture(scope="module")
-def drifted(home: Path) -> tuple[reports.MonitoringVerdict, reports.Written]:
+def drifted(home: Path) -> tuple[reports.MonitoringVerdict, reports.ReportFiles]:
     images, labels = held_out()
     return written(home, "drifted", window(perturbations.shift(images[:300], 2), labels[:300]))
 
 
-def test_the_verdict_file_says_everything(drifted: tuple[reports.MonitoringVerdict, reports.Written]) -> None:
+def test_the_verdict_file_says_everything(drifted: tuple[reports.MonitoringVerdict, reports.ReportFiles]) -> None:
     verdict, files = drifted
     assert reports.MonitoringVerdict.model_validate_json(files.verdict.read_text()) == verdict
     found = json.loads(files.verdict.read_text())
-    assert found["drift"]["verdict"] == "drift" and found["drift"]["causes"][0]["kind"] == "shift"
+    assert found["drift"]["verdict"] == "drift" and found["drift"]["explanations"][0]["perturbation"] == "shift"
     assert found["count"] == 300 and found["versions"] == ["7"]
     assert found["since"] == START.isoformat().replace("+00:00", "Z")
     assert found["accuracy"]["labelled"]["count"] == 300
@@ -42,7 +43,7 @@ def test_the_verdict_file_says_everything(drifted: tuple[reports.MonitoringVerdi
 
 
 def test_the_report_is_one_page_of_at_most_five_megabytes(
-    drifted: tuple[reports.MonitoringVerdict, reports.Written],
+    drifted: tuple[reports.MonitoringVerdict, reports.ReportFiles],
 ) -> None:
     _, files = drifted
     assert files.html is not None
@@ -52,7 +53,7 @@ def test_the_report_is_one_page_of_at_most_five_megabytes(
 
 
 def test_evidently_agrees_with_the_verdict_column_by_column(
-    home: Path, drifted: tuple[reports.MonitoringVerdict, reports.Written]
+    home: Path, drifted: tuple[reports.MonitoringVerdict, reports.ReportFiles]
 ) -> None:
     from evidently.ui.workspace import Workspace
 
@@ -72,13 +73,42 @@ def test_evidently_agrees_with_the_verdict_column_by_column(
 
 
 def test_the_dashboard_shows_each_number_once(
-    home: Path, drifted: tuple[reports.MonitoringVerdict, reports.Written]
+    home: Path, drifted: tuple[reports.MonitoringVerdict, reports.ReportFiles]
 ) -> None:
     (dashboard,) = (json.loads(path.read_text()) for path in (home / "workspace").glob("*/dashboard.json"))
     assert [tab["title"] for tab in dashboard["tabs"]] == ["Monitoring", "Images"]
     for tab in dashboard["tabs"]:
         assert len(set(tab["panels"])) == len(tab["panels"])
     assert len(dashboard["panels"]) == 5 + 13
+
+
+def test_a_new_statistic_is_one_function_and_its_entry_and_existing_projects_show_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = held_out()[0]
+    written(tmp_path, "before", window(images[:150]))
+    (path,) = (tmp_path / "workspace").glob("*/dashboard.json")
+    before = json.loads(path.read_text())
+    top_half = Statistic(lambda chunk: chunk.pixels[:, :14].mean(axis=(1, 2)), "grey levels")
+    monkeypatch.setitem(STATISTICS, "top_half", top_half)
+    verdict, files = written(tmp_path, "after", window(perturbations.shift(images[:300], 0, 3)))
+    (column,) = [column for column in verdict.drift.columns if column.name == "top_half"]
+    assert column.drifted and column.current < column.reference
+    after = json.loads(path.read_text())
+    assert [panel for panel in after["panels"] if panel not in before["panels"]] == after["panels"][-1:]
+    assert after["panels"][-1]["title"] == "top_half: grey levels"
+    assert after["tabs"][1]["panels"] == [*before["tabs"][1]["panels"], after["panels"][-1]["id"]]
+    snapshot = (path.parent / "snapshots" / f"{files.run}.json").read_text()
+    assert '"top_half"' in snapshot and files.html is not None and "top_half" in files.html.read_text()
+
+
+def test_a_second_report_adds_no_panel_twice(tmp_path: Path) -> None:
+    images = held_out()[0]
+    for name in ("first", "second"):
+        written(tmp_path, name, window(images[:150]))
+    (path,) = (tmp_path / "workspace").glob("*/dashboard.json")
+    titles = [panel["title"] for panel in json.loads(path.read_text())["panels"]]
+    assert len(set(titles)) == len(titles) == 5 + 13
 
 
 def test_a_window_written_again_replaces_its_run(home: Path) -> None:
@@ -90,7 +120,7 @@ def test_a_window_written_again_replaces_its_run(home: Path) -> None:
     names = {path.stem for path in (home / "workspace").glob("*/snapshots/*.json")}
     assert len(names) == before + 1 and second.run in names and first.run not in names
     assert sorted(path.name for path in (home / "again").iterdir()) == [
-        reports.PICTURES,
+        reports.IMAGES,
         reports.REPORT,
         reports.VERDICT,
         "workspace_run",
@@ -101,14 +131,14 @@ def test_too_few_predictions_leave_a_verdict_and_no_report(home: Path) -> None:
     for count in (0, 40):
         verdict, files = written(home, f"few{count}", window(held_out()[0][:count]))
         assert verdict.drift.verdict == "not enough data" and verdict.count == count
-        assert (files.html, files.pictures, files.run) == (None, None, None)
+        assert (files.html, files.images, files.run) == (None, None, None)
         assert reports.MonitoringVerdict.model_validate_json(files.verdict.read_text()) == verdict
 
 
-def test_worse_accuracy_without_drift_has_advice_too() -> None:
+def test_worse_accuracy_without_drift_has_a_recommendation_too() -> None:
     images, labels = held_out()
     wrong = (labels[:300].astype(int) + (np.arange(300) % 3 == 0)) % 10
-    verdict = reports.judge(reference(), window(images[:300], wrong), QUICK)
+    verdict = reports.assess(reference(), window(images[:300], wrong), QUICK)
     assert (verdict.drift.verdict, verdict.accuracy.verdict) == ("no drift", "worse")
     assert len(verdict.recommendations) == 1
 
@@ -135,8 +165,8 @@ def test_old_reports_go_with_their_runs_and_nothing_else_does(tmp_path: Path) ->
     assert reports.remove_old(tmp_path, tmp_path / "workspace", ends[2]) == []
 
 
-def test_the_page_says_what_drifted_and_what_is_known_of_the_accuracy(
-    drifted: tuple[reports.MonitoringVerdict, reports.Written],
+def test_the_page_names_the_drifted_columns_and_the_accuracy(
+    drifted: tuple[reports.MonitoringVerdict, reports.ReportFiles],
 ) -> None:
     verdict, files = drifted
     page = reports.markdown("7", verdict, files, "http://127.0.0.1:8000")
@@ -149,7 +179,7 @@ def test_the_page_says_what_drifted_and_what_is_known_of_the_accuracy(
     assert all(f"- {recommendations}" in page for recommendations in verdict.recommendations)
 
 
-def test_plotly_keeps_its_theme(drifted: tuple[reports.MonitoringVerdict, reports.Written]) -> None:
+def test_plotly_keeps_its_theme(drifted: tuple[reports.MonitoringVerdict, reports.ReportFiles]) -> None:
     import plotly.io
 
     assert plotly.io.templates.default == "plotly"

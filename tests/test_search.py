@@ -14,9 +14,9 @@ from digits.data import sources
 from digits.data.datasets import Dataset
 from digits.images import Split
 from models import search
-from models.recipes import ADAM, AUGMENTED, COMPACT, Recipe
+from models.recipes import ADAM, AUGMENTED, COMPACT
 from models.search import INITIAL_PARAMS, MAX_ATTEMPTS, STARTUP_TRIALS
-from models.training import Epoch, fit
+from models.training import Epoch, Recipe, fit
 
 EPOCHS = 8
 

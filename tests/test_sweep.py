@@ -19,8 +19,8 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from models import search
-from models.recipes import Recipe
 from models.registry import RegistryWriter, flat
+from models.training import Recipe
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 3
@@ -211,7 +211,7 @@ def trained_alone(recipe: Recipe, sweep: Sweep) -> float:
     """The validation accuracy of the recipe on one thread, as a worker has it, in a process of its own."""
     program = (
         "import sys; from pathlib import Path; from digits.data import datasets; from models import search;"
-        "from models.recipes import Recipe; recipe = Recipe.model_validate_json(sys.argv[1]);"
+        "from models.training import Recipe; recipe = Recipe.model_validate_json(sys.argv[1]);"
         "dataset = datasets.load(Path(sys.argv[2]), sys.argv[3]);"
         "print(search.train(recipe, dataset, lambda *_: True).accuracy)"
     )

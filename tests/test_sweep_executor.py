@@ -15,7 +15,8 @@ from digits.data.datasets import Dataset
 from flows import sweep, sweep_executor
 from flows.sweep_executor import MAX_FAILURES, SweepExecutor, SweepPlan
 from models import search
-from models.recipes import COMPACT, Recipe
+from models.recipes import COMPACT
+from models.training import Recipe
 
 EPOCHS = 40
 

@@ -9,8 +9,10 @@ from digits.data import sources
 from digits.data.datasets import Dataset
 from models import evaluation, export, onnx_model, training
 from models.architectures import Convolutional, Dense
+from models.augmentation import Augmentation
 from models.gate import GatePolicy
-from models.recipes import COMPACT, SIGMOID, Augmentation, Recipe
+from models.recipes import COMPACT, SIGMOID
+from models.training import Recipe
 
 QUICK = COMPACT.model_copy(update={"epochs": 3, "batch_size": 16})
 
@@ -124,7 +126,7 @@ def test_a_convolutional_network_trains_exports_and_may_be_served(dataset: Datas
     assert evaluation.accuracy(probabilities, dataset.test.labels).value > 0.8
     content = export.to_onnx(model)
     export.check_equal(onnx_model.load(content).predict_proba(dataset.test.images), probabilities, dataset.test.images)
-    assert len(content) < GatePolicy().largest_bytes
+    assert len(content) < GatePolicy().max_bytes
     assert 4 * training.build(recipe.model_copy(update={"architecture": Convolutional()})).count_params() < 4_000_000
 
 

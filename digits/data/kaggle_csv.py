@@ -8,10 +8,9 @@ import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,27 +70,20 @@ def read_strictly(content: bytes, columns: int) -> NDArray[np.uint8] | None:
 
     if b"x" in content or b"X" in content:  # Arrow reads 0x10 as 16
         return None
+    names = _names(columns)
     try:
-        table = csv.read_csv(pa.BufferReader(content), *_options(columns))
+        table = csv.read_csv(
+            pa.BufferReader(content),
+            csv.ReadOptions(column_names=names, use_threads=False, block_size=4 * CHUNK_BYTES),
+            csv.ParseOptions(quote_char=False),
+            csv.ConvertOptions(column_types=dict.fromkeys(names, pa.uint8()), null_values=[]),
+        )
     except pa.ArrowInvalid:
         return None
     if table.num_rows != content.count(b"\n"):  # blank lines, or another end of line
         return None
     values: NDArray[np.uint8] = table.combine_chunks().to_batches()[0].to_tensor().to_numpy()
     return None if columns == LABELLED and values[:, 0].max() > 9 else values
-
-
-@lru_cache
-def _options(columns: int) -> tuple[Any, Any, Any]:
-    import pyarrow as pa
-    from pyarrow import csv
-
-    names = _names(columns)
-    return (
-        csv.ReadOptions(column_names=names, use_threads=False, block_size=4 * CHUNK_BYTES),
-        csv.ParseOptions(quote_char=False),
-        csv.ConvertOptions(column_types=dict.fromkeys(names, pa.uint8()), null_values=[]),
-    )
 
 
 def read_tolerantly(content: bytes, columns: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]:

@@ -206,12 +206,11 @@ def _read_npz(path: Path) -> Parts:
     for pair in NPZ_PARTS:
         if len(missing := set(pair) - arrays.keys()) == 1:
             raise BadData(f"{path.name} has no array {missing.pop()!r}, it holds {names}")
-    parts = [_checked(path.name, x, arrays[x], y, arrays[y]) if x in arrays else None for x, y in NPZ_PARTS]
-    train, test, single = parts
-    if train is not None:
-        return train, test
-    if single is not None:
-        return single, None
+    splits = {x: _checked(path.name, x, arrays[x], y, arrays[y]) for x, y in NPZ_PARTS if x in arrays}
+    if "x_train" in splits:
+        return splits["x_train"], splits.get("x_test")
+    if "images" in splits:
+        return splits["images"], None
     raise BadData(f"{path.name} holds the arrays {names}, expected x_train, y_train, x_test, y_test or images, labels")
 
 
@@ -233,26 +232,27 @@ def _read_csv(path: Path) -> Parts:
 
 def _read_idx_folder(folder: Path) -> Parts:
     """The files of MNIST's own format, plain or gzipped: train-images, train-labels, t10k-images, t10k-labels."""
-    train, test = (_read_idx_pair(folder, *names) for names in IDX_PARTS)
-    if train is None:
-        raise BadData(f"{folder.name} has no train-images-idx3-ubyte")
-    return train, test
+    train, test = IDX_PARTS
+    has_test = any(_find_idx(folder, name) for name in test)
+    return _read_idx_pair(folder, *train), _read_idx_pair(folder, *test) if has_test else None
 
 
-def _read_idx_pair(folder: Path, images_name: str, labels_name: str) -> Split | None:
-    images, labels = _idx_file(folder, images_name), _idx_file(folder, labels_name)
-    if images is None and labels is None:
-        return None
+def _read_idx_pair(folder: Path, images_name: str, labels_name: str) -> Split:
+    images, labels = _find_idx(folder, images_name), _find_idx(folder, labels_name)
     if images is None or labels is None:
         missing = f"{images_name}-idx3-ubyte" if images is None else f"{labels_name}-idx1-ubyte"
         raise BadData(f"{folder.name} has no {missing}, plain or .gz")
     return _checked(folder.name, images.name, _read_idx(images, 3), labels.name, _read_idx(labels, 1))
 
 
-def _idx_file(folder: Path, name: str) -> Path | None:
+def _find_idx(folder: Path, name: str) -> Path | None:
     """The file of that name; some copies have a dot where the original has a dash (`train-images.idx3-ubyte`)."""
     found = [path for path in folder.iterdir() if re.fullmatch(rf"{name}[-.]idx[13]-ubyte(\.gz)?", path.name)]
     return min(found, default=None)
+
+
+def _is_idx_folder(path: Path) -> bool:
+    return path.is_dir() and any(_find_idx(path, name) for pair in IDX_PARTS for name in pair)
 
 
 def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
@@ -316,10 +316,6 @@ def _ends_with(*endings: str) -> Callable[[Path], bool]:
 FORMATS = (
     Format("an .npz", _ends_with(".npz"), _read_npz),
     Format("a .csv[.gz]", _ends_with(".csv", ".csv.gz"), _read_csv),
-    Format(
-        "a folder of IDX files",
-        lambda path: path.is_dir() and _idx_file(path, IDX_PARTS[0][0]) is not None,
-        _read_idx_folder,
-    ),
+    Format("a folder of IDX files", _is_idx_folder, _read_idx_folder),
     Format("a folder of pictures by digit", Path.is_dir, _read_pictures),
 )

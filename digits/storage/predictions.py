@@ -191,7 +191,7 @@ def read_window(
         images=stack(rows, "image", np.uint8, SIZE * SIZE).reshape(-1, SIZE, SIZE),
         digits=np.array([row.digit for row in rows], np.uint8),
         probabilities=stack(rows, "probabilities", np.float32, 10),
-        labels=np.array([_label(row) for row in rows], np.int8),
+        labels=np.array([row.label for row in rows], np.int8),
         audited=np.array([row.audited for row in rows], np.bool_),
     )
 
@@ -211,7 +211,7 @@ def versions_between(engine: Engine, since: datetime, until: datetime) -> list[s
 
 
 def with_labels() -> Select[Any]:
-    """Every prediction with its most recent label; an auditor's label has precedence over later ones.
+    """Every prediction with its most recent label, -1 without one; an auditor's label has precedence over later ones.
 
     `audited` says that the prediction was drawn for the audit sample and an auditor labelled it: labels that others volunteer
     would bias the sample towards complaints.
@@ -230,13 +230,10 @@ def with_labels() -> Select[Any]:
     joined = joined.outerjoin(audit, predictions.c.id == audit.c.prediction_id)
     return select(
         predictions,
-        *(func.coalesce(audit.c[name], latest.c[name]).label(name) for name in ("label", "sequence", "source")),
+        func.coalesce(audit.c.label, latest.c.label, -1).label("label"),
+        *(func.coalesce(audit.c[name], latest.c[name]).label(name) for name in ("sequence", "source")),
         and_(predictions.c.audit, audit.c.label.is_not(None)).label("audited"),
     ).select_from(joined)
-
-
-def _label(row: Any) -> int:
-    return -1 if row.label is None else int(row.label)
 
 
 def stack(rows: Sequence[Any], column: str, dtype: type[Any], length: int) -> NDArray[Any]:
@@ -257,7 +254,7 @@ def find(engine: Engine, id: str) -> Prediction:
         raise _unknown(id)
     probabilities = stack([row], "probabilities", np.float32, 10)[0]
     image = stack([row], "image", np.uint8, SIZE * SIZE).reshape(SIZE, SIZE)
-    return Prediction(row.id, row.at, row.version, row.digit, probabilities, image, row.route, row.audit, _label(row))
+    return Prediction(row.id, row.at, row.version, row.digit, probabilities, image, row.route, row.audit, row.label)
 
 
 def label(engine: Engine, id: str, digit: int, source: str) -> None:

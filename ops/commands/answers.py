@@ -9,8 +9,6 @@ import typer
 from digits.settings import Settings, load_settings
 from ops.commands.options import CurrentSource, Seed
 
-CHANGES = "shift, rotate, slant, scale, dim, thicken, thin, noise, blur or invert"
-
 
 def predict(
     files: list[Path],
@@ -40,17 +38,19 @@ def score(
         raise ValueError(f"there is no file {source}; give a Kaggle test.csv, test.csv.gz or a .parquet")
     if not target.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {target.absolute().parent} to write {target.name} into; make it first")
-    with flows_in_this_process():
+    with flows_in_this_process() as run_flow:
         from flows.score import score
 
-        count = score(source, target)
+        count = run_flow(score, source, target)
     raise SystemExit(0 if count.answered else 1)
 
 
 def traffic(
     n: Annotated[int, typer.Option("-n", min=1, help="Number of requests.")] = 200,
-    change: Annotated[str, typer.Option(help=f"plain, {CHANGES}.")] = "plain",
-    amount: Annotated[float | None, typer.Option(help="Pixels, degrees, grey levels or factor of the change.")] = None,
+    perturbation: Annotated[
+        str, typer.Option(help="plain, shift, rotate, thicken, noise, blur …; an unknown name lists all.")
+    ] = "plain",
+    amount: Annotated[float | None, typer.Option(help="Strength in px, degrees, grey levels or as a factor.")] = None,
     labels: Annotated[float, typer.Option(min=0, max=1, help="Share of the predictions that get feedback.")] = 0.0,
     data: CurrentSource = None,
     seed: Seed = 0,
@@ -62,7 +62,7 @@ def traffic(
 
     settings = load_settings()
     test = requests.test_images(data, settings)
-    sending = requests.send(settings, requests.changed(test, change, amount), n, seed, labels)
+    sending = requests.send(settings, requests.perturb(test, perturbation, amount), n, seed, labels)
     for sent in tqdm(sending, total=n, unit="request", disable=None):  # noqa: B007  # the last one is printed
         pass
     print(f"{sent.answers} answers, {sent.right / sent.answers:.1%} right, {sent.labelled} labelled")

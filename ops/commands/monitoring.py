@@ -26,15 +26,15 @@ def monitor(
         return
     if (begin is None) != (end is None):
         raise ValueError("--from and --to go together; give both, or neither for the latest answers")
-    with flows_in_this_process():
+    with flows_in_this_process() as run_flow:
         if begin and end:
             from flows.backfill import backfill
 
-            backfill(begin, end, since)
+            run_flow(backfill, begin, end, since)
         else:
             from flows.monitor import monitor
 
-            monitor(since)
+            run_flow(monitor, since)
 
 
 def audit(
@@ -68,8 +68,5 @@ def _print_power(since: str) -> None:
 
     count, found = measure(since, load_settings())
     print(f"windows of {count} answers")
-    rows = []
-    for one in found:
-        change = "none: false alarms" if one.change == "none" else one.change
-        rows.append((change, one.strength, f"{one.share:.1%}", str(one.windows)))
-    print_table(("change", "strength", "detected", "windows"), rows)
+    rows = [(one.perturbation, one.description, f"{one.rate:.1%}", str(one.windows)) for one in found]
+    print_table(("perturbation", "description", "detected", "windows"), rows)

@@ -31,10 +31,10 @@ def train(
 
     changes = {"seed": seed} | ({"epochs": epochs} if epochs else {})
     chosen = recipes.find(recipe).model_copy(update=changes)
-    with flows_in_this_process():
+    with flows_in_this_process() as run_flow:
         from flows.train import train
 
-        _print_version(train(chosen, data))
+        _print_version(run_flow(train, chosen, data))
 
 
 def retrain(
@@ -45,10 +45,10 @@ def retrain(
     """Ingest new data, train a candidate, and promote it if the gate finds it better than the champion."""
     from ops.flow_runs import flows_in_this_process
 
-    with flows_in_this_process():
+    with flows_in_this_process() as run_flow:
         from flows.retrain import retrain
 
-        retrain(recipe, data, seed)
+        run_flow(retrain, recipe, data, seed)
 
 
 def sweep(
@@ -63,21 +63,22 @@ def sweep(
     from ops.processes import interrupt_on_signals
 
     interrupt_on_signals()
-    with flows_in_this_process():
+    with flows_in_this_process() as run_flow:
         from flows.sweep import sweep
         from flows.sweep_executor import SweepPlan
 
-        _print_version(sweep(SweepPlan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)))
+        plan = SweepPlan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)
+        _print_version(run_flow(sweep, plan))
 
 
 def replay(run: Annotated[str, typer.Argument(help="A version, a run id, or the beginning of a run id.")]) -> None:
     """Train a run again from its recorded recipe, data and seed, and compare the weights."""
     from ops.flow_runs import flows_in_this_process
 
-    with flows_in_this_process():
+    with flows_in_this_process() as run_flow:
         from flows.replay import replay
 
-        outcome = replay(run)
+        outcome = run_flow(replay, run)
     raise SystemExit(0 if outcome.identical else 1)
 
 

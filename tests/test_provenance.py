@@ -1,0 +1,64 @@
+"""Whether a version was trained before depends on what decides the weights, and on nothing else."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from models import provenance, training
+from models.provenance import ROOT, code_hash
+from models.recipes import COMPACT
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Our sources, to be edited."""
+    for room in ("digits", "models", "services"):
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def hash_after(root: Path, path: str, old: str, new: str) -> str:
+    content = (root / path).read_text()
+    assert old in content
+    (root / path).write_text(content.replace(old, new, 1))
+    code_hash.cache_clear()
+    return code_hash(root / "models" / "training.py", root)
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new"),
+    [
+        ("models/training.py", '"""The training loop', '"""Another sentence about the training loop'),
+        ("models/training.py", '    """SHA-256 over all weights', '    """The SHA-256 of all weights'),
+        ("models/training.py", 'description="Images per step."', 'description="How many images a step takes."'),
+        ("models/training.py", "import hashlib", "# A comment.\n\nimport hashlib"),
+        ("models/recipes.py", "97.72 %", "97.73 %"),
+        ("models/gate.py", "0.125", "0.25"),
+        ("services/page/docs.html", "<title>", "<title>New "),
+    ],
+)
+def test_what_does_not_decide_the_weights_does_not_change_the_hash(copy: Path, path: str, old: str, new: str) -> None:
+    before = code_hash(copy / "models" / "training.py", copy)
+    assert hash_after(copy, path, old, new) == before == code_hash(Path(training.__file__), ROOT)
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new"),
+    [
+        ("models/training.py", "/ 255", "/ 256"),
+        ("models/architectures.py", "GlorotUniform", "HeUniform"),
+        ("models/augmentation.py", "0.2, ge=0", "0.3, ge=0"),
+        ("digits/data/perturbations.py", "np.rint", "np.floor"),
+        ("digits/images.py", "SIZE = 28", "SIZE = 27"),
+    ],
+)
+def test_the_code_that_training_imports_changes_the_hash(copy: Path, path: str, old: str, new: str) -> None:
+    before = code_hash(copy / "models" / "training.py", copy)
+    assert hash_after(copy, path, old, new) != before
+
+
+def test_data_and_recipe_change_the_inputs() -> None:
+    seeded = COMPACT.model_copy(update={"seed": 1})
+    assert len({provenance.inputs(*facts) for facts in (("a", COMPACT), ("b", COMPACT), ("a", seeded))}) == 3
+    assert provenance.inputs("a", COMPACT) == provenance.inputs("a", COMPACT.model_copy())
