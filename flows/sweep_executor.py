@@ -21,12 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from digits.data import datasets
 from digits.data.datasets import Dataset, Storage
-from digits.settings import load_settings
 from flows import dask_cluster
+from flows.connections import Platform
 from flows.train import prefect_run
 from models import search
 from models.provenance import git_commit
-from models.registry import RegistryWriter
 from models.training import Epoch, Recipe
 
 log = logging.getLogger("digits.sweep")
@@ -86,15 +85,20 @@ class RunningTrial:
     stop: Event
     history: list[Epoch] = field(default_factory=list)
 
+    @property
+    def progress(self) -> str:
+        """Such as `3 of 20 epochs`."""
+        return f"{len(self.history)} of {self.recipe.epochs} epochs"
+
 
 class SweepExecutor:
     """The trials of one call of a sweep, and the study and the MLflow runs that record them."""
 
-    def __init__(self, plan: SweepPlan, study: Study, fingerprint: str, parent_run: str, client: Client) -> None:
-        settings = load_settings()
+    def __init__(
+        self, platform: Platform, plan: SweepPlan, study: Study, fingerprint: str, parent_run: str, client: Client
+    ) -> None:
         self.plan, self.study, self.parent_run, self.client = plan, study, parent_run, client
-        self.datasets, self.fingerprint = settings.datasets, fingerprint
-        self.registry = RegistryWriter(settings.mlflow_tracking_uri)
+        self.datasets, self.registry, self.fingerprint = platform.datasets, platform.registry, fingerprint
         self.tags = {"recipe": plan.name, "dataset": fingerprint, **git_commit(), **prefect_run()}
         self.running: dict[int, RunningTrial] = {}
         self.failures: list[int] = []  # the trials that failed in a row
@@ -130,8 +134,7 @@ class SweepExecutor:
         number, tags = trial.number, {**self.tags, "trial": str(trial.number)}
         run_id = self.registry.open_run(f"{self.plan.name} {number}", tags, recipe, self.parent_run)
         stop = Event(f"{self.topic}-{number}", client=self.client)
-        arguments = (recipe, number, self.datasets, self.fingerprint, self.topic)
-        future = self.client.submit(run_trial, *arguments, pure=False)
+        future = self.client.submit(run_trial, recipe, number, self.datasets, self.fingerprint, self.topic, pure=False)
         self.running[number] = RunningTrial(trial, recipe, run_id, future, stop)
 
     def _receive_report(self) -> None:
@@ -168,21 +171,22 @@ class SweepExecutor:
         for epoch, figures in enumerate(trained.history):  # the result can arrive before the last reports
             self._report(one, epoch, figures)
         if trained.stopped:
-            outcome = f"pruned after {len(one.history)} of {one.recipe.epochs} epochs at {trained.accuracy:.2%}"
-            self._close(one, TrialState.PRUNED, "KILLED", outcome)
+            self.study.tell(one.trial, state=TrialState.PRUNED)
+            self._close(one, "KILLED", f"pruned after {one.progress} at {trained.accuracy:.2%}")
             return
         one.trial.set_user_attr("train_seconds", trained.seconds)
+        self.study.tell(one.trial, trained.accuracy)
         metrics = {"train_seconds": trained.seconds, "parameters": trained.parameters}
         metrics["validation_accuracy"] = trained.accuracy
         self.registry.log_points(one.run_id, [(len(one.history), metrics)])
-        outcome = f"validation accuracy {trained.accuracy:.2%} in {trained.seconds:.1f} s"
-        self._close(one, TrialState.COMPLETE, "FINISHED", outcome, trained.accuracy)
         best = {"best_validation_accuracy": self.study.best_value}
         self.registry.log_points(self.parent_run, [(one.trial.number, best)])
+        self._close(one, "FINISHED", f"validation accuracy {trained.accuracy:.2%} in {trained.seconds:.1f} s")
 
     def _fail(self, one: RunningTrial, error: BaseException) -> None:
         """Record a failed trial; raises RuntimeError after `MAX_FAILURES` in a row, whose recipes stay enqueued."""
-        self._close(one, TrialState.FAIL, "FAILED", f"failed: {error}")
+        self.study.tell(one.trial, state=TrialState.FAIL)
+        self._close(one, "FAILED", f"failed: {error}")
         self.failures.append(one.trial.number)
         if len(self.failures) == MAX_FAILURES:
             for number in self.failures:
@@ -193,16 +197,12 @@ class SweepExecutor:
         """Stop a trial after its current epoch and enqueue it for the next call."""
         with suppress(OSError):  # the scheduler may be unreachable
             one.stop.set()
-        outcome = f"interrupted after {len(one.history)} of {one.recipe.epochs} epochs"
-        self._close(one, TrialState.FAIL, "KILLED", outcome)
-        if not search.retry(self.study, one.trial.number):
-            log.warning("trial %d is not queued again after %d attempts", one.trial.number, search.MAX_ATTEMPTS)
+        self.study.tell(one.trial, state=TrialState.FAIL)
+        retried = search.retry(self.study, one.trial.number)
+        self._close(one, "KILLED", f"{'queued again' if retried else 'given up'} after {one.progress}")
 
-    def _close(
-        self, one: RunningTrial, state: TrialState, status: str, outcome: str, accuracy: float | None = None
-    ) -> None:
-        """End the trial in the study and its run with its curves in MLflow, and log one line about it."""
-        self.study.tell(one.trial, accuracy, state)
+    def _close(self, one: RunningTrial, status: str, outcome: str) -> None:
+        """End the trial's run in MLflow, with its curves, and log one line about it."""
         self.registry.log_points(one.run_id, enumerate(one.history, start=1))
         self.registry.close_run(one.run_id, status, {"outcome": outcome[:5000]})
         log.info("trial %d: %s: %s", one.trial.number, outcome, search.summarize(one.recipe))

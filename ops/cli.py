@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import traceback
-from json import JSONDecodeError
 from pathlib import Path
 
 import typer
@@ -61,10 +60,6 @@ def _sentence(error: Exception) -> str:
         return _validation_sentence(error)
     if isinstance(error, OSError) and error.errno is not None:
         return _os_error_sentence(error)
-    # pydantic-settings' own message of a setting that is not JSON does not quote the value.
-    if type(error).__name__ == "SettingsError" and isinstance(error.__cause__, JSONDecodeError):
-        name = str(error).split('"')[1].upper()
-        return f"DIGITS_{name}: expected JSON, got {error.__cause__.doc!r} ({error.__cause__})"
     message = str(error) or type(error).__name__
     if isinstance(error, (ValueError, LookupError, RuntimeError, OSError)):
         return message

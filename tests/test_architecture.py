@@ -36,7 +36,6 @@ HOMES = {
     "boto3": "digits/data/bucket.py",
     "cv2": "digits/data/rectification.py",
     "pydantic_settings": "digits/settings.py",
-    "optuna": "models",
     "dask": "flows",
     "distributed": "flows",
     "prefect_dask": "flows",

@@ -157,7 +157,7 @@ def test_it_resumes_and_ctrl_c_keeps_finished_trials(sweep: Sweep) -> None:
         _, rest = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in printed + rest
-    assert re.search(r"^trial \d+: interrupted after \d of 3 epochs: ", rest, re.M)
+    assert re.search(r"^trial \d+: queued again after \d of 3 epochs: ", rest, re.M)
     assert re.search(r"^\d+ trials so far, \d+ of them complete$", rest, re.M)
     assert re.search(r"^  trial \d+: \d+\.\d\d % \[", rest, re.M)
     assert before < {trial.number for trial in sweep.complete()}

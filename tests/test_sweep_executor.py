@@ -13,7 +13,9 @@ from optuna.trial import TrialState
 from digits.data import datasets, sources
 from digits.data.datasets import Dataset
 from flows import sweep, sweep_executor
+from flows.connections import Platform
 from flows.sweep_executor import MAX_FAILURES, SweepExecutor, SweepPlan
+from models import registry as registries
 from models import search
 from models.recipes import COMPACT
 from models.training import Recipe
@@ -33,7 +35,7 @@ def client() -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
-    folder = tmp_path_factory.mktemp("datasets")
+    folder = tmp_path_factory.mktemp("home") / "datasets"
     dataset = sources.read("bundled", mnist=None, cache=folder)
     datasets.save(dataset, folder)
     return folder, dataset
@@ -109,13 +111,12 @@ def study(tmp_path: Path) -> Study:
 
 @pytest.fixture
 def executor(
-    client: Client, study: Study, stored: tuple[Path, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: Client, study: Study, stored: tuple[Path, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> SweepExecutor:
-    folder, dataset = stored
-    monkeypatch.setattr(sweep_executor, "RegistryWriter", Runs)
-    executor = SweepExecutor(SweepPlan(epochs=EPOCHS, minutes=1), study, dataset.fingerprint, "parent", client)
-    executor.datasets = folder
-    return executor
+    monkeypatch.setenv("DIGITS_HOME", str(stored[0].parent))
+    monkeypatch.setattr(registries, "RegistryWriter", Runs)
+    plan = SweepPlan(epochs=EPOCHS, minutes=1)
+    return SweepExecutor(Platform(), plan, study, stored[1].fingerprint, "parent", client)
 
 
 def test_three_failures_in_a_row_end_the_sweep_and_are_retried_by_the_next(
@@ -187,10 +188,13 @@ def test_data_is_read_once_in_a_process(stored: tuple[Path, Dataset]) -> None:
     assert sweep_executor.load_dataset(folder, dataset.fingerprint) is first
 
 
-def test_only_one_process_works_on_a_study(tmp_path: Path) -> None:
-    with sweep.study_lock(tmp_path, "quick"), sweep.study_lock(tmp_path, "other"):
-        refused = sweep.study_lock(tmp_path, "quick")
-        with pytest.raises(RuntimeError, match="the sweep quick is running; wait for its end or choose another --name"):
+def test_only_one_process_works_on_a_study(study: Study, tmp_path: Path) -> None:
+    other = search.open_study(tmp_path, "other", "0123456789abcdef", EPOCHS)
+    with sweep.study_lock(tmp_path, study), sweep.study_lock(tmp_path, other):
+        refused = sweep.study_lock(tmp_path, study)
+        with pytest.raises(
+            RuntimeError, match=r"the sweep sweep-0123456789abcdef-.* is running; wait for its end or choose another"
+        ):
             refused.__enter__()
-    with sweep.study_lock(tmp_path, "quick"):
+    with sweep.study_lock(tmp_path, study):
         pass

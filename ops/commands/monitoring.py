@@ -48,7 +48,7 @@ def audit(
 
     from digits.storage import feedback
     from flows.connections import Platform
-    from flows.monitor import begin
+    from monitoring.windows import begin
     from ops import audit
 
     platform = Platform()
