@@ -1,6 +1,6 @@
 """The pictures in docs/, taken in Chromium: of the page while digits are drawn on it, and of a platform that has seen drift.
 
-    DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures page --recipe distorted
+    DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures page --recipe augmented
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures platform
 
 `page` writes docs/page.png (1300 pixels wide, light) and docs/page-phone.png (dark); `platform` trains three recipes, sends traffic

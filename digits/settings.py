@@ -2,11 +2,12 @@
 
 import re
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Settings(BaseSettings):
     )
     recipe: str = Field("compact", description="Recipe of the scheduled retraining.")
     gate: dict[str, float] = Field(
-        {}, description='Changes to the gate\'s default policy, like {"minimum_gain": 0.25}.'
+        {}, description='Changes to the gate\'s default policy, like {"min_error_reduction": 0.25}.'
     )
     feedback: dict[str, float] = Field(
         {}, description='Changes to the default feedback policy, like {"hold_out": 0.5}.'
@@ -229,5 +230,11 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """The present settings; entry points read them once and pass values on."""
-    return Settings()
+    """The present settings; entry points read them once and pass values on. Raises ValueError naming the wrong setting."""
+    try:
+        return Settings()
+    except SettingsError as error:
+        if not isinstance(error.__cause__, JSONDecodeError):
+            raise
+        name = str(error).split('"')[1].upper()
+        raise ValueError(f"DIGITS_{name}: expected JSON, got {error.__cause__.doc!r} ({error.__cause__})") from error

@@ -82,7 +82,7 @@ def _parameter(name: str, text: str) -> str:
     description, limits = found.groups("") if found else (text, "")
     limits = re.sub(r"(\S+)<=x<=(\S+)", r"\1 to \2", limits).replace("x>=", "at least ")
     name = re.sub(r"<(?:list\[)?(\w+)(?: range)?\]?>", lambda kind: f"<{TYPES.get(kind[1], kind[1])}>", name)
-    return f"| <code>{_cell(html.escape(name))}</code> | {_cell(description)} | {_cell(limits)} |\n"
+    return f"| <code>{_cell(html.escape(name))}</code> | {_cell(description)} | {_cell(limits.strip('()'))} |\n"
 
 
 def settings() -> str:

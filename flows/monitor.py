@@ -2,7 +2,6 @@
 
 import base64
 import logging
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,18 +12,19 @@ from prefect.events import emit_event
 from digits.reference import Reference
 from digits.settings import Settings
 from digits.storage import feedback, predictions
-from digits.storage.predictions import Window
+from digits.storage.predictions import Window as Answers
 from flows import alerts, tasks
 from flows.alerts import Alert
 from flows.connections import Platform
 from flows.tasks import server_task, task
+from monitoring import windows
+from monitoring.windows import Window
 
 if TYPE_CHECKING:  # Evidently takes 7 s to import
     from monitoring.reports import MonitoringVerdict, ReportFiles
 
 log = logging.getLogger("digits.monitor")
 
-UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 MAX_ANSWERS = 10_000  # in one report
 DRIFT_EVENT, LABELS_EVENT = "digits.drift.detected", "digits.labels.arrived"  # both start a retraining
 
@@ -34,39 +34,15 @@ def monitor(since: str = "24h") -> str:
     """Report drift and accuracy of the champion's answers in the last 30m, 24h or 7d, or since a moment; the verdict in words."""
     platform, until = Platform(), datetime.now(UTC)
     version, created_at, reference = server_task(load)(platform)
-    start = max(begin(since, until), created_at)
-    answers, labelled = server_task(read)(platform, version, start, until)
+    window = max(windows.begin(since, until), created_at), until
+    answers, labelled = server_task(read)(platform, version, window)
     verdict = task(judge)(reference, answers, labelled)
-    written = task(write)(platform.settings, version, (start, until), reference, answers, verdict)
+    written = task(write)(platform.settings, version, window, reference, answers, verdict)
     publish(platform.settings, version, verdict, written)
     task(send_alerts)(platform.settings, version, verdict, written)
     server_task(emit_events)(platform, version, verdict)
     task(remove_old_reports)(platform.settings)
     return verdict.message
-
-
-def begin(since: str, until: datetime) -> datetime:
-    """When a window of `24h`, or one since `2026-01-05T08:00`, begins; raises ValueError."""
-    return until - duration(since) if re.fullmatch(r"\d+\w", since) else moment(since)
-
-
-def moment(text: str) -> datetime:
-    """The time that `2026-01-05` or `2026-01-05T08:00` stands for, UTC unless it says otherwise; raises ValueError."""
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(
-            f"cannot read {text!r} as a day or moment; write it like 24h, 2026-01-05 or 2026-01-05T08:00"
-        ) from error
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def duration(text: str) -> timedelta:
-    """The time that `30m`, `24h` or `7d` stands for; raises ValueError."""
-    match = re.fullmatch(r"(\d{1,5})([mhd])", text)
-    if not match or not int(match[1]):
-        raise ValueError(f"cannot read {text!r} as a time; write it like 30m, 24h or 7d")
-    return timedelta(**{UNITS[match[2]]: int(match[1])})
 
 
 def load(platform: Platform, version: str | None = None) -> tuple[str, datetime, Reference]:
@@ -76,16 +52,16 @@ def load(platform: Platform, version: str | None = None) -> tuple[str, datetime,
     return found.version, datetime.fromisoformat(found.card["created_at"]), store.reference(found)
 
 
-def read(platform: Platform, version: str, since: datetime, until: datetime) -> tuple[Window, Window]:
+def read(platform: Platform, version: str, window: Window) -> tuple[Answers, Answers]:
     """The version's answers in the window and the labelled ones among them; of more than `MAX_ANSWERS`, a sample."""
     answers, labelled = (
-        predictions.read_window(platform.engine, since, until, limit=MAX_ANSWERS, version=version, labelled=only)
+        predictions.read_window(platform.engine, *window, limit=MAX_ANSWERS, version=version, labelled=only)
         for only in (False, True)
     )
     return answers, labelled
 
 
-def judge(reference: Reference, answers: Window, labelled: Window) -> "MonitoringVerdict":
+def judge(reference: Reference, answers: Answers, labelled: Answers) -> "MonitoringVerdict":
     """Drift of the answers and accuracy of the labelled ones."""
     from monitoring import reports
 
@@ -95,9 +71,9 @@ def judge(reference: Reference, answers: Window, labelled: Window) -> "Monitorin
 def write(
     settings: Settings,
     version: str,
-    window: tuple[datetime, datetime],
+    window: Window,
     reference: Reference,
-    answers: Window,
+    answers: Answers,
     verdict: "MonitoringVerdict",
 ) -> "ReportFiles":
     """Write the report into a folder named after the window, and a point into the history of the Evidently UI."""

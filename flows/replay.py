@@ -1,120 +1,27 @@
-"""`digits replay`: a recorded training done again, to prove that recipe, data and seed give these weights."""
+"""`digits replay`: a recorded training done again; nothing is registered."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect import flow
-from pydantic import ValidationError
 
-from digits.data import datasets
 from flows.connections import Platform
 from flows.tasks import publish, server_task, task
-from models.training import Recipe
 
-if TYPE_CHECKING:  # MLflow takes 4 s
-    from models.registry import RegistryWriter
-    from models.runs import Run
+if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s
+    from models.replay import Replay
 
 log = logging.getLogger("digits.replay")
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """What a run left behind to be trained again from."""
-
-    run: "Run"
-    recipe: Recipe
-    dataset: str  # fingerprint
-    weights_hash: str
-    environment: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Replay:
-    """The outcome of a replay."""
-
-    title: str  # of the run
-    recorded_hash: str
-    weights_hash: str
-    differences: list[str]  # of code and environment, between then and now
-
-    @property
-    def identical(self) -> bool:
-        return self.weights_hash == self.recorded_hash
-
-    @property
-    def sentence(self) -> str:
-        """The outcome, and where the weights differ, what may be the reason."""
-        if self.identical:
-            return f"{self.title}: trained again, the weights are identical ({self.weights_hash[:16]})"
-        start = (
-            f"{self.title}: trained again, the weights differ ({self.recorded_hash[:16]} → {self.weights_hash[:16]})"
-        )
-        if not self.differences:
-            return f"{start}, though nothing that was recorded about code and environment does"
-        return f"{start}; what else differs: {'; '.join(self.differences)}"
-
-
 @flow(name="replay")
-def replay(run: str) -> Replay:
-    """Train a run again from its recipe, data and seed and compare the weights; nothing is registered."""
+def replay(run: str) -> "Replay":
+    """Train a run again from its recipe, data and seed and compare the weights."""
+    from models import replay
+
     platform = Platform()
-    recorded = server_task(look_up)(platform, run)
-    outcome = task(train_again)(platform, recorded)
+    recorded = server_task(replay.look_up)(platform.registry, run)
+    outcome = task(replay.train_again)(recorded, platform.datasets)
     log.log(logging.INFO if outcome.identical else logging.WARNING, "%s", outcome.sentence)
     publish("replay", outcome.title, f"# Replay\n\n{outcome.sentence}\n")
     return outcome
-
-
-def look_up(platform: Platform, run: str) -> Recorded:
-    """A version or run with all that it was trained from; raises LookupError or ValueError when it lacks something."""
-    from models import runs
-
-    registry = platform.registry
-    found = runs.find(registry, run)
-    for tag in ("dataset", "weights_hash"):
-        if tag not in found.tags:
-            raise LookupError(
-                f"{found.title} has no tag {tag}, it ended as {found.status}: there is nothing to compare with"
-            )
-    return Recorded(
-        run=found,
-        recipe=_recipe(registry, found),
-        dataset=found.tags["dataset"],
-        weights_hash=found.tags["weights_hash"],
-        environment=runs.read_json(registry, found, "environment.json"),
-    )
-
-
-def train_again(platform: Platform, recorded: Recorded) -> Replay:
-    """The same training on the stored data set; raises BadData when the data set is not stored here any more."""
-    from models import candidates, provenance, run_diff, training
-
-    dataset = datasets.load(platform.datasets, recorded.dataset)
-    trained = training.fit(recorded.recipe, candidates.split(dataset, recorded.recipe))
-    commits = recorded.run.tags.get("git_commit"), provenance.git_commit().get("git_commit")
-    code = run_diff.differing_code(*commits, sides=("the run", "this checkout"))
-    environment = run_diff.differing(recorded.environment, provenance.environment())
-    return Replay(
-        recorded.run.title,
-        recorded.weights_hash,
-        trained.weights_hash,
-        [*(f"code: {line}" for line in code), *environment],
-    )
-
-
-def _recipe(registry: "RegistryWriter", run: "Run") -> Recipe:
-    from models import runs
-
-    fields: dict[str, Any] = runs.read_json(registry, run, "recipe.json")
-    try:
-        return Recipe.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        commit = run.tags.get("git_commit", "another commit")[:8]
-        raise ValueError(
-            f"{run.title} has a recipe of {commit} that this code cannot train: {name}: {first['msg']}"
-        ) from error

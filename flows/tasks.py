@@ -16,8 +16,8 @@ log = logging.getLogger("digits.flows")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RETRIES = 6
-BACKOFF_SECONDS = 5  # doubled after each attempt: 315 s in all
+RETRIES = 7
+BACKOFF_SECONDS = 5  # doubled after each attempt: ten minutes in all
 
 
 def is_unreachable(task: prefect.Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from concurrent.futures import Future
+from contextlib import ExitStack
 from copy import copy
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -21,26 +22,25 @@ log = logging.getLogger("digits.flows")
 ENVIRONMENT = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
-    "PREFECT_CLIENT_MAX_RETRIES": "2",  # for 6 s; with Prefect's own 5 a command waits minutes for a server that is gone
+    # For 6 s. With Prefect's own 5, each call to a server that stopped waits for a minute.
+    "PREFECT_CLIENT_MAX_RETRIES": "2",
 }
 
 
 class Outage(logging.Handler):
-    """Replaces the warnings of Prefect's event client, one per event, by one sentence."""
+    """One sentence in place of the warnings of Prefect's event client, which come once per event."""
 
     api = ""
-    told = False
+    known = False
 
     def emit(self, _record: logging.LogRecord) -> None:
-        self.tell()
+        self.report()
 
-    def tell(self) -> None:
-        """Log the sentence, once."""
-        if not self.told:
-            self.told = True
+    def report(self) -> None:
+        if not self.known:
+            self.known = True
             log.warning(
-                "Prefect at %s stopped answering; the run goes on and its results are kept, but Prefect will not show its end",
-                self.api,
+                "Prefect at %s stopped answering; the run goes on, and only its page in Prefect ends here", self.api
             )
 
 
@@ -49,19 +49,18 @@ outage = Outage(logging.WARNING)
 
 def prepare(api: str) -> None:
     """Keep what Prefect prints off the terminal, its address being `api`; to be called before Prefect is imported."""
-    os.environ.update(ENVIRONMENT)
-    logging.raiseExceptions = False  # else Prefect's log handler writes "Error logging to API" to stderr
-    from prefect.events.clients import PrefectEventsClient
-    from prefect.events.worker import EventsWorker
-
-    # The client's own 10 attempts take 8 s for each event of a server that is gone, also while the command ends.
-    EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=2)
+    os.environ |= ENVIRONMENT
+    # Otherwise Prefect's log handler writes "Error logging to API" to standard error.
+    logging.raiseExceptions = False
     outage.api = api
 
 
 def run(flow: "Flow[P, R]", *args: P.args, **kwargs: P.kwargs) -> R:
     """The result or error of the flow, also where Prefect stopped answering and cannot record how it ended."""
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
     outcome: Future[R] = Future()
+    settings = ExitStack()
 
     @wraps(flow.fn)
     def function(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -71,28 +70,38 @@ def run(flow: "Flow[P, R]", *args: P.args, **kwargs: P.kwargs) -> R:
             outcome.set_result(flow.fn(*args, **kwargs))
         except Exception as error:
             outcome.set_exception(error)
+        if not _is_up(outage.api):
+            outage.report()
+            # Prefect would try several times to record the end.
+            settings.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
         return outcome.result()
 
     observed = copy(flow)
     observed.fn = function
-    try:
-        return observed(*args, **kwargs)
-    except httpx.HTTPError as error:
-        if not outcome.done():
-            raise ConnectionError(
-                f"Prefect does not answer, and the flow {flow.name} did not begin: {error}"
-            ) from error
-    outage.tell()
+    with settings:
+        try:
+            return observed(*args, **kwargs)
+        except httpx.HTTPError:
+            if not outcome.done():
+                raise ConnectionError(f"Prefect at {outage.api} does not answer; the flow did not begin") from None
+    outage.report()
     return outcome.result()
 
 
 def exit_without_prefect() -> None:
     """End the process at once during an outage, with the code of the current SystemExit.
 
-    At an ordinary exit, Prefect's client would try for half a minute to send the events that are left.
+    At an ordinary exit, Prefect's client would try for a minute or more to send the remaining events.
     """
-    if outage.told:
+    if outage.known:
         error = sys.exc_info()[1]
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 0)
+
+
+def _is_up(api: str) -> bool:
+    try:
+        return httpx.get(f"{api}/health", timeout=10).is_success
+    except httpx.HTTPError:
+        return False

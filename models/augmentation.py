@@ -1,4 +1,4 @@
-"""Random affine and elastic distortion of a batch of digits, after Simard, Steinkraus and Platt (ICDAR 2003)."""
+"""Random affine and elastic augmentation of a batch of digits, after Simard, Steinkraus and Platt (ICDAR 2003)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,9 @@ class Augmentation(BaseModel):
     elastic_sigma_pixels: float = Field(
         4.0, gt=0, description="Smoothness of the elastic field (sigma of Simard et al. 2003)."
     )
-    thickness: float = Field(0.4, ge=0, le=1, description="Share of a one-pixel dilation or erosion of the strokes.")
+    thickness: float = Field(0.4, ge=0, le=1, description="Fraction of a one-pixel dilation or erosion of the strokes.")
     final_share: float = Field(
-        1.0,
-        ge=0,
-        le=1,
-        description="Share of these ranges that is left in the last epoch; they shrink evenly until then.",
+        1.0, ge=0, le=1, description="Fraction of these ranges in the last epoch; they shrink linearly until then."
     )
 
 

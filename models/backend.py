@@ -18,8 +18,8 @@ def load() -> tuple[Any, Any]:
         with _silent_stderr():
             import tensorflow
 
-            tensorflow.config.list_logical_devices()  # looks for CUDA now, where its complaint is not seen
-            tensorflow.get_logger().setLevel("ERROR")  # a committee's members look like retracing to it
+            tensorflow.config.list_logical_devices()  # looks for CUDA here, where stderr is silent
+            tensorflow.get_logger().setLevel("ERROR")  # the models of an ensemble look like retracing to it
     import keras
     import tensorflow
 
@@ -28,7 +28,7 @@ def load() -> tuple[Any, Any]:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """What C++ writes to file descriptor 2 goes nowhere: Abseil logs there before any level can be set."""
+    """Discard what C++ writes to file descriptor 2: Abseil logs there before any level can be set."""
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

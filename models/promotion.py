@@ -1,4 +1,4 @@
-"""Changing the champion: load-checked first, one alias moved, recorded in the ledger; and who answers in its shadow."""
+"""Changing the champion: load-checked first, one alias moved, recorded in the ledger."""
 
 import json
 import logging
@@ -71,7 +71,7 @@ def record_verdict(
 
 
 def last_evidence(registry: RegistryWriter, version: str, over: str) -> dict[str, float]:
-    """The evidence of the last look at the version beside this champion, when it left the two undecided; empty for none."""
+    """The evidence of the last comparison with this champion if it was undecided, else empty."""
     tags = registry.version_tags(version)
     if (tags.get("gate"), tags.get("gate_champion")) != (gate.UNDECIDED, over):
         return {}
@@ -88,7 +88,7 @@ def repair_ledger(registry: RegistryWriter, store: ModelStore, engine: Engine) -
         return
     tags = registry.version_tags(current)
     evidence = json.loads(tags.get("gate_evidence", "{}"))
-    why = tags.get("gate_reasons", "found as champion: whoever promoted it did not get to say why")
+    why = tags.get("gate_reasons", "found as champion; its promotion recorded no reason")
     ledger.append(engine, "promotion", last, current, why, evidence)
     log.warning("digits v%s was made the champion by a process that died; the ledger has it now", current)
 

@@ -93,8 +93,10 @@ class RegistryWriter:
 
         Recording its end never raises: a run left open because MLflow was unreachable is closed by the next retraining.
         """
-        self._start(recipe, {"recipe": recipe.name, "dataset": fingerprint, **git_commit(), **tags})
-        self._log_dataset(fingerprint, dataset)
+        tags = {"recipe": recipe.name, "dataset": fingerprint, **git_commit(), **tags}
+        with _translate_errors():
+            self.run_id = self.mlflow.start_run(run_name=recipe.name, tags=tags).info.run_id
+            self._log_inputs(recipe, fingerprint, dataset)
         status = "FAILED"
         try:
             yield self.run_id
@@ -110,22 +112,13 @@ class RegistryWriter:
             except RegistryUnreachable as error:
                 log.warning("the end of run %s (%s) is not recorded: %s", self.run_id, status, error)
 
-    @_translate_errors()
-    def _start(self, recipe: Recipe, tags: Mapping[str, str]) -> None:
-        self.run_id = self.mlflow.start_run(run_name=recipe.name, tags=dict(tags)).info.run_id
+    def _log_inputs(self, recipe: Recipe, fingerprint: str, dataset: Dataset) -> None:
         self.mlflow.log_params(flat(recipe))
         self.mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
         self.mlflow.log_dict(environment(), "environment.json")
-
-    @_translate_errors()
-    def _log_dataset(self, fingerprint: str, dataset: Dataset) -> None:
-        """The data set as MLflow's UI shows it: a sample stands for the images, the digest is our fingerprint."""
-        data = self.mlflow.data.from_numpy(
-            dataset.train.images[:100],
-            targets=dataset.train.labels[:100],
-            name=dataset.source,
-            digest=fingerprint,
-        )
+        # MLflow's UI shows a sample of the images; the digest is our fingerprint.
+        images, labels = dataset.train.images[:100], dataset.train.labels[:100]
+        data = self.mlflow.data.from_numpy(images, targets=labels, name=dataset.source, digest=fingerprint)
         self.mlflow.log_input(data, context="training")
 
     def log_epoch(self, epoch: int, figures: Mapping[str, float]) -> None:
@@ -189,7 +182,7 @@ class RegistryWriter:
 
     @_translate_errors()
     def open_run(self, name: str, tags: Mapping[str, str], recipe: Recipe | None = None, parent: str = "") -> str:
-        """A run that stays open whatever else is logged, as the trials of a sweep do side by side; its id."""
+        """A run beside the current one, as several trials of a sweep are open at once; its id."""
         nested = {"mlflow.parentRunId": parent} if parent else {}
         run_id: str = self.client.create_run(self.experiment_id, run_name=name, tags={**tags, **nested}).info.run_id
         if recipe is not None:
@@ -200,17 +193,19 @@ class RegistryWriter:
 
     @_translate_errors()
     def reopen_run(self, run_id: str) -> bool:
-        """Whether the run is still there; then it is open again, and what was left open below it is not."""
+        """Open a run that was not deleted again, and end the runs nested in it; False where it does not exist."""
         try:
             run = self.client.get_run(run_id)
-        except self.mlflow.exceptions.MlflowException:
+        except self.mlflow.exceptions.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
             return False
         if run.info.lifecycle_stage != "active":
             return False
         self.client.update_run(run_id, status="RUNNING")
-        below = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
-        for left in self.client.search_runs([self.experiment_id], below, max_results=1000):
-            self.client.set_terminated(left.info.run_id, "KILLED")
+        nested = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+        for trial in self.client.search_runs([self.experiment_id], nested, max_results=1000):
+            self.client.set_terminated(trial.info.run_id, "KILLED")
         return True
 
     @_translate_errors()

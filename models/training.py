@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ log = logging.getLogger("digits.training")
 Epoch = dict[str, float]
 OnEpoch = Callable[[int, Epoch], None]
 
-AT_ONCE = 15_000  # images whose validation figures are computed in one call: 47 MB of pixels as float32
+VALIDATION_BATCH_SIZE = 15_000  # 47 MB of pixels as float32
 
 
 class Recipe(BaseModel):
@@ -67,10 +68,10 @@ class Recipe(BaseModel):
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network that answers `uint8` images with calibrated probabilities, and how it got there."""
+    """A trained model, from `uint8` images to calibrated probabilities, and the record of its training."""
 
     model: Any  # keras.Model, (n, 28, 28) uint8 -> (n, 10) probabilities
-    history: list[Epoch]  # one per member and epoch: loss, accuracy, val_loss, val_accuracy
+    history: list[Epoch]  # one per network and epoch: loss, accuracy, val_loss, val_accuracy
     seconds: float  # in the epochs, compilation included
     images_seen: int
     temperature: float  # the logits are divided by it
@@ -95,54 +96,47 @@ class Trained:
     @property
     def weights_hash(self) -> str:
         """SHA-256 over all weights, in the order of the layers."""
-        digest = hashlib.sha256()
-        for weights in self.model.get_weights():
-            digest.update(np.ascontiguousarray(weights).tobytes())
-        return digest.hexdigest()
+        return hashlib.sha256(b"".join(weights.tobytes() for weights in self.model.get_weights())).hexdigest()
 
 
 def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda epoch, figures: None) -> Trained:
-    """Train every member of the recipe, average them and calibrate on the validation images.
+    """Train the recipe's networks, average them and calibrate the result on the validation images.
 
     The same recipe, data and seed give the same weights on the same machine and library versions.
     """
-    members: list[Any] = []
+    models: list[Any] = []
     history: list[Epoch] = []
     seconds = 0.0
     epochs = recipe.n_models * recipe.epochs
     every = -(-epochs // 10)
     with tqdm(total=epochs, unit="epoch", desc=recipe.name, disable=None) as progress:
-        for member in range(recipe.n_models):
-            network = Network(recipe.model_copy(update={"seed": recipe.seed + member}), dataset)
+        for number in range(recipe.n_models):
+            network = Network(recipe.model_copy(update={"seed": recipe.seed + number}), dataset)
             for figures in network.epochs():
                 on_epoch(len(history), figures)
                 history.append(figures)
+                reached = f"validation accuracy {figures['val_accuracy']:.4f}"
                 progress.update()
-                progress.set_postfix_str(f"validation accuracy {figures['val_accuracy']:.4f}")
-                if progress.disable and len(history) % every == 0:  # nobody sees the bar
-                    reached = f"validation accuracy {figures['val_accuracy']:.4f}"
+                progress.set_postfix_str(reached)
+                # Without a terminal there is no progress bar.
+                if progress.disable and len(history) % every == 0:
                     log.info("%s: epoch %d of %d, %s", recipe.name, len(history), epochs, reached)
-            members.append(network.model)
+            models.append(network.model)
             seconds += network.seconds
-    logits = _average(members)
+    logits = _average(models)
     temperature = fit_temperature(forward(logits, dataset.validation.images), dataset.validation.labels)
-    return Trained(
-        _with_probabilities(logits, temperature), history, seconds, len(history) * len(dataset.train), temperature
-    )
+    model, images_seen = _with_probabilities(logits, temperature), len(history) * len(dataset.train)
+    return Trained(model, history, seconds, images_seen, temperature)
 
 
 def build(recipe: Recipe) -> Any:
     """The untrained `keras.Model`: (n, 28, 28) `uint8` images -> (n, 10) logits."""
     keras, _ = backend.load()
 
-    # As Keras draws them after `set_random_seed`, but not from Python's global generator: other threads draw from it too.
-    random = Random(recipe.seed)
-
-    def seed() -> int:
-        return random.randint(1, int(1e9))
-
+    # The seeds that Keras draws after `set_random_seed`, but not from the global generator, which other threads share.
+    next_seed = partial(Random(recipe.seed).randint, 1, int(1e9))
     images = keras.Input((SIZE, SIZE), dtype="uint8", name="images")
-    logits = recipe.architecture.build(keras.layers.Rescaling(1 / 255)(images), seed)
+    logits = recipe.architecture.build(keras.layers.Rescaling(1 / 255)(images), next_seed)
     return keras.Model(images, logits, name=recipe.name.replace("-", "_"))
 
 
@@ -163,7 +157,7 @@ class Network:
         self._score = _compile_score(self.model)
 
     def epochs(self) -> Iterator[Epoch]:
-        """Train, giving the figures of each epoch; at the end the model holds the last or, with patience, the best weights."""
+        """Train and yield the metrics of each epoch; at the end the model has the last or, with patience, the best weights."""
         best, best_epoch, best_weights = -1.0, 0, None
         for epoch, images in enumerate(self._epochs_of_images()):
             started = time.perf_counter()
@@ -191,7 +185,7 @@ class Network:
         }
 
     def _epochs_of_images(self) -> Iterator[Images]:
-        """The training images of each epoch; distorted ones are made in a thread while the epoch before is trained."""
+        """The training images of each epoch; a thread augments those of the next epoch while the current one is trained."""
         recipe, images = self.recipe, self.train.images
         if recipe.augmentation is None:
             yield from (images for _ in range(recipe.epochs))
@@ -217,17 +211,15 @@ def _optimizer(recipe: Recipe, steps: int) -> Any:
     rate: Any = recipe.learning_rate
     if recipe.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(recipe.learning_rate, steps)
-    if recipe.optimizer == "sgd":
-        return keras.optimizers.SGD(rate)
-    if recipe.optimizer == "adam":
-        return keras.optimizers.Adam(rate)
-    return keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "adamw":
+        return keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
+    return {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}[recipe.optimizer](rate)
 
 
 def _compile_epoch(model: Any, optimizer: Any, batch_size: int) -> Any:
     """A function of (images, labels, order) that trains one epoch, the last partial batch included.
 
-    It returns the sum of the losses and the number of right answers over the epoch, as they were before each step.
+    It returns the sum of the losses and the number of correct predictions, each computed before the step on its batch.
     """
     _, tf = backend.load()
 
@@ -243,32 +235,32 @@ def _compile_epoch(model: Any, optimizer: Any, batch_size: int) -> Any:
 
     @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]  # TensorFlow has no types
     def epoch(images: Any, labels: Any, order: Any) -> tuple[Any, Any]:
-        n = images.shape[0]
         loss, correct = tf.constant(0.0), tf.constant(0.0)
-        for i in tf.range(n // batch_size):
+        whole, rest = divmod(images.shape[0], batch_size)
+        for i in tf.range(whole):
             index = tf.slice(order, [i * batch_size], [batch_size])
             step_loss, step_correct = step(tf.gather(images, index), tf.gather(labels, index))
             loss, correct = loss + step_loss, correct + step_correct
-        if n % batch_size:
-            index = order[n - n % batch_size :]
-            step_loss, step_correct = step(tf.gather(images, index), tf.gather(labels, index))
+        if rest:
+            step_loss, step_correct = step(tf.gather(images, order[-rest:]), tf.gather(labels, order[-rest:]))
             loss, correct = loss + step_loss, correct + step_correct
         return loss, correct
 
-    at_hand: tuple[Images | None, Any] = (None, None)  # the images on the device, which most recipes train on again
+    # Most recipes train on the same images again: they stay on the device.
+    on_device: tuple[Images | None, Any] = (None, None)
 
     def run(images: Images, labels: Labels, order: NDArray[np.int32]) -> tuple[Any, Any]:
-        nonlocal at_hand
-        if images is not at_hand[0]:
-            at_hand = images, tf.constant(images)
-        loss, correct = epoch(at_hand[1], tf.constant(labels.astype(np.int32)), tf.constant(order))
+        nonlocal on_device
+        if images is not on_device[0]:
+            on_device = images, tf.constant(images)
+        loss, correct = epoch(on_device[1], tf.constant(labels.astype(np.int32)), tf.constant(order))
         return loss.numpy(), correct.numpy()
 
     return run
 
 
 def _compile_score(model: Any) -> Callable[[Split], tuple[float, float]]:
-    """A function that gives the log loss and the accuracy of the model as it then is."""
+    """A function that returns log loss and accuracy of the model with its current weights."""
     _, tf = backend.load()
 
     @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]  # TensorFlow has no types
@@ -281,8 +273,11 @@ def _compile_score(model: Any) -> Callable[[Split], tuple[float, float]]:
     def score(split: Split) -> tuple[float, float]:
         labels = split.labels.astype(np.int32)
         parts = [
-            sums(tf.constant(split.images[start : start + AT_ONCE]), tf.constant(labels[start : start + AT_ONCE]))
-            for start in range(0, len(split), AT_ONCE)
+            sums(
+                tf.constant(split.images[start : start + VALIDATION_BATCH_SIZE]),
+                tf.constant(labels[start : start + VALIDATION_BATCH_SIZE]),
+            )
+            for start in range(0, len(split), VALIDATION_BATCH_SIZE)
         ]
         loss, correct = np.sum([[float(value) for value in part] for part in parts], axis=0) / len(split)
         return float(loss), float(correct)
@@ -291,42 +286,38 @@ def _compile_score(model: Any) -> Callable[[Split], tuple[float, float]]:
 
 
 def forward(model: Any, images: Images, chunk: int = 2500) -> NDArray[np.float32]:
-    """What the model answers, (n, 10), without the Python overhead of `predict`."""
+    """The outputs of the model, (n, 10), without the Python overhead of `predict`."""
     parts = [np.asarray(model(images[start : start + chunk], training=False)) for start in range(0, len(images), chunk)]
     return np.concatenate(parts)
 
 
-def log_loss(logits: NDArray[np.float64], labels: Labels) -> float:
-    """Mean cross-entropy in nats of (n, 10) logits against the true digits."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
-
-
 def fit_temperature(logits: NDArray[np.float32], labels: Labels) -> float:
     """The temperature between 0.1 and 10 with the least log loss (Guo et al. 2017, "On calibration of modern neural networks")."""
-    from scipy.optimize import minimize_scalar  # with its submodules 1 s, and only training needs it
+    from scipy.optimize import minimize_scalar  # takes 1 s to import, and only training needs it
+    from scipy.special import log_softmax
 
-    wide = logits.astype(np.float64)
-    found = minimize_scalar(
-        lambda log_t: log_loss(wide / np.exp(log_t), labels), bounds=(np.log(0.1), np.log(10)), method="bounded"
-    )
-    return float(np.exp(found.x))
+    wide, rows = logits.astype(np.float64), np.arange(len(labels))
+
+    def log_loss(log_temperature: float) -> float:
+        return -float(log_softmax(wide / np.exp(log_temperature), axis=1)[rows, labels].mean())
+
+    return float(np.exp(minimize_scalar(log_loss, bounds=(np.log(0.1), np.log(10)), method="bounded").x))
 
 
 def _average(models: list[Any]) -> Any:
-    """One model whose logits are the mean of the members' logits (their normalised geometric mean of probabilities)."""
+    """One model with the mean of the models' logits, which is the normalised geometric mean of their probabilities."""
     keras, _ = backend.load()
 
     if len(models) == 1:
         return models[0]
     images = keras.Input((SIZE, SIZE), dtype="uint8", name="images")
     for number, model in enumerate(models):
-        model.name = f"member_{number}"
+        model.name = f"model_{number}"
     return keras.Model(images, keras.layers.Average()([model(images) for model in models]), name="ensemble")
 
 
 def _with_probabilities(logits: Any, temperature: float) -> Any:
-    """The model with its temperature and softmax as last layers, so that every copy of it answers alike."""
+    """The model with its temperature and softmax as last layers, so that every copy of it gives the same probabilities."""
     keras, _ = backend.load()
 
     scaled = keras.layers.Rescaling(1 / temperature, name="temperature")(logits.output)

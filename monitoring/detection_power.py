@@ -57,34 +57,28 @@ def measure(
     The held-out images must come from the same distribution as the reference and not be in it, nor in the training data.
     """
     random = np.random.default_rng(seed)
-    pca = image_statistics.principal_axes(reference.images)
-    expected = drift.table(reference.images, reference.probabilities, pca)
+    project = image_statistics.principal_axes(reference.images)
+    expected = drift.table(reference.images, reference.probabilities, project)
     limits = drift.thresholds(expected, count, policy)
     # sorted once instead of for every window
     expected = {name: np.sort(values) for name, values in expected.items()}
 
     def rate(name: str, description: str, table: Columns, samples: Iterator[NDArray[np.int64]]) -> DetectionRate:
-        found = [
-            any(column.drifted for column in drift.compare(expected, _rows(table, sample), limits))
-            for sample in samples
-        ]
-        return DetectionRate(perturbation=name, description=description, detected=sum(found), windows=len(found))
+        tables = ({name: values[sample] for name, values in table.items()} for sample in samples)
+        drifted = [any(column.drifted for column in drift.compare(expected, one, limits)) for one in tables]
+        return DetectionRate(perturbation=name, description=description, detected=sum(drifted), windows=len(drifted))
 
     def uniform(times: int) -> Iterator[NDArray[np.int64]]:
         return (random.choice(len(images), count, replace=count > len(images)) for _ in range(times))
 
-    clean = drift.table(images, predict_proba(images), pca)
+    clean = drift.table(images, predict_proba(images), project)
     rates = [rate("none", "false alarms", clean, uniform(clean_windows))]
     for name, perturbation in PERTURBATIONS.items():
         for amount in INJECTED.get(name, (perturbation.default,)):
             perturbed = perturbation.apply(images, amount)
-            table = drift.table(perturbed, predict_proba(perturbed), pca)
+            table = drift.table(perturbed, predict_proba(perturbed), project)
             rates.append(rate(name, perturbation.describe(amount), table, uniform(windows)))
     for factor in LABEL_SHIFT_FACTORS:
         samples = (label_shift.oversample(labels, window % 10, factor, count, random) for window in range(windows))
         rates.append(rate("label_shift", f"one digit {factor:g} times as often", clean, samples))
     return rates
-
-
-def _rows(table: Columns, rows: NDArray[np.int64]) -> Columns:
-    return {name: values[rows] for name, values in table.items()}

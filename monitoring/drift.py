@@ -6,8 +6,8 @@ the reference at the two actual sizes; the thresholds keep the chance of *any* f
 correlation of the columns. Evidently gets the same scores and thresholds, so its report agrees.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,6 @@ from monitoring import image_statistics, label_shift
 from monitoring.diagnosis import Explanation, explain
 from monitoring.image_statistics import STATISTICS, Columns, Values
 
-if TYPE_CHECKING:  # scikit-learn takes a second to import
-    from sklearn.decomposition import PCA
-
 DIGIT = "digit"  # the column of predicted digits, 0 to 9; every other column is numeric
 CONFIDENCE = "confidence"
 
@@ -32,20 +29,15 @@ class DriftPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    alpha: float = Field(
-        0.02,
-        gt=0,
-        lt=0.5,
-        description="Chance of any false alarm in a window; half each for images and predicted digits.",
-    )
+    alpha: float = Field(0.02, gt=0, lt=0.5, description="Chance of any false alarm, half for images, half for digits.")
     minimum_count: int = Field(100, ge=20, description="With fewer predictions than this there is no verdict.")
-    resamples: int = Field(1000, ge=200, description="Resamples of the reference from which thresholds are estimated.")
+    resamples: int = Field(
+        1000, ge=200, description="Resamples of the reference that the thresholds are estimated from."
+    )
     smallest_distance: float = Field(
-        0.05, gt=0, le=1, description="A Kolmogorov-Smirnov distance up to this is never drift."
+        0.05, gt=0, le=1, description="No Kolmogorov-Smirnov distance up to this is drift."
     )
-    smallest_share: float = Field(
-        0.02, gt=0, le=1, description="A change of one digit's share up to this is never drift."
-    )
+    smallest_share: float = Field(0.02, gt=0, le=1, description="No change of one digit's share up to this is drift.")
     strong_distance: float = Field(0.3, ge=0, le=1, description="From this distance on drift is strong.")
     strong_share: float = Field(
         0.15, ge=0, le=1, description="From this change of one digit's share on drift is strong."
@@ -111,18 +103,18 @@ def detect(reference: Reference, window: Window, policy: DriftPolicy | None = No
 
 def tables(reference: Reference, window: Window) -> tuple[Columns, Columns]:
     """The columns of the reference and of the window: same names, one value per image."""
-    pca = image_statistics.principal_axes(reference.images)
-    expected, current = (table(one.images, one.probabilities, pca) for one in (reference, window))
+    project = image_statistics.principal_axes(reference.images)
+    expected, current = (table(one.images, one.probabilities, project) for one in (reference, window))
     return expected, current
 
 
-def table(images: Images, probabilities: NDArray[np.float32], pca: "PCA") -> Columns:
+def table(images: Images, probabilities: NDArray[np.float32], project: Callable[[Images], Columns]) -> Columns:
     """The columns of some images and of the model's probabilities for them."""
     predicted = {
         CONFIDENCE: probabilities.max(axis=1).astype(np.float64),
         DIGIT: probabilities.argmax(axis=1).astype(np.float64),
     }
-    return {**image_statistics.measure(images), **image_statistics.project(pca, images), **predicted}
+    return {**image_statistics.measure(images), **project(images), **predicted}
 
 
 def score(name: str, reference: Values, current: Values) -> float:
@@ -233,7 +225,5 @@ def _message(columns: tuple[Column, ...], explanations: tuple[Explanation, ...],
 
 
 def _not_enough(reference: Reference, window: Window, policy: DriftPolicy) -> str:
-    return (
-        f"Not enough data: {len(window)} predictions and {len(reference)} reference images; "
-        f"at least {policy.minimum_count} of each are needed."
-    )
+    found = f"{len(window)} predictions and {len(reference)} reference images"
+    return f"Not enough data: {found}; at least {policy.minimum_count} of each are needed."

@@ -55,7 +55,7 @@ def _table(images: Images) -> NDArray[np.float64]:
 def render(reference: Images, current: Images, digits: Sequence[int]) -> bytes:
     """All of it as a PNG; `digits` are those predicted for the current images."""
     change = drift_map(reference, current)
-    scale = f"ink gained (red), lost (blue), up to {np.abs(change).max():.0f} levels"
+    scale = f"ink gained (red), lost (blue), at most {np.abs(change).max():.0f} grey levels"
     large = {
         "mean of the reference": _grey(mean(reference)),
         "mean of the window": _grey(mean(current)),

@@ -2,15 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digits.images import SIZE, Images
-
-if TYPE_CHECKING:  # scikit-learn takes a second to import
-    from sklearn.decomposition import PCA
 
 Values = NDArray[np.float64]  # (n,), one finite number per image
 Columns = dict[str, Values]
@@ -146,17 +143,17 @@ def distance(reference: Values, current: Values, weights: Values | None = None) 
     return float(np.abs(expected - np.searchsorted(second, values, "right") / len(second)).max())
 
 
-def principal_axes(images: Images, axes: int = 6) -> "PCA":
-    """The principal components of these images' pixels: the directions in which digits differ most."""
-    from sklearn.decomposition import PCA
+def principal_axes(images: Images, axes: int = 6) -> Callable[[Images], Columns]:
+    """The projection onto the principal components of these images' pixels, in grey levels: `axis_1` to `axis_k`."""
+    from sklearn.decomposition import PCA  # 1 s
 
-    return PCA(axes, svd_solver="covariance_eigh").fit(_flat(images))
+    pca = PCA(axes, svd_solver="covariance_eigh").fit(_flat(images))
 
+    def project(images: Images) -> Columns:
+        table = pca.transform(_flat(images)).astype(np.float64)
+        return {f"axis_{i}": np.ascontiguousarray(values) for i, values in enumerate(table.T, start=1)}
 
-def project(pca: "PCA", images: Images) -> Columns:
-    """The position of each image along the axes, in grey levels: `axis_1` to `axis_k`."""
-    table = pca.transform(_flat(images)).astype(np.float64)
-    return {f"axis_{i}": np.ascontiguousarray(values) for i, values in enumerate(table.T, start=1)}
+    return project
 
 
 def _flat(images: Images) -> Floats:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from digits.files import replacing, write_atomically
 from digits.intervals import Proportion
 from digits.reference import Reference
 from digits.storage.predictions import Window
-from monitoring import _evidently, accuracy, drift, drift_images
+from monitoring import _evidently, accuracy, drift, drift_images, image_statistics
 from monitoring.image_statistics import STATISTICS, Columns
 
 PROJECT = "digits"  # in the Evidently workspace
@@ -109,11 +110,13 @@ def write(
     if not verdict.drift.columns:
         return ReportFiles(path)
     write_atomically(images, drift_images.render(reference.images, window.images, window.digits.tolist()))
+    if marker.exists():
+        _delete_runs({marker.read_text()}, workspace)
     with _quiet():
         snapshot = _run(reference, window, verdict)
         with replacing(html) as part:
             snapshot.save_html(str(part))
-        run = _add_run(workspace, snapshot, marker.read_text() if marker.exists() else None)
+        run = _add_run(workspace, snapshot)
     write_atomically(marker, run.encode())
     return ReportFiles(path, html, images, run)
 
@@ -233,39 +236,28 @@ def _metrics(verdict: MonitoringVerdict) -> list[Any]:
     """
     from evidently.metrics import DriftedColumnsCount, MeanValue, RowCount, ValueDrift
 
-    _evidently.register_score(
-        _DISTANCE, "Kolmogorov-Smirnov distance", True, lambda *sides: drift.score("numeric", *sides)
-    )
-    _evidently.register_score(
-        _SHARE_CHANGE, "largest change of one digit's share", False, lambda *sides: drift.score(drift.DIGIT, *sides)
-    )
+    change = partial(drift.score, drift.DIGIT)
+    _evidently.register_score(_DISTANCE, "Kolmogorov-Smirnov distance", True, image_statistics.distance)
+    _evidently.register_score(_SHARE_CHANGE, "largest change of one digit's share", False, change)
     columns = verdict.drift.columns
     methods = {column.name: _SHARE_CHANGE if column.name == drift.DIGIT else _DISTANCE for column in columns}
     limits = {column.name: column.threshold for column in columns}
-    count = DriftedColumnsCount(
-        columns=list(methods),
-        per_column_method=methods,
-        per_column_threshold=limits,
-        drift_share=0.5 / len(methods),
-    )
+    parameters = {"columns": list(methods), "per_column_method": methods, "per_column_threshold": limits}
+    count = DriftedColumnsCount(**parameters, drift_share=0.5 / len(methods))
     known = [_CORRECT] * (verdict.accuracy.labelled is not None) + [_AUDITED] * (verdict.accuracy.audited is not None)
     means = [MeanValue(column=name, tests=[]) for name in [*known, _DRIFTED, drift.CONFIDENCE, *STATISTICS]]
     drifts = [ValueDrift(column=name, method=methods[name], threshold=limits[name]) for name in methods]
     return [count, RowCount(tests=[]), *drifts, *means]
 
 
-def _add_run(workspace: Path, snapshot: Any, replaced: str | None) -> str:
-    """Add the run to the workspace in place of the one it replaces; returns its id."""
+def _add_run(workspace: Path, snapshot: Any) -> str:
+    """Add the run to the workspace and to its dashboard the panels that it lacks; returns the run's id."""
     from evidently.ui.workspace import Workspace  # another second
 
     opened = Workspace.create(str(workspace))
     found = opened.search_project(PROJECT)
-    project = (
-        found[0] if found else opened.create_project(PROJECT, "Handwritten digits in production against the reference")
-    )
+    project = found[0] if found else opened.create_project(PROJECT, "Digits in production against the reference")
     opened.save_dashboard(project.id, _with_panels(project.dashboard.model()))
-    if replaced and replaced in {str(run) for run in opened.list_runs(project.id)}:
-        opened.delete_run(project.id, replaced)
     return str(opened.add_run(project.id, snapshot, include_data=False).id)
 
 

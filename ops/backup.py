@@ -11,14 +11,13 @@ import sqlite3
 import subprocess
 import tarfile
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from digits.files import replacing
+from digits.files import replacing, write_atomically
 from digits.settings import Settings
 from ops import processes
 
@@ -39,24 +38,12 @@ class InvalidBackup(ValueError):
     """The backup is damaged or incomplete."""
 
 
-@dataclass(frozen=True)
-class Backup:
-    """What was backed up or restored, and what other servers keep."""
-
-    files: int
-    bytes: int
-    without: list[str]
-
-    def __str__(self) -> str:
-        return f"{self.files} files, {self.bytes / 1e6:,.1f} MB" + "".join(f"; {reason}" for reason in self.without)
-
-
-def back_up(settings: Settings, target: Path) -> Backup:
+def back_up(settings: Settings, target: Path) -> str:
     """Copy databases, artifacts, data sets and champions to a folder, or into one file if the name ends in .tar.
 
     What refers to something is copied before it: predictions move from the spool into the database, which names versions of
     MLflow, which name artifacts and data sets, and these never change. So all that a copy refers to is in a later copy.
-    Raises ValueError when the target exists or there is nothing to copy.
+    Returns a summary. Raises ValueError when the target exists or there is nothing to copy.
     """
     target = target.expanduser().absolute()
     if target.exists():
@@ -87,8 +74,8 @@ def back_up(settings: Settings, target: Path) -> Backup:
     return _summary(settings, files)
 
 
-def restore(settings: Settings, source: Path) -> Backup:
-    """Restore a backup into an empty DIGITS_HOME, after comparing every file with the manifest.
+def restore(settings: Settings, source: Path) -> str:
+    """Restore a backup into an empty DIGITS_HOME, after comparing every file with the manifest; returns a summary.
 
     Raises InvalidBackup when the backup is damaged or incomplete, ValueError when something exists that it would replace;
     then nothing has changed.
@@ -120,14 +107,15 @@ def restore(settings: Settings, source: Path) -> Backup:
     return _summary(settings, files)
 
 
-def _summary(settings: Settings, files: Files) -> Backup:
-    """The size of a backup, and what other servers keep."""
+def _summary(settings: Settings, files: Files) -> str:
+    """The size of a backup, and what it does not contain because other servers keep it."""
     servers = (("MLflow", settings.mlflow_public_url, "mlflow"), ("Prefect", settings.prefect_api_url, "prefect"))
     local = {process.name for process in processes.processes(settings)}
     without = [f"without what {name} keeps at {url}" for name, url, process in servers if process not in local]
     if settings.datasets_url:
         without.append(f"without the data sets in {settings.datasets_url}")
-    return Backup(len(files), sum(file["bytes"] for file in files.values()), without)
+    size = sum(file["bytes"] for file in files.values())
+    return "; ".join([f"{len(files)} files, {size / 1e6:,.1f} MB", *without])
 
 
 def _copy_sqlite(source: Path, target: Path) -> None:
@@ -210,23 +198,17 @@ def _describe(folder: Path) -> Files:
     """Size and checksum of every file by its path; flushes all files to the disk."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _flush(path)
         with path.open("rb") as file:
+            os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
     return files
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _write_manifest(folder: Path, files: Files) -> None:
     """Write the list of all files, with a checksum of the list itself."""
     content = {"format": FORMAT, "taken_at": datetime.now(UTC).isoformat(), "files": files}
-    (folder / MANIFEST).write_text(json.dumps({**content, "sha256": _digest(content)}, indent=1))
-    _flush(folder / MANIFEST)
+    write_atomically(folder / MANIFEST, json.dumps({**content, "sha256": _digest(content)}, indent=1).encode())
 
 
 def _digest(content: dict[str, Any]) -> str:

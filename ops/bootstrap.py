@@ -120,9 +120,8 @@ def print_status(settings: Settings) -> bool:
     for process in processes.processes(settings):
         healthy = processes.is_healthy(settings, process)
         all_healthy &= healthy
-        address = processes.address(settings, process) if process.port else ""
         state = Text("up", "green") if healthy else Text(states.get(process.name, "down").lower(), "red")
-        rows.append((process.description, address, state))
+        rows.append((process.description, process.url, state))
     print_table((), [*rows, ("serving version", *_serving_version(settings))])
     return all_healthy
 

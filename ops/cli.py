@@ -6,12 +6,10 @@ import logging
 import os
 import sys
 import traceback
-from json import JSONDecodeError
 from pathlib import Path
 
 import typer
 from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
 from digits.settings import load_settings
 from ops.commands import answers, keys, local_platform, monitoring, training, versions
@@ -62,9 +60,6 @@ def _sentence(error: Exception) -> str:
         return _validation_sentence(error)
     if isinstance(error, OSError) and error.errno is not None:
         return _os_error_sentence(error)
-    if isinstance(error, SettingsError) and isinstance(error.__cause__, JSONDecodeError):
-        name = str(error).split('"')[1].upper()
-        return f"DIGITS_{name}: expected JSON, got {error.__cause__.doc!r} ({error.__cause__})"
     message = str(error) or type(error).__name__
     if isinstance(error, (ValueError, LookupError, RuntimeError, OSError)):
         return message

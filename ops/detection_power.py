@@ -11,7 +11,8 @@ from digits.images import Split
 from digits.reference import Reference
 from digits.settings import Settings
 from digits.storage import database, predictions
-from flows.monitor import MAX_ANSWERS, begin
+from flows.monitor import MAX_ANSWERS
+from monitoring.windows import begin
 
 if TYPE_CHECKING:  # SciPy and ONNX Runtime
     from monitoring.detection_power import DetectionRate

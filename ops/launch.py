@@ -23,13 +23,10 @@ def main() -> None:
 
 def find_processes(supervisor: str, name: str | None = None) -> list[psutil.Process]:
     """The other processes that the Supervisor with this URL started, all or those of one server."""
-    found = []
-    for process in psutil.process_iter(["environ"]):
-        # None for a process of another user.
-        environment = process.info["environ"] or {}
-        if environment.get(SUPERVISOR) == supervisor and name in (None, environment.get(NAME)):
-            found.append(process)
-    return [process for process in found if process.pid != os.getpid()]
+    others = (process for process in psutil.process_iter(["environ"]) if process.pid != os.getpid())
+    # The environment of another user's process is None.
+    found = [(process, process.info["environ"] or {}) for process in others]
+    return [p for p, environ in found if environ.get(SUPERVISOR) == supervisor and name in (None, environ.get(NAME))]
 
 
 def end(processes: list[psutil.Process]) -> None:

@@ -63,8 +63,9 @@ class Process:
     priority: int
     host: str = "127.0.0.1"
     port: int | None = None
-    # A path that answers 200 once the server is up.
-    health: str | None = None
+    # Where this machine reaches the server, and the path that answers 200 once it is up.
+    url: str = ""
+    health: str = ""
 
     @property
     def port_setting(self) -> str:
@@ -75,19 +76,18 @@ class AlreadyRunning(RuntimeError):
     """A platform runs on this `DIGITS_HOME`."""
 
 
-class PortTaken(OSError):
-    """Another process listens on a port that the platform needs."""
-
-
 def processes(settings: Settings) -> list[Process]:
     """The processes that `digits up` starts: MLflow and Prefect only if the settings do not name servers elsewhere."""
-    python, private = [sys.executable, "-m"], settings.private_host
+    python = [sys.executable, "-m"]
     evidently = str(Path(sys.executable).with_name("evidently"))
 
-    def server(name: str, description: str, command: list[str], priority: int, health: str, host: str) -> Process:
+    def server(name: str, description: str, command: list[str], priority: int, health: str) -> Process:
         port: int = getattr(settings, f"{name}_port")
+        is_service = name == "service"
+        host = settings.host if is_service else settings.private_host
+        url = settings.service_url if is_service else f"http://{settings.local_host}:{port}"
         command = [*command, "--host", host, "--port", str(port)]
-        return Process(name, description, command, priority, host, port, health)
+        return Process(name, description, command, priority, host, port, url, health)
 
     mlflow = [*python, "mlflow", "server", "--workers", "1"]
     prefect = [*python, "prefect", "server", "start"]
@@ -95,10 +95,10 @@ def processes(settings: Settings) -> list[Process]:
     reports = [evidently, "ui", "--workspace", str(settings.workspace)]
     flows = [*python, "flows.deployments"]
     started = [
-        server("mlflow", "MLflow: runs and versions", mlflow, 1, "/health", private),
-        server("prefect", "Prefect: flows and schedules", prefect, 1, "/api/health", private),
-        server("service", "endpoint and drawing page", service, 2, "/livez", settings.host),
-        server("reports", "Evidently: drift reports", reports, 2, "/", private),
+        server("mlflow", "MLflow: runs and versions", mlflow, 1, "/health"),
+        server("prefect", "Prefect: flows and schedules", prefect, 1, "/api/health"),
+        server("service", "endpoint and drawing page", service, 2, "/livez"),
+        server("reports", "Evidently: drift reports", reports, 2, "/"),
         Process("flows", "scheduled flows", flows, 3),
     ]
     urls = {"mlflow": settings.mlflow_tracking_uri, "prefect": settings.prefect_api_url}
@@ -130,7 +130,7 @@ def environment(settings: Settings) -> dict[str, str]:
 def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     """Start the platform's processes and give Supervisor's; stop all of them at the end.
 
-    Raises AlreadyRunning, PortTaken, ValueError for a path that Supervisor cannot read, OSError for a full disk.
+    Raises AlreadyRunning, ValueError for a path that Supervisor cannot read, OSError for a full disk or a port in use.
     """
     if any(character in str(settings.home) for character in "%;#"):
         raise ValueError(f"DIGITS_HOME is {str(settings.home)!r}; choose a path without %, ; and # for Supervisor")
@@ -140,7 +140,12 @@ def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     wanted = processes(settings)
     _check_ports(wanted)
     configuration = _configure(settings, wanted)
-    _check_disk(settings.home)
+    free = shutil.disk_usage(settings.home).free
+    if free < MIN_FREE_BYTES:
+        raise OSError(
+            f"{settings.home} has {free / 1e6:.0f} MB free, and the platform needs {MIN_FREE_BYTES / 1e6:.0f} MB to start; "
+            "make room there, or set DIGITS_HOME to a folder on another disk"
+        )
     # In a session of its own, Supervisor does not get Ctrl-C: this process stops it, which stops the others in order.
     with log_path(settings, "supervisor").open("ab") as output:
         supervisor = subprocess.Popen(
@@ -184,17 +189,12 @@ def wait_healthy(settings: Settings, on_healthy: Callable[[Process, float], None
         time.sleep(0.2)
 
 
-def address(settings: Settings, process: Process) -> str:
-    """The URL at which this machine reaches the process."""
-    return settings.service_url if process.name == "service" else f"http://{settings.local_host}:{process.port}"
-
-
 def is_healthy(settings: Settings, process: Process) -> bool:
     """Whether a server answers its health check; for the flows, which have no port, whether they poll Prefect."""
     if process.port is None:
         return _is_polling(settings, process.name)
     try:
-        return httpx.get(f"{address(settings, process)}{process.health}", timeout=10).status_code == httpx.codes.OK
+        return httpx.get(f"{process.url}{process.health}", timeout=10).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
 
@@ -281,20 +281,11 @@ def interrupt_on_signals() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def _check_disk(home: Path) -> None:
-    free = shutil.disk_usage(home).free
-    if free < MIN_FREE_BYTES:
-        raise OSError(
-            f"{home} has {free / 1e6:.0f} MB free, and the platform needs {MIN_FREE_BYTES / 1e6:.0f} MB to start; "
-            "make room there, or set DIGITS_HOME to a folder on another disk"
-        )
-
-
 def _check_ports(wanted: list[Process]) -> None:
     servers = [process for process in wanted if process.port]
     for one, other in combinations(servers, 2):
         if one.port == other.port:
-            raise PortTaken(f"{one.port_setting} and {other.port_setting} are both {one.port}; change one of them")
+            raise OSError(f"{one.port_setting} and {other.port_setting} are both {one.port}; change one of them")
     for process in servers:
         try:
             family, *_, address = socket.getaddrinfo(process.host, process.port, type=socket.SOCK_STREAM)[0]
@@ -305,7 +296,7 @@ def _check_ports(wanted: list[Process]) -> None:
             if error.errno != errno.EADDRINUSE:
                 place = f"{process.host}:{process.port}"
                 raise OSError(f"cannot listen on {place} ({error.strerror}); set DIGITS_HOST") from error
-            raise PortTaken(
+            raise OSError(
                 f"port {process.port} for {process.name} is in use; "
                 f"stop the process that listens on it or set {process.port_setting}"
             ) from error

@@ -1,1 +1,1 @@
-"""How strangers ask: the HTTP service and the page to draw on."""
+"""The HTTP API and the drawing page: the BentoML service, its prediction log and write-ahead log, and the served version."""

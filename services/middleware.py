@@ -5,7 +5,7 @@ import logging
 import time
 from contextlib import suppress
 
-import bentoml
+from bentoml import get_current_service
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -35,7 +35,7 @@ class RequestMiddleware:
             # closed before it is accepted: 403
             await send({"type": "websocket.close"})
         elif scope["type"] == "http":
-            await self._answer(bentoml.get_current_service().context, scope, receive, send)
+            await self._answer(get_current_service().context, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

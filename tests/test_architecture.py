@@ -36,10 +36,8 @@ HOMES = {
     "boto3": "digits/data/bucket.py",
     "cv2": "digits/data/rectification.py",
     "pydantic_settings": "digits/settings.py",
-    "optuna": "models",
     "dask": "flows",
     "distributed": "flows",
-    "prefect_dask": "flows",
 }
 # What the serving image has; `digits` imports the others where they are used, and the service never gets there.
 LIGHT = {"numpy", "PIL", "cv2", "pydantic", "pydantic_settings", "sqlalchemy", "alembic", "httpx", "orjson"}

@@ -214,7 +214,7 @@ def test_the_methods_can_be_called_directly_and_by_a_service_that_depends_on_it(
         "bulk": digits,
         "feedback": {"digit": 3, "source": "api"},
         "version": "1",
-        "refused": "images has 1 rows; expected 28 rows of 28 numbers",
+        "refused": "images has 1 rows; expected 28 rows of 28 whole numbers from 0 to 255",
     }
 
 

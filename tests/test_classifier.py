@@ -1,4 +1,4 @@
-"""The service as strangers meet it: a real process over HTTP, before a champion, with one, swapped, misused and ended."""
+"""The service over HTTP, as a process of its own: before a champion, with one, during a swap, with bad input, and at its end."""
 
 import io
 import json

@@ -228,7 +228,9 @@ def test_down_and_up_keeps_everything(stack: Stack) -> None:
     logged = f"{stack.service}/predictions/{before['id']}"
     stack.wait_for(lambda: get(logged).status_code == 200, 60)  # the service may be ready before its database is
     assert get(logged).json()["digit"] == before["digit"]
-    stack.wait_for(lambda: "Exited (0)" in stack.run("ps", "-a", "--filter", f"name={stack.container('bootstrap')}"), 180)
+    stack.wait_for(
+        lambda: "Exited (0)" in stack.run("ps", "-a", "--filter", f"name={stack.container('bootstrap')}"), 180
+    )
     stack.wait_for(lambda: stack.api.get("/health").json())
     assert [(run["id"], run["state_type"]) for run in stack.retrainings()] == retrainings
     assert stack.execute("flows", "python", "-m", "ops", "ledger") == ledger

@@ -176,6 +176,26 @@ def left(service: Service) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in counts)
 
 
+@slow
+def test_a_head_of_a_megabyte_is_refused(tight: Service) -> None:
+    url = tight.client.base_url
+    with socket.create_connection((url.host, url.port or 80), timeout=60) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: " + b"x" * 1_000_000)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 431")
+
+
+@slow
+def test_clients_that_never_read_hold_nobody_up(tight: Service, sample: Reference) -> None:
+    url = tight.client.base_url
+    connections = [socket.create_connection((url.host, url.port or 80), timeout=60) for _ in range(3 * AT_ONCE)]
+    for connection in connections:
+        connection.sendall(b"GET /static_content/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+    body = {"images": sample.images[0].tolist()}
+    tight.wait_for(lambda: tight.client.post("/classify", json=body).status_code == 200, seconds=30)
+    for connection in connections:
+        connection.close()
+
+
 # The log
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Runs, find_free_port, run_mlflow
+from conftest import Runs, find_free_port, running_mlflow
 from matplotlib.figure import Figure
 
 from digits.data import sources
@@ -28,7 +28,8 @@ def test_recording_survives_a_restart_of_mlflow(trained_runs: Runs, tmp_path: Pa
     files = {name: reader.download(trained_runs.first, name) for name in model.card["files"]}
     home, port = tmp_path / "mlflow", find_free_port()
     home.mkdir()
-    with run_mlflow(home, port) as uri:
+    uri = f"http://127.0.0.1:{port}"
+    with running_mlflow(home, port):
         writer = RegistryWriter(uri)
         run = writer.run(SIGMOID, dataset.fingerprint, dataset, {})
         run_id = run.__enter__()
@@ -47,7 +48,7 @@ def test_recording_survives_a_restart_of_mlflow(trained_runs: Runs, tmp_path: Pa
     for call in calls:
         with pytest.raises(RegistryUnreachable, match=f"MLflow does not answer at http://127.0.0.1:{port}; start"):
             call()
-    with run_mlflow(home, port), ThreadPoolExecutor(1) as another_thread:
+    with running_mlflow(home, port), ThreadPoolExecutor(1) as another_thread:
         for call in (*calls, *calls):
             another_thread.submit(call).result()
         run.__exit__(None, None, None)
@@ -68,7 +69,9 @@ def test_a_failed_training_raises_its_own_error_when_mlflow_is_stopped(
 ) -> None:
     dataset = sources.read("bundled", mnist=None, cache=tmp_path)
     with ExitStack() as stopping:
-        writer = RegistryWriter(stopping.enter_context(run_mlflow(tmp_path, find_free_port())))
+        port = find_free_port()
+        stopping.enter_context(running_mlflow(tmp_path, port))
+        writer = RegistryWriter(f"http://127.0.0.1:{port}")
         with pytest.raises(ZeroDivisionError), writer.run(SIGMOID, dataset.fingerprint, dataset, {}):
             stopping.close()
             1 / 0  # noqa: B018

@@ -131,7 +131,11 @@ def test_a_corrected_label_replaces_the_one_that_was_trained_on(settings: Settin
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("gate", {"minimum_gian": 0.1}, r"DIGITS_GATE: minimum_gian is 0\.1 .*it takes significance, minimum_gain"),
+        (
+            "gate",
+            {"minimum_gian": 0.1},
+            r"DIGITS_GATE: minimum_gian is 0\.1 .*it takes significance, min_error_reduction",
+        ),
         ("feedback", {"hold_out": 2}, r"DIGITS_FEEDBACK: hold_out is 2 .*less than 1"),
     ],
 )

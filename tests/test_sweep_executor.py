@@ -15,7 +15,8 @@ from digits.data.datasets import Dataset
 from flows import sweep, sweep_executor
 from flows.connections import Platform
 from flows.sweep_executor import MAX_FAILURES, SweepExecutor, SweepPlan
-from models import registry, search
+from models import registry as registries
+from models import search
 from models.recipes import COMPACT
 from models.training import Recipe
 
@@ -113,7 +114,7 @@ def executor(
     client: Client, study: Study, stored: tuple[Path, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> SweepExecutor:
     monkeypatch.setenv("DIGITS_HOME", str(stored[0].parent))
-    monkeypatch.setattr(registry, "RegistryWriter", Runs)
+    monkeypatch.setattr(registries, "RegistryWriter", Runs)
     plan = SweepPlan(epochs=EPOCHS, minutes=1)
     return SweepExecutor(Platform(), plan, study, stored[1].fingerprint, "parent", client)
 

@@ -98,11 +98,11 @@ def test_every_command_of_the_tutorial_does_what_the_page_says(terminal: Termina
         assert "docs/seven.png: 7 (" in terminal.run(status)
 
         printed = terminal.run(plain)
-        assert "No drift" in printed and "As expected" in printed
+        assert "No drift" in printed and "Accuracy is as expected" in printed
         assert right(printed) > 90
 
         printed = terminal.run(drift)
-        assert "shifted 4" in printed.lower() and "Worse" in printed
+        assert "shifted 4" in printed.lower() and "Accuracy is worse than expected" in printed
         before = right(printed)
         wait(terminal.retrained_by_event)
 

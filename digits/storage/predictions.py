@@ -242,7 +242,7 @@ def stack(rows: Sequence[Any], column: str, dtype: type[Any], length: int) -> ND
     contents = [getattr(row, column) for row in rows]
     for row, content in zip(rows, contents, strict=True):
         if len(content) != size:
-            raise ValueError(f"prediction {row.id} holds {len(content)} bytes of {column}; expected {size}")
+            raise ValueError(f"prediction {row[0]} holds {len(content)} bytes of {column}; expected {size}")
     return np.frombuffer(b"".join(contents), dtype).reshape(len(rows), length)
 
 

@@ -12,9 +12,7 @@ from ops.commands.options import CurrentSource, Seed
 
 def predict(
     files: list[Path],
-    direct: Annotated[
-        bool, typer.Option("--direct", help="Load the champion instead of calling the endpoint.")
-    ] = False,
+    direct: Annotated[bool, typer.Option("--direct", help="Load the champion, without the endpoint.")] = False,
 ) -> None:
     """Classify image files."""
     classify = (_champion if direct else _endpoint)(load_settings())

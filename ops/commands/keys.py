@@ -8,9 +8,7 @@ from ops.tables import format_time, print_table
 
 app = typer.Typer(help="Manage the API keys of the service.", no_args_is_help=True)
 
-Name = Annotated[
-    str, typer.Argument(help="Name of the client. Feedback is recorded under it; `audit` is the auditors' name.")
-]
+Name = Annotated[str, typer.Argument(help="Client name, recorded with its feedback; `audit` for auditors.")]
 Roles = Annotated[list[str], typer.Option("--role", help="predict, feedback or admin; may be repeated.")]
 
 
@@ -18,9 +16,7 @@ Roles = Annotated[list[str], typer.Option("--role", help="predict, feedback or a
 def create(
     name: Name,
     role: Roles,
-    rate: Annotated[
-        int | None, typer.Option(min=1, help="Requests per minute.", show_default="DIGITS_RATE_PER_MINUTE")
-    ] = None,
+    rate: Annotated[int | None, typer.Option(min=1, help="Requests per minute, if not the setting's.")] = None,
 ) -> None:
     """Create a key and print it once; only its hash is stored."""
     from digits.storage import api_keys

@@ -13,13 +13,10 @@ from ops.tables import print_table
 def monitor(
     since: Since = "24h",
     begin: Annotated[
-        str | None,
-        typer.Option("--from", help="Report past windows again from this day (UTC), each as long as --since."),
+        str | None, typer.Option("--from", help="First day (UTC) of past windows to report again.")
     ] = None,
     end: Annotated[str | None, typer.Option("--to", help="Last day (UTC) of the past windows.")] = None,
-    power: Annotated[
-        bool, typer.Option("--power", help="Report which changes the drift test detects at the window's size.")
-    ] = False,
+    power: Annotated[bool, typer.Option("--power", help="Report which changes the drift test detects.")] = False,
 ) -> None:
     """Report drift and accuracy of recent predictions compared with the champion's reference sample."""
     from ops.flow_runs import flows_in_this_process
@@ -44,16 +41,14 @@ def audit(
     folder: Annotated[Path | None, typer.Argument(show_default="`audit` in DIGITS_HOME")] = None,
     since: Since = "7d",
     n: Annotated[int, typer.Option("-n", min=1, help="Maximum number of unlabelled images in FOLDER.")] = 200,
-    quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Include predictions whose feedback is quarantined, to decide on it.")
-    ] = False,
+    quarantine: Annotated[bool, typer.Option("--quarantine", help="Include quarantined feedback.")] = False,
 ) -> None:
     """Write images of the audit sample into FOLDER; images moved into its sub-folders 0 to 9 are labelled by the next call."""
     from datetime import UTC, datetime
 
     from digits.storage import feedback
     from flows.connections import Platform
-    from flows.monitor import begin
+    from monitoring.windows import begin
     from ops import audit
 
     platform = Platform()

@@ -56,9 +56,7 @@ def sweep(
     data: Source = "mnist",
     minutes: Annotated[float, typer.Option(min=0, help="Time for the trials; the best recipe is trained after.")] = 10,
     epochs: Annotated[int, typer.Option(min=1, help="Maximum epochs of a trial.")] = 20,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Number of parallel trials.", show_default="what fits the machine")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Parallel trials; by default what fits.")] = None,
 ) -> None:
     """Search for a good recipe within a time budget, in parallel, and register the best one as challenger; Ctrl-C keeps finished trials."""
     from ops.flow_runs import flows_in_this_process

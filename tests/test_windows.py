@@ -1,15 +1,14 @@
-"""Past windows: cut as asked, each judged by the version that answered in it, and the same again when done again."""
+"""Windows of time are read from text and split into equal parts."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from flows.backfill import windows
-from flows.monitor import begin, moment
+from monitoring.windows import begin, moment, split
 
 
 def test_days_are_cut_into_windows_and_the_last_one_is_what_remains() -> None:
-    found = list(windows("2026-01-05", "2026-01-07T06:00", "24h"))
+    found = list(split("2026-01-05", "2026-01-07T06:00", "24h"))
     assert [start.isoformat() for start, _ in found] == [f"2026-01-0{day}T00:00:00+00:00" for day in (5, 6, 7)]
     assert [(end - start) / timedelta(hours=1) for start, end in found] == [24, 24, 6]
 
@@ -39,4 +38,4 @@ def test_a_window_begins_so_long_ago_or_at_a_moment() -> None:
 )
 def test_what_cannot_be_cut_is_refused_with_the_words_given(begin: str, end: str, every: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        list(windows(begin, end, every))
+        list(split(begin, end, every))

@@ -1,0 +1,48 @@
+"""Windows of time as people write them: `24h`, `2026-01-05` or `2026-01-05T08:00`, in UTC."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+MAX_WINDOWS = 2_000
+
+Window = tuple[datetime, datetime]
+
+
+def begin(since: str, until: datetime) -> datetime:
+    """When a window of `24h`, or one since `2026-01-05T08:00`, begins; raises ValueError."""
+    return until - duration(since) if re.fullmatch(r"\d+\w", since) else moment(since)
+
+
+def moment(text: str) -> datetime:
+    """The time that `2026-01-05` or `2026-01-05T08:00` stands for, UTC unless it says otherwise; raises ValueError."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(
+            f"cannot read {text!r} as a day or moment; write it like 24h, 2026-01-05 or 2026-01-05T08:00"
+        ) from error
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def duration(text: str) -> timedelta:
+    """The time that `30m`, `24h` or `7d` stands for; raises ValueError."""
+    match = re.fullmatch(r"(\d{1,5})([mhd])", text)
+    if not match or not int(match[1]):
+        raise ValueError(f"cannot read {text!r} as a time; write it like 30m, 24h or 7d")
+    return timedelta(**{UNITS[match[2]]: int(match[1])})
+
+
+def split(begin: str, end: str, every: str) -> Iterator[Window]:
+    """Windows from `begin` to `end`, the last one shorter where the length does not divide; raises ValueError."""
+    start, stop, step = moment(begin), moment(end), duration(every)
+    if start >= stop:
+        raise ValueError(f"{begin} is not before {end}; nothing lies between them")
+    if (stop - start) / step > MAX_WINDOWS:
+        raise ValueError(
+            f"from {begin} to {end} there are more than {MAX_WINDOWS:,} windows of {every}; take longer ones"
+        )
+    while start < stop:
+        yield start, min(start + step, stop)
+        start += step
