@@ -38,7 +38,6 @@ HOMES = {
     "pydantic_settings": "digits/settings.py",
     "dask": "flows",
     "distributed": "flows",
-    "prefect_dask": "flows",
 }
 # What the serving image has; `digits` imports the others where they are used, and the service never gets there.
 LIGHT = {"numpy", "PIL", "cv2", "pydantic", "pydantic_settings", "sqlalchemy", "alembic", "httpx", "orjson"}
