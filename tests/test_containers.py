@@ -135,7 +135,8 @@ def stack(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sta
 
 def test_the_serving_image_is_small_and_holds_what_serving_needs(stack: Stack) -> None:
     image = IMAGES["DIGITS_SERVING_IMAGE"]
-    assert int(stack.run("image", "inspect", "--format", "{{.Size}}", image)) < 600_000_000
+    # 690 MB, of which OpenCV takes 120 MB
+    assert int(stack.run("image", "inspect", "--format", "{{.Size}}", image)) < 720_000_000
     ask = (
         "import importlib.metadata as m, json, os; "
         "print(json.dumps([os.getuid(), sorted({d.name.lower() for d in m.distributions()}), os.listdir('/app')]))"
