@@ -14,6 +14,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
+from digits.errors import first_line
+
 log = logging.getLogger("digits.storage.database")
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -80,12 +82,6 @@ def make_engine(url: str, busy_seconds: float = 30) -> Engine:
     options = {**POSTGRESQL_OPTIONS, "options": f"-c lock_timeout={round(busy_seconds * 1000)}"}
     missing = {name: value for name, value in options.items() if name not in parsed.query}
     return create_engine(parsed, pool_pre_ping=True, connect_args=missing)
-
-
-def first_line(error: Exception) -> str:
-    """The driver's message, without the statement and what SQLAlchemy adds."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
 
 
 def checked(url: str) -> URL:
