@@ -60,8 +60,8 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
         ImageOps.exif_transpose(picture, in_place=True)
         return picture
     except UnidentifiedImageError:
-        begin = body.lstrip()[:12]
-        raise ValueError(f"the file begins with {begin!r} and is no PNG, JPEG, WebP or BMP picture; send one") from None
+        found = f"the file begins with {body.lstrip()[:12]!r} and is no picture"
+        raise ValueError(f"{found}; send a PNG, JPEG, WebP or BMP file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"the picture has too many pixels; send one of at most {max_pixels:,}") from None
     except _Refused:
