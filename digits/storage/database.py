@@ -129,10 +129,9 @@ def _revision(connection: Connection) -> str | None:
         return None
     current: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
     if current is not None and current not in _revisions():
-        raise SchemaTooNew(
-            f"the database {connection.engine.url!r} has the schema {current}, and this version of digits knows those up to "
-            f"{_revisions()[-1]}; install a newer version, or set DIGITS_DATABASE_URL to another database"
-        )
+        known = f"this version of digits knows those up to {_revisions()[-1]}"
+        found = f"the database {connection.engine.url!r} has the schema {current}, and {known}"
+        raise SchemaTooNew(f"{found}; install a newer version, or set DIGITS_DATABASE_URL to another database")
     return current
 
 

@@ -202,22 +202,10 @@ def _new() -> Select[Any]:
 
 
 def _record(row: Any, one: Labelled, decision: Decision) -> dict[str, Any]:
-    return {
-        "prediction_id": row.id,
-        "sequence": row.sequence,
-        "digest": one.digest,
-        "image": row.image,
-        "label": one.label,
-        "predicted": one.predicted,
-        "probability": one.probability,
-        "version": row.version,
-        "source": one.source,
-        "audited": one.audited,
-        "predicted_at": row.at,
-        "part": decision.part,
-        "reason": decision.reason,
-        "ingested_at": datetime.now(UTC),
-    }
+    copied = {"prediction_id": row.id, "predicted_at": row.at, "ingested_at": datetime.now(UTC)}
+    copied |= {name: getattr(row, name) for name in ("sequence", "image", "version")}
+    names = ("digest", "label", "predicted", "probability", "source", "audited")
+    return copied | {name: getattr(one, name) for name in names} | vars(decision)
 
 
 def _rows(engine: Engine, chosen: Select[Any]) -> tuple[Sequence[Any], Images]:
