@@ -21,25 +21,22 @@ class Bucket:
         return f"{self.folder} or {self.url}"
 
 
-def _url(url: str) -> str:
-    """The URL of a server without a slash at its end."""
-    if not re.fullmatch(r"https?://[^/\s]+.*", url):
-        raise ValueError(f"expected an address like http://127.0.0.1:5000, got {url!r}")
-    return url.rstrip("/")
+def _url(pattern: str, example: str) -> AfterValidator:
+    """Accepts URLs that match the pattern and removes the slash at their end."""
 
+    def check(url: str) -> str:
+        if not re.fullmatch(pattern, url):
+            raise ValueError(f"expected {example}, got {url!r}")
+        return url.rstrip("/")
 
-def _bucket_url(url: str) -> str:
-    """A bucket with an optional prefix, without a slash at its end."""
-    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/\S*)?", url):
-        raise ValueError(f"expected a bucket like s3://digits/datasets, got {url!r}")
-    return url.rstrip("/")
+    return AfterValidator(check)
 
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Url = Annotated[str, AfterValidator(_url)]
-BucketUrl = Annotated[str, AfterValidator(_bucket_url)]
+Url = Annotated[str, _url(r"https?://[^/\s]+.*", "an address like http://127.0.0.1:5000")]
+BucketUrl = Annotated[str, _url(r"s3://[a-z0-9][a-z0-9.-]+(/\S*)?", "a bucket like s3://digits/datasets")]
 
 
 def without_password(url: str) -> str:
@@ -77,9 +74,7 @@ class Settings(BaseSettings):
     )
 
     home: AbsolutePath = Field(Path("var"), description="Folder of all mutable state; removing it resets the platform.")
-    mnist: AbsolutePath | None = Field(
-        None, description="A local `mnist.npz`, read instead of Keras's cache or a download."
-    )
+    mnist: AbsolutePath | None = Field(None, description="A local `mnist.npz`, read instead of a download.")
     datasets_url: BucketUrl | None = Field(None, description="Bucket that shares the data sets, `s3://bucket/prefix`.")
     inbox: AbsolutePath = Field(
         default_factory=lambda values: values["home"] / "inbox",
@@ -93,16 +88,14 @@ class Settings(BaseSettings):
 
     host: str = Field(
         "127.0.0.1",
-        description="Address that the service binds to; servers without authentication do so only if `DIGITS_AUTH` is off.",
+        description="Address that the service binds to; the other servers use it only if `DIGITS_AUTH` is off.",
     )
     auth: Literal["off", "loopback", "required"] = Field(
         "loopback",
         description="Connections that need an API key: off (none), loopback (all except from 127.0.0.1) or required (all).",
     )
     api_key: str | None = Field(None, repr=False, description="API key that the commands send to the service.")
-    rate_per_minute: int = Field(
-        6_000, ge=1, description="Requests per minute of API keys without a rate of their own."
-    )
+    rate_per_minute: int = Field(6_000, ge=1, description="Requests per minute of API keys without their own rate.")
     cors_origins: list[str] = Field([], description='Origins whose pages may use the service: ["https://example.org"].')
     service_port: Port = Field(3000, description="Port of the HTTP endpoint and the drawing page.")
     mlflow_port: Port = Field(5000, description="Port of the MLflow server.")
@@ -134,21 +127,13 @@ class Settings(BaseSettings):
         {}, repr=False, description='Additional job variables of the deployments, like {"networks": ["digits"]}.'
     )
     recipe: str = Field("compact", description="Recipe of the scheduled retraining.")
-    gate: dict[str, float] = Field(
-        {}, description='Changes to the gate\'s default policy, like {"min_error_reduction": 0.25}.'
-    )
-    feedback: dict[str, float] = Field(
-        {}, description='Changes to the default feedback policy, like {"hold_out": 0.5}.'
-    )
+    gate: dict[str, float] = Field({}, description='Changes to the gate\'s policy, like {"min_error_reduction": 0.25}.')
+    feedback: dict[str, float] = Field({}, description='Changes to the feedback policy, like {"hold_out": 0.5}.')
     retrain_labels: int = Field(200, ge=1, description="Number of new labels that starts a retraining.")
-    retrain_cooldown_hours: float = Field(
-        12.0, ge=0, description="Hours after a retraining before an event starts another."
-    )
+    retrain_cooldown_hours: float = Field(12.0, ge=0, description="Hours from a retraining to the next by an event.")
     alert_url: str | None = Field(None, repr=False, description="Webhook that receives all alerts as JSON.")
     alert_cooldown_hours: float = Field(12.0, ge=0, description="Hours during which the same alert is not sent again.")
-    registry_poll_seconds: float = Field(
-        2.0, gt=0, description="Interval at which the service looks for a new champion."
-    )
+    registry_poll_seconds: float = Field(2.0, gt=0, description="How often the service looks for a new champion.")
 
     service_workers: int = Field(1, ge=1, description="Number of processes that answer requests.")
     body_limit_bytes: int = Field(16_000_000, gt=0, description="Largest request body; larger ones are refused.")

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digits import reference
+from digits.errors import first_line
 from digits.files import replacing, write_atomically
 from digits.images import Images
 from digits.reference import Reference
 from models import onnx_model
 from models.conformal import UNCALIBRATED, ConformalPredictor
-from models.onnx_model import InvalidArtifact, OnnxModel, first_line
+from models.onnx_model import InvalidArtifact, OnnxModel
 from models.registry_reader import NAME, RegistryReader, VersionNotFound
 
 FILES = ("model.onnx", "reference.npz")

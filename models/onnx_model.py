@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from digits.errors import first_line
 from digits.images import SIZE, Images
 
 BATCH_SIZE = 1024  # images per run of the session, so that a large batch does not need gigabytes
@@ -48,8 +49,3 @@ def load(content: bytes) -> OnnxModel:
         described = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
         raise InvalidArtifact(f"model.onnx takes {described}; expected tensor(uint8) of shape (n, 28, 28)")
     return OnnxModel(session, inputs[0].name, session.get_outputs()[0].name)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's message, at most 200 characters."""
-    return str(error).strip().split("\n")[0][:200]

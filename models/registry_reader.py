@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import httpx
 
+from digits.errors import first_line
 from digits.settings import without_password
-from models.onnx_model import InvalidArtifact, first_line
+from models.onnx_model import InvalidArtifact
 
 NAME = "digits"  # of the registered model
 TIMEOUT = httpx.Timeout(10, connect=3)  # seconds
@@ -89,7 +90,7 @@ class RegistryReader:
             response = self._http.get(route, params=parameters)
         except httpx.HTTPError as error:
             raise RegistryUnreachable(
-                f"the registry at {server} does not answer ({first_line(error) or type(error).__name__}); "
+                f"the registry at {server} does not answer ({first_line(error)}); "
                 "start it with `digits up` or set MLFLOW_TRACKING_URI"
             ) from error
         if response.status_code in (401, 403) or response.is_server_error:

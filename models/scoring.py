@@ -91,9 +91,8 @@ class Count:
     def sentence(self) -> str:
         """The count on one line."""
         reasons = f" (reasons in {self.side_file})" if self.rejected else ""
-        return (
-            f"{self.rows:,} rows in = {self.answered:,} answered in {self.target} + {self.rejected:,} rejected{reasons}"
-        )
+        answered = f"{self.answered:,} answered in {self.target}"
+        return f"{self.rows:,} rows in = {answered} + {self.rejected:,} rejected{reasons}"
 
 
 def in_threads(function: Callable[[Given], Result], chunks: Iterable[Given]) -> Iterator[Result]:
@@ -177,7 +176,8 @@ def _parquet_chunks(path: Path) -> Iterator[Chunk]:
 def _pixel_columns(name: str, schema: Any) -> list[str]:
     if "image" in schema.names:
         kind = schema.field("image").type
-        if not (_is_bytes(kind) or (_is_list(kind) and pa.types.is_integer(kind.value_type))):
+        is_list = any(is_(kind) for is_ in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+        if not (_is_bytes(kind) or (is_list and pa.types.is_integer(kind.value_type))):
             raise BadData(f"{name}: the column image holds {kind}, expected {PIXELS} bytes or whole numbers per row")
         return ["image"]
     missing = [pixel for pixel in PIXEL_NAMES if pixel not in schema.names]
@@ -191,10 +191,6 @@ def _pixel_columns(name: str, schema: Any) -> list[str]:
 
 def _is_bytes(kind: Any) -> bool:
     return any(is_(kind) for is_ in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary))
-
-
-def _is_list(kind: Any) -> bool:
-    return any(is_(kind) for is_ in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
 def _read_batch(batch: Any, progress: int) -> Rows:
@@ -239,11 +235,8 @@ def write(predictions: Iterable[Predictions], source: Path, target: Path) -> Cou
     """Write predictions and rejected rows as `score` does, with a progress bar; raises BadData when there are none."""
     side_file = target.with_suffix(".rejected.csv")
     answered = rejected = brightest = 0
-    with (
-        _progress(source) as bar,
-        _prediction_writer(target) as write_answers,
-        _reject_writer(side_file) as write_rejected,
-    ):
+    writers = _prediction_writer(target), _reject_writer(side_file)
+    with _progress(source) as bar, writers[0] as write_answers, writers[1] as write_rejected:
         for chunk in predictions:
             number = answered + rejected + 1
             write_answers(number + chunk.positions, chunk.digits)

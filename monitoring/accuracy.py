@@ -11,13 +11,15 @@ from digits.intervals import Proportion
 from digits.reference import Reference
 from digits.storage.predictions import Window
 
+Verdict = Literal["as expected", "worse", "not enough labels"]
+
 
 class Accuracy(BaseModel):
     """The accuracy of one window."""
 
     model_config = ConfigDict(frozen=True)
 
-    verdict: Literal["as expected", "worse", "not enough labels"]
+    verdict: Verdict
     message: str
     count: int  # predictions
     expected: Proportion  # of the version on its held-out reference
@@ -76,9 +78,7 @@ def _calibrate(reference: Reference, confidence: NDArray[np.float32]) -> NDArray
     return IsotonicRegression(out_of_bounds="clip").fit(reference.probabilities.max(axis=1), right).predict(confidence)
 
 
-def _verdict(
-    expected: Proportion, audited: Proportion | None, minimum_labels: int
-) -> Literal["as expected", "worse", "not enough labels"]:
+def _verdict(expected: Proportion, audited: Proportion | None, minimum_labels: int) -> Verdict:
     if audited is None or audited.count < minimum_labels:
         return "not enough labels"
     margin = np.sqrt((audited.high - audited.value) ** 2 + (expected.value - expected.low) ** 2)

@@ -79,11 +79,7 @@ class _State:
 
 
 def explain(
-    reference: Images,
-    current: Images,
-    reference_digits: Values,
-    current_digits: Values,
-    only_label_shift: bool = False,
+    reference: Images, current: Images, reference_digits: Values, current_digits: Values, only_label_shift: bool = False
 ) -> tuple[Explanation, ...]:
     """The explanations of a drift, the most important first; one named `unknown` when no perturbation explains it.
 

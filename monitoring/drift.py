@@ -31,17 +31,11 @@ class DriftPolicy(BaseModel):
 
     alpha: float = Field(0.02, gt=0, lt=0.5, description="Chance of any false alarm, half for images, half for digits.")
     minimum_count: int = Field(100, ge=20, description="With fewer predictions than this there is no verdict.")
-    resamples: int = Field(
-        1000, ge=200, description="Resamples of the reference that the thresholds are estimated from."
-    )
-    smallest_distance: float = Field(
-        0.05, gt=0, le=1, description="No Kolmogorov-Smirnov distance up to this is drift."
-    )
+    resamples: int = Field(1000, ge=200, description="Resamples of the reference that estimate the thresholds.")
+    smallest_distance: float = Field(0.05, gt=0, le=1, description="No Kolmogorov-Smirnov distance up to it is drift.")
     smallest_share: float = Field(0.02, gt=0, le=1, description="No change of one digit's share up to this is drift.")
     strong_distance: float = Field(0.3, ge=0, le=1, description="From this distance on drift is strong.")
-    strong_share: float = Field(
-        0.15, ge=0, le=1, description="From this change of one digit's share on drift is strong."
-    )
+    strong_share: float = Field(0.15, ge=0, le=1, description="From this change of one share on drift is strong.")
     seed: int = 0
 
 
@@ -81,6 +75,8 @@ def detect(reference: Reference, window: Window, policy: DriftPolicy | None = No
     columns: tuple[Column, ...] = ()
     explanations: tuple[Explanation, ...] = ()
     enough = min(len(window), len(reference)) >= policy.minimum_count
+    found = f"{len(window)} predictions and {len(reference)} reference images"
+    too_few = f"Not enough data: {found}; at least {policy.minimum_count} of each are needed."
     if enough:
         expected, current = tables(reference, window)
         limits = thresholds(expected, len(window), policy)
@@ -97,7 +93,7 @@ def detect(reference: Reference, window: Window, policy: DriftPolicy | None = No
         columns=columns,
         explanations=explanations,
         alpha=policy.alpha,
-        message=_message(columns, explanations, policy) if enough else _not_enough(reference, window, policy),
+        message=_message(columns, explanations, policy) if enough else too_few,
     )
 
 
@@ -222,8 +218,3 @@ def _message(columns: tuple[Column, ...], explanations: tuple[Explanation, ...],
         return f"{found}, most likely: {'; '.join(explanation.message for explanation in explanations)}."
     changed = (f"{one.name} {one.reference:.3g} → {one.current:.3g} ({one.unit})" for one in drifted[:3])
     return f"{found} that no known perturbation explains: {', '.join(changed)}."
-
-
-def _not_enough(reference: Reference, window: Window, policy: DriftPolicy) -> str:
-    found = f"{len(window)} predictions and {len(reference)} reference images"
-    return f"Not enough data: {found}; at least {policy.minimum_count} of each are needed."

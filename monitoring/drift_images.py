@@ -56,11 +56,8 @@ def render(reference: Images, current: Images, digits: Sequence[int]) -> bytes:
     """All of it as a PNG; `digits` are those predicted for the current images."""
     change = drift_map(reference, current)
     scale = f"ink gained (red), lost (blue), at most {np.abs(change).max():.0f} grey levels"
-    large = {
-        "mean of the reference": _grey(mean(reference)),
-        "mean of the window": _grey(mean(current)),
-        scale: _signed(change),
-    }
+    means = {"mean of the reference": reference, "mean of the window": current}
+    large = {title: _grey(mean(images)) for title, images in means.items()} | {scale: _signed(change)}
     side, tile, per_row = SIZE * _LARGE, SIZE * _SMALL, MAX_UNUSUAL // 2
     width = max(3 * side + 4 * _GAP + 140, per_row * (tile + _GAP) + _GAP)
     page = Image.new("RGB", (width, side + 2 * (tile + _LINE) + 3 * _LINE + 4 * _GAP), "white")

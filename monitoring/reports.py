@@ -203,15 +203,11 @@ def _run(reference: Reference, window: Window, verdict: MonitoringVerdict) -> An
     from evidently import DataDefinition, Dataset, Report  # 3 to 8 s
 
     expected, current = drift.tables(reference, window)
-    numeric = [name for name in expected if name != drift.DIGIT]
-    definition = DataDefinition(
-        numerical_columns=[*numeric, _CORRECT, _AUDITED, _DRIFTED], categorical_columns=[drift.DIGIT]
-    )
+    numeric = [*(name for name in expected if name != drift.DIGIT), _CORRECT, _AUDITED, _DRIFTED]
+    definition = DataDefinition(numerical_columns=numeric, categorical_columns=[drift.DIGIT])
     known = verdict.accuracy
-    frames = (
-        _frame(current, known.labelled, known.audited, verdict.drift.drifted_share),
-        _frame(expected, known.expected, known.expected, 0.0),
-    )
+    measured = _frame(current, known.labelled, known.audited, verdict.drift.drifted_share)
+    frames = (measured, _frame(expected, known.expected, known.expected, 0.0))
     datasets = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
     report = Report(_metrics(verdict), include_tests=True)
     metadata = {"versions": ", ".join(verdict.versions), "verdict": verdict.drift.verdict, "message": verdict.message}

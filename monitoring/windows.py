@@ -20,9 +20,7 @@ def moment(text: str) -> datetime:
     try:
         found = datetime.fromisoformat(text)
     except ValueError as error:
-        raise ValueError(
-            f"cannot read {text!r} as a day or moment; write it like 24h, 2026-01-05 or 2026-01-05T08:00"
-        ) from error
+        raise ValueError(f"cannot read {text!r} as a time; write it like 24h or 2026-01-05T08:00") from error
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
@@ -40,9 +38,7 @@ def split(begin: str, end: str, every: str) -> Iterator[Window]:
     if start >= stop:
         raise ValueError(f"{begin} is not before {end}; nothing lies between them")
     if (stop - start) / step > MAX_WINDOWS:
-        raise ValueError(
-            f"from {begin} to {end} there are more than {MAX_WINDOWS:,} windows of {every}; take longer ones"
-        )
+        raise ValueError(f"{begin} to {end} is more than {MAX_WINDOWS:,} windows of {every}; take longer ones")
     while start < stop:
         yield start, min(start + step, stop)
         start += step

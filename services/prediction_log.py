@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 from sqlalchemy import Engine
 
+from digits.errors import first_line
 from digits.images import PIXELS, SIZE
 from digits.storage import database, predictions
 from digits.storage.predictions import Prediction, PredictionBatch, UnknownPrediction
@@ -190,7 +191,7 @@ class PredictionLog:
             self._delete_expired(self._engine)
         except database.ERRORS as error:
             if self._retry_at == 0:
-                reason = database.first_line(error)
+                reason = first_line(error)
                 log.warning("the database is unreachable (%s); predictions are kept in %s", reason, self.spool)
             self._retry_at = time.monotonic() + self._retry_seconds
             return False

@@ -59,9 +59,8 @@ def _connected(bucket: Bucket) -> Iterator[tuple[Any, str, str]]:
     try:
         yield _client(), name, f"{prefix.rstrip('/')}/".lstrip("/")
     except (Boto3Error, BotoCoreError, ClientError) as error:
-        raise ConnectionError(
-            f"the data sets in {bucket.url} are unreachable ({error}); check AWS_ENDPOINT_URL and the credentials"
-        ) from error
+        reason = f"the data sets in {bucket.url} are unreachable ({error})"
+        raise ConnectionError(f"{reason}; check AWS_ENDPOINT_URL and the credentials") from error
 
 
 @lru_cache(maxsize=1)

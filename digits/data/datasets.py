@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from digits import files
 from digits.data import bucket
+from digits.errors import first_line
 from digits.images import PIXELS, Images, Split
 from digits.settings import Bucket
 
@@ -295,10 +296,8 @@ def _read(path: Path, fingerprint: str) -> Dataset:
         facts = {name: origin[name] for name in ("source", "checksum", "overlap_removed", "parent")}
         dataset = Dataset(train, validation, test, **facts)
     if dataset.fingerprint != fingerprint:
-        raise BadData(
-            f"the data set {path} was changed after it was stored: its content now has the fingerprint "
-            f"{dataset.fingerprint}; remove the folder and ingest it again"
-        )
+        changed = f"the data set {path} was changed after it was stored: its fingerprint is now {dataset.fingerprint}"
+        raise BadData(f"{changed}; remove the folder and ingest it again")
     return dataset
 
 
@@ -353,7 +352,3 @@ def reading(path: Path) -> Iterator[Path]:
         raise
     except READ_ERRORS as error:
         raise BadData(f"{path.name} cannot be read, it is damaged or cut off: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

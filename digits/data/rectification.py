@@ -60,9 +60,8 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
         ImageOps.exif_transpose(picture, in_place=True)
         return picture
     except UnidentifiedImageError:
-        raise ValueError(
-            f"the file begins with {body.lstrip()[:12]!r} and is no picture; send a PNG, JPEG, WebP or BMP file"
-        ) from None
+        found = f"the file begins with {body.lstrip()[:12]!r} and is no picture"
+        raise ValueError(f"{found}; send a PNG, JPEG, WebP or BMP file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"the picture has too many pixels; send one of at most {max_pixels:,}") from None
     except _Refused:
@@ -142,9 +141,8 @@ def _ink(grey: Grey) -> Grey:
         grey, small, light = 1 - grey, 1 - small, 1 - light
     if np.ptp(light) > 0.06 * np.max(np.abs(small - light)) and min(small.shape) >= 16:
         # On unevenly lit paper, a closing wider than any stroke removes the ink and leaves the light.
-        light = np.asarray(
-            cv2.morphologyEx(small, cv2.MORPH_CLOSE, _square(1 + 2 * (max(small.shape) // 6))), np.float32
-        )
+        window = _square(1 + 2 * (max(small.shape) // 6))
+        light = np.asarray(cv2.morphologyEx(small, cv2.MORPH_CLOSE, window), np.float32)
     light = _resized(light, grey.shape)
     difference = float((light - grey).max())
     if difference < 0.04:
@@ -258,9 +256,8 @@ def _digit_components(components: list[_Component], shape: tuple[int, ...]) -> l
         components = inside
     main = components[0]
     if len(components) > 12 and main.area < 0.5 * sum(one.area for one in components):
-        raise ValueError(
-            f"the picture shows {len(components)} pieces of ink and no digit among them; draw one digit on plain paper"
-        )
+        found = f"{len(components)} pieces of ink and no digit among them"
+        raise ValueError(f"the picture shows {found}; draw one digit on plain paper")
     margin = round(0.15 * max(main.height, main.width))
     share = {one: 0.03 if _gap(one, main) <= margin else 0.08 for one in components}
     kept = [one for one in components if one.area >= share[one] * main.area]

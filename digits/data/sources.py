@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digits.data import kaggle_csv, rectification
-from digits.data.datasets import BadData, Dataset, divide, first_line, join, reading
+from digits.data.datasets import BadData, Dataset, divide, join, reading
+from digits.errors import first_line
 from digits.files import write_atomically
 from digits.images import SIZE, Split
 
@@ -196,9 +197,8 @@ def _enlarge(small: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _read_npz(path: Path) -> Parts:
     """Keras's names (`x_train`, `y_train` and, if there is a test part, `x_test`, `y_test`) or `images`, `labels`."""
     if not zipfile.is_zipfile(path):
-        raise BadData(
-            f"{path.name} is no complete .npz archive of {path.stat().st_size} bytes; write it with numpy.savez"
-        )
+        size = path.stat().st_size
+        raise BadData(f"{path.name} is no complete .npz archive of {size} bytes; write it with numpy.savez")
     # Opened here, because NumPy does not close a path that it cannot read.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for pair in NPZ_PARTS for name in pair if name in archive}

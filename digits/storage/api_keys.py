@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 from sqlalchemy import Column, Engine, Integer, String, Table, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from digits.storage.database import UtcDateTime, first_line, metadata
+from digits.errors import first_line
+from digits.storage.database import UtcDateTime, metadata
 
 Role = Literal["predict", "feedback", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -14,6 +14,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
+from digits.errors import first_line
+
 log = logging.getLogger("digits.storage.database")
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -82,12 +84,6 @@ def make_engine(url: str, busy_seconds: float = 30) -> Engine:
     return create_engine(parsed, pool_pre_ping=True, connect_args=missing)
 
 
-def first_line(error: Exception) -> str:
-    """The driver's message, without the statement and what SQLAlchemy adds."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-
-
 def checked(url: str) -> URL:
     """The URL with the installed driver; raises ValueError, which does not quote it: it may hold a password."""
     try:
@@ -133,10 +129,9 @@ def _revision(connection: Connection) -> str | None:
         return None
     current: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
     if current is not None and current not in _revisions():
-        raise SchemaTooNew(
-            f"the database {connection.engine.url!r} has the schema {current}, and this version of digits knows those up to "
-            f"{_revisions()[-1]}; install a newer version, or set DIGITS_DATABASE_URL to another database"
-        )
+        known = f"this version of digits knows those up to {_revisions()[-1]}"
+        found = f"the database {connection.engine.url!r} has the schema {current}, and {known}"
+        raise SchemaTooNew(f"{found}; install a newer version, or set DIGITS_DATABASE_URL to another database")
     return current
 
 

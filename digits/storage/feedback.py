@@ -35,9 +35,7 @@ ingested = sa.Table(
     sa.Column("prediction_id", sa.String(32), primary_key=True),
     sa.Column("sequence", sa.Integer, nullable=False),  # of the label in `feedback`; a later one is new
     sa.Column("digest", sa.String(32), nullable=False, index=True),  # of the image
-    sa.Column(
-        "image", sa.LargeBinary(PIXELS), nullable=False
-    ),  # a copy, because predictions are deleted after some time
+    sa.Column("image", sa.LargeBinary(PIXELS), nullable=False),  # a copy: predictions are deleted after some time
     sa.Column("label", sa.SmallInteger, nullable=False),
     sa.Column("predicted", sa.SmallInteger, nullable=False),
     sa.Column("probability", sa.Float, nullable=False),
@@ -56,9 +54,7 @@ class FeedbackPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hold_out: float = Field(
-        0.3, ge=0, lt=1, description="Share of the audit sample kept for the gate, by the hash of the image."
-    )
+    hold_out: float = Field(0.3, ge=0, lt=1, description="Share of the audit sample that is kept for the gate.")
     confident: float = Field(0.99, gt=0, le=1, description="Probability from which a contradicting label is doubted.")
     max_per_source: int = Field(500, ge=1, description="Labels accepted from one source per ingestion, except audits.")
 
@@ -206,22 +202,10 @@ def _new() -> Select[Any]:
 
 
 def _record(row: Any, one: Labelled, decision: Decision) -> dict[str, Any]:
-    return {
-        "prediction_id": row.id,
-        "sequence": row.sequence,
-        "digest": one.digest,
-        "image": row.image,
-        "label": one.label,
-        "predicted": one.predicted,
-        "probability": one.probability,
-        "version": row.version,
-        "source": one.source,
-        "audited": one.audited,
-        "predicted_at": row.at,
-        "part": decision.part,
-        "reason": decision.reason,
-        "ingested_at": datetime.now(UTC),
-    }
+    copied = {"prediction_id": row.id, "predicted_at": row.at, "ingested_at": datetime.now(UTC)}
+    copied |= {name: getattr(row, name) for name in ("sequence", "image", "version")}
+    names = ("digest", "label", "predicted", "probability", "source", "audited")
+    return copied | {name: getattr(one, name) for name in names} | vars(decision)
 
 
 def _rows(engine: Engine, chosen: Select[Any]) -> tuple[Sequence[Any], Images]:

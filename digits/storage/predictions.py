@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
-from sqlalchemy import Dialect, Engine, Select, and_, delete, func, insert, select, true
+from sqlalchemy import Dialect, Engine, Select, and_, delete, func, insert, select
 
 from digits.images import SIZE, Images, Labels
 from digits.storage import database
@@ -24,9 +24,8 @@ AUDITOR = "audit"  # the source of all feedback from auditors
 predictions = sa.Table(
     "predictions",
     database.metadata,
-    sa.Column(
-        "id", sa.String(32), primary_key=True
-    ),  # begins with the time, so that new rows go to the end of the index
+    # Begins with the time, so that new rows go to the end of the index.
+    sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("at", database.UtcDateTime, nullable=False),
     sa.Column("version", sa.String(32), nullable=False),
     sa.Column("digit", sa.SmallInteger, nullable=False),
@@ -216,15 +215,10 @@ def with_labels() -> Select[Any]:
     `audited` says that the prediction was drawn for the audit sample and an auditor labelled it: labels that others volunteer
     would bias the sample towards complaints.
     """
+    last = select(func.max(feedback.c.sequence)).group_by(feedback.c.prediction_id)
     latest, audit = (
-        select(feedback)
-        .where(
-            feedback.c.sequence.in_(
-                select(func.max(feedback.c.sequence)).where(chosen).group_by(feedback.c.prediction_id)
-            )
-        )
-        .subquery(name)
-        for name, chosen in (("latest", true()), ("audits", feedback.c.source == AUDITOR))
+        select(feedback).where(feedback.c.sequence.in_(chosen)).subquery(name)
+        for name, chosen in (("latest", last), ("audits", last.where(feedback.c.source == AUDITOR)))
     )
     joined = predictions.outerjoin(latest, predictions.c.id == latest.c.prediction_id)
     joined = joined.outerjoin(audit, predictions.c.id == audit.c.prediction_id)
