@@ -53,28 +53,24 @@ class DigitClassifier:
         gc.set_threshold(10_000, 20, 20)
 
     @bentoml.api
-    def classify(self, images: schemas.ImagesInput) -> schemas.OneOrMany:
+    def classify(self, images: schemas.Images) -> schemas.OneOrMany:
         """Classify one image or a list of images; a list gets a list."""
         content = to_json(operations.classify(self.context, images.tolist()))
         return (schemas.Prediction if images.ndim == 2 else schemas.PredictionList).model_validate_json(content)
 
     @bentoml.api
-    def classify_file(
-        self, file: schemas.PictureInput, preview: schemas.PreviewInput = False
-    ) -> schemas.PicturePrediction:
+    def classify_file(self, file: schemas.Picture, preview: schemas.Preview = False) -> schemas.PicturePrediction:
         """Classify a picture of any size; the answer has the 28 x 28 image that was made of it."""
         content = operations.classify_file(self.context, file.read_bytes(), preview)
         return schemas.PicturePrediction.model_validate_json(to_json(content))
 
     @bentoml.api
-    def classify_bulk(self, pixels: schemas.PixelsInput, /) -> schemas.BulkPredictions:
+    def classify_bulk(self, pixels: schemas.Pixels, /) -> schemas.BulkPredictions:
         """Classify raw uint8 pixels, 784 bytes for each image, row by row: the fastest way for many images."""
         return schemas.BulkPredictions.model_validate_json(to_json(operations.classify_bulk(self.context, pixels)))
 
     @bentoml.api
-    def feedback(
-        self, id: schemas.Id, digit: schemas.TrueDigit, source: schemas.SourceInput = "api"
-    ) -> schemas.Feedback:
+    def feedback(self, id: schemas.Id, digit: schemas.TrueDigit, source: schemas.Source = "api") -> schemas.Feedback:
         """Report the true digit of an earlier prediction; the most recent label wins."""
         return schemas.Feedback.model_validate_json(to_json(operations.feedback(self.context, id, digit, source)))
 

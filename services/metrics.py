@@ -9,6 +9,7 @@ import os
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,13 @@ log = logging.getLogger("digits.service")
 
 BUCKETS_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+# name, merging of the workers' values, help
+GAUGES: tuple[tuple[str, Literal["livemin", "livemax", "livesum"], str], ...] = (
+    ("champion_version", "livemin", "Served version, 0 before the first."),
+    ("log_waiting", "livesum", "Predictions waiting to be logged."),
+    ("log_spooled_batches", "livemax", "Batches on disk waiting for the database."),
+    ("log_lost", "livesum", "Predictions that neither database nor disk accepted."),
+)
 # prometheus_client writes one file for each process and kind of metric, of this size, which is enough for all metrics here
 FILE_KINDS = ("counter", "histogram", "gauge_livemin", "gauge_livemax", "gauge_livesum")
 FILE_BYTES = 1 << 16
@@ -63,23 +71,12 @@ class Metrics:
 
         self._prometheus = prometheus
         self._requests = prometheus.Counter("digits_requests", "Requests answered.", ["route", "status"])
-        self._seconds = prometheus.Histogram(
-            "digits_request_seconds", "Time to answer.", ["route"], buckets=BUCKETS_SECONDS
-        )
+        histogram = partial(prometheus.Histogram, buckets=BUCKETS_SECONDS)
+        self._seconds = histogram("digits_request_seconds", "Time to answer.", ["route"])
         self._answers = prometheus.Counter("digits_answers", "Images classified.", ["version", "digit"])
         self._uncertain = prometheus.Counter("digits_uncertain_answers", "Uncertain predictions.", ["version"])
-        gauge = partial(prometheus.Gauge, namespace="digits")
         self._gauges = {
-            "champion_version": gauge(
-                "champion_version", "Served version, 0 before the first.", multiprocess_mode="livemin"
-            ),
-            "log_waiting": gauge("log_waiting", "Predictions waiting to be logged.", multiprocess_mode="livesum"),
-            "log_spooled_batches": gauge(
-                "log_spooled_batches", "Batches on disk waiting for the database.", multiprocess_mode="livemax"
-            ),
-            "log_lost": gauge(
-                "log_lost", "Predictions that neither database nor disk accepted.", multiprocess_mode="livesum"
-            ),
+            name: prometheus.Gauge(f"digits_{name}", help, multiprocess_mode=mode) for name, mode, help in GAUGES
         }
 
     def count_request(self, route: str, status: int, seconds: float) -> None:

@@ -50,7 +50,11 @@ class RequestMiddleware:
 
         self._in_flight += 1
         try:
-            self._check_concurrency(context, scope["path"])
+            limit = context.settings.concurrency_limit
+            # /metrics is answered even then
+            if self._in_flight > limit and scope["path"] not in ("/metrics", "/livez"):
+                sentence = f"the service has {limit} requests under way; ask again in a second"
+                raise HTTPException(503, sentence, {"Retry-After": "1"})
             key = context.access.admit(scope)
             scope["state"] = {**scope.get("state", {}), "context": context, "key": key}
             app = self._app if _first_segment(scope["path"]) in BENTOML_PATHS else self._routes
@@ -68,13 +72,6 @@ class RequestMiddleware:
         finally:
             self._in_flight -= 1
             context.metrics.count_request(self._route(scope["path"]), status, time.perf_counter() - started)
-
-    def _check_concurrency(self, context: ServingContext, path: str) -> None:
-        """Raise HTTPException 503 while too many requests are under way; /metrics is answered even then."""
-        limit = context.settings.concurrency_limit
-        if self._in_flight > limit and path not in ("/metrics", "/livez"):
-            sentence = f"the service has {limit} requests under way; ask again in a second"
-            raise HTTPException(503, sentence, {"Retry-After": "1"})
 
     def _route(self, path: str) -> str:
         """The route as a metric label; unknown paths share one, because a label value is never forgotten."""

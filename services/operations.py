@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from bentoml.exceptions import NotFound, ServiceUnavailable, UnprocessableEntity
-from numpy.typing import NDArray
 
 from digits import images as pixels
 from digits.data import rectification
@@ -29,7 +28,7 @@ _SETS = [[digit for digit in range(10) if bits >> digit & 1] for bits in range(1
 
 def read_images(context: ServingContext, value: Any) -> tuple[Images, bool]:
     """The images (n, 28, 28) in nested lists, and whether the lists are one image rather than a list of images."""
-    return _checked(pixels.from_json, value, context.settings.batch_limit), pixels.is_single(value)
+    return _call(pixels.from_json, value, context.settings.batch_limit), pixels.is_single(value)
 
 
 def classify(context: ServingContext, value: Any) -> Content:
@@ -40,14 +39,11 @@ def classify(context: ServingContext, value: Any) -> Content:
 
 def classification(result: BatchResult, is_single: bool) -> Content:
     """One prediction, or the list of them."""
-    if is_single:
-        return prediction(result, 0)
-    predictions = [prediction(result, index) for index in range(len(result.ids))]
-    return {"model_version": result.version, "predictions": predictions}
+    predictions = [_prediction(result, index) for index in range(len(result.ids))]
+    return predictions[0] if is_single else {"model_version": result.version, "predictions": predictions}
 
 
-def prediction(result: BatchResult, index: int) -> Content:
-    """The prediction for one image of the batch."""
+def _prediction(result: BatchResult, index: int) -> Content:
     digit = result.digits[index]
     return {
         "id": result.ids[index],
@@ -62,17 +58,15 @@ def prediction(result: BatchResult, index: int) -> Content:
 
 def classify_file(context: ServingContext, picture: bytes, preview: bool) -> Content:
     """The prediction for a picture file and the 28 x 28 image made of it; a preview is not logged."""
-    image = _checked(rectification.decode, picture, context.settings.picture_limit_pixels)
+    image = _call(rectification.decode, picture, context.settings.picture_limit_pixels)
     result = context.predict(image[None], "/classify_file", sample_rate=0.0 if preview else 1.0)
-    return {**prediction(result, 0), "image": image}
+    return {**_prediction(result, 0), "image": image}
 
 
 def classify_bulk(context: ServingContext, body: bytes) -> Content:
     """Predictions for raw uint8 pixels, 784 bytes for each image."""
     if not body or len(body) % PIXELS:
-        raise UnprocessableEntity(
-            f"the body has {len(body):,} bytes; expected {PIXELS} for each image, 0 = paper and 255 = ink"
-        )
+        raise UnprocessableEntity(f"the body has {len(body):,} bytes; expected {PIXELS} for each image")
     images = np.frombuffer(body, np.uint8).reshape(-1, SIZE, SIZE)
     result = context.predict(images, "/classify_bulk", context.settings.bulk_log_sample_rate)
     return {
@@ -80,31 +74,26 @@ def classify_bulk(context: ServingContext, body: bytes) -> Content:
         "digits": result.digits,
         "probabilities": result.probabilities.max(1),
         "uncertain": result.uncertain,
-        "prediction_sets": set_lists(result.sets),
+        "prediction_sets": [_SETS[bits] for bits in (result.sets @ _DIGIT_BITS).tolist()],
         "ids": result.ids,
     }
-
-
-def set_lists(sets: NDArray[np.bool_]) -> list[list[int]]:
-    """The digits of each of many prediction sets (n, 10)."""
-    return [_SETS[bits] for bits in (sets @ _DIGIT_BITS).tolist()]
 
 
 def feedback(context: ServingContext, id: Any, digit: Any, source: Any) -> Content:
     """Record the true digit of an earlier prediction; the most recent label wins."""
     if not isinstance(id, str):
-        raise UnprocessableEntity(f"id is {pixels.quote(id)}; expected the id of a prediction as a string")
+        raise UnprocessableEntity(f"id is {pixels.quote(id)}; expected the id of a prediction")
     if not isinstance(digit, int) or isinstance(digit, bool) or not 0 <= digit <= 9:
         raise UnprocessableEntity(f"digit is {pixels.quote(digit)}; expected a whole number from 0 to 9")
     if not isinstance(source, str) or not 0 < len(source) <= 64 or not source.isprintable():
         raise UnprocessableEntity(f"source is {pixels.quote(source)}; expected a name of 1 to 64 printable characters")
-    _query(context.log.label, id, digit, source)
+    _call(context.log.label, id, digit, source)
     return {"id": id, "digit": digit, "source": source}
 
 
 def stored_prediction(context: ServingContext, id: str) -> Content:
     """A prediction from the log."""
-    found = _query(context.log.find, id)
+    found = _call(context.log.find, id)
     return {
         "id": found.id,
         "digit": found.digit,
@@ -118,16 +107,12 @@ def stored_prediction(context: ServingContext, id: str) -> Content:
     }
 
 
-def _checked(read: Callable[[Any, int], Images], value: Any, limit: int) -> Images:
+def _call(function: Callable[..., T], *arguments: Any) -> T:
+    """The function's result; its error as the one with a status."""
     try:
-        return read(value, limit)
+        return function(*arguments)
     except ValueError as error:
         raise UnprocessableEntity(str(error)) from error
-
-
-def _query(ask: Callable[..., T], *arguments: Any) -> T:
-    try:
-        return ask(*arguments)
     except UnknownPrediction as error:
         raise NotFound(str(error)) from error
     except LogUnavailable as error:

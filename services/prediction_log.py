@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -106,22 +107,20 @@ class PredictionLog:
 
     def label(self, id: str, digit: int, source: str) -> None:
         """As `predictions.label`, also for a prediction that is not written yet; raises LogUnavailable."""
-        self._query(lambda engine: predictions.label(engine, id, digit, source))
+        self._query(predictions.label, id, digit, source)
 
     def find(self, id: str) -> Prediction:
         """As `predictions.find`, also for a prediction that is not written yet; raises LogUnavailable."""
-        return self._query(lambda engine: predictions.find(engine, id))
+        return self._query(predictions.find, id)
 
-    def _query(self, query: Callable[[Engine], T]) -> T:
+    def _query(self, query: Callable[..., T], *arguments: Any) -> T:
         """Run the query, and for an unknown id again after this worker and then the others have written what waits."""
         try:
-            with suppress(UnknownPrediction):
-                return query(self._connected())
-            self.flush()
-            with suppress(UnknownPrediction):
-                return query(self._connected())
-            time.sleep(2 * self._interval_seconds)
-            return query(self._connected())
+            for wait in (self.flush, partial(time.sleep, 2 * self._interval_seconds)):
+                with suppress(UnknownPrediction):
+                    return query(self._connected(), *arguments)
+                wait()
+            return query(self._connected(), *arguments)
         except database.ERRORS as error:
             raise LogUnavailable(UNREACHABLE) from error
 
@@ -225,30 +224,25 @@ class PredictionLog:
         New predictions do not wait for the end of a long recovery.
         """
         for path, records in write_ahead_log.recoverable(self.spool):
-            self._recover_segment(engine, path, records)
+            try:
+                rows = list(predictions.to_rows(map(_unpack, records), self._audit_sample_rate))
+            except (ValueError, KeyError) as error:
+                log.error("%s contains no predictions (%s); it is renamed to .damaged", path, error)
+                path.rename(path.with_suffix(".damaged"))
+                continue
+            predictions.append(engine, rows)
+            path.unlink(missing_ok=True)
+            if rows and path.suffix == write_ahead_log.ACTIVE:
+                log.info("the predictions in %s, of a process that was killed, are in the database", path.name)
             if self.depth >= BATCH_SIZE:
                 return
-
-    def _recover_segment(self, engine: Engine, path: Path, records: list[bytes]) -> None:
-        try:
-            rows = list(predictions.to_rows(map(_unpack, records), self._audit_sample_rate))
-        except (ValueError, KeyError) as error:
-            log.error("%s contains no predictions (%s); it is renamed to .damaged", path, error)
-            path.rename(path.with_suffix(".damaged"))
-            return
-        if rows:
-            predictions.append(engine, rows)
-        path.unlink(missing_ok=True)
-        if rows and path.suffix == write_ahead_log.ACTIVE:
-            log.info("the predictions in %s, of a process that was killed, are in the database", path.name)
 
     def _delete_expired(self, engine: Engine) -> None:
         """Once an hour, delete the predictions that are older than the retention time."""
         if self._retention is None or time.monotonic() < self._delete_at:
             return
         self._delete_at = time.monotonic() + 3600
-        deleted = predictions.delete_before(engine, datetime.now(UTC) - self._retention)
-        if deleted:
+        if deleted := predictions.delete_before(engine, datetime.now(UTC) - self._retention):
             log.info("deleted %d predictions older than %s", deleted, self._retention)
 
 

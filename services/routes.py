@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import anyio
 import anyio.to_thread
 import orjson
 from bentoml.exceptions import BentoMLException, UnprocessableEntity
@@ -51,7 +50,7 @@ _decoding = anyio.CapacityLimiter(MAX_DECODING)
 
 async def classify(request: Request) -> Response:
     """One image as nested lists, or a list of images."""
-    context = _context(request)
+    context: ServingContext = request.state.context
     body = await request.body()
     if len(body) > LARGE_BYTES:
         return await _in_thread(lambda: operations.classify(context, _images(body)))
@@ -68,11 +67,11 @@ def _images(body: bytes) -> Any:
 
 async def classify_file(request: Request) -> Response:
     """A picture file, as the form field `file` or as the body; with `preview=true` the prediction is not logged."""
-    context = _context(request)
     picture, preview = await _picture(request)
     if preview not in ("true", "false"):
         raise UnprocessableEntity(f'preview is "{preview[:40]}"; expected true or false')
-    return await _in_thread(lambda: operations.classify_file(context, picture, preview == "true"), limiter=_decoding)
+    arguments = request.state.context, picture, preview == "true"
+    return await _in_thread(operations.classify_file, *arguments, limiter=_decoding)
 
 
 async def _picture(request: Request) -> tuple[bytes, str]:
@@ -82,10 +81,8 @@ async def _picture(request: Request) -> tuple[bytes, str]:
     if content_type.startswith(PICTURE_TYPES):
         return await request.body(), preview
     if not content_type.startswith("multipart/form-data"):
-        raise HTTPException(
-            415,
-            f'the content type is "{content_type[:80]}"; send a picture as the form field "file" or with its own type',
-        )
+        advice = 'send a picture as the form field "file" or with its own type'
+        raise HTTPException(415, f'the content type is "{content_type[:80]}"; {advice}')
     async with request.form(max_files=1, max_fields=8) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
@@ -95,15 +92,13 @@ async def _picture(request: Request) -> tuple[bytes, str]:
 
 async def classify_bulk(request: Request) -> Response:
     """Raw uint8 pixels, 784 bytes for each image."""
-    context = _context(request)
     body = await request.body()
-    await context.wait_for_log()
-    return await _in_thread(lambda: operations.classify_bulk(context, body))
+    await request.state.context.wait_for_log()
+    return await _in_thread(operations.classify_bulk, request.state.context, body)
 
 
 async def feedback(request: Request) -> Response:
     """The true digit of an earlier prediction; its source is the API key, or the `source` field without one."""
-    context = _context(request)
     content_type = request.headers.get("content-type", "")
     # A page of another site cannot send this type without asking first (CORS).
     if not content_type.lower().startswith("application/json"):
@@ -111,26 +106,24 @@ async def feedback(request: Request) -> Response:
     fields = _fields(await request.body(), {"id", "digit"}, {"id", "digit", "source"}, '{"id": "…", "digit": 7}')
     key: ApiKey | None = request.state.key
     source = key.name if key else fields.get("source", "api")
-    return await _in_thread(lambda: operations.feedback(context, fields["id"], fields["digit"], source))
+    return await _in_thread(operations.feedback, request.state.context, fields["id"], fields["digit"], source)
 
 
 async def stored_prediction(request: Request) -> Response:
-    context = _context(request)
-    return await _in_thread(lambda: operations.stored_prediction(context, request.path_params["id"]))
+    return await _in_thread(operations.stored_prediction, request.state.context, request.path_params["id"])
 
 
 async def about(request: Request) -> Response:
-    return await _in_thread(_context(request).about)
+    return await _in_thread(request.state.context.about)
 
 
 async def samples(request: Request) -> Response:
-    return await _in_thread(_context(request).samples)
+    return await _in_thread(request.state.context.samples)
 
 
 async def metrics(request: Request) -> Response:
-    context = _context(request)
-    context.update_gauges()
-    text, content_type = await anyio.to_thread.run_sync(context.metrics.render)
+    request.state.context.update_gauges()
+    text, content_type = await anyio.to_thread.run_sync(request.state.context.metrics.render)
     return Response(text, headers={"Content-Type": content_type})
 
 
@@ -144,11 +137,6 @@ async def page(request: Request) -> Response:
 
 async def docs(request: Request) -> Response:
     return FileResponse(PAGE / "docs.html", headers=DOCS_HEADERS)
-
-
-def _context(request: Request) -> ServingContext:
-    context: ServingContext = request.state.context
-    return context
 
 
 def _fields(body: bytes, required: set[str], known: set[str], example: str) -> dict[str, Any]:
@@ -166,9 +154,11 @@ def _fields(body: bytes, required: set[str], known: set[str], example: str) -> d
     return value
 
 
-async def _in_thread(operation: Callable[[], Any], limiter: anyio.CapacityLimiter | None = None) -> Response:
+async def _in_thread(
+    operation: Callable[..., Any], *arguments: Any, limiter: anyio.CapacityLimiter | None = None
+) -> Response:
     """The response of an operation that would delay other requests on the event loop."""
-    return await anyio.to_thread.run_sync(lambda: json(operation()), limiter=limiter)
+    return await anyio.to_thread.run_sync(lambda: json(operation(*arguments)), limiter=limiter)
 
 
 application = Starlette(

@@ -11,26 +11,15 @@ from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, WithJson
 from digits.images import MAX_IMAGES, SIZE
 
 Row = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=SIZE, max_length=SIZE)]
-Image = Annotated[
-    list[Row],
-    Field(min_length=SIZE, max_length=SIZE, description=f"{SIZE} rows of {SIZE} whole numbers, 0 = paper, 255 = ink."),
-]
+PIXEL_ROWS = f"{SIZE} rows of {SIZE} whole numbers, 0 = paper, 255 = ink."
+Image = Annotated[list[Row], Field(min_length=SIZE, max_length=SIZE, description=PIXEL_ROWS)]
 Digit = Annotated[int, Field(ge=0, le=9)]
 TrueDigit = Annotated[Digit, Field(description="True digit.")]
 Probability = Annotated[float, Field(ge=0, le=1.0001)]
-PredictionSet = Annotated[
-    list[Digit],
-    Field(
-        min_length=1,
-        max_length=10,
-        description="Digits that cannot be ruled out: the true digit is among them with the coverage that /about reports, "
-        "for images like those the version was calibrated on.",
-    ),
-]
-Uncertain = Annotated[
-    bool,
-    Field(description="Whether the probability is below the limit that /about reports, or the image is blank."),
-]
+COVERAGE = "Digits that include the true one with the coverage at /about, for images like those of the calibration."
+PredictionSet = Annotated[list[Digit], Field(min_length=1, max_length=10, description=COVERAGE)]
+UNCERTAIN = "Whether the probability is below the limit that /about reports, or the image is blank."
+Uncertain = Annotated[bool, Field(description=UNCERTAIN)]
 Version = Annotated[str, Field(description="Model version that made the prediction.")]
 Id = Annotated[str, Field(description="Id of the prediction.")]
 
@@ -97,9 +86,7 @@ class About(BaseModel):
     recipe: dict[str, Any] | None = Field(description="Recipe the version was trained with.")
     dataset: str | None = Field(description="Fingerprint of its training data.")
     metrics: dict[str, Any] | None = Field(description="Metrics on its test images.")
-    conformal: dict[str, Any] | None = Field(
-        description="Coverage of the prediction sets, and the probability below which a prediction is uncertain."
-    )
+    conformal: dict[str, Any] | None = Field(description="Coverage of prediction sets, and the limit of uncertainty.")
     created_at: str | None = Field(description="Time of its registration.")
     run_id: str | None = Field(description="Id of its MLflow run.")
     run_url: str | None = Field(description="Address of its run in MLflow's UI.")
@@ -113,19 +100,18 @@ class Problem(BaseModel):
 # BentoML's client encodes arrays and lists alike where it sees a tensor; OpenAPI knows no tensors and gets nested lists.
 _IMAGE = TypeAdapter(Image).json_schema()
 _IMAGE_LIST = {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": _IMAGE}
-ImagesInput = Annotated[
+Images = Annotated[
     np.ndarray,
-    Field(description="One image or a list of images: 28 rows of 28 whole numbers, 0 = paper, 255 = ink."),
+    Field(description=f"One image or a list of images: {PIXEL_ROWS}"),
     WithJsonSchema({"oneOf": [_IMAGE, _IMAGE_LIST]}, mode="serialization"),
 ]
-PictureInput = Annotated[Path, Field(description="PNG, JPEG, WebP or BMP file of any size.")]
-PreviewInput = Annotated[bool, Field(description="Answer without logging the prediction.")]
-SourceInput = Annotated[
-    str,
-    Field(min_length=1, max_length=64, description="Who labelled it; an API key's name takes its place."),
-    Field(json_schema_extra={"pattern": "^[ -~]+$"}),
-]
-PixelsInput = Annotated[bytes, ContentType("application/octet-stream")]
+Picture = Annotated[Path, Field(description="PNG, JPEG, WebP or BMP file of any size.")]
+Preview = Annotated[bool, Field(description="Answer without logging the prediction.")]
+LABELLER = "Who labelled it; an API key's name takes its place."
+# the pattern is described only: operations.feedback checks it
+PRINTABLE = Field(json_schema_extra={"pattern": "^[ -~]+$"})
+Source = Annotated[str, Field(min_length=1, max_length=64, description=LABELLER), PRINTABLE]
+Pixels = Annotated[bytes, ContentType("application/octet-stream")]
 # BentoML's schema generator follows the first entry of an anyOf; a discriminated union is a oneOf.
 OneOrMany = Annotated[
     Annotated[Prediction, Tag("one")] | Annotated[PredictionList, Tag("many")],

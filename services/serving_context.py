@@ -4,14 +4,12 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bentoml.exceptions import ServiceUnavailable
-from numpy.typing import NDArray
 
 from digits.images import Images
 from digits.settings import Settings
@@ -24,7 +22,7 @@ from services.access import Access
 from services.batcher import Batcher, BatchResult
 from services.metrics import Metrics
 from services.prediction_log import PredictionLog
-from services.serving_state import AliasWatcher, FixedVersion, ServingState
+from services.serving_state import AliasWatcher, ServingState
 
 log = logging.getLogger("digits.service")
 
@@ -45,30 +43,22 @@ class ServingContext:
         self.settings = settings
         # checked here, because the threads that use the database survive every error
         database.checked(settings.database_url)
-        self.log = PredictionLog(
-            settings.database_url,
-            settings.spool,
-            settings.audit_sample_rate,
-            timedelta(days=settings.retention_days),
-            settings.log_limit,
-        )
-        self.access = Access(
-            settings.database_url, settings.auth, settings.rate_per_minute, workers=settings.service_workers
-        )
+        url, retention = settings.database_url, timedelta(days=settings.retention_days)
+        self.log = PredictionLog(url, settings.spool, settings.audit_sample_rate, retention, settings.log_limit)
+        self.access = Access(url, settings.auth, settings.rate_per_minute, settings.service_workers)
         self.metrics = Metrics()
         self.batcher = Batcher(lambda images: self.predict(images, "/classify"))
         self._samples: tuple[str, list[dict[str, Any]]] = ("", [])
         self._is_release = RELEASE.is_dir()
-        self._champions = RELEASE if self._is_release else settings.champions
-        self._watcher: FixedVersion | AliasWatcher = (
-            FixedVersion(RELEASE)
-            if self._is_release
-            else AliasWatcher(settings.mlflow_tracking_uri, "champion", self._champions, settings.registry_poll_seconds)
-        )
+        self._cache, poll_seconds = RELEASE if self._is_release else settings.champions, settings.registry_poll_seconds
+        self._watcher = AliasWatcher(settings.mlflow_tracking_uri, "champion", self._cache, poll_seconds)
         self._closing = threading.Event()
         self.access.start()
-        # A worker that replaces a dead one begins to answer when it has its champion.
-        self._watcher.start(FIRST_POLL_SECONDS)
+        if self._is_release:
+            self._watcher.pin()
+        else:
+            # a worker that replaces a dead one begins to answer when it has its champion
+            self._watcher.start(FIRST_POLL_SECONDS)
         threading.Thread(target=self._report, name="gauges", daemon=True).start()
 
     @property
@@ -96,25 +86,19 @@ class ServingContext:
         digits = probabilities.argmax(1).astype(np.uint8)
         sets, uncertain = champion.conformal.predict(probabilities, images)
         self.metrics.count_answers(champion.version, digits, uncertain)
-        ids = self._log(champion.version, images, probabilities, route, sample_rate)
-        return BatchResult(champion.version, digits, probabilities, sets, uncertain, ids)
+        ids, now = new_ids(len(images)), datetime.now(UTC)
+        logged = self._log(PredictionBatch(ids, now, champion.version, images, probabilities, route), sample_rate)
+        return BatchResult(champion.version, digits, probabilities, sets, uncertain, logged)
 
-    def _log(
-        self, version: str, images: Images, probabilities: NDArray[np.float32], route: str, sample_rate: float
-    ) -> list[str | None]:
+    def _log(self, batch: PredictionBatch, sample_rate: float) -> list[str | None]:
         """Log a random sample of the predictions; the ids of all, None for one that is not logged."""
-        logged: list[str | None] = [None] * len(images)
-        chosen: Sequence[int] = range(len(images))
-        if sample_rate < 1:
-            chosen = [index for index in chosen if random.random() < sample_rate]
-            images, probabilities = images[chosen], probabilities[chosen]
-        if not chosen:
-            return logged
-        ids = new_ids(len(chosen))
-        if self.log.append(PredictionBatch(ids, datetime.now(UTC), version, images, probabilities, route)):
-            for index, id in zip(chosen, ids, strict=True):
-                logged[index] = id
-        return logged
+        if sample_rate == 1:
+            return list(batch.ids) if self.log.append(batch) else [None] * len(batch.ids)
+        chosen = [index for index in range(len(batch.ids)) if random.random() < sample_rate]
+        ids = [batch.ids[index] for index in chosen]
+        sample = batch._replace(ids=ids, images=batch.images[chosen], probabilities=batch.probabilities[chosen])
+        logged = set(ids) if chosen and self.log.append(sample) else set()
+        return [id if id in logged else None for id in batch.ids]
 
     async def wait_for_log(self) -> None:
         """Let a prediction log that is filling up catch up before a bulk request; single images never wait."""
@@ -148,7 +132,7 @@ class ServingContext:
         version, chosen = self._samples
         if version != champion.version:
             try:
-                chosen = samples.choose(reference_of(champion, self._champions))
+                chosen = samples.choose(reference_of(champion, self._cache))
             except InvalidArtifact as error:
                 log.warning("%s", error)
                 chosen = []

@@ -14,6 +14,8 @@ from models.registry_reader import NAME, TIMEOUT, AliasTarget, RegistryUnreachab
 
 log = logging.getLogger("digits.champion")
 
+RETRY_REFUSED_SECONDS = 60
+
 
 @dataclass(frozen=True)
 class ServingState:
@@ -27,12 +29,9 @@ class ServingState:
 class AliasWatcher:
     """Follows an alias from its own thread: fetches, verifies and warms the new version, then swaps it in by one assignment."""
 
-    def __init__(
-        self, uri: str, alias: str, cache: Path, interval_seconds: float, retry_refused_seconds: float = 60
-    ) -> None:
+    def __init__(self, uri: str, alias: str, cache: Path, interval_seconds: float) -> None:
         self.state = ServingState(warning=f"the service has just started and looks for the {alias}")
-        self._alias, self._store = alias, ModelStore(uri, cache)
-        self._interval_seconds, self._retry_refused_seconds = interval_seconds, retry_refused_seconds
+        self._alias, self._store, self._interval_seconds = alias, ModelStore(uri, cache), interval_seconds
         self._served: AliasTarget | None = None
         self._refused: tuple[AliasTarget | None, float] = (None, 0.0)  # and when it may be tried again
         self._polled, self._stop = threading.Event(), threading.Event()
@@ -43,10 +42,15 @@ class AliasWatcher:
         self._thread.start()
         self._polled.wait(wait_seconds)
 
+    def pin(self) -> None:
+        """Serve the last good copy without polling, as a release does; raises VersionNotFound or InvalidArtifact."""
+        self.state = ServingState(last_good(self._alias, self._store.cache), datetime.now(UTC))
+
     def stop(self) -> None:
         """Stop polling; the version in place stays."""
         self._stop.set()
-        self._thread.join(TIMEOUT.read)
+        if self._thread.is_alive():
+            self._thread.join(TIMEOUT.read)
         self._store.registry.close()
 
     def poll(self) -> None:
@@ -60,7 +64,7 @@ class AliasWatcher:
         except VersionNotFound as error:
             self._warn(str(error))
         except InvalidArtifact as error:
-            self._refused = (target, time.monotonic() + self._retry_refused_seconds)
+            self._refused = (target, time.monotonic() + RETRY_REFUSED_SECONDS)
             self._fall_back(str(error))
         except RegistryUnreachable as error:
             self._fall_back(str(error))
@@ -102,19 +106,3 @@ class AliasWatcher:
             self.state = ServingState(state.champion, state.since, warning)
             if warning:
                 log.warning("%s", warning)
-
-
-class FixedVersion:
-    """In place of an AliasWatcher: the version that a release was built with.
-
-    Raises VersionNotFound or InvalidArtifact when the folder does not hold it as it was built.
-    """
-
-    def __init__(self, folder: Path, alias: str = "champion") -> None:
-        self.state = ServingState(last_good(alias, folder), datetime.now(UTC))
-
-    def start(self, wait_seconds: float = 0) -> None:
-        """A fixed version follows nothing."""
-
-    def stop(self) -> None:
-        """A fixed version follows nothing."""

@@ -14,7 +14,7 @@ from serving import ROOT, Service, classify, png, serving
 from digits.reference import from_bytes
 from models import model_store
 from models.onnx_model import InvalidArtifact
-from services.serving_state import FixedVersion
+from services.serving_state import AliasWatcher
 
 UV = shutil.which("uv") or shutil.which(str(ROOT / ".uv" / "bin" / "uv"))
 
@@ -108,10 +108,11 @@ def test_the_bento_answers_without_a_registry(released: Service, champion_files:
 def test_a_release_whose_model_was_changed_does_not_answer(bento: Path, tmp_path: Path) -> None:
     folder = tmp_path / "release"
     shutil.copytree(bento / "src" / "services" / "release", folder)
-    state = FixedVersion(folder, "champion").state
-    assert state.champion and state.champion.version == "7"
+    watcher = AliasWatcher("http://127.0.0.1:1", "champion", folder, interval_seconds=1)
+    watcher.pin()
+    assert watcher.state.champion and watcher.state.champion.version == "7"
     model = folder / "7" / "model.onnx"
     content = model.read_bytes()
     model.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
     with pytest.raises(InvalidArtifact, match=r"digits v7: the checksum of model\.onnx"):
-        FixedVersion(folder, "champion")
+        watcher.pin()

@@ -304,3 +304,18 @@ def test_answering_needs_none_of_the_training_stack() -> None:
 def test_the_reference_of_the_fixture_is_held_out(champion_files: Files) -> None:
     with np.load(io.BytesIO(champion_files["reference.npz"])) as arrays:
         assert arrays["images"].shape == (597, 28, 28)
+
+
+def test_a_pinned_version_is_served_from_its_copy_and_asks_no_registry(
+    registry: Registry, champion_files: Files, tmp_path: Path
+) -> None:
+    publish(registry, "3", champion_files)
+    ModelStore(registry.uri, tmp_path).fetch()
+    registry.asked.clear()
+    pinned = watcher(registry, tmp_path)
+    pinned.pin()
+    assert version_of(pinned) == "3" and registry.asked == []
+    (tmp_path / "3" / "model.onnx").write_bytes(b"rot")
+    with pytest.raises(InvalidArtifact, match=r"checksum of model\.onnx"):
+        pinned.pin()
+    pinned.stop()
