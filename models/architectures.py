@@ -38,9 +38,8 @@ class _Regularized(BaseModel):
         return keras.layers.Dropout(self.dropout, seed=next_seed())(flow) if self.dropout else flow
 
     def _described(self, layers: str) -> str:
-        return ", ".join(
-            [layers, *["batch norm"] * self.batch_norm, *[f"dropout {self.dropout:g}"] * (self.dropout > 0)]
-        )
+        layers += ", batch norm" if self.batch_norm else ""
+        return layers + (f", dropout {self.dropout:g}" if self.dropout else "")
 
 
 class Dense(_Regularized):
@@ -49,9 +48,7 @@ class Dense(_Regularized):
     kind: Literal["dense"] = "dense"
     hidden: Widths = Field(description="Width of each hidden layer.")
     activation: Literal["relu", "sigmoid"] = Field("relu", description="Activation of the hidden layers.")
-    output: Literal["softmax", "sigmoid"] = Field(
-        "softmax", description="Activation of the ten outputs; sigmoids are divided by their sum, as Keras's loss does."
-    )
+    output: Literal["softmax", "sigmoid"] = Field("softmax", description="Of the ten digits; sigmoids are normalised.")
 
     def build(self, pixels: Any, next_seed: Seeds) -> Any:
         """Logits of shape (n, 10) from pixels of shape (n, 28, 28) between 0 and 1."""
@@ -84,24 +81,17 @@ class Convolutional(_Regularized):
 
         flow = keras.layers.Reshape((SIZE, SIZE, 1))(pixels)
         for maps in self.filters:
-            convolution = keras.layers.Conv2D(
-                maps,
-                self.kernel_size,
-                self.strides,
-                padding="same",
-                use_bias=not self.batch_norm,
-                kernel_initializer=keras.initializers.GlorotUniform(next_seed()),
-            )
+            start = keras.initializers.GlorotUniform(next_seed())
+            options = {"padding": "same", "use_bias": not self.batch_norm, "kernel_initializer": start}
+            convolution = keras.layers.Conv2D(maps, self.kernel_size, self.strides, **options)
             flow = self._activate(convolution(flow), "relu")
         flow = self._hidden(keras.layers.Flatten()(flow), self.dense, "relu", next_seed)
         return _dense(flow, 10, next_seed)
 
     def __str__(self) -> str:
         """Such as `5×5 stride 2 convolutions 32-64, dense 256-10, batch norm`."""
-        maps = "-".join(map(str, self.filters))
-        return self._described(
-            f"{self.kernel_size}×{self.kernel_size} stride {self.strides} convolutions {maps}, dense {self.dense}-10"
-        )
+        convolutions = f"{self.kernel_size}×{self.kernel_size} stride {self.strides} convolutions"
+        return self._described(f"{convolutions} {'-'.join(map(str, self.filters))}, dense {self.dense}-10")
 
 
 Architecture = Annotated[Dense | Convolutional, Field(discriminator="kind")]

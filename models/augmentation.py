@@ -20,22 +20,16 @@ class Augmentation(BaseModel):
     shear: float = Field(0.2, ge=0, description="Slant: pixels to the side per pixel of height.")
     shift_pixels: float = Field(1.5, ge=0, description="Shift, for both directions separately.")
     elastic_pixels: float = Field(36.0, ge=0, description="Elastic strength (alpha of Simard et al. 2003).")
-    elastic_sigma_pixels: float = Field(
-        4.0, gt=0, description="Smoothness of the elastic field (sigma of Simard et al. 2003)."
-    )
+    elastic_sigma_pixels: float = Field(4.0, gt=0, description="Smoothness of the elastic field (their sigma).")
     thickness: float = Field(0.4, ge=0, le=1, description="Fraction of a one-pixel dilation or erosion of the strokes.")
-    final_share: float = Field(
-        1.0, ge=0, le=1, description="Fraction of these ranges in the last epoch; they shrink linearly until then."
-    )
+    final_share: float = Field(1.0, ge=0, le=1, description="Fraction of the ranges left, linearly, in the last epoch.")
 
 
 def ranges(augmentation: Augmentation, progress: float) -> Augmentation:
     """The ranges at a moment of the training, from 0 at its start to 1 at its end."""
     share = 1 - progress * (1 - augmentation.final_share)
-    fixed = ("elastic_sigma_pixels", "final_share")
-    return augmentation.model_copy(
-        update={name: share * value for name, value in augmentation.model_dump().items() if name not in fixed}
-    )
+    scaled = augmentation.model_dump(exclude={"elastic_sigma_pixels", "final_share"})
+    return augmentation.model_copy(update={name: share * value for name, value in scaled.items()})
 
 
 def augment(images: Images, augmentation: Augmentation, random: np.random.Generator, chunk: int = 2000) -> Images:

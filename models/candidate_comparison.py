@@ -1,4 +1,4 @@
-"""What the gate has to know of two versions: their answers on the same images, their size, their speed, what they trained on."""
+"""Measures two versions for the gate: predictions on the same images, size, speed, overlap with training images."""
 
 import hashlib
 import io
@@ -30,14 +30,13 @@ class JudgedModel:
 
     @classmethod
     def fetch(cls, store: ModelStore, version: str) -> Self:
-        """The version from the registry; raises champion.NoChampion, BadArtifact or Unreachable."""
+        """The version from the registry; raises VersionNotFound, InvalidArtifact or RegistryUnreachable."""
         model = store.fetch_version(version)
         size_bytes = len(store.registry.download(version, "model.onnx"))
         content = store.registry.download(version, "trained_on.npy")
         if hashlib.sha256(content).hexdigest() != model.card["files"].get("trained_on.npy"):
-            raise InvalidArtifact(
-                f"{NAME} v{version}: the checksum of trained_on.npy is not the one on its card; register it again"
-            )
+            problem = "the checksum of trained_on.npy is not the one on its card"
+            raise InvalidArtifact(f"{NAME} v{version}: {problem}; register it again")
         return cls(model, size_bytes, np.load(io.BytesIO(content), allow_pickle=False))
 
     def digits(self, images: Images) -> Labels:
@@ -49,7 +48,7 @@ class JudgedModel:
         return float((self.digits(split.images) == split.labels).mean())
 
     def facts(self, test: Split) -> gate.ModelFacts:
-        """Everything but the answers themselves."""
+        """What the gate needs besides the predictions."""
         return gate.ModelFacts(
             corruption_accuracy=evaluation.corruption_accuracy(self.model.predict_proba, test),
             size_bytes=self.size_bytes,
@@ -68,32 +67,18 @@ class JudgedModel:
 
 
 def sample(name: str, split: Split, candidate: JudgedModel, champion: JudgedModel) -> gate.EvaluationSample:
-    """Both on the same images."""
+    """The predictions of both models for the same images."""
     return gate.EvaluationSample(name, split.labels, candidate.digits(split.images), champion.digits(split.images))
 
 
 def samples(
-    test: Split,
-    traffic: Split | None,
-    candidate: JudgedModel,
-    champion: JudgedModel,
-    policy: gate.GatePolicy,
+    test: Split, traffic: Split | None, candidate: JudgedModel, champion: JudgedModel, policy: gate.GatePolicy
 ) -> list[gate.EvaluationSample]:
-    """The test images, and where there are enough of them the labelled traffic, replayed.
-
-    Traffic that one of the two trained on (it may have come through the inbox too) is left out.
-    """
+    """The test images and, if there is enough of it, the labelled traffic that neither model was trained on."""
     found = [sample("test images", test, candidate, champion)]
     if traffic is not None:
-        fresh = _untrained(traffic.images, candidate, champion)
+        fresh = ~np.isin(digests(traffic.images), np.concatenate([candidate.trained_on, champion.trained_on]))
         if fresh.sum() >= policy.min_sample:
-            found.append(
-                sample("new traffic", Split(traffic.images[fresh], traffic.labels[fresh]), candidate, champion)
-            )
+            unseen = Split(traffic.images[fresh], traffic.labels[fresh])
+            found.append(sample("new traffic", unseen, candidate, champion))
     return found
-
-
-def _untrained(images: Images, *judged: JudgedModel) -> NDArray[np.bool_]:
-    """Which images neither trained on, (n,)."""
-    known = np.concatenate([judged.trained_on for judged in judged])
-    return ~np.isin(digests(images), known)

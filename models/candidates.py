@@ -1,7 +1,7 @@
 """From a trained model to a registered version: its evaluation, its exported files, and what its MLflow run shows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,10 +27,6 @@ class Candidate:
     evaluation: Evaluation  # on the test images
     card: dict[str, Any]  # without the run that it belongs to
     files: dict[str, bytes]
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return {**self.evaluation.metrics, **self.trained.metrics}
 
 
 def split(dataset: Dataset, recipe: Recipe) -> Dataset:
@@ -58,7 +54,7 @@ def evaluate(recipe: Recipe, fingerprint: str, dataset: Dataset, trained: Traine
         "dataset": fingerprint,
         "inputs": inputs(fingerprint, recipe),
         "metrics": {**evaluated.metrics, **trained.metrics},
-        "conformal": calibrated.to_card(),
+        "conformal": asdict(calibrated),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     files = {
@@ -73,19 +69,18 @@ def evaluate(recipe: Recipe, fingerprint: str, dataset: Dataset, trained: Traine
 def log_results(registry: RegistryWriter, candidate: Candidate) -> None:
     """Log metrics, figures and the model's summary to the current MLflow run."""
     test, probabilities = candidate.dataset.test, candidate.evaluation.probabilities
-    registry.log_metrics(candidate.metrics)
+    registry.log_metrics(candidate.card["metrics"])
     registry.log_tags({"weights_hash": candidate.trained.weights_hash})
     registry.log_text(candidate.trained.summary, "model_summary.txt")
     registry.log_text(candidate.evaluation.confusions, "most_confused.txt")
-    registry.log_figures(
-        {
-            "learning_curves": figures.curves(candidate.trained.history),
-            "confusion_matrix": figures.confusion(candidate.evaluation.counts),
-            "samples": figures.samples(candidate.dataset.train),
-            "answers": figures.answers(test, probabilities),
-            "mistakes": figures.mistakes(test, probabilities),
-        }
-    )
+    drawn = {
+        "learning_curves": figures.curves(candidate.trained.history),
+        "confusion_matrix": figures.confusion(candidate.evaluation.counts),
+        "samples": figures.samples(candidate.dataset.train),
+        "answers": figures.answers(test, probabilities),
+        "mistakes": figures.mistakes(test, probabilities),
+    }
+    registry.log_figures(drawn)
 
 
 def register(registry: RegistryWriter, candidate: Candidate, run_id: str) -> str:

@@ -43,9 +43,7 @@ class Evaluation:
     @property
     def confusions(self) -> str:
         """The most frequent mistakes, one line each."""
-        return "".join(
-            f"{true} read as {predicted}: {count}\n" for true, predicted, count in most_confused(self.counts)
-        )
+        return "".join(f"{true} read as {digit}: {count}\n" for true, digit, count in most_confused(self.counts))
 
     @property
     def accuracy(self) -> float:

@@ -1,4 +1,4 @@
-"""From Keras to ONNX: the file that is served, proven to answer as the Keras model does."""
+"""Export of a Keras model to ONNX, the file that is served, with a check that both predict the same."""
 
 import io
 import logging
@@ -35,7 +35,7 @@ def to_keras(model: Any) -> bytes:
 
 
 def to_npy(array: NDArray[Any]) -> bytes:
-    """The `.npy` file of an array of numbers."""
+    """The content of a `.npy` file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
@@ -45,7 +45,6 @@ def check_equal(exported: NDArray[np.float32], expected: NDArray[np.float32], im
     """The largest difference of two models' probabilities on the same images; raises ValueError above the tolerance."""
     difference = float(np.abs(exported - expected).max())
     if not difference < TOLERANCE:
-        raise ValueError(
-            f"the ONNX export differs from the Keras model by {difference:.2g} on {len(images)} images, allowed is {TOLERANCE:g}"
-        )
+        found = f"{difference:.2g} on {len(images)} images"
+        raise ValueError(f"the ONNX export differs from the Keras model by {found}, allowed is {TOLERANCE:g}")
     return difference

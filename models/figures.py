@@ -1,4 +1,4 @@
-"""The pictures of a run: learning curves, confusion matrix, sample images, sample answers, the most confident mistakes."""
+"""Figures of a run: learning curves, confusion matrix, training samples, predictions, most confident mistakes."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ def curves(history: Sequence[dict[str, float]]) -> "Figure":
 
 
 def confusion(counts: NDArray[np.int64]) -> "Figure":
-    """The (10, 10) counts; mistakes are coloured, right answers only counted, so that the mistakes can be seen."""
+    """The (10, 10) counts; only mistakes are coloured, because correct predictions would outshine them."""
     figure, (axes,) = _axes(1, 1, (6.5, 6))
     mistakes = counts.astype(float)
     np.fill_diagonal(mistakes, np.nan)
@@ -40,9 +40,8 @@ def confusion(counts: NDArray[np.int64]) -> "Figure":
         count = counts[true, answered]
         if count:
             dark = true != answered and mistakes[true, answered] > 0.6 * np.nanmax(mistakes)
-            axes.text(
-                answered, true, str(count), ha="center", va="center", fontsize=8, color="white" if dark else "black"
-            )
+            color = "white" if dark else "black"
+            axes.text(answered, true, str(count), ha="center", va="center", fontsize=8, color=color)
     accuracy = np.trace(counts) / counts.sum()
     axes.set(xticks=range(10), yticks=range(10), xlabel="answered", ylabel="true digit")
     axes.set_title(f"{100 * accuracy:.2f} % of {counts.sum():,} test images")
@@ -57,12 +56,12 @@ def samples(split: Split, each: int = 8) -> "Figure":
 
 
 def answers(split: Split, probabilities: NDArray[np.float32], most: int = 32) -> "Figure":
-    """Test images with the answer and its probability, green where right and red (with the true digit) where wrong."""
+    """Test images with prediction and probability, green if correct, else red with the true digit."""
     return _answered(split, probabilities, np.arange(min(most, len(split))))
 
 
 def mistakes(split: Split, probabilities: NDArray[np.float32], most: int = 32) -> "Figure":
-    """The wrong answers the model was most sure of."""
+    """The wrong predictions with the highest probability."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != split.labels)
     surest_first = wrong[np.argsort(-probabilities[wrong].max(axis=1))]
     return _answered(split, probabilities, surest_first[:most])
@@ -79,7 +78,7 @@ def _answered(split: Split, probabilities: NDArray[np.float32], chosen: NDArray[
 
 
 def _gallery(images: Images, titles: list[str], colours: list[str], columns: int) -> "Figure":
-    """All images as one, each with its title above: an axes per image would take seconds to draw."""
+    """All images in one mosaic with titles; an axes per image would take seconds to draw."""
     rows = max(1, -(-len(images) // columns))
     figure, (axes,) = _axes(1, 1, (1.25 * columns, 1.4 * rows))
     height, width = SIZE + TITLE, SIZE + GAP
@@ -94,7 +93,7 @@ def _gallery(images: Images, titles: list[str], colours: list[str], columns: int
 
 
 def _axes(rows: int, columns: int, inches: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
-    """A figure outside pyplot, which would keep every figure of a long-running process alive."""
+    """A figure without pyplot, which would never free it in a long-running process."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=inches, layout="constrained")

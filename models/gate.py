@@ -18,16 +18,10 @@ class GatePolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     significance: float = Field(0.01, gt=0, lt=1, description="Largest one-sided McNemar p-value that is evidence.")
-    min_error_reduction: float = Field(
-        0.125, ge=0, le=1, description="Smallest fraction of the champion's errors that a promotion must remove."
-    )
+    min_error_reduction: float = Field(0.125, ge=0, le=1, description="Smallest fraction of errors to remove.")
     max_accuracy_loss: float = Field(0.002, ge=0, le=1, description="A significant loss of accuracy above it is harm.")
-    max_recall_loss: float = Field(
-        0.05, ge=0, le=1, description="A significant loss of a digit's recall above it is harm."
-    )
-    max_corruption_loss: float = Field(
-        0.02, ge=0, le=1, description="Loss of accuracy on corrupted images above it is harm."
-    )
+    max_recall_loss: float = Field(0.05, ge=0, le=1, description="A significant loss of a digit's recall above it.")
+    max_corruption_loss: float = Field(0.02, ge=0, le=1, description="Loss of accuracy on corrupted images above it.")
     min_sample: int = Field(50, ge=1, description="Labelled traffic with fewer images is not used.")
     max_bytes: int = Field(50_000_000, gt=0, description="Largest model file that may be served.")
     max_milliseconds: float = Field(20.0, gt=0, description="Longest median time for one image that may be served.")
@@ -150,9 +144,10 @@ def judge(
     To be promoted, the candidate must be better on one of the samples by more than chance and do no harm on any. The
     significance is divided by the number of samples, and further for the repeated comparison of the same two versions.
     """
-    numbered = {COMPARISON: comparison}
-    facts = candidate.evidence("candidate") | champion.evidence("champion")
-    evidence = numbered | {name: value for sample in samples for name, value in sample.evidence.items()} | facts
+    evidence: dict[str, float] = {COMPARISON: comparison}
+    for sample in samples:
+        evidence |= sample.evidence
+    evidence |= candidate.evidence("candidate") | champion.evidence("champion")
     harm = [
         *_unservable(candidate, policy),
         *_overlap("champion", champion),
@@ -163,8 +158,7 @@ def judge(
     if harm:
         return GateVerdict("hold", harm, evidence)
     if all((sample.candidate == sample.champion).all() for sample in samples):
-        reason = "candidate and champion predict the same digit for every image"
-        return GateVerdict(UNDECIDED, [reason], evidence)
+        return GateVerdict(UNDECIDED, ["candidate and champion predict the same digit for every image"], evidence)
     repeated = comparison * (comparison + 1) if comparison > 1 else 1
     better = [sample for sample in samples if sample.p_better <= policy.significance / len(samples) / repeated]
     if not better:
@@ -172,9 +166,8 @@ def judge(
     enough = [sample for sample in better if sample.error_reduction >= policy.min_error_reduction]
     if not enough:
         required = f"of the champion's errors gone, {policy.min_error_reduction:.1%} are required"
-        return GateVerdict(
-            "hold", [f"{sample}, {sample.error_reduction:.1%} {required}" for sample in better], evidence
-        )
+        reasons = [f"{sample}, {sample.error_reduction:.1%} {required}" for sample in better]
+        return GateVerdict("hold", reasons, evidence)
     reasons = [f"{sample}, a gain of {100 * sample.gain:.2f} points, p = {sample.p_better:.2g}" for sample in enough]
     return GateVerdict("promote", reasons, evidence)
 
@@ -182,9 +175,8 @@ def judge(
 def comparison_number(samples: Sequence[EvaluationSample], before: Mapping[str, float]) -> int | None:
     """The number of this comparison of the same two versions, None while there is too little new traffic for one.
 
-    `before` is the evidence of the last comparison, empty for none. Repeated comparisons share one significance budget: the next
-    one needs twice as much traffic, and comparison k > 1 gets 1 / (k (k + 1)) of the significance. All repetitions together have
-    at most half of what the first one has.
+    `before` is the evidence of the last comparison, or empty. Each repetition needs twice as much traffic, and comparison
+    k > 1 gets 1 / (k (k + 1)) of the significance: all repetitions together have at most half of what the first one has.
     """
     if not before:
         return 1
@@ -211,8 +203,8 @@ def _unservable(candidate: ModelFacts, policy: GatePolicy) -> list[str]:
     if candidate.size_bytes > policy.max_bytes:
         reasons.append(f"the candidate's file has {candidate.size_bytes:,} bytes, allowed are {policy.max_bytes:,}")
     if candidate.milliseconds > policy.max_milliseconds:
-        allowed = f"allowed are {policy.max_milliseconds:g}"
-        reasons.append(f"the candidate takes {candidate.milliseconds:.1f} ms for one image, {allowed}")
+        milliseconds = f"{candidate.milliseconds:.1f} ms for one image"
+        reasons.append(f"the candidate takes {milliseconds}, allowed are {policy.max_milliseconds:g}")
     return reasons
 
 

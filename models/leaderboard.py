@@ -38,7 +38,7 @@ class Row:
     seeds: tuple[int, ...] = ()
     accuracy: Proportion | None = None  # mean over the seeds, on the test images
     best: Proportion | None = None
-    best_version: str | None = None  # None where the best run became none
+    best_version: str | None = None  # None where the best run was not registered
     parameters: float | None = None
     train_seconds: float | None = None  # these and the following are means over the seeds
     test_log_loss: float | None = None
@@ -48,19 +48,19 @@ class Row:
     @property
     def cells(self) -> tuple[str, ...]:
         """The row in words: recipe, data, seeds, accuracy, best, reported, then the other figures."""
+        version = f" (v{self.best_version})" if self.best_version else ""
         return (
             self.recipe,
             f"{self.source} {self.dataset[:6]}" if self.dataset else "–",
             str(len(self.seeds) or "–"),
             str(self.accuracy or "not trained"),
-            f"{100 * self.best.value:.2f} %{f' (v{self.best_version})' if self.best_version else ''}"
-            if self.best
-            else "–",
+            f"{100 * self.best.value:.2f} %{version}" if self.best else "–",
             self.reported,
-            *(_number(value, digits=4) for value in (self.test_log_loss, self.test_ece)),
-            f"{100 * self.corruption_accuracy:.2f} %" if self.corruption_accuracy is not None else "–",
-            _number(self.parameters, digits=0),
-            _number(self.train_seconds, digits=1),
+            _number(self.test_log_loss, ".4f"),
+            _number(self.test_ece, ".4f"),
+            "–" if self.corruption_accuracy is None else f"{100 * self.corruption_accuracy:.2f} %",
+            _number(self.parameters, ",.0f"),
+            _number(self.train_seconds, ",.1f"),
         )
 
 
@@ -68,7 +68,8 @@ def read(registry: RegistryWriter) -> list[Row]:
     """The leaderboard of an MLflow server."""
     found = [run for run in runs.finished(registry) if "dataset" in run.tags]
     newest = {run.tags["dataset"]: run for run in reversed(found)}
-    return rows(found, {fingerprint: _held_out(registry, run) for fingerprint, run in newest.items()})
+    manifests = {fingerprint: runs.read_json(registry, run, "dataset.json") for fingerprint, run in newest.items()}
+    return rows(found, {name: HeldOut(one["source"], one["images"]["test"]) for name, one in manifests.items()})
 
 
 def rows(found: Sequence[Run], held_out: Mapping[str, HeldOut]) -> list[Row]:
@@ -87,7 +88,7 @@ def rows(found: Sequence[Run], held_out: Mapping[str, HeldOut]) -> list[Row]:
 
 
 def _row(name: str, seeds: list[Run], held_out: HeldOut) -> Row:
-    """The interval is that of one test of so many images, however many seeds: the seeds share the test images."""
+    """The row of one recipe; its interval counts the test images once, because all seeds share them."""
     accuracies = [run.metrics["test_accuracy"] for run in seeds]
     mean, best = sum(accuracies) / len(seeds), max(accuracies)
     best_run = seeds[accuracies.index(best)]
@@ -138,10 +139,5 @@ def _mean(values: Iterable[float]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def _held_out(registry: RegistryWriter, run: Run) -> HeldOut:
-    about = runs.read_json(registry, run, "dataset.json")
-    return HeldOut(str(about["source"]), int(about["images"]["test"]))
+def _number(value: float | None, format_spec: str) -> str:
+    return "–" if value is None else format(value, format_spec)

@@ -1,7 +1,7 @@
 """Registered versions on this machine: fetched from the registry, verified, warmed and cached.
 
-A version consists of `model.onnx`, `card.json` with the checksums of its files, and `reference.npz`, whose first images and
-probabilities are the golden query that a fetched model must answer as it did when it was registered.
+A version has `model.onnx`, `card.json` with checksums, and `reference.npz`. The first images and probabilities of the
+reference are the golden query: a fetched model must answer it as it did when it was registered.
 """
 
 import hashlib
@@ -69,8 +69,11 @@ class ModelStore:
                 return verify(version, card, _read(self.cache / version))
         files = {name: self.registry.download(version, name) for name in FILES}
         model = verify(version, card, files)
-        with suppress(OSError):  # a full disk must not keep a verified model from answering
-            _store(self.cache, version, {**files, "card.json": card})
+        # A full disk must not keep a verified model from answering.
+        with suppress(OSError), replacing(self.cache / version) as folder:
+            folder.mkdir(parents=True)
+            for name, content in {**files, "card.json": card}.items():
+                (folder / name).write_bytes(content)
         return model
 
     def reference(self, model: VerifiedModel) -> Reference:
@@ -123,7 +126,7 @@ def verify(version: str, card: bytes, files: dict[str, bytes]) -> VerifiedModel:
 
 
 def remember(model: VerifiedModel, alias: str, cache: Path) -> None:
-    """Record the version as the last good one of its alias, and drop the oldest copies."""
+    """Record the version as the last good one of its alias, and delete the oldest copies that no alias needs."""
     with suppress(OSError):  # a full disk must not keep a verified model from answering
         write_atomically(cache / f"{alias}.txt", model.version.encode())
         kept = {note.read_text() for note in cache.glob("*.txt")}
@@ -141,16 +144,8 @@ def _checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _store(cache: Path, version: str, files: dict[str, bytes]) -> None:
-    """Complete under its name, or not there."""
-    with replacing(cache / version) as folder:
-        folder.mkdir(parents=True)
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-
-
 def _run_golden_query(model: VerifiedModel, images: Images, expected: NDArray[np.float32]) -> None:
-    """Also warms the session: the first request after a swap is as fast as the others."""
+    """Raise InvalidArtifact unless the model answers as registered; this also warms it up for the first request."""
     title = f"{NAME} v{model.version}"
     try:
         answered = model.predict_proba(images)
@@ -161,6 +156,4 @@ def _run_golden_query(model: VerifiedModel, images: Images, expected: NDArray[np
         raise InvalidArtifact(f"{title}: probabilities have shape {answered.shape}; expected {expected.shape}")
     difference = float(np.abs(answered - expected).max())
     if not (difference <= TOLERANCE and np.abs(single - expected[:1]).max() <= TOLERANCE):
-        raise InvalidArtifact(
-            f"{title}: the golden query is answered {difference:.2g} off; at most {TOLERANCE:g} is allowed"
-        )
+        raise InvalidArtifact(f"{title}: golden query is answered {difference:.2g} off, allowed is {TOLERANCE:g}")

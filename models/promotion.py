@@ -1,4 +1,4 @@
-"""Changing the champion: load-checked first, one alias moved, recorded in the ledger."""
+"""Promotion and rollback: verify the version, move the alias, record it in the ledger."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ def promote(
     evidence: Mapping[str, Any] | None = None,
     action: ledger.Action = "promotion",
 ) -> None:
-    """Make the version the champion after it was fetched, verified and answered its golden query.
+    """Fetch and verify the version, then make it the champion.
 
     The alias `previous` is moved first and `champion` last, so that there is one valid champion at every moment.
     """
@@ -36,9 +36,7 @@ def promote(
         raise ValueError(f"digits v{version} is the champion already")
     store.fetch_version(version)
     if (meanwhile := store.registry.version()) != current:
-        raise RuntimeError(
-            f"digits v{meanwhile} became the champion meanwhile; see `digits ledger`, then promote again"
-        )
+        raise RuntimeError(f"v{meanwhile} became the champion meanwhile; see `digits ledger`, then promote again")
     if current is not None:
         registry.set_alias("previous", current)
     registry.set_alias("champion", version)
@@ -52,9 +50,7 @@ def roll_back(registry: RegistryWriter, store: ModelStore, engine: Engine, why: 
     current = store.registry.version()
     previous = current and ledger.previous_champion(ledger.entries(engine), current)
     if not previous:
-        raise LookupError(
-            "there is no previous champion to roll back to; promote a version with `digits promote VERSION`"
-        )
+        raise LookupError("there is no previous champion to roll back to; use `digits promote VERSION`")
     promote(registry, store, engine, previous, why, action="rollback")
     return previous
 
@@ -62,7 +58,7 @@ def roll_back(registry: RegistryWriter, store: ModelStore, engine: Engine, why: 
 def record_verdict(
     registry: RegistryWriter, store: ModelStore, version: str, over: str | None, verdict: gate.GateVerdict
 ) -> None:
-    """The gate's verdict over a champion with its evidence, kept beside the version; of the champion, why it was promoted stays."""
+    """Tag the version with the gate's verdict; the champion's tags keep the reason of its promotion."""
     if version == store.registry.version():
         return
     evidence = json.dumps(verdict.evidence)
@@ -80,7 +76,7 @@ def last_evidence(registry: RegistryWriter, version: str, over: str) -> dict[str
 
 
 def repair_ledger(registry: RegistryWriter, store: ModelStore, engine: Engine) -> None:
-    """Record the promotion whose process died between moving the alias and writing the ledger."""
+    """Append the promotion that is missing from the ledger when a process died after it moved the alias."""
     current = store.registry.version()
     book = ledger.entries(engine)
     last = book[-1].to_version if book else None
@@ -94,9 +90,9 @@ def repair_ledger(registry: RegistryWriter, store: ModelStore, engine: Engine) -
 
 
 def set_challenger(registry: RegistryWriter, store: ModelStore, version: str) -> None:
-    """Keep a version that the gate could not decide on as challenger, to be judged again on more labelled traffic.
+    """Make an undecided version the challenger, to be judged again on more labelled traffic.
 
-    It replaces an older undecided one; a challenger that came another way, like the best of a sweep, stays.
+    It replaces only an undecided challenger, not, say, the best version of a sweep.
     """
     current, sitting = store.registry.version(), store.registry.version("challenger")
     if version in (current, sitting):

@@ -37,7 +37,8 @@ def code_hash(module: Path, root: Path) -> str:
         path = waiting.pop()
         if path not in trees:
             trees[path] = ast.parse(path.read_bytes())
-            waiting += [found for name in _imports(trees[path]) if (found := _file(root, name)).is_file()]
+            files = [root.joinpath(*name.split(".")).with_suffix(".py") for name in _imports(trees[path])]
+            waiting += [file for file in files if file.is_file()]
     dumps = [f"{path.relative_to(root)} {ast.dump(_WithoutText().visit(trees[path]))}" for path in sorted(trees)]
     return hashlib.sha256("\n".join(dumps).encode()).hexdigest()
 
@@ -51,10 +52,6 @@ def _imports(tree: ast.Module) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             names += [f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)]
     return names
-
-
-def _file(root: Path, name: str) -> Path:
-    return root.joinpath(*name.split(".")).with_suffix(".py")
 
 
 class _WithoutText(ast.NodeTransformer):
@@ -98,6 +95,5 @@ def git_commit() -> dict[str, str]:
 
 
 def git(*words: str) -> str:
-    return subprocess.run(
-        ["git", *words], cwd=ROOT, check=True, capture_output=True, text=True, timeout=10
-    ).stdout.strip()
+    found = subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True, timeout=10)
+    return found.stdout.strip()

@@ -53,9 +53,8 @@ def _translate_errors(uri: str = "") -> Iterator[None]:
         if status < 500 and status != 429:
             raise
         server = without_password(uri or mlflow.get_tracking_uri())
-        raise RegistryUnreachable(
-            f"MLflow does not answer at {server}; start it with `digits up` or set MLFLOW_TRACKING_URI"
-        ) from error
+        fix = "start it with `digits up` or set MLFLOW_TRACKING_URI"
+        raise RegistryUnreachable(f"MLflow does not answer at {server}; {fix}") from error
 
 
 class RegistryWriter:
@@ -96,7 +95,13 @@ class RegistryWriter:
         tags = {"recipe": recipe.name, "dataset": fingerprint, **git_commit(), **tags}
         with _translate_errors():
             self.run_id = self.mlflow.start_run(run_name=recipe.name, tags=tags).info.run_id
-            self._log_inputs(recipe, fingerprint, dataset)
+            self.mlflow.log_params(flat(recipe))
+            self.mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
+            self.mlflow.log_dict(environment(), "environment.json")
+            # MLflow's UI shows a sample of the images; the digest is our fingerprint.
+            images, labels = dataset.train.images[:100], dataset.train.labels[:100]
+            data = self.mlflow.data.from_numpy(images, targets=labels, name=dataset.source, digest=fingerprint)
+            self.mlflow.log_input(data, context="training")
         status = "FAILED"
         try:
             yield self.run_id
@@ -112,20 +117,10 @@ class RegistryWriter:
             except RegistryUnreachable as error:
                 log.warning("the end of run %s (%s) is not recorded: %s", self.run_id, status, error)
 
-    def _log_inputs(self, recipe: Recipe, fingerprint: str, dataset: Dataset) -> None:
-        self.mlflow.log_params(flat(recipe))
-        self.mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
-        self.mlflow.log_dict(environment(), "environment.json")
-        # MLflow's UI shows a sample of the images; the digest is our fingerprint.
-        images, labels = dataset.train.images[:100], dataset.train.labels[:100]
-        data = self.mlflow.data.from_numpy(images, targets=labels, name=dataset.source, digest=fingerprint)
-        self.mlflow.log_input(data, context="training")
-
     def log_epoch(self, epoch: int, figures: Mapping[str, float]) -> None:
-        """Queue one point on each learning curve; it neither waits for MLflow nor raises.
+        """Queue one point on each learning curve for a background thread; it neither waits for MLflow nor raises.
 
-        A background thread sends the queue. What MLflow does not accept stays queued and is sent again with the next epoch
-        and with `log_metrics`.
+        Points that MLflow does not accept stay queued; the next epoch and `log_metrics` send them again.
         """
         self._queue += self._metrics([(epoch + 1, figures)])
         if self._sending.done():
@@ -171,11 +166,8 @@ class RegistryWriter:
 
     def _metrics(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> list[Any]:
         now = int(time.time() * 1000)
-        return [
-            self.mlflow.entities.Metric(name, value, now, step)
-            for step, figures in points
-            for name, value in figures.items()
-        ]
+        metric = self.mlflow.entities.Metric
+        return [metric(name, value, now, step) for step, figures in points for name, value in figures.items()]
 
     def _tags(self, tags: Mapping[str, str]) -> list[Any]:
         return [self.mlflow.entities.RunTag(name, value) for name, value in tags.items()]
@@ -230,8 +222,7 @@ class RegistryWriter:
         made = self.client.search_model_versions(f"name='{NAME}' and run_id='{self.run_id}'")
         if made:
             return str(made[0].version)
-        checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        full_card = {**card, "files": checksums}
+        full_card = {**card, "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
         model = self._log_model(files["model.onnx"])
         with TemporaryDirectory() as folder:
             for name, content in {**files, "card.json": json.dumps(full_card, indent=2).encode()}.items():
@@ -239,10 +230,10 @@ class RegistryWriter:
             self.client.log_model_artifacts(model.model_id, folder)
         with suppress(self.mlflow.exceptions.MlflowException):  # it is there from the second version on
             self.client.create_registered_model(NAME, description="Handwritten-digit recognisers.")
-        version = self.client.create_model_version(
-            NAME, model.model_uri, run_id=self.run_id, model_id=model.model_id, tags=_version_tags(card)
-        )
-        return str(version.version)
+        tags = {name: card[name] for name in ("dataset", "inputs")}
+        tags |= {"recipe": card["recipe"]["name"], "test_accuracy": f"{card['metrics']['test_accuracy']:.4f}"}
+        source, model_id = model.model_uri, model.model_id
+        return str(self.client.create_model_version(NAME, source, self.run_id, tags, model_id=model_id).version)
 
     def _log_model(self, onnx_model: bytes) -> Any:
         """The ONNX model in MLflow's own format, linked to the current run; an `mlflow.models.model.ModelInfo`."""
@@ -306,12 +297,3 @@ def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in fields.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
-
-
-def _version_tags(card: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "recipe": card["recipe"]["name"],
-        "dataset": card["dataset"],
-        "inputs": card["inputs"],
-        "test_accuracy": f"{card['metrics']['test_accuracy']:.4f}",
-    }

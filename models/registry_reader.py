@@ -37,11 +37,8 @@ class RegistryReader:
 
     def __init__(self, uri: str) -> None:
         url = httpx.URL(uri)
-        self._http = httpx.Client(
-            base_url=without_password(uri),
-            auth=(url.username, url.password) if url.username else None,
-            timeout=TIMEOUT,
-        )
+        auth = (url.username, url.password) if url.username else None
+        self._http = httpx.Client(base_url=without_password(uri), auth=auth, timeout=TIMEOUT)
 
     def close(self) -> None:
         self._http.close()
@@ -59,28 +56,21 @@ class RegistryReader:
             fields = response.json()
             # MLflow answers 404 without the model, 400 without the alias.
             if response.status_code in (400, 404) and "error_code" in fields:
-                raise VersionNotFound(
-                    f"no version of {NAME} has the alias {alias} yet; train and promote one with `digits retrain`"
-                )
+                raise VersionNotFound(f"no {NAME} has the alias {alias} yet; promote one with `digits retrain`")
             found = fields["model_version"]
             return AliasTarget(str(found["version"]), found.get("run_id"))
         except (ValueError, KeyError, TypeError) as error:
-            raise RegistryUnreachable(
-                f"{self._http.base_url} answered {response.status_code}, and not as MLflow does; "
-                "set MLFLOW_TRACKING_URI to its server"
-            ) from error
+            problem = f"{self._http.base_url} answered {response.status_code}, and not as MLflow does"
+            raise RegistryUnreachable(f"{problem}; set MLFLOW_TRACKING_URI to its server") from error
 
     def download(self, version: str, path: str) -> bytes:
         """One file of a version as it is; raises VersionNotFound or InvalidArtifact."""
         response = self._get("/model-versions/get-artifact", name=NAME, version=version, path=path)
         if response.status_code == 404 and "Model Version" in response.text:
-            raise VersionNotFound(
-                f"there is no {NAME} v{version} in the registry; see the versions with `digits leaderboard`"
-            )
+            raise VersionNotFound(f"the registry has no {NAME} v{version}; see `digits leaderboard`")
         if response.is_error:
-            raise InvalidArtifact(
-                f"{NAME} v{version}: the registry answered {response.status_code} for {path}; register it again"
-            )
+            problem = f"the registry answered {response.status_code} for {path}"
+            raise InvalidArtifact(f"{NAME} v{version}: {problem}; register it again")
         return response.content
 
     def _get(self, route: str, **parameters: str) -> httpx.Response:
@@ -94,8 +84,7 @@ class RegistryReader:
                 "start it with `digits up` or set MLFLOW_TRACKING_URI"
             ) from error
         if response.status_code in (401, 403) or response.is_server_error:
-            raise RegistryUnreachable(
-                f"the registry at {server} answered {response.status_code} {response.reason_phrase}; "
-                "check the MLflow server, or the name and password in MLFLOW_TRACKING_URI"
-            )
+            status = f"{response.status_code} {response.reason_phrase}"
+            fix = "check the MLflow server, or the name and password in MLFLOW_TRACKING_URI"
+            raise RegistryUnreachable(f"the registry at {server} answered {status}; {fix}")
         return response

@@ -43,9 +43,8 @@ class Replay:
         """The outcome, and where the weights differ, what may be the reason."""
         if self.identical:
             return f"{self.title}: trained again, the weights are identical ({self.weights_hash[:16]})"
-        start = (
-            f"{self.title}: trained again, the weights differ ({self.recorded_hash[:16]} → {self.weights_hash[:16]})"
-        )
+        hashes = f"{self.recorded_hash[:16]} → {self.weights_hash[:16]}"
+        start = f"{self.title}: trained again, the weights differ ({hashes})"
         if not self.differences:
             return f"{start}, though nothing that was recorded about code and environment does"
         return f"{start}; what else differs: {'; '.join(self.differences)}"
@@ -56,9 +55,8 @@ def look_up(registry: RegistryWriter, run: str) -> Recorded:
     found = runs.find(registry, run)
     for tag in ("dataset", "weights_hash"):
         if tag not in found.tags:
-            raise LookupError(
-                f"{found.title} has no tag {tag}, it ended as {found.status}: there is nothing to compare with"
-            )
+            ended = f"it ended as {found.status}"
+            raise LookupError(f"{found.title} has no tag {tag}, {ended}: there is nothing to compare with")
     return Recorded(
         run=found,
         recipe=_recipe(registry, found),
@@ -75,12 +73,8 @@ def train_again(recorded: Recorded, storage: Storage) -> Replay:
     commits = recorded.run.tags.get("git_commit"), provenance.git_commit().get("git_commit")
     code = run_diff.differing_code(*commits, sides=("the run", "this checkout"))
     environment = run_diff.differing(recorded.environment, provenance.environment())
-    return Replay(
-        recorded.run.title,
-        recorded.weights_hash,
-        trained.weights_hash,
-        [*(f"code: {line}" for line in code), *environment],
-    )
+    differences = [*(f"code: {line}" for line in code), *environment]
+    return Replay(recorded.run.title, recorded.weights_hash, trained.weights_hash, differences)
 
 
 def _recipe(registry: RegistryWriter, run: Run) -> Recipe:
@@ -91,6 +85,5 @@ def _recipe(registry: RegistryWriter, run: Run) -> Recipe:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         commit = run.tags.get("git_commit", "another commit")[:8]
-        raise ValueError(
-            f"{run.title} has a recipe of {commit} that this code cannot train: {name}: {first['msg']}"
-        ) from error
+        problem = f"has a recipe of {commit} that this code cannot train: {name}: {first['msg']}"
+        raise ValueError(f"{run.title} {problem}") from error

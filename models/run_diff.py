@@ -64,10 +64,9 @@ class Agreement:
         """The counts, the p-value and what it means."""
         better = "A" if self.only_a > self.only_b else "B"
         means = f"{better} is better" if self.p_value <= SIGNIFICANCE else "no evidence that one is better"
-        return (
-            f"both right {self.both_right:,}, only A {self.only_a:,}, only B {self.only_b:,}, both wrong {self.both_wrong:,}; "
-            f"p = {self.p_value:.3g} (exact McNemar, two-sided): {means}"
-        )
+        counts = f"both right {self.both_right:,}, only A {self.only_a:,}, only B {self.only_b:,}"
+        test = f"p = {self.p_value:.3g} (exact McNemar, two-sided)"
+        return f"{counts}, both wrong {self.both_wrong:,}; {test}: {means}"
 
 
 def compare(registry: RegistryWriter, a: Run, b: Run, storage: Storage, store: ModelStore) -> RunDiff:
@@ -75,19 +74,16 @@ def compare(registry: RegistryWriter, a: Run, b: Run, storage: Storage, store: M
     recipes, environments = (
         [runs.read_json(registry, run, name) for run in (a, b)] for name in ("recipe.json", "environment.json")
     )
-    return RunDiff(
-        a,
-        b,
-        {
-            "data": _data(registry, a, b, storage),
-            "code": differing_code(a.tags.get("git_commit"), b.tags.get("git_commit")) or [SAME],
-            "recipe": differing(*recipes) or [SAME],
-            "environment": differing(*environments) or [SAME],
-            "weights": [_weights(a, b)],
-            "figures": [_figure(name, a, b) for name in FIGURES if name in a.metrics and name in b.metrics],
-            "answers": _answers(a, b, storage, store),
-        },
-    )
+    sections = {
+        "data": _data(registry, a, b, storage),
+        "code": differing_code(a.tags.get("git_commit"), b.tags.get("git_commit")) or [SAME],
+        "recipe": differing(*recipes) or [SAME],
+        "environment": differing(*environments) or [SAME],
+        "weights": [_weights(a, b)],
+        "figures": [_figure(name, a, b) for name in FIGURES if name in a.metrics and name in b.metrics],
+        "answers": _answers(a, b, storage, store),
+    }
+    return RunDiff(a, b, sections)
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -211,13 +207,11 @@ def _changed_files(before: str, now: str) -> list[str]:
 
 def _table(dataset: Dataset) -> pd.DataFrame:
     """One row per image: the digest of its content, its split, its row there and its label."""
-    parts = [
-        pd.DataFrame(
-            {"image": datasets.digests(part.images), "split": split, "row": range(len(part)), "label": part.labels}
-        )
+    tables = {
+        split: pd.DataFrame({"image": datasets.digests(part.images), "label": part.labels})
         for split, part in dataset.splits().items()
-    ]
-    return pd.concat(parts, ignore_index=True)
+    }
+    return pd.concat(tables, names=["split", "row"]).reset_index()
 
 
 def _match(before: pd.DataFrame, now: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -1,4 +1,4 @@
-"""Runs as MLflow has them, read back: found by version or id, with what they were trained from and what came out."""
+"""MLflow runs read back, found by version or id, with their tags, params, metrics and JSON files."""
 
 import json
 import re
@@ -16,10 +16,10 @@ from models.registry_reader import NAME
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """An MLflow run of one training."""
 
     id: str
-    version: str | None  # that was registered out of it
+    version: str | None  # registered from it
     status: str  # FINISHED, FAILED, RUNNING, …
     started_at: datetime  # UTC
     tags: Mapping[str, str]
@@ -28,7 +28,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """As people know it."""
+        """Such as `digits v3 (run 1a2b3c4d)`, or without a version `run 1a2b3c4d`."""
         return f"digits v{self.version} (run {self.id[:8]})" if self.version else f"run {self.id[:8]}"
 
 
@@ -40,16 +40,15 @@ def find(registry: RegistryWriter, text: str) -> Run:
     if not ids and re.fullmatch("[0-9a-f]{1,32}", text):
         ids = [run.id for run in _all(registry, versions) if run.id.startswith(text)]
     if not ids:
-        raise LookupError(
-            f"there is no version and no run {text!r} in {without_password(registry.uri)}; see `digits leaderboard`"
-        )
+        server = without_password(registry.uri)
+        raise LookupError(f"there is no version and no run {text!r} in {server}; see `digits leaderboard`")
     if len(ids) > 1:
         raise LookupError(f"{len(ids)} runs begin with {text!r}: {', '.join(sorted(ids)[:3])}; give more of the id")
     return _run(registry.client.get_run(ids[0]), versions)
 
 
 def finished(registry: RegistryWriter) -> list[Run]:
-    """All runs that were tested, newest first; of those nested in another run, only the ones that became a version."""
+    """All evaluated runs, newest first; of those nested in another run, only those with a version."""
     return [
         run
         for run in _all(registry, _versions(registry))
@@ -83,7 +82,7 @@ def _all(registry: RegistryWriter, versions: Mapping[str, str]) -> list[Run]:
 
 
 def _versions(registry: RegistryWriter) -> dict[str, str]:
-    """The version registered out of each run, by run id."""
+    """The version registered from each run, by run id."""
     found: Sequence[Any] = registry.client.search_model_versions(f"name='{NAME}'", max_results=10_000)
     return {str(version.run_id): str(version.version) for version in found}
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from digits.data.datasets import Dataset
-from digits.images import SIZE, Images, Labels, Split
+from digits.images import SIZE, Images, Labels
 from models import backend
 from models.architectures import Architecture
 from models.augmentation import Augmentation, augment, ranges
@@ -29,8 +29,6 @@ log = logging.getLogger("digits.training")
 
 Epoch = dict[str, float]
 OnEpoch = Callable[[int, Epoch], None]
-
-VALIDATION_BATCH_SIZE = 15_000  # 47 MB of pixels as float32
 
 
 class Recipe(BaseModel):
@@ -42,26 +40,17 @@ class Recipe(BaseModel):
     architecture: Architecture = Field(description="Layers of the network.")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="Keras optimiser.")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate at the start.")
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="Course of the learning rate; cosine ends at 0."
-    )
+    schedule: Literal["constant", "cosine"] = Field("constant", description="Learning rate; cosine ends at 0.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, `adamw` only.")
     epochs: int = Field(ge=1, description="Passes over the training images, at most.")
     patience: int | None = Field(
-        None,
-        ge=1,
-        description="Stop after so many epochs without a better validation accuracy and restore the best weights.",
+        None, ge=1, description="Stop after so many epochs without gain, restore the best weights."
     )
     batch_size: int = Field(32, ge=1, description="Images per step.")
     validation_fraction: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="Fraction of the training images used for validation; the data set's own split unless set.",
+        None, gt=0, lt=1, description="Fraction of the training images; unless set, the data set's own."
     )
-    augmentation: Augmentation | None = Field(
-        None, description="Random change of the training images, anew in every epoch."
-    )
+    augmentation: Augmentation | None = Field(None, description="Random change of the training images in every epoch.")
     n_models: int = Field(1, ge=1, description="Networks trained with consecutive seeds and averaged into one model.")
     seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
 
@@ -154,14 +143,13 @@ class Network:
         optimizer = _optimizer(recipe, steps)
         optimizer.build(self.model.trainable_variables)
         self._run_epoch = _compile_epoch(self.model, optimizer, min(recipe.batch_size, len(self.train)))
-        self._score = _compile_score(self.model)
 
     def epochs(self) -> Iterator[Epoch]:
-        """Train and yield the metrics of each epoch; at the end the model has the last or, with patience, the best weights."""
+        """Train and yield the metrics of each epoch; the model ends with the last or, with patience, the best weights."""
         best, best_epoch, best_weights = -1.0, 0, None
         for epoch, images in enumerate(self._epochs_of_images()):
             started = time.perf_counter()
-            figures = self._epoch(epoch, images)
+            figures = self._train(epoch, images) | self._validate()
             self.seconds += time.perf_counter() - started
             yield figures
             if self.recipe.patience is None:
@@ -173,16 +161,18 @@ class Network:
         if best_weights is not None:
             self.model.set_weights(best_weights)
 
-    def _epoch(self, epoch: int, images: Images) -> Epoch:
+    def _train(self, epoch: int, images: Images) -> Epoch:
         order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(images)).astype(np.int32)
         loss, correct = self._run_epoch(images, self.train.labels, order)
-        val_loss, val_accuracy = self._score(self.validation)
-        return {
-            "loss": float(loss) / len(images),
-            "accuracy": float(correct) / len(images),
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-        }
+        return {"loss": float(loss) / len(images), "accuracy": float(correct) / len(images)}
+
+    def _validate(self) -> Epoch:
+        _, tf = backend.load()
+
+        logits, labels = forward(self.model, self.validation.images), self.validation.labels
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels.astype(np.int32), logits)
+        accuracy = float((logits.argmax(axis=1) == labels).mean())
+        return {"val_loss": float(tf.reduce_mean(losses)), "val_accuracy": accuracy}
 
     def _epochs_of_images(self) -> Iterator[Images]:
         """The training images of each epoch; a thread augments those of the next epoch while the current one is trained."""
@@ -257,32 +247,6 @@ def _compile_epoch(model: Any, optimizer: Any, batch_size: int) -> Any:
         return loss.numpy(), correct.numpy()
 
     return run
-
-
-def _compile_score(model: Any) -> Callable[[Split], tuple[float, float]]:
-    """A function that returns log loss and accuracy of the model with its current weights."""
-    _, tf = backend.load()
-
-    @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]  # TensorFlow has no types
-    def sums(images: Any, labels: Any) -> tuple[Any, Any]:
-        logits = model(images, training=False)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-        correct = tf.equal(tf.argmax(logits, 1, tf.int32), labels)
-        return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(correct, tf.float32))
-
-    def score(split: Split) -> tuple[float, float]:
-        labels = split.labels.astype(np.int32)
-        parts = [
-            sums(
-                tf.constant(split.images[start : start + VALIDATION_BATCH_SIZE]),
-                tf.constant(labels[start : start + VALIDATION_BATCH_SIZE]),
-            )
-            for start in range(0, len(split), VALIDATION_BATCH_SIZE)
-        ]
-        loss, correct = np.sum([[float(value) for value in part] for part in parts], axis=0) / len(split)
-        return float(loss), float(correct)
-
-    return score
 
 
 def forward(model: Any, images: Images, chunk: int = 2500) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -97,7 +97,7 @@ def version_files(sharpness: float = 12) -> Files:
     card: dict[str, Any] = {
         "recipe": {"name": "linear", "seed": 0},
         "dataset": "0123456789abcdef",
-        "conformal": conformal.calibrate(probabilities, sample.labels).to_card(),
+        "conformal": asdict(conformal.calibrate(probabilities, sample.labels)),
         "metrics": {"test_accuracy": float((probabilities.argmax(1) == labels[1200:]).mean())},
         "run_id": "5f3c",
         "experiment_id": "1",
