@@ -1,1 +1,1 @@
-"""What every room agrees on: settings, the pixel contract, data sets, the prediction log and the ledger."""
+"""What every room agrees on: settings, the image contract, the reference sample, intervals; with the sub-packages data and storage."""

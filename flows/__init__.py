@@ -1,1 +1,1 @@
-"""When things happen: Prefect flows, their schedules, and the command line."""
+"""Prefect flows, their schedules and deployments."""

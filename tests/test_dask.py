@@ -13,6 +13,7 @@ from conftest import Files, Registry
 from distributed import Client, LocalCluster
 
 from digits import reference
+from digits.data import kaggle_csv
 from digits.settings import Settings
 from flows import dask_cluster, score
 from flows.connections import Platform
@@ -37,7 +38,7 @@ def client(cluster: Cluster) -> Iterator[Client]:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few hundred rows are many chunks."""
-    monkeypatch.setattr(scoring, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(kaggle_csv, "CHUNK_BYTES", 20_000)
     monkeypatch.setattr(scoring, "CHUNK_ROWS", 5)
 
 
