@@ -56,7 +56,9 @@ class RegistryReader:
             fields = response.json()
             # MLflow answers 404 without the model, 400 without the alias.
             if response.status_code in (400, 404) and "error_code" in fields:
-                raise VersionNotFound(f"no {NAME} has the alias {alias} yet; promote one with `digits retrain`")
+                raise VersionNotFound(
+                    f"no version of {NAME} has the alias {alias} yet; train and promote one with `digits retrain`"
+                )
             found = fields["model_version"]
             return AliasTarget(str(found["version"]), found.get("run_id"))
         except (ValueError, KeyError, TypeError) as error:

@@ -34,8 +34,10 @@ def answers(count: int = 3) -> PredictionBatch:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A DIGITS_HOME with a little of everything."""
+    # MLflow's client sets it for the whole process when another test names a server.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     settings = Settings(home=tmp_path / "home", database_url=f"sqlite:///{tmp_path}/home/digits.db")
     files = {
         "datasets/current": b"f1",

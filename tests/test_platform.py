@@ -235,7 +235,7 @@ def test_promote_and_rollback_are_followed_by_the_service_and_recorded(platform:
     ]
     missing = platform.run("promote", "99")
     assert missing.returncode == 1
-    assert missing.stderr.startswith("digits: there is no digits v99")
+    assert missing.stderr.startswith("digits: the registry has no digits v99")
 
 
 def test_the_schedules_are_in_prefect_and_a_deployment_runs(platform: Platform) -> None:
