@@ -12,7 +12,7 @@ import subprocess
 import tarfile
 from contextlib import closing, suppress
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -223,10 +223,13 @@ def _unpack(source: Path, staging: Path) -> None:
     try:
         with tarfile.open(source, "r:") as archive:
             for member in archive.getmembers():
-                # Links inside an archive can lead even tarfile's own filter out of the folder (CVE-2025-4517).
-                if not member.isfile() and not member.isdir():
-                    raise tarfile.ExtractError(f"{member.name!r} is neither a file nor a folder")
-            archive.extractall(staging, filter="data")
+                # Links inside an archive can lead even tarfile's own filter out of the folder (CVE-2025-4517), and Python before
+                # 3.11.4 has no filter.
+                path = PurePosixPath(member.name)
+                if not (member.isfile() or member.isdir()) or path.is_absolute() or ".." in path.parts:
+                    raise tarfile.ExtractError(f"{member.name!r} is neither a file nor a folder inside the backup")
+            safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            archive.extractall(staging, **safe)
     except (tarfile.TarError, EOFError, FileExistsError, NotADirectoryError) as error:
         raise InvalidBackup(f"{source} is not a complete .tar file ({error}); nothing was restored") from error
 

@@ -96,7 +96,7 @@ def test_a_killed_worker_costs_time_and_no_result(
     found += results
     assert len(found) == len(expected) > 30
     for one, other in zip(found, expected, strict=True):
-        assert np.array_equal(one.digits, other.digits) and np.array_equal(one.places, other.places)
+        assert np.array_equal(one.digits, other.digits) and np.array_equal(one.positions, other.positions)
         assert one.faults == other.faults
     client.wait_for_workers(2, timeout=120)
     assert victim.pid not in [worker.pid for worker in cluster.workers()]
