@@ -54,7 +54,7 @@ class Postgres:
             time.sleep(0.05)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """At once, whoever is connected; https://www.postgresql.org/docs/15/server-shutdown.html."""
+        """Stop without waiting for clients to disconnect; https://www.postgresql.org/docs/15/server-shutdown.html."""
         if self.process is not None:
             self.process.send_signal(how)
             self.process.wait(60)

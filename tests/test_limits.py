@@ -168,8 +168,9 @@ def test_those_who_leave_make_room(tight: Service, sample: Reference) -> None:
     time.sleep(0.5)
     for connection in connections:
         connection.close()
-    tight.wait_for(lambda: left(tight) >= before + AT_ONCE)  # and none was given up for taking too long
-    classify(tight, sample.images[0])
+    # none of them is given up for taking too long, which would be a 408
+    tight.wait_for(lambda: left(tight) >= before + AT_ONCE)
+    assert classify(tight, sample.images[0])["model_version"] == "1"
 
 
 def left(service: Service) -> float:
@@ -195,6 +196,7 @@ def test_clients_that_never_read_hold_nobody_up(tight: Service, sample: Referenc
         connection.sendall(b"GET /static_content/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
     body = {"images": sample.images[0].tolist()}
     tight.wait_for(lambda: tight.client.post("/classify", json=body).status_code == 200, seconds=30)
+    assert tight.client.post("/classify", json=body).json()["model_version"] == "1"
     for connection in connections:
         connection.close()
 
