@@ -151,7 +151,7 @@ def sample_bilinear(images: Images, rows: NDArray[np.float32], columns: NDArray[
     """
     margin = 2
     side = SIZE + 2 * margin
-    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin))).reshape(len(images), -1)
+    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin))).reshape(-1, side * side)
     rows = np.clip(rows + margin, 0, side - 1.001)
     columns = np.clip(columns + margin, 0, side - 1.001)
     top, left = rows.astype(np.int32), columns.astype(np.int32)

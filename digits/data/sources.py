@@ -217,14 +217,16 @@ def _read_npz(path: Path) -> Parts:
 def _read_csv(path: Path) -> Parts:
     """Kaggle's `train.csv`, plain or gzipped; raises BadData naming row, line and value of the first fault."""
     tables: list[NDArray[np.uint8]] = []
-    for lines in kaggle_csv.chunks(path, kaggle_csv.LABELLED):
-        table, _, faults = kaggle_csv.read(lines.content, kaggle_csv.LABELLED)
+    lines = 0
+    for content, _ in kaggle_csv.chunks(path, kaggle_csv.LABELLED):
+        table, _, faults = kaggle_csv.read(content, kaggle_csv.LABELLED)
         if faults:
             position = min(faults)
-            row, line = sum(map(len, tables)) + position + 1, kaggle_csv.line_number(lines, position)
+            row, line = sum(map(len, tables)) + position + 1, lines + kaggle_csv.line_number(content, position)
             raise BadData(f"{path.name}, row {row} (line {line}) {faults[position]}")
         tables.append(table)
-    if not tables:
+        lines += content.count(b"\n")
+    if not any(map(len, tables)):
         raise BadData(f"{path.name} has no rows, expected a header and lines of {kaggle_csv.LABELLED} numbers")
     table = np.concatenate(tables)
     return _checked(path.name, "the pixels", table[:, 1:].reshape(-1, SIZE, SIZE), "the labels", table[:, 0]), None
