@@ -64,7 +64,7 @@ def read_strictly(content: bytes, columns: int) -> NDArray[np.uint8] | None:
     import pyarrow as pa  # 1 s to import, and not installed where the service runs
     from pyarrow import csv
 
-    if b"x" in content or b"X" in content:  # Arrow reads 0x10 as 16
+    if b"x" in content or b"X" in content or content.isspace():  # Arrow reads 0x10 as 16
         return None
     names = _names(columns)
     try:
@@ -77,7 +77,7 @@ def read_strictly(content: bytes, columns: int) -> NDArray[np.uint8] | None:
     except pa.ArrowInvalid:
         return None
     values: NDArray[np.uint8] = table.combine_chunks().to_batches()[0].to_tensor().to_numpy()
-    return None if columns == LABELLED and values[:, 0].max(initial=0) > 9 else values
+    return None if columns == LABELLED and values[:, 0].max() > 9 else values
 
 
 def read_tolerantly(content: bytes, columns: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]:
