@@ -316,7 +316,7 @@ def test_an_npz_with_other_names_is_refused(few: Split, tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"^a\.npz holds the arrays \['pictures'\], expected x_train, y_train"):
         read(tmp_path / "a.npz", tmp_path)
     np.savez(tmp_path / "b.npz", x_train=few.images, y_train=few.labels, x_test=few.images)
-    with pytest.raises(BadData, match=r"^b\.npz has no array 'y_test', it holds"):
+    with pytest.raises(BadData, match=r"^b\.npz cannot be read, .*: 'y_test is not a file in the archive'"):
         read(tmp_path / "b.npz", tmp_path)
 
 
@@ -361,9 +361,9 @@ def test_damaged_idx_files_are_refused(few: Split, tmp_path: Path) -> None:
 
     images, labels = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
     assert refused_with(images, idx(few.images)[:100_000]) == (
-        f"{images} promises 200 rows of 784 bytes each, but its 100000 bytes hold 127"
+        f"{images} cannot be read, it is damaged or cut off: cannot reshape array of size 99984 into shape (200,28,28)"
     )
-    assert refused_with(images, idx(few.images) + b"\0").startswith(f"{images} promises 200 rows")
+    assert refused_with(images, idx(few.images) + b"\0").startswith(f"{images} cannot be read")
     assert refused_with(images, b"") == f"{images} begins with nothing, expected the IDX magic number 00000803"
     assert (
         refused_with(images, b"<html>" * 99) == f"{images} begins with 3c68746d, expected the IDX magic number 00000803"
@@ -536,7 +536,7 @@ def test_a_bad_cache_is_passed_over_and_a_bad_given_file_is_not(
     (tmp_path / "cache" / "mnist.npz").write_bytes(body[:1000])
     assert len(read("mnist", tmp_path / "cache", keras_cache=keras_cache).test) == 270
     assert (tmp_path / "cache" / "mnist.npz").read_bytes() == body
-    with pytest.raises(BadData, match=r"^keras\.npz is no complete \.npz archive of 1000 bytes") as refusal:
+    with pytest.raises(BadData, match=r"^keras\.npz cannot be read, .*: File is not a zip file") as refusal:
         read("mnist", tmp_path / "cache", mnist=keras_cache)
     assert not isinstance(refusal.value, SourceUnavailable)
 
