@@ -8,7 +8,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -122,7 +121,6 @@ def test_two_parts_stay_apart(bundled: Dataset, tmp_path: Path) -> None:
     write_idx(folder, bundled.test, prefix="t10k")
     from_idx = read(folder, tmp_path)
     assert from_npz.fingerprint == from_idx.fingerprint
-    assert from_npz.checksum == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (from_npz.test.images == bundled.test.images).all()
     assert len(from_npz.validation) == round(len(bundled.train) / 6)
     assert pairs(from_npz.train, from_npz.validation) == pairs(bundled.train)
@@ -461,15 +459,6 @@ def test_doubles_of_a_single_part_do_not_straddle_train_and_test(few: Split, tmp
     assert dataset.overlap_removed == 600 - len(dataset.test) - kept.total() > 0
 
 
-def test_duplicates_and_contradictions_are_counted(bundled: Dataset) -> None:
-    again = Split(bundled.train.images[:5], bundled.train.labels[:5])
-    contrary = Split(bundled.train.images[5:8], (bundled.train.labels[5:8] + 1) % 10)
-    about = datasets.describe(replace(bundled, train=datasets.join(bundled.train, again, contrary)))
-    before = datasets.describe(bundled)
-    assert about["duplicates"] - before["duplicates"] == 8
-    assert about["contradictions"] - before["contradictions"] == 3
-
-
 # MNIST, wherever it is
 
 
@@ -596,7 +585,7 @@ def test_real_mnist(tmp_path: Path) -> None:
     dataset = read("mnist", tmp_path, mnist=Path(os.environ["DIGITS_MNIST"]))
     about = datasets.describe(dataset)
     assert about["images"] == {"train": 50_000, "validation": 10_000, "test": 10_000}
-    assert (about["duplicates"], about["contradictions"], about["overlap_removed"]) == (0, 0, 0)
+    assert about["overlap_removed"] == 0
     assert min(about["images_per_digit"]["test"]) == 892
     assert dataset.fingerprint == "a4a72b9790bcc760"  # recorded with every run: the split of a source must not change
     compact = datasets.resplit(dataset, 0.2, 0)

@@ -32,10 +32,6 @@ class InboxBatch:
     stamps: dict[str, Stamp] = field(default_factory=dict)  # of each valid file or folder at the time of reading
     rejected: dict[str, str] = field(default_factory=dict)  # the reason for each other one
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.stamps)
-
 
 def read_inbox(inbox: Path, settle_seconds: float = 1.0) -> InboxBatch:
     """Reads every labelled file and folder; valid ones stay where they are, others move to `rejected/`.

@@ -90,13 +90,18 @@ def dim(images: Images, factor: float) -> Images:
 
 
 @perturbation((0, 27), 1, "px", "strokes {:g} px thicker", "handwriting")
-def thicken(images: Images, width: float = 1.0) -> Images:
-    return _grow(images, width, np.maximum)
+def thicken(images: Images, width: float = 1.0, extreme: np.ufunc = np.maximum) -> Images:
+    """A blend with the 3 x 3 extreme, which moves both edges of a stroke by 1 px, once per 2 px of width."""
+    while width > 0:
+        share = np.float32(min(width / 2, 1))
+        images = _grey(images * (1 - share) + share * neighbourhood_extreme(images, extreme))
+        width -= 2
+    return images
 
 
 @perturbation((0, 27), 1, "px", "strokes {:g} px thinner", "handwriting")
 def thin(images: Images, width: float = 1.0) -> Images:
-    return _grow(images, width, np.minimum)
+    return thicken(images, width, np.minimum)
 
 
 @perturbation((0, 255), 30, "grey levels", "noise of {:g} grey levels")
@@ -187,12 +192,3 @@ def _affine(images: Images, matrix: NDArray[np.float64], offset: NDArray[np.floa
     source = np.linalg.solve(matrix, target - offset[:, None]) + centre
     rows, columns = source.astype(np.float32).reshape(2, 1, SIZE, SIZE)
     return sample_bilinear(images, rows, columns)
-
-
-def _grow(images: Images, width: float, extreme: np.ufunc) -> Images:
-    """A blend with the 3 x 3 extreme, which moves both edges of a stroke by 1 px, once per 2 px of width."""
-    while width > 0:
-        share = np.float32(min(width / 2, 1))
-        images = _grey(images * (1 - share) + share * neighbourhood_extreme(images, extreme))
-        width -= 2
-    return images

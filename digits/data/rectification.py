@@ -5,8 +5,6 @@ MNIST fits each digit into 20 x 20 pixels with anti-aliasing and puts its centre
 """
 
 import io
-import struct
-import zlib
 from typing import Any
 
 import cv2
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageOps, ImageStat, UnidentifiedImageError
 
+from digits.data.datasets import READ_ERRORS
 from digits.images import SIZE, quote
 
 MAX_PIXELS = 24_000_000  # of an uploaded picture: a phone's photo has 12 million
@@ -23,11 +22,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _WORK, _SMALL, _FINE, _DIGIT = 512, 96, 120, 20
 # Stroke widths of MNIST's test digits, as `_stroke_width` estimates them at 20 pixels: 5 % 1.75, median 2.5, 95 % 3.9, 99 % 4.7.
 _THINNEST, _THIN, _THICK, _THICKEST = 1.8, 2.1, 3.7, 4.4
-
-# What Pillow's readers raise on damaged files.
-_READ_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error,
-)  # fmt: skip
 
 Grey = NDArray[np.float32]
 
@@ -64,7 +58,7 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
         raise ValueError(f"{found}; send a PNG, JPEG, WebP or BMP file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         refusal = f"the picture has too many pixels; send one of at most {max_pixels:,}"
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise ValueError(f"the {kind} cannot be read to its end ({quote(str(error))}); send it again") from error
     raise ValueError(refusal)
 

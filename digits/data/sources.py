@@ -8,7 +8,6 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,17 +56,13 @@ def read(source: str, *, mnist: Path | None, cache: Path, seed: int = 0, keras_c
     path = Path(source).expanduser()
     if not path.exists():
         raise BadData(f"the source {source!r} does not exist; give {_known_sources()}")
-    return _read_path(path, path.name, seed)
+    return divide(path.name, *_read_parts(path), seed)
 
 
 def read_labelled(path: Path) -> Split:
     """All labelled images of one file or folder, of any number and any digits; raises BadData."""
     train, test = _read_parts(path)
     return train if test is None else join(train, test)
-
-
-def _read_path(path: Path, source: str, seed: int) -> Dataset:
-    return replace(divide(source, *_read_parts(path), seed), checksum=_checksum(path))
 
 
 def _read_parts(path: Path) -> Parts:
@@ -119,16 +114,6 @@ def _check_ink(file: str, name: str, images: NDArray[Any]) -> None:
         raise BadData(f"{file}: the border of {name} is mostly {paper}, {expected}")
 
 
-def _checksum(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and digests of its files."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    lines = [f"{file.relative_to(path).as_posix()} {_checksum(file)}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
 # MNIST and the bundled digits
 
 
@@ -142,22 +127,21 @@ def existing_mnist(path: Path) -> Path:
 def _mnist(given: Path | None, keras_cache: Path, own_cache: Path, seed: int) -> Dataset:
     """MNIST from the first place that has it. A given file that is bad or missing is refused; a bad cache is skipped."""
     if given is not None:
-        return _read_path(existing_mnist(given), "mnist", seed)
-    tried = ["DIGITS_MNIST is not set"]
+        return divide("mnist", *_read_parts(existing_mnist(given)), seed)
     for path in (keras_cache, own_cache):
         try:
             if path.exists():
-                return _read_path(path, "mnist", seed)
-            tried.append(f"there is no {path}")
+                return divide("mnist", *_read_parts(path), seed)
         except BadData as error:
-            tried.append(f"{path} was skipped ({error})")
+            log.warning("skipped %s: %s", path, error)
     try:
         _download(own_cache)
     except (httpx.HTTPError, SourceUnavailable) as error:
-        tried.append(f"{MNIST_URL} could not be downloaded ({first_line(error)})")
+        tried = f"DIGITS_MNIST is not set, there is no valid {keras_cache}"
+        reason = f"{tried}, and {MNIST_URL} could not be downloaded ({first_line(error)})"
         recommendation = "set DIGITS_MNIST to the path of an mnist.npz, or use `--data bundled`"
-        raise SourceUnavailable(f"MNIST is unavailable: {', '.join(tried)}; {recommendation}") from error
-    return _read_path(own_cache, "mnist", seed)
+        raise SourceUnavailable(f"MNIST is unavailable: {reason}; {recommendation}") from error
+    return divide("mnist", *_read_parts(own_cache), seed)
 
 
 def _download(target: Path) -> None:
