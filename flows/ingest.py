@@ -44,7 +44,7 @@ def load_dataset(platform: Platform, data: str | None) -> Dataset:
 def read_source(platform: Platform, data: str) -> Dataset:
     """The source together with everything that the inbox has brought so far; not stored."""
     archived = inbox.read_inbox(platform.settings.inbox / "taken")
-    return extend(_read(platform, data), archived.labelled, ", ".join(archived.names))
+    return extend(_read(platform, data), archived.labelled, ", ".join(archived.stamps))
 
 
 def with_feedback(platform: Platform, dataset: Dataset) -> Dataset:

@@ -169,7 +169,7 @@ def assemble_dataset(platform: Platform, data: str | None) -> Dataset:
     current = datasets.current(storage)
     start = read_source(platform, data or "mnist") if data or current is None else datasets.load(storage, current)
     batch = inbox.read_inbox(settings.inbox)
-    start = extend(start, batch.labelled, ", ".join(batch.names))
+    start = extend(start, batch.labelled, ", ".join(batch.stamps))
     _ingest_feedback(platform)
     dataset = with_feedback(platform, start)
     for made in {start.fingerprint: start, dataset.fingerprint: dataset}.values():

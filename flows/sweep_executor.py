@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from pydantic import BaseModel, ConfigDict, Field
 
 from digits.data import datasets
-from digits.data.datasets import Dataset, Storage
+from digits.data.datasets import BadData, Dataset, Storage
 from flows import dask_cluster
 from flows.connections import Platform
 from flows.train import prefect_run
@@ -66,12 +66,13 @@ def run_trial(
 @lru_cache(maxsize=1)
 def load_dataset(storage: Storage, fingerprint: str) -> Dataset:
     """The data set, read once in each worker; raises FileNotFoundError if this machine cannot read it."""
-    if not datasets.has(storage, fingerprint):
+    try:
+        return datasets.load(storage, fingerprint)
+    except BadData as error:
         raise FileNotFoundError(
-            f"the worker on {socket.gethostname()} cannot read {storage}/{fingerprint}; "
+            f"the worker on {socket.gethostname()} cannot read {storage}/{fingerprint} ({error}); "
             "let DIGITS_HOME be a folder that all machines of the cluster share, or set DIGITS_DATASETS_URL"
-        )
-    return datasets.load(storage, fingerprint)
+        ) from error
 
 
 @dataclass

@@ -146,7 +146,7 @@ def chunks(source: Path) -> Iterator[Chunk]:
         if _is_parquet(source):
             yield from _parquet_chunks(source)
         else:
-            yield from (Chunk(lines.content, lines.progress) for lines in kaggle_csv.chunks(source, PIXELS))
+            yield from (Chunk(content, progress) for content, progress in kaggle_csv.chunks(source, PIXELS))
 
 
 def read(chunk: Chunk) -> Rows:

@@ -26,12 +26,11 @@ def upload(bucket: Bucket, path: Path) -> None:
 def download(bucket: Bucket, fingerprint: str, path: Path) -> bool:
     """Copy a data set into a new folder; False where the bucket does not have it."""
     with _connected(bucket) as (client, name, prefix):
-        if not _exists(client, name, f"{prefix}{fingerprint}/{FILES[-1]}"):
-            return False
-        path.mkdir()
-        for file in FILES:
+        found = _exists(client, name, f"{prefix}{fingerprint}/{FILES[-1]}")
+        for file in FILES if found else ():
+            path.mkdir(exist_ok=True)
             client.download_file(name, f"{prefix}{fingerprint}/{file}", str(path / file))
-    return True
+    return found
 
 
 def set_current(bucket: Bucket, fingerprint: str) -> None:
@@ -72,13 +71,4 @@ def _client() -> Any:
 
 
 def _exists(client: Any, bucket: str, key: str) -> bool:
-    from botocore.exceptions import ClientError
-
-    try:
-        client.head_object(Bucket=bucket, Key=key)
-    except ClientError as error:
-        # The code for a missing bucket, too; an upload raises NoSuchBucket.
-        if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
-            return False
-        raise
-    return True
+    return bool(client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)["KeyCount"])
