@@ -39,7 +39,7 @@ def main() -> None:
         source, target = Path(folder, "test.csv"), Path(folder, "submission.csv")
         _write_kaggle(source, images)
         rows = _read(source)
-        assert (np.concatenate([chunk.images for chunk in rows]) == images).all()
+        assert (np.concatenate([chunk[0] for chunk in rows]) == images).all()
         answer = onnx_model.load(onnx).predict_proba
         seconds = _race(
             {
