@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("digits.score")
 
-AHEAD = 4  # chunks under way for each thread of a cluster
-
 
 @flow(name="score")
 def score(source: Path, target: Path) -> "Count":
@@ -60,7 +58,7 @@ def on_cluster(client: "Client", function: Callable[[Any], Any], chunks: Iterabl
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}):  # an ensemble has 40 MB
         shared = client.submit(partial, function, pure=False)
         submit = partial(client.submit, operator.call, shared, pure=False)
-        for future in scoring.in_order(submit, chunks, limit=lambda: AHEAD * sum(client.nthreads().values())):
+        for future in scoring.in_order(submit, chunks, limit=lambda: 4 * sum(client.nthreads().values())):
             yield _result(client, future)
 
 

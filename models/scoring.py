@@ -1,7 +1,6 @@
 """Batch prediction: files of any size, in bounded memory; rows that hold no image are rejected with the reason."""
 
 import csv
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,11 +20,8 @@ from tqdm import tqdm
 from digits.data import kaggle_csv
 from digits.data.datasets import BadData, reading
 from digits.data.kaggle_csv import PIXEL_NAMES
-from digits.data.sources import MIN_INK
 from digits.files import replacing
-from digits.images import PIXELS, SIZE, Images, Labels
-
-log = logging.getLogger("digits.score")
+from digits.images import PIXELS, SIZE, Images
 
 CHUNK_ROWS = 4096  # of Parquet
 GROUP_ROWS = 1 << 20  # predictions that are written together, a row group of Parquet
@@ -35,21 +31,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 PredictProba = Callable[[Images], NDArray[np.float32]]  # (n, 28, 28) -> (n, 10)
 Chunk = Any  # bytes, lines of CSV, or pyarrow.RecordBatch, rows of Parquet; unparsed, and it can be pickled
-# The images (n, 28, 28) of a chunk, their positions (n,) among its rows, from 0, and the faults of the other rows.
-Rows = tuple[Images, NDArray[np.int64], dict[int, str]]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The predictions for a chunk: every row of it has a digit or a fault."""
-
-    digits: Labels  # (n,)
-    positions: NDArray[np.int64]  # (n,), of the digits among the rows of the chunk, counted from 0
-    faults: dict[int, str]  # by position
-    brightest: int  # pixel of all images
-
-
-MapChunks = Callable[[Callable[[Chunk], Predictions], Iterable[Chunk]], Iterator[Predictions]]
+# The valid rows of a chunk (images, or digits once they are predicted), their positions among all of its rows, counted
+# from 0, and the fault of each other row.
+Rows = tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]
+MapChunks = Callable[[Callable[[Chunk], Rows], Iterable[Chunk]], Iterator[Rows]]
 
 
 @dataclass(frozen=True)
@@ -62,15 +47,11 @@ class Count:
     side_file: Path
 
     @property
-    def rows(self) -> int:
-        return self.answered + self.rejected
-
-    @property
     def sentence(self) -> str:
         """The count on one line."""
         reasons = f" (reasons in {self.side_file})" if self.rejected else ""
         answered = f"{self.answered:,} answered in {self.target}"
-        return f"{self.rows:,} rows in = {answered} + {self.rejected:,} rejected{reasons}"
+        return f"{self.answered + self.rejected:,} rows in = {answered} + {self.rejected:,} rejected{reasons}"
 
 
 def in_order(submit: Callable[[Item], Result], items: Iterable[Item], limit: Callable[[], int]) -> Iterator[Result]:
@@ -93,7 +74,7 @@ def in_threads(function: Callable[[Item], Result], chunks: Iterable[Item]) -> It
 
 
 def score(source: Path, target: Path, predict_proba: PredictProba, map_chunks: MapChunks = in_threads) -> Count:
-    """Predict every row of `source` (`.csv[.gz]`, `.parquet`) and write `ImageId`, `Label` to `target` (`.csv`, `.parquet`).
+    """Predict every row of `source` (`.csv[.gz]`, `.parquet`) and write `ImageId`, `Label` to `target`, as Parquet or CSV.
 
     ImageId is the number of the row in the source, from 1. Rows that do not hold 784 whole numbers 0 to 255 go to
     `target` with the suffix `.rejected.csv`, with number and reason. Both files appear complete, at the end, or not at all.
@@ -105,16 +86,16 @@ def score(source: Path, target: Path, predict_proba: PredictProba, map_chunks: M
     return write(map_chunks(partial(predict_chunk, predict_proba=predict_proba), chunks(source)), source, target)
 
 
-def predict_chunk(chunk: Chunk, predict_proba: PredictProba) -> Predictions:
-    """Parse and predict some rows of the source."""
+def predict_chunk(chunk: Chunk, predict_proba: PredictProba) -> Rows:
+    """The digits of the valid rows of a chunk."""
     return predict_rows(read(chunk), predict_proba)
 
 
-def predict_rows(rows: Rows, predict_proba: PredictProba) -> Predictions:
+def predict_rows(rows: Rows, predict_proba: PredictProba) -> Rows:
     """The most probable digit of every image."""
     images, positions, faults = rows
     digits = predict_proba(images).argmax(axis=1) if len(images) else np.zeros(0)
-    return Predictions(digits.astype(np.uint8), positions, faults, int(images.max(initial=0)))
+    return digits.astype(np.uint8), positions, faults
 
 
 # Reading
@@ -186,40 +167,31 @@ def _to_csv(batch: pa.RecordBatch) -> bytes:
 # Writing
 
 
-def write(predictions: Iterable[Predictions], source: Path, target: Path) -> Count:
+def write(predictions: Iterable[Rows], source: Path, target: Path) -> Count:
     """Write predictions and rejected rows as `score` does, with a progress bar; raises BadData when there are none."""
     side_file = target.with_suffix(".rejected.csv")
-    answered = rejected = brightest = 0
+    to_parquet = partial(pq.ParquetWriter, schema=SCHEMA)
+    to_csv = partial(pa_csv.CSVWriter, schema=SCHEMA, write_options=pa_csv.WriteOptions(quoting_header="none"))
+    open_writer = to_parquet if target.suffix.lower() == ".parquet" else to_csv
+    answered = rejected = 0
     group: list[pa.RecordBatch] = []
     with replacing(target) as part, replacing(side_file) as side_part, tqdm(unit=" rows", disable=None) as progress:
-        with _writer(part, target.suffix.lower()) as writer, side_part.open("w", newline="") as file:
+        with open_writer(part) as writer, side_part.open("w", newline="") as file:
             rejects = csv.writer(file)
             rejects.writerow(["row", "reason"])
-            for one in predictions:
+            for digits, positions, faults in predictions:
                 number = answered + rejected + 1
-                group.append(pa.record_batch([number + one.positions, one.digits], schema=SCHEMA))
+                group.append(pa.record_batch([number + positions, digits], schema=SCHEMA))
                 if sum(map(len, group)) >= GROUP_ROWS:
                     writer.write_table(pa.Table.from_batches(group))
                     group.clear()
-                rejects.writerows((number + position, fault) for position, fault in one.faults.items())
-                answered, rejected = answered + len(one.digits), rejected + len(one.faults)
-                brightest = max(brightest, one.brightest)
-                progress.update(answered + rejected - progress.n)
+                rejects.writerows((number + position, fault) for position, fault in faults.items())
+                answered, rejected = answered + len(digits), rejected + len(faults)
+                progress.update(len(digits) + len(faults))
             writer.write_table(pa.Table.from_batches(group, SCHEMA))
         if not answered + rejected:
             raise BadData(f"{source.name} has no rows, expected at least one with {PIXELS} pixels")
         if not rejected:
             side_part.unlink()
             side_file.unlink(missing_ok=True)
-    if answered and brightest < MIN_INK:
-        log.warning("the largest pixel of %s is %d, expected ink up to 255; scale it first", source, brightest)
     return Count(answered, rejected, target, side_file)
-
-
-def _writer(part: Path, suffix: str) -> Any:
-    """A writer of tables with SCHEMA that closes as a context manager."""
-    if suffix == ".parquet":
-        return pq.ParquetWriter(part, SCHEMA)
-    if suffix == ".csv":
-        return pa_csv.CSVWriter(part, SCHEMA, write_options=pa_csv.WriteOptions(quoting_header="none"))
-    raise ValueError(f"cannot write predictions to a {suffix or 'file without a suffix'}; give a .csv or .parquet")
