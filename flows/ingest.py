@@ -13,8 +13,6 @@ from flows.tasks import server_task
 
 log = logging.getLogger("digits.ingest")
 
-VALIDATION_FRACTION = 0.1  # of the images that the inbox and feedback bring
-
 
 @flow(name="ingest")
 def ingest(data: str = "mnist") -> str:
@@ -59,7 +57,7 @@ def extend(dataset: Dataset, labelled: Split | None, source: str) -> Dataset:
     """The data set with more labelled images in train and validation; not stored."""
     if labelled is None:
         return dataset
-    extended = datasets.extend(dataset, labelled, validation_fraction=VALIDATION_FRACTION, seed=0)
+    extended = datasets.extend(dataset, labelled, validation_fraction=0.1, seed=0)
     added = len(extended.train) + len(extended.validation) - len(dataset.train) - len(dataset.validation)
     log.info("read %d labelled images, %d of them new, from %s", len(labelled), added, source)
     return extended

@@ -128,9 +128,9 @@ def test_failures_in_a_row_end_the_sweep_and_are_enqueued_again(
         RuntimeError, match=r"4 trials in a row failed, the last one with: there is no data set .* in .*elsewhere"
     ):
         executor.run()
-    states = [trial.state for trial in study.trials]
-    assert states[:MAX_FAILURES] == [TrialState.FAIL] * MAX_FAILURES
-    assert states[-MAX_FAILURES:] == [TrialState.WAITING] * MAX_FAILURES
+    failed, waiting = (study.get_trials(states=(state,)) for state in (TrialState.FAIL, TrialState.WAITING))
+    assert len(failed) == MAX_FAILURES
+    assert {search.recipe_of(trial).seed for trial in failed} == {search.recipe_of(trial).seed for trial in waiting}
     assert set(executor.registry.status.values()) == {"FAILED"}  # type: ignore[attr-defined]
 
 
