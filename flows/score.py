@@ -30,8 +30,8 @@ def score(source: Path, target: Path) -> "Count":
     platform = Platform()
     champion = server_task(platform.models.fetch)()
     count = task(write_answers)(source, target, champion, platform.settings)
-    log.info("digits v%s: %s", champion.version, count.sentence)
     title = f"digits v{champion.version}"
+    log.info("%s: %s", title, count.sentence)
     publish("score", f"{title}: {count.answered:,} rows", f"# {title}\n\n{count.sentence}\n")
     return count
 

@@ -82,8 +82,7 @@ def study_lock(folder: Path, study: Study) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            message = f"the sweep {study.study_name} is running; wait for its end or choose another --name"
-            raise RuntimeError(message) from error
+            raise RuntimeError(f"{study.study_name} is running; wait for its end or choose another --name") from error
         yield
 
 
@@ -107,9 +106,8 @@ def parent_run(registry: RegistryWriter, study: Study, dataset: Dataset) -> Iter
 
 def publish_trials(study: Study, n_images: int) -> None:
     """Log the best trials and show them as an artifact; `n_images` is the number of validation images."""
-    started = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-    complete = search.ranked(study)
-    text = f"{len(started)} trials so far, {len(complete)} of them complete\n"
+    complete, waiting = search.ranked(study), study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    text = f"{len(study.trials) - len(waiting)} trials so far, {len(complete)} of them complete\n"
     for trial in complete[:5]:
         accuracy = intervals.wilson(round(trial.values[0] * n_images), n_images)
         text += f"\n- trial {trial.number}: {accuracy} {search.summarize(search.recipe_of(trial))}"
@@ -130,9 +128,6 @@ def register_best(platform: Platform, study: Study, dataset: Dataset, parent: st
     if version != platform.models.registry.version():
         platform.registry.set_alias("challenger", version)
     return version
-
-
-# The trials of one call
 
 
 load_once = lru_cache(maxsize=1)(datasets.load)  # in each worker
@@ -235,19 +230,16 @@ class SweepExecutor:
             self._close(one, "KILLED", f"pruned after {len(one.history)} epochs at {trained.accuracy:.2%}")
         else:
             self.study.tell(one.trial, trained.accuracy)
-            metrics = {"train_seconds": trained.seconds, "parameters": trained.parameters}
-            metrics["validation_accuracy"] = trained.accuracy
-            self.registry.log_points(one.run_id, [(len(one.history), metrics)])
-            self._close(one, "FINISHED", f"validation accuracy {trained.accuracy:.2%} in {trained.seconds:.1f} s")
+            self.registry.log_points(one.run_id, [(len(one.history), trained.metrics)])
+            self._close(one, "FINISHED", f"validation accuracy {trained.accuracy:.2%}")
         if memory_bytes > dask_cluster.WORKER_BYTES:  # TensorFlow keeps every program that it compiled
             with suppress(TimeoutError, ValueError):  # ValueError: no nanny would start the worker again
                 self.client.restart_workers([worker], timeout=dask_cluster.NO_WORKERS_TIMEOUT_SECONDS)
 
     def _enqueue_again(self, one: RunningTrial, status: str, reason: str) -> None:
         """Record a trial without a result, for this call or the next one to repeat."""
-        repeated = search.retry(self.study, one.trial.number)
-        outcome = f"{'queued again' if repeated else 'given up'} after {len(one.history)} epochs: {reason}"
-        self._close(one, status, outcome)
+        state = "queued again" if search.retry(self.study, one.trial.number) else "given up"
+        self._close(one, status, f"{state} after {len(one.history)} epochs: {reason}")
 
     def _close(self, one: RunningTrial, status: str, outcome: str) -> None:
         """End the trial and its run in MLflow, with its curves, and log one line about it."""

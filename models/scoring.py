@@ -1,4 +1,4 @@
-"""Batch prediction: files of any size, in bounded memory; rows that hold no image are rejected with the reason."""
+"""Batch prediction of large files, of which a few chunks are in memory at a time; rows that hold no image are rejected with the reason."""
 
 import csv
 import os
@@ -24,7 +24,6 @@ from digits.files import replacing
 from digits.images import PIXELS, SIZE, Images
 
 CHUNK_ROWS = 4096  # of Parquet
-GROUP_ROWS = 1 << 20  # predictions that are written together, a row group of Parquet
 SCHEMA = pa.schema([("ImageId", pa.int64()), ("Label", pa.uint8())])
 
 Item = TypeVar("Item")
@@ -61,8 +60,7 @@ def in_order(submit: Callable[[Item], Result], items: Iterable[Item], limit: Cal
         pending.append(submit(item))
         if len(pending) > limit():
             yield pending.popleft()
-    while pending:
-        yield pending.popleft()
+    yield from pending
 
 
 def in_threads(function: Callable[[Item], Result], chunks: Iterable[Item]) -> Iterator[Result]:
@@ -87,13 +85,8 @@ def score(source: Path, target: Path, predict_proba: PredictProba, map_chunks: M
 
 
 def predict_chunk(chunk: Chunk, predict_proba: PredictProba) -> Rows:
-    """The digits of the valid rows of a chunk."""
-    return predict_rows(read(chunk), predict_proba)
-
-
-def predict_rows(rows: Rows, predict_proba: PredictProba) -> Rows:
-    """The most probable digit of every image."""
-    images, positions, faults = rows
+    """The most probable digit of every valid row of a chunk."""
+    images, positions, faults = read(chunk)
     digits = predict_proba(images).argmax(axis=1) if len(images) else np.zeros(0)
     return digits.astype(np.uint8), positions, faults
 
@@ -102,14 +95,12 @@ def predict_rows(rows: Rows, predict_proba: PredictProba) -> Rows:
 
 
 def chunks(source: Path) -> Iterator[Chunk]:
-    """The source, a few megabytes at a time; raises BadData where it is damaged or of another kind."""
+    """The source, a few megabytes at a time; raises BadData where it is damaged or holds something else."""
     with reading(source):
         if source.suffix.lower() == ".parquet":
             yield from _batches(source)
-        elif source.name.lower().endswith((".csv", ".csv.gz")):
-            yield from (lines.content for lines in kaggle_csv.chunks(source, PIXELS))
         else:
-            raise BadData(f"{source.name} is no known kind of file; give a Kaggle .csv, .csv.gz or .parquet")
+            yield from (lines.content for lines in kaggle_csv.chunks(source, PIXELS))
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -148,12 +139,11 @@ def _read_strictly(batch: pa.RecordBatch) -> NDArray[np.uint8] | None:
             values = column.cast(pa.list_(column.type.value_type, PIXELS)).flatten().to_numpy()
         else:
             values = np.frombuffer(b"".join(column.cast(pa.binary(PIXELS)).to_pylist()), np.uint8)
-    except (pa.ArrowException, TypeError):  # TypeError: no bytes at all
+    except (pa.ArrowException, AttributeError, TypeError):  # a column of structs, null among bytes
         return None
-    is_valid = (
-        values.dtype.kind in "iu" and values.size == PIXELS * len(batch) and 0 <= values.min() <= values.max() <= 255
-    )
-    return values.astype(np.uint8).reshape(-1, PIXELS) if is_valid else None
+    pixels = values.astype(np.uint8)
+    is_valid = values.dtype.kind in "iu" and values.size == PIXELS * len(batch) and np.array_equal(pixels, values)
+    return pixels.reshape(-1, PIXELS) if is_valid else None
 
 
 def _to_csv(batch: pa.RecordBatch) -> bytes:
@@ -170,27 +160,24 @@ def _to_csv(batch: pa.RecordBatch) -> bytes:
 def write(predictions: Iterable[Rows], source: Path, target: Path) -> Count:
     """Write predictions and rejected rows as `score` does, with a progress bar; raises BadData when there are none."""
     side_file = target.with_suffix(".rejected.csv")
-    to_parquet = partial(pq.ParquetWriter, schema=SCHEMA)
-    to_csv = partial(pa_csv.CSVWriter, schema=SCHEMA, write_options=pa_csv.WriteOptions(quoting_header="none"))
-    open_writer = to_parquet if target.suffix.lower() == ".parquet" else to_csv
     answered = rejected = 0
-    group: list[pa.RecordBatch] = []
+    batches: list[pa.RecordBatch] = []  # 9 bytes for a row
     with replacing(target) as part, replacing(side_file) as side_part, tqdm(unit=" rows", disable=None) as progress:
-        with open_writer(part) as writer, side_part.open("w", newline="") as file:
+        with side_part.open("w", newline="") as file:
             rejects = csv.writer(file)
             rejects.writerow(["row", "reason"])
             for digits, positions, faults in predictions:
                 number = answered + rejected + 1
-                group.append(pa.record_batch([number + positions, digits], schema=SCHEMA))
-                if sum(map(len, group)) >= GROUP_ROWS:
-                    writer.write_table(pa.Table.from_batches(group))
-                    group.clear()
+                batches.append(pa.record_batch([number + positions, digits], schema=SCHEMA))
                 rejects.writerows((number + position, fault) for position, fault in faults.items())
                 answered, rejected = answered + len(digits), rejected + len(faults)
                 progress.update(len(digits) + len(faults))
-            writer.write_table(pa.Table.from_batches(group, SCHEMA))
         if not answered + rejected:
             raise BadData(f"{source.name} has no rows, expected at least one with {PIXELS} pixels")
+        if target.suffix.lower() == ".parquet":
+            pq.write_table(pa.Table.from_batches(batches), part)
+        else:
+            pa_csv.write_csv(pa.Table.from_batches(batches), part, pa_csv.WriteOptions(quoting_header="none"))
         if not rejected:
             side_part.unlink()
             side_file.unlink(missing_ok=True)

@@ -26,7 +26,6 @@ STARTUP_TRIALS = 5
 MAX_ATTEMPTS = 3
 # Around the learning rates that are known to train.
 LEARNING_RATES = {"sgd": (1e-2, 1.0), "adam": (3e-4, 1e-2), "adamw": (3e-4, 1e-2)}
-DEFAULT_AUGMENTATION = Augmentation()
 
 _ADAM = {
     **{"layers": 2, "batch_norm": False, "dropout": 0.0, "augmentation": False},
@@ -110,7 +109,7 @@ def _suggest_augmentation(trial: Trial) -> Augmentation | None:
         return None
     strength = trial.suggest_float("augmentation_strength", 0.25, 1.25, step=0.25)
     final_share = trial.suggest_float("augmentation_final_share", 0.25, 1.0, step=0.25)
-    ranges = DEFAULT_AUGMENTATION.model_dump(exclude={"elastic_sigma_pixels", "final_share"})
+    ranges = Augmentation().model_dump(exclude={"elastic_sigma_pixels", "final_share"})
     return Augmentation(**{name: round(value * strength, 4) for name, value in ranges.items()}, final_share=final_share)
 
 
@@ -152,8 +151,7 @@ class TrainedTrial:
 
     history: list[Epoch]
     accuracy: float  # on the validation images, of the weights that training keeps
-    seconds: float  # in the epochs, compilation included
-    parameters: int
+    metrics: dict[str, float]
     stopped: bool
 
 
@@ -169,4 +167,5 @@ def train(recipe: Recipe, dataset: Dataset, proceed: Callable[[int, Epoch], bool
             break
     accuracies = [figures["val_accuracy"] for figures in history]
     accuracy = max(accuracies) if recipe.patience else accuracies[-1]
-    return TrainedTrial(history, accuracy, network.seconds, network.model.count_params(), stopped)
+    metrics = {"train_seconds": network.seconds, "parameters": network.model.count_params()}
+    return TrainedTrial(history, accuracy, {**metrics, "validation_accuracy": accuracy}, stopped)

@@ -197,6 +197,7 @@ NO_IMAGES: dict[str, tuple[list[Any], str]] = {
     "texts": (["a\nb"] * 2, "it begins \"'a"),
     "numbers": ([5, 6], "has 1 values, expected 784; it begins"),
     "empty": ([b"", b""], "has 1 values, expected 784; it begins 'no values'"),
+    "structs": ([{"a": 1, "b": 2}] * 2, "has 2 values, expected 784; it begins"),
     "truth values": ([[True] * 784, None], ""),
 }
 
@@ -228,7 +229,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda p: pq.write_table(pa.table({"x": [1]}), p),
         "no column image and not all of pixel0",
     ),
-    "other kind": ("t.json", lambda p: p.write_text("[]"), "no known kind of file"),
+    "other kind": ("t.json", lambda p: p.write_text("[]"), "begins with .* and has 1 columns"),
     "missing": ("t.csv", lambda p: None, "No such file"),
 }
 

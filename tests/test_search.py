@@ -208,8 +208,8 @@ def test_a_trial_trains_as_fit_does_without_the_test_images(dataset: Dataset, re
     assert trained.history == fitted.history
     assert reported == list(enumerate(fitted.history))
     assert trained.accuracy == fitted.history[-1]["val_accuracy"]
-    assert trained.parameters == fitted.metrics["parameters"] == 784 * 32 + 32 + 32 * 10 + 10
-    assert trained.seconds > 0 and not trained.stopped
+    assert trained.metrics["parameters"] == fitted.metrics["parameters"] == 784 * 32 + 32 + 32 * 10 + 10
+    assert trained.metrics["train_seconds"] > 0 and not trained.stopped
 
 
 def test_a_trial_stops_on_request(dataset: Dataset, recipe: Recipe) -> None:

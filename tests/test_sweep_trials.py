@@ -182,7 +182,7 @@ def test_only_one_process_works_on_a_study(study: Study, tmp_path: Path) -> None
     with sweep.study_lock(tmp_path, study), sweep.study_lock(tmp_path, other):
         refused = sweep.study_lock(tmp_path, study)
         with pytest.raises(
-            RuntimeError, match=r"the sweep sweep-0123456789abcdef-.* is running; wait for its end or choose another"
+            RuntimeError, match=r"sweep-0123456789abcdef-.* is running; wait for its end or choose another"
         ):
             refused.__enter__()
     with sweep.study_lock(tmp_path, study):
