@@ -1,6 +1,7 @@
 """An ONNX model that answers raw uint8 images; needs neither MLflow nor Keras."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnxruntime
@@ -18,11 +19,15 @@ class InvalidArtifact(ValueError):
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """An open session."""
+    """An open session; it can be pickled and sent to another process."""
 
+    content: bytes = field(repr=False)  # of the ONNX file, which the session holds, too
     session: onnxruntime.InferenceSession
     input_name: str
     output_name: str
+
+    def __reduce__(self) -> "tuple[Callable[[bytes], OnnxModel], tuple[bytes]]":
+        return load, (self.content,)
 
     def predict_proba(self, images: Images) -> NDArray[np.float32]:
         """Probabilities (n, 10) of uint8 images (n, 28, 28)."""
@@ -48,4 +53,4 @@ def load(content: bytes) -> OnnxModel:
     if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or inputs[0].shape[1:] != [SIZE, SIZE]:
         described = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
         raise InvalidArtifact(f"model.onnx takes {described}; expected tensor(uint8) of shape (n, 28, 28)")
-    return OnnxModel(session, inputs[0].name, session.get_outputs()[0].name)
+    return OnnxModel(content, session, inputs[0].name, session.get_outputs()[0].name)

@@ -64,8 +64,7 @@ def sweep(
 
     interrupt_on_signals()
     with flows_in_this_process() as run_flow:
-        from flows.sweep import sweep
-        from flows.sweep_executor import SweepPlan
+        from flows.sweep import SweepPlan, sweep
 
         plan = SweepPlan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)
         _print_version(run_flow(sweep, plan))
