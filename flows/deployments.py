@@ -11,7 +11,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import httpx
 from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -23,8 +22,6 @@ from prefect.events.schemas.automations import Posture
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
-from prefect.utilities.processutils import setup_signal_handlers_worker
-from prefect.workers.base import BaseWorker
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from digits.settings import Settings, load_settings
@@ -36,9 +33,10 @@ from flows.replay import replay
 from flows.retrain import retrain
 from flows.score import score
 from flows.sweep import sweep
+from flows.terminal import is_up
 from flows.train import train
 
-MAX_CONCURRENT_RUNS = 2  # of one worker
+MAX_CONCURRENT_RUNS = "2"  # of one worker
 MAX_HEARTBEAT_GAP = timedelta(minutes=10)  # Prefect sends a heartbeat every three minutes
 HEARTBEAT_EVENT = "prefect.flow-run.heartbeat"
 FINAL_EVENTS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
@@ -116,9 +114,7 @@ def register(settings: Settings) -> None:
         deployment.apply()
     if known:
         automation.id = known[0].id
-        automation.update()
-    else:
-        automation.create()
+    automation.update() if known else automation.create()
 
 
 def missing_heartbeats(gap: timedelta = MAX_HEARTBEAT_GAP) -> Automation:
@@ -138,53 +134,30 @@ def missing_heartbeats(gap: timedelta = MAX_HEARTBEAT_GAP) -> Automation:
     )
 
 
-def worker_of(settings: Settings, name: str) -> BaseWorker[Any, Any, Any]:
-    """A worker of the pool; raises ValueError where the worker of the pool's type is not installed."""
-    kind = BaseWorker.get_worker_class_from_type(settings.work_pool_type)
-    if kind is None:
-        raise ValueError(
-            f"DIGITS_WORK_POOL_TYPE is {settings.work_pool_type!r}, whose worker is not installed here; "
-            "run `uv sync --group pools` or the image of docker/flows.Dockerfile"
-        )
-    return kind(work_pool_name=settings.work_pool, name=name, limit=MAX_CONCURRENT_RUNS)
-
-
-class NotRegistered(LookupError):
-    """The deployment is not registered in Prefect yet."""
-
-
 def run_retraining(reason: str, data: str | None) -> str:
-    """Run the deployed retraining and wait for its end; its final state and message. Raises NotRegistered."""
-    try:
-        run: Any = run_deployment(
-            "retrain/daily", parameters={"reason": reason, "data": data}, as_subflow=False, poll_interval=2
-        )
-    except ObjectNotFound as error:
-        raise NotRegistered("the deployment retrain/daily is not registered in Prefect yet") from error
-    return f"{run.state.name}, {run.state.message or 'no message'}" if run.state else "no state"
+    """Run the deployed retraining, as soon as it is registered, and wait for its end; its final state and message."""
+    parameters = {"reason": reason, "data": data}
+    while True:
+        with suppress(ObjectNotFound):
+            run: Any = run_deployment("retrain/daily", parameters=parameters, as_subflow=False, poll_interval=2)
+            return f"{run.state.name}, {run.state.message or 'no message'}" if run.state else "no state"
+        time.sleep(2)
 
 
 def main() -> None:
-    """Register the flows, then run a worker of the pool until it is stopped; the schedules stay active in Prefect."""
+    """Register the flows, then become a worker of the pool; the schedules stay active in Prefect when it is stopped."""
     settings, name = load_settings(), socket.gethostname()
     wait_for_prefect(settings.prefect_api_url)
     register(settings)
-    worker = worker_of(settings, name)
     if settings.work_pool_type == "process":
         crashed_runs.mark_orphans(settings.work_pool, name)
-    setup_signal_handlers_worker(os.getpid(), "the worker", print)
-    with suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(worker.start())
+    worker = ["prefect", "worker", "start", "--pool", settings.work_pool, "--name", name, "--install-policy", "never"]
+    os.execv(sys.executable, [sys.executable, "-m", *worker, "--limit", MAX_CONCURRENT_RUNS])
 
 
 def wait_for_prefect(api: str) -> None:
     """Wait without limit: the server may still be starting, or be unreachable on another machine."""
-    while True:
-        try:
-            if httpx.get(f"{api}/health", timeout=5).is_success:
-                return
-        except httpx.HTTPError:
-            pass
+    while not is_up(api):
         time.sleep(1)
 
 

@@ -49,7 +49,7 @@ def load(platform: Platform, version: str | None = None) -> tuple[str, datetime,
     """A version, the champion unless given: its number, when it was registered, and its reference sample, verified."""
     store = platform.models
     found = store.fetch_version(version) if version else store.fetch()
-    return found.version, datetime.fromisoformat(found.card["created_at"]), store.reference(found)
+    return found.version, datetime.fromisoformat(found.card["created_at"]), found.reference
 
 
 def read(platform: Platform, version: str, window: Window) -> tuple[Answers, Answers]:

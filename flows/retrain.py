@@ -1,16 +1,15 @@
 """`digits retrain`: new data comes in, a candidate is trained, and it replaces the champion only if it is really better."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
-from pydantic import BaseModel, ValidationError
 
 from digits.data import datasets, inbox
 from digits.data.datasets import Dataset
@@ -60,12 +59,12 @@ def retrain(
             server_task(repair_crashed)(platform)
             chosen = recipes.find(recipe or platform.settings.recipe).model_copy(update={"seed": seed})
             dataset = server_task(assemble_dataset)(platform, data)
-            version = server_task(trained_before)(platform, dataset.fingerprint, chosen)
+            version = server_task(platform.registry.trained_before)(dataset.fingerprint, chosen)
             if version is None:
                 version = train_on(platform, dataset, chosen, {"reason": reason})
             elif decided := decided_before(platform, version):
                 return decided
-            champion, verdict = server_task(judge)(platform, version, dataset, recipes.floor(chosen.name))
+            champion, verdict = server_task(judge)(platform, version, dataset, chosen)
             server_task(apply_verdict)(platform, version, champion, verdict)
     return f"digits v{version}: {verdict.sentence}"
 
@@ -81,16 +80,9 @@ def retraining_slot() -> Iterator[None]:
         client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
         if client.read_global_concurrency_limit_by_name(LIMIT).active_slots:
             raise taken
-    slot = concurrency(
-        LIMIT,
-        timeout_seconds=SLOT_TIMEOUT_SECONDS,
-        strict=True,
-        lease_duration=LEASE_SECONDS,
-        raise_on_lease_renewal_failure=False,
-    )
     held = ExitStack()
     try:
-        held.enter_context(slot)
+        held.enter_context(concurrency(LIMIT, timeout_seconds=SLOT_TIMEOUT_SECONDS, lease_duration=LEASE_SECONDS))
     except TimeoutError as error:
         raise taken from error
     try:
@@ -137,18 +129,9 @@ def cooldown_message(platform: Platform) -> str | None:
 
 
 def check_policies(settings: Settings) -> None:
-    """Raise ValueError for a wrong policy, before anything is trained; it names the setting."""
-    policies: list[tuple[str, type[BaseModel], Mapping[str, Any]]] = [
-        ("DIGITS_GATE", gate.GatePolicy, settings.gate),
-        ("DIGITS_FEEDBACK", feedback.FeedbackPolicy, settings.feedback),
-    ]
-    for setting, policy, fields in policies:
-        try:
-            policy.model_validate(fields)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name, known = ".".join(map(str, first["loc"])), ", ".join(policy.model_fields)
-            raise ValueError(f"{setting}: {name} is {first['input']!r} ({first['msg']}); it takes {known}") from error
+    """Raise pydantic's ValidationError, which names the setting, before anything is trained with a wrong policy."""
+    gate.GatePolicy.model_validate(settings.gate)
+    feedback.FeedbackPolicy.model_validate(settings.feedback)
 
 
 def repair_crashed(platform: Platform) -> None:
@@ -189,86 +172,41 @@ def _ingest_feedback(platform: Platform) -> None:
         log.info("`digits audit --quarantine` shows the labels in quarantine")
 
 
-def trained_before(platform: Platform, fingerprint: str, recipe: Recipe) -> str | None:
-    """A version with the same data, recipe, code and libraries, which another training would only repeat."""
-    version = platform.registry.trained_before(fingerprint, recipe)
-    if version:
-        log.info("nothing new to learn: digits v%s has the same data, recipe, code and libraries", version)
-    return version
-
-
 def decided_before(platform: Platform, version: str) -> str | None:
     """Why a version is not judged again: it is the champion, or it was and was replaced; None otherwise.
 
     A version that was rolled back must not return through the next retraining on the same data.
     """
-    message = None
+    entry = ledger.last_replacement(ledger.entries(platform.engine), version)
     if platform.models.registry.version() == version:
         message = f"digits v{version} stays the champion: there is nothing new to learn"
-    elif entry := ledger.last_replacement(ledger.entries(platform.engine), version):
+    elif entry:
         message = (
             f"digits v{version} was the champion until the {entry.action} of v{entry.to_version} ({entry.why}) and is not "
             f"promoted again without new data; `digits promote {version}` brings it back"
         )
-    if message:
-        log.info("%s", message)
+    else:
+        return None
+    log.info("%s", message)
     return message
 
 
-def judge(platform: Platform, version: str, dataset: Dataset, floor: float) -> tuple[str | None, GateVerdict]:
-    """Compare candidate and champion on the data set's test images and on labelled traffic, and record the verdict.
-
-    The champion's version, None before the first, and the verdict.
-    """
-    from models import candidate_comparison, promotion  # ONNX Runtime and scikit-learn
+def judge(platform: Platform, version: str, dataset: Dataset, recipe: Recipe) -> tuple[str | None, GateVerdict]:
+    """The champion's version, None before the first, and the gate's verdict on a candidate to replace it."""
+    from models import candidate_comparison  # ONNX Runtime and scikit-learn
 
     policy = gate.GatePolicy.model_validate(platform.settings.gate)
-    registry, store, test = platform.registry, platform.models, dataset.test
-    current = store.registry.version()
-    candidate = candidate_comparison.JudgedModel.fetch(store, version)
-    if current is None:
-        verdict = gate.judge_first(candidate.accuracy(test), floor, candidate.facts(test), policy)
-    else:
-        champion = candidate_comparison.JudgedModel.fetch(store, current)
-        traffic = feedback.audited_traffic(platform.engine)
-        samples = candidate_comparison.samples(test, traffic, candidate, champion, policy)
-        before = promotion.last_evidence(registry, version, current)
-        comparison = gate.comparison_number(samples, before)
-        if comparison is None:
-            reason = "there are less than twice as many labelled answers as in the last comparison of the two"
-            return current, GateVerdict(gate.UNDECIDED, [reason], before)
-        verdict = gate.judge(samples, candidate.facts(test), champion.facts(test), policy, comparison)
-    promotion.record_verdict(registry, store, version, current, verdict)
-    return current, verdict
+    traffic, floor = feedback.audited_traffic(platform.engine), recipes.floor(recipe.name)
+    return candidate_comparison.judge(platform.registry, platform.models, version, dataset.test, traffic, floor, policy)
 
 
 def apply_verdict(platform: Platform, version: str, champion: str | None, verdict: GateVerdict) -> None:
-    """Promote the candidate over the champion it was judged against, or keep an undecided one as challenger."""
+    """Show the verdict on the page of the flow run, and promote the candidate or keep an undecided one as challenger."""
     from models import promotion
 
-    publish("gate", f"digits v{version}: {verdict.decision}", _markdown(version, verdict))
-    registry, store = platform.registry, platform.models
-    current = store.registry.version()
-    if current == version:
-        log.info("digits v%s is the champion already", version)
-        promotion.repair_ledger(registry, store, platform.engine)
-    elif current != champion:
-        log.warning(
-            "digits v%s was judged against v%s, but v%s is the champion now: nothing changes; "
-            "the next retraining judges it again",
-            version,
-            champion,
-            current,
-        )
-    elif verdict.decision == "promote":
-        promotion.promote(registry, store, platform.engine, version, "; ".join(verdict.reasons), verdict.evidence)
-    else:
-        log.info("digits v%s: %s", version, verdict.sentence)
-        if verdict.decision == gate.UNDECIDED:
-            promotion.set_challenger(registry, store, version)
-
-
-def _markdown(version: str, verdict: GateVerdict) -> str:
+    log.info("digits v%s: %s", version, verdict.sentence)
     reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in verdict.evidence.items())
-    return f"# digits v{version}: {verdict.decision}\n\n{reasons}\n\n| evidence | |\n|---|---|\n{rows}\n"
+    title = f"digits v{version}: {verdict.decision}"
+    publish("gate", title, f"# {title}\n\n{reasons}\n\n| evidence | |\n|---|---|\n{rows}\n")
+    promotion.apply_verdict(platform.registry, platform.models, platform.engine, version, champion, verdict)

@@ -70,7 +70,7 @@ def run(flow: "Flow[P, R]", *args: P.args, **kwargs: P.kwargs) -> R:
             outcome.set_result(flow.fn(*args, **kwargs))
         except Exception as error:
             outcome.set_exception(error)
-        if not _is_up(outage.api):
+        if not is_up(outage.api):
             outage.report()
             # Prefect would try several times to record the end.
             settings.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
@@ -100,7 +100,8 @@ def exit_without_prefect() -> None:
         os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 0)
 
 
-def _is_up(api: str) -> bool:
+def is_up(api: str) -> bool:
+    """Whether the Prefect server answers."""
     try:
         return httpx.get(f"{api}/health", timeout=10).is_success
     except httpx.HTTPError:

@@ -34,9 +34,8 @@ def train_on(platform: Platform, dataset: Dataset, recipe: Recipe, tags: Mapping
     from models import candidates, training
 
     registry, fingerprint = platform.registry, dataset.fingerprint
-    prepared = task(candidates.split)(dataset, recipe)
-    with registry.run(recipe, fingerprint, prepared, {**prefect_run(), **(tags or {})}) as run_id:
-        registry.log_json(datasets.manifest(platform.datasets, fingerprint), "dataset.json")
+    prepared, manifest = task(candidates.split)(dataset, recipe), datasets.manifest(platform.datasets, fingerprint)
+    with registry.run(recipe, manifest, prepared, {**prefect_run(), **(tags or {})}) as run_id:
         trained = task(training.fit)(recipe, prepared, registry.log_epoch)
         candidate = task(candidates.evaluate)(recipe, fingerprint, prepared, trained)
         server_task(candidates.log_results)(registry, candidate)

@@ -1,21 +1,20 @@
-"""Measures two versions for the gate: predictions on the same images, size, speed, overlap with training images."""
+"""Compares a candidate with the champion for the gate: predictions on the same images, size, speed, overlap with training images."""
 
-import hashlib
 import io
 import statistics
-import time
+import timeit
 from dataclasses import dataclass
-from typing import Self
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digits.data.datasets import digests
-from digits.images import Images, Labels, Split
-from models import evaluation, gate
+from digits.images import Labels, Split
+from models import evaluation, gate, promotion
+from models.gate import GatePolicy, GateVerdict
 from models.model_store import ModelStore, VerifiedModel
-from models.onnx_model import InvalidArtifact
-from models.registry_reader import NAME
+from models.registry import RegistryWriter
 
 TIMED_IMAGES = 200
 
@@ -28,57 +27,68 @@ class JudgedModel:
     size_bytes: int
     trained_on: NDArray[np.uint64]  # sorted or not, one per training image
 
-    @classmethod
-    def fetch(cls, store: ModelStore, version: str) -> Self:
-        """The version from the registry; raises VersionNotFound, InvalidArtifact or RegistryUnreachable."""
-        model = store.fetch_version(version)
-        size_bytes = len(store.registry.download(version, "model.onnx"))
-        content = store.registry.download(version, "trained_on.npy")
-        if hashlib.sha256(content).hexdigest() != model.card["files"].get("trained_on.npy"):
-            problem = "the checksum of trained_on.npy is not the one on its card"
-            raise InvalidArtifact(f"{NAME} v{version}: {problem}; register it again")
-        return cls(model, size_bytes, np.load(io.BytesIO(content), allow_pickle=False))
-
-    def digits(self, images: Images) -> Labels:
-        """The most probable digit of each image, (n,)."""
-        return self.model.predict_proba(images).argmax(axis=1).astype(np.uint8)
-
-    def accuracy(self, split: Split) -> float:
-        """Share of right answers."""
-        return float((self.digits(split.images) == split.labels).mean())
-
     def facts(self, test: Split) -> gate.ModelFacts:
         """What the gate needs besides the predictions."""
+        calls = [partial(self.model.predict_proba, image[None]) for image in test.images[:TIMED_IMAGES]]
         return gate.ModelFacts(
             corruption_accuracy=evaluation.corruption_accuracy(self.model.predict_proba, test),
             size_bytes=self.size_bytes,
-            milliseconds=self._milliseconds(test.images),
+            milliseconds=1000 * statistics.median(timeit.timeit(call, number=1) for call in calls),
             trained_on=int(np.isin(digests(test.images), self.trained_on).sum()),
         )
 
-    def _milliseconds(self, images: Images) -> float:
-        """Median time of one image at a time."""
-        times = []
-        for image in images[:TIMED_IMAGES]:
-            started = time.perf_counter()
-            self.model.predict_proba(image[None])
-            times.append(time.perf_counter() - started)
-        return 1000 * statistics.median(times)
+    def answers(self, split: Split) -> Labels:
+        """The most probable digit of each image, (n,)."""
+        return self.model.predict_proba(split.images).argmax(axis=1).astype(np.uint8)
 
 
-def sample(name: str, split: Split, candidate: JudgedModel, champion: JudgedModel) -> gate.EvaluationSample:
-    """The predictions of both models for the same images."""
-    return gate.EvaluationSample(name, split.labels, candidate.digits(split.images), champion.digits(split.images))
+def fetch(store: ModelStore, version: str) -> JudgedModel:
+    """The version from the registry; raises VersionNotFound, InvalidArtifact or RegistryUnreachable."""
+    model = store.fetch_version(version)
+    trained_on = np.load(io.BytesIO(store.download(model, "trained_on.npy")), allow_pickle=False)
+    return JudgedModel(model, len(store.download(model, "model.onnx")), trained_on)
+
+
+def judge(
+    registry: RegistryWriter,
+    store: ModelStore,
+    version: str,
+    test: Split,
+    traffic: Split | None,
+    floor: float,
+    policy: GatePolicy,
+) -> tuple[str | None, GateVerdict]:
+    """Compare candidate and champion on the test images and on labelled traffic, and record the verdict.
+
+    The champion's version, None before the first, and the verdict.
+    """
+    current, candidate = store.registry.version(), fetch(store, version)
+    if current is None:
+        accuracy = float((candidate.answers(test) == test.labels).mean())
+        verdict = gate.judge_first(accuracy, floor, candidate.facts(test), policy)
+    else:
+        champion = fetch(store, current)
+        compared = samples(test, traffic, candidate, champion, policy)
+        before = promotion.last_evidence(registry, version, current)
+        comparison = gate.comparison_number(compared, before)
+        if comparison is None:
+            reason = "there are less than twice as many labelled answers as in the last comparison of the two"
+            return current, GateVerdict(gate.UNDECIDED, [reason], before)
+        verdict = gate.judge(compared, candidate.facts(test), champion.facts(test), policy, comparison)
+    promotion.record_verdict(registry, version, current, verdict)
+    return current, verdict
 
 
 def samples(
-    test: Split, traffic: Split | None, candidate: JudgedModel, champion: JudgedModel, policy: gate.GatePolicy
+    test: Split, traffic: Split | None, candidate: JudgedModel, champion: JudgedModel, policy: GatePolicy
 ) -> list[gate.EvaluationSample]:
     """The test images and, if there is enough of it, the labelled traffic that neither model was trained on."""
-    found = [sample("test images", test, candidate, champion)]
+    splits = {"test images": test}
     if traffic is not None:
         fresh = ~np.isin(digests(traffic.images), np.concatenate([candidate.trained_on, champion.trained_on]))
         if fresh.sum() >= policy.min_sample:
-            unseen = Split(traffic.images[fresh], traffic.labels[fresh])
-            found.append(sample("new traffic", unseen, candidate, champion))
-    return found
+            splits["new traffic"] = Split(traffic.images[fresh], traffic.labels[fresh])
+    return [
+        gate.EvaluationSample(name, split.labels, candidate.answers(split), champion.answers(split))
+        for name, split in splits.items()
+    ]

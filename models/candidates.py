@@ -69,10 +69,7 @@ def evaluate(recipe: Recipe, fingerprint: str, dataset: Dataset, trained: Traine
 def log_results(registry: RegistryWriter, candidate: Candidate) -> None:
     """Log metrics, figures and the model's summary to the current MLflow run."""
     test, probabilities = candidate.dataset.test, candidate.evaluation.probabilities
-    registry.log_metrics(candidate.card["metrics"])
-    registry.log_tags({"weights_hash": candidate.trained.weights_hash})
-    registry.log_text(candidate.trained.summary, "model_summary.txt")
-    registry.log_text(candidate.evaluation.confusions, "most_confused.txt")
+    texts = {"model_summary.txt": candidate.trained.summary, "most_confused.txt": candidate.evaluation.confusions}
     drawn = {
         "learning_curves": figures.curves(candidate.trained.history),
         "confusion_matrix": figures.confusion(candidate.evaluation.counts),
@@ -80,7 +77,7 @@ def log_results(registry: RegistryWriter, candidate: Candidate) -> None:
         "answers": figures.answers(test, probabilities),
         "mistakes": figures.mistakes(test, probabilities),
     }
-    registry.log_figures(drawn)
+    registry.log_results(candidate.card["metrics"], {"weights_hash": candidate.trained.weights_hash}, texts, drawn)
 
 
 def register(registry: RegistryWriter, candidate: Candidate, run_id: str) -> str:
@@ -93,9 +90,8 @@ def train(
     registry: RegistryWriter, storage: Storage, dataset: Dataset, recipe: Recipe, tags: Mapping[str, str] | None = None
 ) -> str:
     """Train on a stored data set and register the result, without Prefect; the version."""
-    prepared = split(dataset, recipe)
-    with registry.run(recipe, dataset.fingerprint, prepared, tags or {}) as run_id:
-        registry.log_json(datasets.manifest(storage, dataset.fingerprint), "dataset.json")
+    prepared, manifest = split(dataset, recipe), datasets.manifest(storage, dataset.fingerprint)
+    with registry.run(recipe, manifest, prepared, tags or {}) as run_id:
         trained = training.fit(recipe, prepared, registry.log_epoch)
         candidate = evaluate(recipe, dataset.fingerprint, prepared, trained)
         log_results(registry, candidate)

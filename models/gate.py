@@ -1,9 +1,10 @@
 """The gate: whether a candidate replaces the champion, judged on the same images; pure functions without input or output."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from digits.images import Labels
@@ -15,7 +16,7 @@ COMPARISON = "comparison"  # in the evidence: how many times these two versions 
 class GatePolicy(BaseModel):
     """What counts as better, and what as harm."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="DIGITS_GATE")
 
     significance: float = Field(0.01, gt=0, lt=1, description="Largest one-sided McNemar p-value that is evidence.")
     min_error_reduction: float = Field(0.125, ge=0, le=1, description="Smallest fraction of errors to remove.")
@@ -38,6 +39,11 @@ class EvaluationSample:
     labels: Labels
     candidate: Labels
     champion: Labels
+
+    @property
+    def accuracies(self) -> tuple[float, float]:
+        """Of the champion and of the candidate."""
+        return float((self.champion == self.labels).mean()), float((self.candidate == self.labels).mean())
 
     @property
     def gained(self) -> int:
@@ -64,20 +70,21 @@ class EvaluationSample:
         return mcnemar(self.gained, self.lost)
 
     @property
-    def p_worse(self) -> float:
-        return mcnemar(self.lost, self.gained)
-
-    @property
     def evidence(self) -> dict[str, float]:
+        champion, candidate = self.accuracies
         figures = {
             "images": len(self.labels),
-            "accuracy": float((self.candidate == self.labels).mean()),
-            "champion accuracy": float((self.champion == self.labels).mean()),
+            "accuracy": candidate,
+            "champion accuracy": champion,
             "only candidate right": self.gained,
             "only champion right": self.lost,
             "p better": self.p_better,
         }
         return {f"{self.name}: {name}": value for name, value in figures.items()}
+
+    def loses(self, max_loss: float, significance: float) -> bool:
+        """Whether more accuracy is lost, and not by chance: one image can be percents of a small sample."""
+        return -self.gain > max_loss and mcnemar(self.lost, self.gained) <= significance
 
     def of_digit(self, digit: int) -> "EvaluationSample":
         """The images of one digit."""
@@ -99,11 +106,7 @@ class ModelFacts:
     trained_on: int = 0  # how many of the evaluation images were among its training images
 
     def evidence(self, role: str) -> dict[str, float]:
-        return {
-            f"{role}: corruption accuracy": self.corruption_accuracy,
-            f"{role}: bytes": self.size_bytes,
-            f"{role}: milliseconds": self.milliseconds,
-        }
+        return {f"{role}: {name}": value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -144,21 +147,11 @@ def judge(
     To be promoted, the candidate must be better on one of the samples by more than chance and do no harm on any. The
     significance is divided by the number of samples, and further for the repeated comparison of the same two versions.
     """
-    evidence: dict[str, float] = {COMPARISON: comparison}
+    evidence = {COMPARISON: comparison, **candidate.evidence("candidate"), **champion.evidence("champion")}
     for sample in samples:
         evidence |= sample.evidence
-    evidence |= candidate.evidence("candidate") | champion.evidence("champion")
-    harm = [
-        *_unservable(candidate, policy),
-        *_overlap("champion", champion),
-        *(reason for sample in samples for reason in _accuracy_loss(sample, policy)),
-        *_recall_losses(samples[0], policy),
-        *_corruption_loss(candidate, champion, policy),
-    ]
-    if harm:
+    if harm := [*_unservable(candidate, policy), *_losses(samples, candidate, champion, policy)]:
         return GateVerdict("hold", harm, evidence)
-    if all((sample.candidate == sample.champion).all() for sample in samples):
-        return GateVerdict(UNDECIDED, ["candidate and champion predict the same digit for every image"], evidence)
     repeated = comparison * (comparison + 1) if comparison > 1 else 1
     better = [sample for sample in samples if sample.p_better <= policy.significance / len(samples) / repeated]
     if not better:
@@ -192,42 +185,35 @@ def mcnemar(more: int, fewer: int) -> float:
     return float(binomtest(more, more + fewer, alternative="greater").pvalue) if more + fewer else 1.0
 
 
-def _overlap(role: str, facts: ModelFacts) -> list[str]:
-    """An evaluation on training images says nothing."""
-    return [f"the {role} trained on {facts.trained_on} of the evaluation images"] if facts.trained_on else []
-
-
 def _unservable(candidate: ModelFacts, policy: GatePolicy) -> list[str]:
     """Why the candidate may not be served, or not be judged, whatever it predicts."""
-    reasons = _overlap("candidate", candidate)
-    if candidate.size_bytes > policy.max_bytes:
-        reasons.append(f"the candidate's file has {candidate.size_bytes:,} bytes, allowed are {policy.max_bytes:,}")
-    if candidate.milliseconds > policy.max_milliseconds:
-        milliseconds = f"{candidate.milliseconds:.1f} ms for one image"
-        reasons.append(f"the candidate takes {milliseconds}, allowed are {policy.max_milliseconds:g}")
-    return reasons
+    size, milliseconds = candidate.size_bytes, candidate.milliseconds
+    duration = f"{milliseconds:.1f} ms for one image"
+    checks = [
+        (candidate.trained_on > 0, f"the candidate trained on {candidate.trained_on} of the evaluation images"),
+        (size > policy.max_bytes, f"the candidate's file has {size:,} bytes, allowed are {policy.max_bytes:,}"),
+        (
+            milliseconds > policy.max_milliseconds,
+            f"the candidate takes {duration}, allowed are {policy.max_milliseconds:g}",
+        ),
+    ]
+    return [reason for failed, reason in checks if failed]
 
 
-def _accuracy_loss(sample: EvaluationSample, policy: GatePolicy) -> list[str]:
-    """A loss must be significant too: one image can be percents of a small sample."""
-    if -sample.gain > policy.max_accuracy_loss and sample.p_worse <= policy.significance:
-        return [f"{sample}, a loss of {-100 * sample.gain:.2f} points, p = {sample.p_worse:.2g}"]
-    return []
-
-
-def _recall_losses(sample: EvaluationSample, policy: GatePolicy) -> list[str]:
-    """Two trainings of one small network differ by up to 5 points in some digit's recall (`python -m bench.gate`)."""
-    reasons = []
-    for digit in sorted(set(sample.labels.tolist())):
-        of_digit = sample.of_digit(digit)
-        if -of_digit.gain > policy.max_recall_loss and of_digit.p_worse <= policy.significance:
-            before, after = (float((answers == digit).mean()) for answers in (of_digit.champion, of_digit.candidate))
-            reasons.append(f"recall of {digit} falls from {before:.3f} to {after:.3f}")
-    return reasons
-
-
-def _corruption_loss(candidate: ModelFacts, champion: ModelFacts, policy: GatePolicy) -> list[str]:
+def _losses(
+    samples: Sequence[EvaluationSample], candidate: ModelFacts, champion: ModelFacts, policy: GatePolicy
+) -> Iterator[str]:
+    """What the candidate does worse than the champion, and whether that can be judged."""
+    if champion.trained_on:
+        yield f"the champion trained on {champion.trained_on} of the evaluation images"
+    by_digit = [(f"recall of {digit}", samples[0].of_digit(digit)) for digit in np.unique(samples[0].labels)]
+    checks = [
+        *((f"accuracy on {sample.name}", sample, policy.max_accuracy_loss) for sample in samples),
+        *((recall, sample, policy.max_recall_loss) for recall, sample in by_digit),
+    ]
+    for what, sample, max_loss in checks:
+        if sample.loses(max_loss, policy.significance):
+            yield f"{what} falls from {sample.accuracies[0]:.3f} to {sample.accuracies[1]:.3f}"
     before, after = champion.corruption_accuracy, candidate.corruption_accuracy
-    if before - after <= policy.max_corruption_loss:
-        return []
-    return [f"accuracy on corrupted images falls from {before:.3f} to {after:.3f}"]
+    if before - after > policy.max_corruption_loss:
+        yield f"accuracy on corrupted images falls from {before:.3f} to {after:.3f}"

@@ -10,7 +10,7 @@ from digits import intervals
 from digits.intervals import Proportion
 from models import architectures, runs
 from models.recipes import RECIPES
-from models.registry import RegistryWriter, flat
+from models.registry import RegistryWriter, flatten
 from models.runs import Run
 from models.training import Recipe
 
@@ -125,7 +125,7 @@ def _name(params: Mapping[str, str]) -> str:
 def _usual(name: str, kind: str) -> dict[str, str]:
     """The fields of the recipe of that name, as MLflow has them; of an unknown name, the fields that have a default."""
     if name in RECIPES:
-        return {field: str(value) for field, value in flat(RECIPES[name].recipe).items()}
+        return {field: str(value) for field, value in flatten(RECIPES[name].recipe.model_dump(mode="json")).items()}
     return _defaults(Recipe) | _defaults(architectures.kinds()[kind], ARCHITECTURE)
 
 

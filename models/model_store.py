@@ -39,6 +39,7 @@ class VerifiedModel:
     card: dict[str, Any]
     model: OnnxModel
     conformal: ConformalPredictor
+    reference: Reference
 
     def predict_proba(self, images: Images) -> NDArray[np.float32]:
         """Probabilities (n, 10) of uint8 images (n, 28, 28)."""
@@ -76,9 +77,11 @@ class ModelStore:
                 (folder / name).write_bytes(content)
         return model
 
-    def reference(self, model: VerifiedModel) -> Reference:
-        """The reference sample of a version that was fetched."""
-        return reference_of(model, self.cache)
+    def download(self, model: VerifiedModel, name: str) -> bytes:
+        """Another file of a version, its checksum compared; raises InvalidArtifact or RegistryUnreachable."""
+        content = self.registry.download(model.version, name)
+        _check(content, name, model.card, model.version)
+        return content
 
 
 def last_good(alias: str, cache: Path) -> VerifiedModel:
@@ -92,37 +95,23 @@ def last_good(alias: str, cache: Path) -> VerifiedModel:
     return verify(version, card, files)
 
 
-def reference_of(model: VerifiedModel, cache: Path) -> Reference:
-    """The reference sample of a version in this cache; raises InvalidArtifact when it is not as registered."""
-    title = f"{NAME} v{model.version}"
-    try:
-        content = (cache / model.version / "reference.npz").read_bytes()
-    except OSError as error:
-        raise InvalidArtifact(f"{title}: no copy of reference.npz in {cache} ({error.strerror})") from error
-    if _checksum(content) != model.card["files"]["reference.npz"]:
-        raise InvalidArtifact(f"{title}: the copy of reference.npz in {cache} is damaged; remove {cache}")
-    return reference.from_bytes(content)
-
-
 def verify(version: str, card: bytes, files: dict[str, bytes]) -> VerifiedModel:
     """The version made of these files, its checksums compared, its golden query answered; raises InvalidArtifact."""
     title = f"{NAME} v{version}"
     try:
         facts = json.loads(card)
-        checksums = dict(facts["files"])
         conformal = ConformalPredictor(**facts["conformal"]) if "conformal" in facts else UNCALIBRATED
+        dict(facts["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidArtifact(f"{title}: card.json has no checksums or no readable conformal predictor") from error
     for name in FILES:
-        if _checksum(files[name]) != checksums.get(name):
-            raise InvalidArtifact(f"{title}: the checksum of {name} is not the one on its card; register it again")
+        _check(files[name], name, facts, version)
     try:
-        model = VerifiedModel(version, facts, onnx_model.load(files["model.onnx"]), conformal)
-        golden = reference.from_bytes(files["reference.npz"])
+        model, sample = onnx_model.load(files["model.onnx"]), reference.from_bytes(files["reference.npz"])
+        _run_golden_query(model, sample.images[:GOLDEN_COUNT], sample.probabilities[:GOLDEN_COUNT])
     except ValueError as error:
         raise InvalidArtifact(f"{title}: {error}") from error
-    _run_golden_query(model, golden.images[:GOLDEN_COUNT], golden.probabilities[:GOLDEN_COUNT])
-    return model
+    return VerifiedModel(version, facts, model, conformal, sample)
 
 
 def remember(model: VerifiedModel, alias: str, cache: Path) -> None:
@@ -140,20 +129,21 @@ def _read(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
-def _checksum(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _check(content: bytes, name: str, card: dict[str, Any], version: str) -> None:
+    if hashlib.sha256(content).hexdigest() != card["files"].get(name):
+        problem = f"the checksum of {name} is not the one on its card"
+        raise InvalidArtifact(f"{NAME} v{version}: {problem}; register it again")
 
 
-def _run_golden_query(model: VerifiedModel, images: Images, expected: NDArray[np.float32]) -> None:
-    """Raise InvalidArtifact unless the model answers as registered; this also warms it up for the first request."""
-    title = f"{NAME} v{model.version}"
+def _run_golden_query(model: OnnxModel, images: Images, expected: NDArray[np.float32]) -> None:
+    """Raise ValueError unless the model answers as registered; this also warms it up for the first request."""
     try:
         answered = model.predict_proba(images)
         single = model.predict_proba(images[:1])
     except Exception as error:  # ONNX Runtime's exceptions have no common class but this
-        raise InvalidArtifact(f"{title}: the golden query fails: {first_line(error)}") from error
+        raise ValueError(f"the golden query fails: {first_line(error)}") from error
     if answered.shape != expected.shape:
-        raise InvalidArtifact(f"{title}: probabilities have shape {answered.shape}; expected {expected.shape}")
+        raise ValueError(f"probabilities have shape {answered.shape}; expected {expected.shape}")
     difference = float(np.abs(answered - expected).max())
     if not (difference <= TOLERANCE and np.abs(single - expected[:1]).max() <= TOLERANCE):
-        raise InvalidArtifact(f"{title}: golden query is answered {difference:.2g} off, allowed is {TOLERANCE:g}")
+        raise ValueError(f"golden query is answered {difference:.2g} off, allowed is {TOLERANCE:g}")

@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 
 from digits.storage import ledger
 from models import gate
+from models.gate import GateVerdict
 from models.model_store import ModelStore
 from models.registry import RegistryWriter
 
@@ -55,12 +56,8 @@ def roll_back(registry: RegistryWriter, store: ModelStore, engine: Engine, why: 
     return previous
 
 
-def record_verdict(
-    registry: RegistryWriter, store: ModelStore, version: str, over: str | None, verdict: gate.GateVerdict
-) -> None:
-    """Tag the version with the gate's verdict; the champion's tags keep the reason of its promotion."""
-    if version == store.registry.version():
-        return
+def record_verdict(registry: RegistryWriter, version: str, over: str | None, verdict: GateVerdict) -> None:
+    """Tag the version with the gate's verdict."""
     evidence = json.dumps(verdict.evidence)
     tags = {"gate": verdict.decision, "gate_reasons": "; ".join(verdict.reasons), "gate_evidence": evidence}
     registry.tag_version(version, {**tags, "gate_champion": over or ""})
@@ -89,14 +86,28 @@ def repair_ledger(registry: RegistryWriter, store: ModelStore, engine: Engine) -
     log.warning("digits v%s was made the champion by a process that died; the ledger has it now", current)
 
 
-def set_challenger(registry: RegistryWriter, store: ModelStore, version: str) -> None:
-    """Make an undecided version the challenger, to be judged again on more labelled traffic.
+def apply_verdict(
+    registry: RegistryWriter, store: ModelStore, engine: Engine, version: str, over: str | None, verdict: GateVerdict
+) -> None:
+    """Promote the candidate over the champion it was judged against, or make an undecided one the challenger.
 
     It replaces only an undecided challenger, not, say, the best version of a sweep.
     """
-    current, sitting = store.registry.version(), store.registry.version("challenger")
-    if version in (current, sitting):
-        return
-    if sitting in (None, current) or registry.version_tags(sitting).get("gate") == gate.UNDECIDED:
-        registry.set_alias("challenger", version)
-        log.info("digits v%s is the challenger (before: %s)", version, sitting and f"v{sitting}")
+    current = store.registry.version()
+    if current == version:  # an earlier attempt moved the alias
+        repair_ledger(registry, store, engine)
+    elif current != over:
+        log.warning(
+            "digits v%s was judged against v%s, but v%s is the champion now: nothing changes; "
+            "the next retraining judges it again",
+            version,
+            over,
+            current,
+        )
+    elif verdict.decision == "promote":
+        promote(registry, store, engine, version, "; ".join(verdict.reasons), verdict.evidence)
+    elif verdict.decision == gate.UNDECIDED:
+        sitting = store.registry.version("challenger")
+        if sitting in (None, current) or registry.version_tags(sitting).get("gate") == gate.UNDECIDED:
+            registry.set_alias("challenger", version)
+            log.info("digits v%s is the challenger (before: %s)", version, sitting and f"v{sitting}")

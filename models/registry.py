@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("digits.registry")
 
-MAX_METRICS = 1000  # that one call of `log_batch` takes
 # Without it MLflow's UI opens its pages for language models.
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 ENVIRONMENT = {
@@ -41,7 +40,7 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def _translate_errors(uri: str = "") -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     """Raise RegistryUnreachable where MLflow's client says that its server did not answer, or answered 429 or 5xx."""
     import mlflow
     import requests
@@ -52,7 +51,7 @@ def _translate_errors(uri: str = "") -> Iterator[None]:
         status = error.get_http_status_code() if isinstance(error, mlflow.exceptions.MlflowException) else 503
         if status < 500 and status != 429:
             raise
-        server = without_password(uri or mlflow.get_tracking_uri())
+        server = without_password(mlflow.get_tracking_uri())
         fix = "start it with `digits up` or set MLFLOW_TRACKING_URI"
         raise RegistryUnreachable(f"MLflow does not answer at {server}; {fix}") from error
 
@@ -76,7 +75,7 @@ class RegistryWriter:
         self._sender = ThreadPoolExecutor(1, "mlflow-metrics")
         self._sending: Future[None] = self._sender.submit(lambda: None)
         try:
-            with _translate_errors(uri):
+            with _translate_errors():
                 experiment = mlflow.set_experiment(NAME)
                 if EXPERIMENT_KIND[0] not in experiment.tags:
                     self.client.set_experiment_tag(experiment.experiment_id, *EXPERIMENT_KIND)
@@ -87,19 +86,20 @@ class RegistryWriter:
         self.experiment_id: str = experiment.experiment_id
 
     @contextmanager
-    def run(self, recipe: Recipe, fingerprint: str, dataset: Dataset, tags: Mapping[str, str]) -> Iterator[str]:
-        """An MLflow run around a training on the stored data set; it is marked failed when the block raises, killed on Ctrl-C.
+    def run(self, recipe: Recipe, manifest: dict[str, Any], dataset: Dataset, tags: Mapping[str, str]) -> Iterator[str]:
+        """An MLflow run around a training on the data set that is stored with the manifest; its id.
 
+        It is marked as failed when the block raises, and as killed on Ctrl-C.
         Recording its end never raises: a run left open because MLflow was unreachable is closed by the next retraining.
         """
+        fingerprint = manifest["fingerprint"]
         tags = {"recipe": recipe.name, "dataset": fingerprint, **git_commit(), **tags}
         with _translate_errors():
             self.run_id = self.mlflow.start_run(run_name=recipe.name, tags=tags).info.run_id
-            self.mlflow.log_params(flat(recipe))
-            self.mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
+            self._log_recipe(self.run_id, recipe)
             self.mlflow.log_dict(environment(), "environment.json")
-            # MLflow's UI shows a sample of the images; the digest is our fingerprint.
-            images, labels = dataset.train.images[:100], dataset.train.labels[:100]
+            self.mlflow.log_dict(manifest, "dataset.json")
+            images, labels = dataset.train.images[:100], dataset.train.labels[:100]  # which MLflow's UI shows
             data = self.mlflow.data.from_numpy(images, targets=labels, name=dataset.source, digest=fingerprint)
             self.mlflow.log_input(data, context="training")
         status = "FAILED"
@@ -120,7 +120,7 @@ class RegistryWriter:
     def log_epoch(self, epoch: int, figures: Mapping[str, float]) -> None:
         """Queue one point on each learning curve for a background thread; it neither waits for MLflow nor raises.
 
-        Points that MLflow does not accept stay queued; the next epoch and `log_metrics` send them again.
+        Points that MLflow does not accept stay queued; the next epoch and `log_results` send them again.
         """
         self._queue += self._metrics([(epoch + 1, figures)])
         if self._sending.done():
@@ -129,7 +129,7 @@ class RegistryWriter:
     @_translate_errors()
     def _send_queue(self) -> None:
         """Send what is queued; MLflow ignores a point that it has already."""
-        while batch := self._queue[:MAX_METRICS]:
+        while batch := self._queue[:]:
             self.client.log_batch(self.run_id, metrics=batch)
             del self._queue[: len(batch)]
 
@@ -138,29 +138,18 @@ class RegistryWriter:
         self._sender.submit(self._send_queue).result()
 
     @_translate_errors()
-    def log_metrics(self, metrics: Mapping[str, float]) -> None:
-        """The final figures of the current run, after the points of its epochs that are still queued."""
+    def log_results(
+        self,
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        texts: Mapping[str, str],
+        figures: "Mapping[str, Figure]",
+    ) -> None:
+        """The final figures, tags, text files and drawings of the current run, after the points that are still queued."""
         self._send_all()
-        self.client.log_batch(self.run_id, metrics=self._metrics([(0, metrics)]))
-
-    @_translate_errors()
-    def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Tags of the current run."""
-        self.client.log_batch(self.run_id, tags=self._tags(tags))
-
-    @_translate_errors()
-    def log_json(self, content: Mapping[str, Any], name: str) -> None:
-        """A JSON file of the current run."""
-        self.client.log_dict(self.run_id, dict(content), name)
-
-    @_translate_errors()
-    def log_text(self, text: str, name: str) -> None:
-        """A text file of the current run."""
-        self.client.log_text(self.run_id, text, name)
-
-    @_translate_errors()
-    def log_figures(self, figures: "Mapping[str, Figure]") -> None:
-        """One PNG per figure, under `figures/` of the current run."""
+        self.client.log_batch(self.run_id, metrics=self._metrics([(0, metrics)]), tags=self._tags(tags))
+        for name, text in texts.items():
+            self.client.log_text(self.run_id, text, name)
         for name, figure in figures.items():
             self.client.log_figure(self.run_id, figure, f"figures/{name}.png")
 
@@ -178,34 +167,32 @@ class RegistryWriter:
         nested = {"mlflow.parentRunId": parent} if parent else {}
         run_id: str = self.client.create_run(self.experiment_id, run_name=name, tags={**tags, **nested}).info.run_id
         if recipe is not None:
-            params = [self.mlflow.entities.Param(name, str(value)) for name, value in flat(recipe).items()]
-            self.client.log_batch(run_id, params=params)
-            self.client.log_dict(run_id, recipe.model_dump(mode="json"), "recipe.json")
+            self._log_recipe(run_id, recipe)
         return run_id
+
+    def _log_recipe(self, run_id: str, recipe: Recipe) -> None:
+        fields = recipe.model_dump(mode="json")
+        params = [self.mlflow.entities.Param(name, str(value)) for name, value in flatten(fields).items()]
+        self.client.log_batch(run_id, params=params)
+        self.client.log_dict(run_id, fields, "recipe.json")
 
     @_translate_errors()
     def reopen_run(self, run_id: str) -> bool:
-        """Open a run that was not deleted again, and end the runs nested in it; False where it does not exist."""
-        try:
-            run = self.client.get_run(run_id)
-        except self.mlflow.exceptions.MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return False
-        if run.info.lifecycle_stage != "active":
+        """Open a run again, and end the runs nested in it; False where it does not exist or was deleted."""
+        if not self._runs(f"attributes.run_id = '{run_id}'"):
             return False
         self.client.update_run(run_id, status="RUNNING")
-        nested = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
-        for trial in self.client.search_runs([self.experiment_id], nested, max_results=1000):
+        for trial in self._runs(f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"):
             self.client.set_terminated(trial.info.run_id, "KILLED")
         return True
 
+    def _runs(self, query: str) -> list[Any]:
+        return list(self.client.search_runs([self.experiment_id], query, max_results=1000))
+
     @_translate_errors()
     def log_points(self, run_id: str, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Points (step, figures) on the curves of an open run, in as few calls as MLflow allows."""
-        metrics = self._metrics(points)
-        for start in range(0, len(metrics), MAX_METRICS):
-            self.client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
+        """Points (step, figures) on the curves of an open run."""
+        self.client.log_batch(run_id, metrics=self._metrics(points))
 
     @_translate_errors()
     def close_run(self, run_id: str, status: str, tags: Mapping[str, str]) -> None:
@@ -275,20 +262,17 @@ class RegistryWriter:
     @_translate_errors()
     def active_runs(self) -> dict[str, dict[str, str]]:
         """The tags of each run that has not ended, by its id."""
-        found = self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'", max_results=1000)
-        return {run.info.run_id: dict(run.data.tags) for run in found}
+        return {run.info.run_id: dict(run.data.tags) for run in self._runs("attributes.status = 'RUNNING'")}
 
     @_translate_errors()
     def trained_before(self, fingerprint: str, recipe: Recipe) -> str | None:
         """The newest version with the same data, recipe, code and libraries, whose weights would come out again."""
         wanted = inputs(fingerprint, recipe)
         found = [one for one in self.client.search_model_versions(f"name='{NAME}'") if one.tags.get("inputs") == wanted]
-        return max((str(one.version) for one in found), key=int, default=None)
-
-
-def flat(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as MLflow params: nested fields joined by a dot."""
-    return flatten(recipe.model_dump(mode="json"))
+        version = max((str(one.version) for one in found), key=int, default=None)
+        if version:
+            log.info("nothing new to learn: digits v%s has the same data, recipe, code and libraries", version)
+        return version
 
 
 def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,8 +19,6 @@ class Recorded:
 
     run: Run
     recipe: Recipe
-    dataset: str  # fingerprint
-    weights_hash: str
     environment: Mapping[str, str]
 
 
@@ -44,46 +41,31 @@ class Replay:
         if self.identical:
             return f"{self.title}: trained again, the weights are identical ({self.weights_hash[:16]})"
         hashes = f"{self.recorded_hash[:16]} → {self.weights_hash[:16]}"
-        start = f"{self.title}: trained again, the weights differ ({hashes})"
-        if not self.differences:
-            return f"{start}, though nothing that was recorded about code and environment does"
-        return f"{start}; what else differs: {'; '.join(self.differences)}"
+        differences = "; ".join(self.differences) or "nothing that was recorded about code and environment"
+        return f"{self.title}: trained again, the weights differ ({hashes}); what else differs: {differences}"
 
 
 def look_up(registry: RegistryWriter, run: str) -> Recorded:
     """A version or run with all that it was trained from; raises LookupError or ValueError when it lacks something."""
     found = runs.find(registry, run)
-    for tag in ("dataset", "weights_hash"):
-        if tag not in found.tags:
-            ended = f"it ended as {found.status}"
-            raise LookupError(f"{found.title} has no tag {tag}, {ended}: there is nothing to compare with")
-    return Recorded(
-        run=found,
-        recipe=_recipe(registry, found),
-        dataset=found.tags["dataset"],
-        weights_hash=found.tags["weights_hash"],
-        environment=runs.read_json(registry, found, "environment.json"),
-    )
+    if missing := [tag for tag in ("dataset", "weights_hash") if tag not in found.tags]:
+        ended = f"it ended as {found.status}"
+        raise LookupError(f"{found.title} has no tag {missing[0]}, {ended}: there is nothing to compare with")
+    try:
+        recipe = Recipe.model_validate(runs.read_json(registry, found, "recipe.json"))
+    except ValidationError as error:
+        first, commit = error.errors()[0], found.tags.get("git_commit", "another commit")[:8]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise ValueError(f"{found.title} has a recipe of {commit} that this code cannot train: {problem}") from error
+    return Recorded(found, recipe, runs.read_json(registry, found, "environment.json"))
 
 
 def train_again(recorded: Recorded, storage: Storage) -> Replay:
     """The same training on the stored data set; raises BadData when the data set is not stored here any more."""
-    dataset = datasets.load(storage, recorded.dataset)
+    run, dataset = recorded.run, datasets.load(storage, recorded.run.tags["dataset"])
     trained = training.fit(recorded.recipe, candidates.split(dataset, recorded.recipe))
-    commits = recorded.run.tags.get("git_commit"), provenance.git_commit().get("git_commit")
+    commits = run.tags.get("git_commit"), provenance.git_commit().get("git_commit")
     code = run_diff.differing_code(*commits, sides=("the run", "this checkout"))
     environment = run_diff.differing(recorded.environment, provenance.environment())
     differences = [*(f"code: {line}" for line in code), *environment]
-    return Replay(recorded.run.title, recorded.weights_hash, trained.weights_hash, differences)
-
-
-def _recipe(registry: RegistryWriter, run: Run) -> Recipe:
-    fields: dict[str, Any] = runs.read_json(registry, run, "recipe.json")
-    try:
-        return Recipe.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        commit = run.tags.get("git_commit", "another commit")[:8]
-        problem = f"has a recipe of {commit} that this code cannot train: {name}: {first['msg']}"
-        raise ValueError(f"{run.title} {problem}") from error
+    return Replay(run.title, run.tags["weights_hash"], trained.weights_hash, differences)

@@ -175,7 +175,7 @@ def _answers(a: Run, b: Run, storage: Storage, store: ModelStore) -> list[str]:
     if unregistered:
         return [f"cannot be compared: {' and '.join(unregistered)} became no version"]
     models = [store.fetch_version(str(run.version)) for run in (a, b)]
-    images, what = _test_images(a, b, models, storage, store)
+    images, what = _test_images(a, b, models, storage)
     if images is None:
         return ["cannot be compared: their test images have none in common"]
     a_digits, b_digits = (model.predict_proba(images.images).argmax(axis=1).astype(np.uint8) for model in models)
@@ -183,15 +183,13 @@ def _answers(a: Run, b: Run, storage: Storage, store: ModelStore) -> list[str]:
     return [f"on {len(images):,} {what}", counts.sentence]
 
 
-def _test_images(
-    a: Run, b: Run, models: list[VerifiedModel], storage: Storage, store: ModelStore
-) -> tuple[Split | None, str]:
+def _test_images(a: Run, b: Run, models: list[VerifiedModel], storage: Storage) -> tuple[Split | None, str]:
     """From the stored data sets, or from the samples kept with the versions where these are not here."""
     try:
         tests = [datasets.load(storage, run.tags["dataset"]).test for run in (a, b)]
         what = "test images" if a.tags["dataset"] == b.tags["dataset"] else "test images common to both data sets"
     except (datasets.BadData, KeyError):
-        samples = [store.reference(model) for model in models]
+        samples = [model.reference for model in models]
         tests = [Split(sample.images, sample.labels) for sample in samples]
         what = "test images kept with both versions"
     return common(*tests), what

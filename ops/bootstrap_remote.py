@@ -5,7 +5,6 @@ import time
 from digits.data import datasets
 from digits.settings import load_settings
 from flows import deployments
-from flows.deployments import NotRegistered
 from models.registry_reader import RegistryReader, RegistryUnreachable
 from ops.bootstrap import first_source
 
@@ -25,7 +24,7 @@ def main() -> None:
             deployments.wait_for_prefect(settings.prefect_api_url)
             data = None if datasets.current(settings.datasets) else first_source(settings)
             outcome = deployments.run_retraining("first champion", data)
-        except (RegistryUnreachable, NotRegistered):
+        except RegistryUnreachable:
             time.sleep(2)
 
 

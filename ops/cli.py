@@ -71,6 +71,8 @@ def _validation_sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(map(str, first["loc"]))
     name = f"DIGITS_{name.upper()}" if error.title == "Settings" and name.islower() else name
+    # The policies are settings, each of several fields.
+    name = f"{error.title}: {name}" if error.title.startswith("DIGITS_") else name
     message: str = first["msg"]
     # The messages of our own validators quote the value already.
     own = message.removeprefix("Value error, ")

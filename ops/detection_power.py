@@ -30,9 +30,8 @@ def measure(since: str, settings: Settings) -> "tuple[int, list[DetectionRate]]"
 
     store = ModelStore(settings.mlflow_tracking_uri, settings.champions)
     current = store.fetch()
-    reference = store.reference(current)
     test = datasets.load(settings.datasets, current.card["dataset"]).test
-    reference, held_out = hold_out(reference, test)
+    reference, held_out = hold_out(current.reference, test)
     count = _window_size(since, current.version, settings)
     return count, detection_power.measure(reference, held_out.images, held_out.labels, current.predict_proba, count)
 

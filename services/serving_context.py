@@ -15,8 +15,7 @@ from digits.images import Images
 from digits.settings import Settings
 from digits.storage import database
 from digits.storage.predictions import PredictionBatch, new_ids
-from models.model_store import VerifiedModel, reference_of
-from models.onnx_model import InvalidArtifact
+from models.model_store import VerifiedModel
 from services import samples
 from services.access import Access
 from services.batcher import Batcher, BatchResult
@@ -50,8 +49,8 @@ class ServingContext:
         self.batcher = Batcher(lambda images: self.predict(images, "/classify"))
         self._samples: tuple[str, list[dict[str, Any]]] = ("", [])
         self._is_release = RELEASE.is_dir()
-        self._cache, poll_seconds = RELEASE if self._is_release else settings.champions, settings.registry_poll_seconds
-        self._watcher = AliasWatcher(settings.mlflow_tracking_uri, "champion", self._cache, poll_seconds)
+        cache, poll_seconds = RELEASE if self._is_release else settings.champions, settings.registry_poll_seconds
+        self._watcher = AliasWatcher(settings.mlflow_tracking_uri, "champion", cache, poll_seconds)
         self._closing = threading.Event()
         self.access.start()
         if self._is_release:
@@ -127,15 +126,11 @@ class ServingContext:
         return self.settings.run_url(card["experiment_id"], card["run_id"])
 
     def samples(self) -> dict[str, Any]:
-        """Held-out digits to try the champion on; none if the disk has no copy of them."""
+        """Held-out digits to try the champion on."""
         champion = self._required_champion()
         version, chosen = self._samples
         if version != champion.version:
-            try:
-                chosen = samples.choose(reference_of(champion, self._cache))
-            except InvalidArtifact as error:
-                log.warning("%s", error)
-                chosen = []
+            chosen = samples.choose(champion.reference)
             self._samples = champion.version, chosen
         return {"model_version": champion.version, "samples": chosen}
 

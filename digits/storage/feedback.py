@@ -52,7 +52,7 @@ ingested = sa.Table(
 class FeedbackPolicy(BaseModel):
     """Which labels the training set accepts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="DIGITS_FEEDBACK")
 
     hold_out: float = Field(0.3, ge=0, lt=1, description="Share of the audit sample that is kept for the gate.")
     confident: float = Field(0.99, gt=0, le=1, description="Probability from which a contradicting label is doubted.")
