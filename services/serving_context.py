@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
-import random
 import threading
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bentoml.exceptions import ServiceUnavailable
+from numpy.typing import NDArray
 
 from digits.images import Images
 from digits.settings import Settings
@@ -48,6 +49,7 @@ class ServingContext:
         self.access = Access(url, settings.auth, settings.rate_per_minute, settings.service_workers)
         self.metrics = Metrics()
         self.batcher = Batcher(lambda images: self.predict(images, "/classify"))
+        self._random = np.random.default_rng()
         self._samples: tuple[str, list[dict[str, Any]]] = ("", [])
         self._is_release = RELEASE.is_dir()
         self._cache, poll_seconds = RELEASE if self._is_release else settings.champions, settings.registry_poll_seconds
@@ -86,19 +88,24 @@ class ServingContext:
         digits = probabilities.argmax(1).astype(np.uint8)
         sets, uncertain = champion.conformal.predict(probabilities, images)
         self.metrics.count_answers(champion.version, digits, uncertain)
-        ids, now = new_ids(len(images)), datetime.now(UTC)
-        logged = self._log(PredictionBatch(ids, now, champion.version, images, probabilities, route), sample_rate)
-        return BatchResult(champion.version, digits, probabilities, sets, uncertain, logged)
+        ids = self._log(champion.version, images, probabilities, route, sample_rate)
+        return BatchResult(champion.version, digits, probabilities, sets, uncertain, ids)
 
-    def _log(self, batch: PredictionBatch, sample_rate: float) -> list[str | None]:
+    def _log(
+        self, version: str, images: Images, probabilities: NDArray[np.float32], route: str, sample_rate: float
+    ) -> list[str | None]:
         """Log a random sample of the predictions; the ids of all, None for one that is not logged."""
-        if sample_rate == 1:
-            return list(batch.ids) if self.log.append(batch) else [None] * len(batch.ids)
-        chosen = [index for index in range(len(batch.ids)) if random.random() < sample_rate]
-        ids = [batch.ids[index] for index in chosen]
-        sample = batch._replace(ids=ids, images=batch.images[chosen], probabilities=batch.probabilities[chosen])
-        logged = set(ids) if chosen and self.log.append(sample) else set()
-        return [id if id in logged else None for id in batch.ids]
+        ids: list[str | None] = [None] * len(images)
+        chosen: Iterable[int] = range(len(images))
+        if sample_rate < 1:
+            chosen = np.flatnonzero(self._random.random(len(images)) < sample_rate)
+            images, probabilities = images[chosen], probabilities[chosen]
+        drawn = new_ids(len(images))
+        batch = PredictionBatch(drawn, datetime.now(UTC), version, images, probabilities, route)
+        if drawn and self.log.append(batch):
+            for index, id in zip(chosen, drawn, strict=True):
+                ids[index] = id
+        return ids
 
     async def wait_for_log(self) -> None:
         """Let a prediction log that is filling up catch up before a bulk request; single images never wait."""
