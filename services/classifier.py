@@ -14,10 +14,9 @@ import bentoml
 from starlette.middleware.cors import CORSMiddleware
 
 from digits.settings import Settings, load_settings
-from services import api_document, operations, schemas
+from services import api_document, schemas
 from services.middleware import RequestMiddleware
-from services.responses import to_json
-from services.routes import application
+from services.routes import to_json
 from services.serving_context import ServingContext
 
 
@@ -55,24 +54,24 @@ class DigitClassifier:
     @bentoml.api
     def classify(self, images: schemas.Images) -> schemas.OneOrMany:
         """Classify one image or a list of images; a list gets a list."""
-        content = to_json(operations.classify(self.context, images.tolist()))
+        content = to_json(self.context.classify(images.tolist()))
         return (schemas.Prediction if images.ndim == 2 else schemas.PredictionList).model_validate_json(content)
 
     @bentoml.api
     def classify_file(self, file: schemas.Picture, preview: schemas.Preview = False) -> schemas.PicturePrediction:
         """Classify a picture of any size; the answer has the 28 x 28 image that was made of it."""
-        content = operations.classify_file(self.context, file.read_bytes(), preview)
+        content = self.context.classify_file(file.read_bytes(), preview)
         return schemas.PicturePrediction.model_validate_json(to_json(content))
 
     @bentoml.api
     def classify_bulk(self, pixels: schemas.Pixels, /) -> schemas.BulkPredictions:
         """Classify raw uint8 pixels, 784 bytes for each image, row by row: the fastest way for many images."""
-        return schemas.BulkPredictions.model_validate_json(to_json(operations.classify_bulk(self.context, pixels)))
+        return schemas.BulkPredictions.model_validate_json(to_json(self.context.classify_bulk(pixels)))
 
     @bentoml.api
     def feedback(self, id: schemas.Id, digit: schemas.TrueDigit, source: schemas.Source = "api") -> schemas.Feedback:
         """Report the true digit of an earlier prediction; the most recent label wins."""
-        return schemas.Feedback.model_validate_json(to_json(operations.feedback(self.context, id, digit, source)))
+        return schemas.Feedback.model_validate_json(to_json(self.context.feedback(id, digit, source)))
 
     @bentoml.api
     def about(self) -> schemas.About:
@@ -88,7 +87,6 @@ class DigitClassifier:
         self.context.close()
 
 
-application.state.document = api_document.document(DigitClassifier.apis, _settings.batch_limit)
 if _settings.cors_origins:
     DigitClassifier.add_asgi_middleware(
         CORSMiddleware,
@@ -96,4 +94,6 @@ if _settings.cors_origins:
         allow_methods=("GET", "POST"),
         allow_headers=("Authorization", "Content-Type", "X-API-Key"),
     )
-DigitClassifier.add_asgi_middleware(RequestMiddleware, routes=application)
+DigitClassifier.add_asgi_middleware(
+    RequestMiddleware, document=api_document.document(DigitClassifier.apis, _settings.batch_limit)
+)

@@ -5,13 +5,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bentoml.exceptions import ServiceUnavailable
 from sqlalchemy import Engine
 
 from digits.errors import first_line
@@ -24,11 +24,6 @@ log = logging.getLogger("digits.storage.predictions")
 
 T = TypeVar("T")
 RECOVERY_SECONDS = 0.5
-UNREACHABLE = "the database of the prediction log is unreachable; send this again later"
-
-
-class LogUnavailable(ConnectionError):
-    """The database of the prediction log is unreachable."""
 
 
 class PredictionLog:
@@ -104,28 +99,26 @@ class PredictionLog:
             return self._progress.wait_for(lambda: self._durable >= target, timeout_seconds)
 
     def label(self, id: str, digit: int, source: str) -> None:
-        """As `predictions.label`, also for a prediction that is not written yet; raises LogUnavailable."""
+        """As `predictions.label`, also for a prediction that is not written yet; raises ServiceUnavailable."""
         self._query(predictions.label, id, digit, source)
 
     def find(self, id: str) -> Prediction:
-        """As `predictions.find`, also for a prediction that is not written yet; raises LogUnavailable."""
+        """As `predictions.find`, also for a prediction that is not written yet; raises ServiceUnavailable."""
         return self._query(predictions.find, id)
 
     def _query(self, query: Callable[..., T], *arguments: Any) -> T:
         """Run the query, and for an unknown id again after this worker and then the others have written what waits."""
-        try:
-            for wait in (self.flush, partial(time.sleep, 2 * self._interval_seconds)):
-                with suppress(UnknownPrediction):
-                    return query(self._connected(), *arguments)
-                wait()
-            return query(self._connected(), *arguments)
-        except database.ERRORS as error:
-            raise LogUnavailable(UNREACHABLE) from error
-
-    def _connected(self) -> Engine:
-        if self.engine is None:
-            raise LogUnavailable(UNREACHABLE)
-        return self.engine
+        waits: list[Callable[[], object]] = [self.flush, partial(time.sleep, 2 * self._interval_seconds)]
+        while (engine := self.engine) is not None:
+            try:
+                return query(engine, *arguments)
+            except UnknownPrediction:
+                if not waits:
+                    raise
+                waits.pop(0)()
+            except database.ERRORS:
+                break
+        raise ServiceUnavailable("the database of the prediction log is unreachable; send this again later")
 
     def close(self, timeout_seconds: float = 10.0) -> None:
         """Write what waits and stop; call it before the process ends."""

@@ -1,6 +1,6 @@
 """The HTTP routes: each reads its input from the request and calls the operation of its name.
 
-The middleware sets `state.context` and `state.key` of every request.
+The middleware sets the `state` of every request, and answers for the exceptions.
 """
 
 from collections.abc import Callable
@@ -9,20 +9,17 @@ from typing import Any
 
 import anyio.to_thread
 import orjson
-from bentoml.exceptions import BentoMLException, UnprocessableEntity
-from starlette.applications import Starlette
+from bentoml.exceptions import UnprocessableEntity
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
 from digits.images import quote
 from digits.storage.api_keys import ApiKey
-from services import operations
-from services.responses import json, problem
-from services.serving_context import ServingContext
+from services.serving_context import ServingContext, classification
 
 PAGE = Path(__file__).parent / "page"
 # A picture of 24 million pixels takes 250 MB while it is decoded.
@@ -48,14 +45,24 @@ DOCS_HEADERS = {
 _decoding = anyio.CapacityLimiter(MAX_DECODING)
 
 
+def to_json(content: Any) -> bytes:
+    """JSON of Python values and NumPy arrays."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A response with `content` as JSON."""
+    return Response(to_json(content), status, headers, "application/json")
+
+
 async def classify(request: Request) -> Response:
     """One image as nested lists, or a list of images."""
     context: ServingContext = request.state.context
     body = await request.body()
     if len(body) > LARGE_BYTES:
-        return await _in_thread(lambda: operations.classify(context, _images(body)))
-    images, is_single = operations.read_images(context, _images(body))
-    return json(operations.classification(await context.batcher.predict(images), is_single))
+        return await _in_thread(lambda: context.classify(_images(body)))
+    images, is_single = context.read_images(_images(body))
+    return json(classification(await context.batcher.predict(images), is_single))
 
 
 def _images(body: bytes) -> Any:
@@ -70,8 +77,7 @@ async def classify_file(request: Request) -> Response:
     picture, preview = await _picture(request)
     if preview not in ("true", "false"):
         raise UnprocessableEntity(f'preview is "{preview[:40]}"; expected true or false')
-    arguments = request.state.context, picture, preview == "true"
-    return await _in_thread(operations.classify_file, *arguments, limiter=_decoding)
+    return await _in_thread(request.state.context.classify_file, picture, preview == "true", limiter=_decoding)
 
 
 async def _picture(request: Request) -> tuple[bytes, str]:
@@ -94,7 +100,7 @@ async def classify_bulk(request: Request) -> Response:
     """Raw uint8 pixels, 784 bytes for each image."""
     body = await request.body()
     await request.state.context.wait_for_log()
-    return await _in_thread(operations.classify_bulk, request.state.context, body)
+    return await _in_thread(request.state.context.classify_bulk, body)
 
 
 async def feedback(request: Request) -> Response:
@@ -106,11 +112,11 @@ async def feedback(request: Request) -> Response:
     fields = _fields(await request.body(), {"id", "digit"}, {"id", "digit", "source"}, '{"id": "…", "digit": 7}')
     key: ApiKey | None = request.state.key
     source = key.name if key else fields.get("source", "api")
-    return await _in_thread(operations.feedback, request.state.context, fields["id"], fields["digit"], source)
+    return await _in_thread(request.state.context.feedback, fields["id"], fields["digit"], source)
 
 
 async def stored_prediction(request: Request) -> Response:
-    return await _in_thread(operations.stored_prediction, request.state.context, request.path_params["id"])
+    return await _in_thread(request.state.context.stored_prediction, request.path_params["id"])
 
 
 async def about(request: Request) -> Response:
@@ -128,7 +134,7 @@ async def metrics(request: Request) -> Response:
 
 
 async def document(request: Request) -> Response:
-    return json(request.app.state.document)
+    return json(request.state.document)
 
 
 async def page(request: Request) -> Response:
@@ -161,7 +167,7 @@ async def _in_thread(
     return await anyio.to_thread.run_sync(lambda: json(operation(*arguments)), limiter=limiter)
 
 
-application = Starlette(
+router = Router(
     routes=[
         Route("/classify", classify, methods=["POST"]),
         Route("/classify_file", classify_file, methods=["POST"]),
@@ -179,5 +185,4 @@ application = Starlette(
         Route("/docs", docs),
         Mount("/page", StaticFiles(directory=PAGE)),
     ],
-    exception_handlers={HTTPException: problem, BentoMLException: problem},
 )

@@ -108,7 +108,7 @@ Images = Annotated[
 Picture = Annotated[Path, Field(description="PNG, JPEG, WebP or BMP file of any size.")]
 Preview = Annotated[bool, Field(description="Answer without logging the prediction.")]
 LABELLER = "Who labelled it; an API key's name takes its place."
-# the pattern is described only: operations.feedback checks it
+# the pattern is described only: ServingContext.feedback checks it
 PRINTABLE = Field(json_schema_extra={"pattern": "^[ -~]+$"})
 Source = Annotated[str, Field(min_length=1, max_length=64, description=LABELLER), PRINTABLE]
 Pixels = Annotated[bytes, ContentType("application/octet-stream")]

@@ -1,4 +1,8 @@
-"""What the requests of a worker share: the served champion, the prediction log, the API keys, the metrics."""
+"""What the requests of a worker share - the served champion, the prediction log, the API keys, the metrics - and what each does.
+
+The operations return the content of the response and raise BentoML's exceptions, which carry a status: UnprocessableEntity (422) for
+invalid input, NotFound (404), and ServiceUnavailable (503) without a champion or database.
+"""
 
 import asyncio
 import logging
@@ -9,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bentoml.exceptions import ServiceUnavailable
+from bentoml.exceptions import NotFound, ServiceUnavailable, UnprocessableEntity
 from numpy.typing import NDArray
 
-from digits.images import Images
+from digits import images as pixels
+from digits.data import rectification
+from digits.images import PIXELS, SIZE, Images
 from digits.settings import Settings
 from digits.storage import database
-from digits.storage.predictions import PredictionBatch, new_ids
+from digits.storage.predictions import PredictionBatch, UnknownPrediction, new_ids
 from models.model_store import VerifiedModel, reference_of
 from models.onnx_model import InvalidArtifact
 from services import samples
@@ -23,9 +29,11 @@ from services.access import Access
 from services.batcher import Batcher, BatchResult
 from services.metrics import Metrics
 from services.prediction_log import PredictionLog
-from services.serving_state import AliasWatcher, ServingState
+from services.serving_state import AliasWatcher
 
 log = logging.getLogger("digits.service")
+
+Content = dict[str, Any]
 
 # In a Bento: the version that it was built with.
 RELEASE = Path(__file__).parent / "release"
@@ -34,6 +42,9 @@ FIRST_POLL_SECONDS = 3.0
 MAX_LOG_FILL = 0.5
 LOG_WAIT_SECONDS = 3.0
 GAUGE_SECONDS = 1.0
+# The prediction set of each of the 1,024 combinations of ten digits, by its bits.
+_DIGIT_BITS = 1 << np.arange(10)
+_SETS = [[digit for digit in range(10) if bits >> digit & 1] for bits in range(1024)]
 
 
 class ServingContext:
@@ -50,7 +61,7 @@ class ServingContext:
         self.metrics = Metrics()
         self.batcher = Batcher(lambda images: self.predict(images, "/classify"))
         self._random = np.random.default_rng()
-        self._samples: tuple[str, list[dict[str, Any]]] = ("", [])
+        self._samples: tuple[str, list[Content]] = ("", [])
         self._is_release = RELEASE.is_dir()
         self._cache, poll_seconds = RELEASE if self._is_release else settings.champions, settings.registry_poll_seconds
         self._watcher = AliasWatcher(settings.mlflow_tracking_uri, "champion", self._cache, poll_seconds)
@@ -64,25 +75,54 @@ class ServingContext:
         threading.Thread(target=self._report, name="gauges", daemon=True).start()
 
     @property
-    def state(self) -> ServingState:
-        """The served version, and what is wrong with following the registry."""
-        return self._watcher.state
-
-    @property
     def champion(self) -> VerifiedModel | None:
         """The served version, None before the first."""
-        return self.state.champion
+        return self._watcher.state.champion
 
     def _required_champion(self) -> VerifiedModel:
-        if self.champion is None:
-            raise ServiceUnavailable(f"there is no champion to answer: {self.state.warning}")
-        return self.champion
+        state = self._watcher.state
+        if state.champion is None:
+            raise ServiceUnavailable(f"there is no champion to answer: {state.warning}")
+        return state.champion
+
+    def classify(self, value: Any) -> Content:
+        """Predictions for one image or a list of images, as nested lists."""
+        images, is_single = self.read_images(value)
+        return classification(self.predict(images, "/classify"), is_single)
+
+    def read_images(self, value: Any) -> tuple[Images, bool]:
+        """The images (n, 28, 28) in nested lists, and whether the lists are one image rather than a list of images."""
+        try:
+            return pixels.from_json(value, self.settings.batch_limit), pixels.is_single(value)
+        except ValueError as error:
+            raise UnprocessableEntity(str(error)) from error
+
+    def classify_file(self, picture: bytes, preview: bool) -> Content:
+        """The prediction for a picture file and the 28 x 28 image made of it; a preview is not logged."""
+        try:
+            image = rectification.decode(picture, self.settings.picture_limit_pixels)
+        except ValueError as error:
+            raise UnprocessableEntity(str(error)) from error
+        result = self.predict(image[None], "/classify_file", sample_rate=0.0 if preview else 1.0)
+        return {**_prediction(result, 0), "image": image}
+
+    def classify_bulk(self, body: bytes) -> Content:
+        """Predictions for raw uint8 pixels, 784 bytes for each image."""
+        if not body or len(body) % PIXELS:
+            raise UnprocessableEntity(f"the body has {len(body):,} bytes; expected {PIXELS} for each image")
+        images = np.frombuffer(body, np.uint8).reshape(-1, SIZE, SIZE)
+        result = self.predict(images, "/classify_bulk", self.settings.bulk_log_sample_rate)
+        return {
+            "model_version": result.version,
+            "digits": result.digits,
+            "probabilities": np.maximum.reduce(result.probabilities, axis=1),
+            "uncertain": result.uncertain,
+            "prediction_sets": [_SETS[bits] for bits in (result.sets @ _DIGIT_BITS).tolist()],
+            "ids": result.ids,
+        }
 
     def predict(self, images: Images, route: str, sample_rate: float = 1.0) -> BatchResult:
-        """Predictions of the champion for images (n, 28, 28); this share of them is logged under ids.
-
-        Raises ServiceUnavailable before the first champion.
-        """
+        """Predictions of the champion for images (n, 28, 28); this share of them is logged under ids."""
         champion = self._required_champion()
         probabilities = champion.predict_proba(images)
         digits = probabilities.argmax(1).astype(np.uint8)
@@ -114,37 +154,62 @@ class ServingContext:
             await asyncio.sleep(0.05)
             waited += 0.05
 
-    def about(self) -> dict[str, Any]:
+    def feedback(self, id: Any, digit: Any, source: Any) -> Content:
+        """Record the true digit of an earlier prediction; the most recent label wins."""
+        if not isinstance(id, str):
+            raise UnprocessableEntity(f"id is {pixels.quote(id)}; expected the id of a prediction")
+        if not isinstance(digit, int) or isinstance(digit, bool) or not 0 <= digit <= 9:
+            raise UnprocessableEntity(f"digit is {pixels.quote(digit)}; expected a whole number from 0 to 9")
+        if not isinstance(source, str) or not 0 < len(source) <= 64 or not source.isprintable():
+            expected = "expected a name of 1 to 64 printable characters"
+            raise UnprocessableEntity(f"source is {pixels.quote(source)}; {expected}")
+        try:
+            self.log.label(id, digit, source)
+        except UnknownPrediction as error:
+            raise NotFound(str(error)) from error
+        return {"id": id, "digit": digit, "source": source}
+
+    def stored_prediction(self, id: str) -> Content:
+        """A prediction from the log."""
+        try:
+            found = self.log.find(id)
+        except UnknownPrediction as error:
+            raise NotFound(str(error)) from error
+        return {
+            "id": found.id,
+            **_answer(found.version, found.digit, found.probabilities),
+            "at": found.at,
+            "route": found.route,
+            "label": None if found.label < 0 else found.label,
+            "image": found.image,
+        }
+
+    def about(self) -> Content:
         """The served version, where it comes from, and what is wrong if anything is."""
-        state = self.state
+        state = self._watcher.state
         card = state.champion.card if state.champion else {}
+        # a release has no MLflow
+        has_run = not self._is_release and {"run_id", "experiment_id"} <= card.keys()
         return {
             "model_version": state.champion and state.champion.version,
             "since": state.since,
             "warning": state.warning,
             **{name: card.get(name) for name in ("recipe", "dataset", "metrics", "conformal", "created_at", "run_id")},
-            "run_url": self._run_url(card),
+            "run_url": self.settings.run_url(card["experiment_id"], card["run_id"]) if has_run else None,
             "log": self._log_state(),
         }
 
-    def _run_url(self, card: dict[str, Any]) -> str | None:
-        """The run in MLflow's UI; None in a release, which has no MLflow."""
-        if self._is_release or not {"run_id", "experiment_id"} <= card.keys():
-            return None
-        return self.settings.run_url(card["experiment_id"], card["run_id"])
-
-    def samples(self) -> dict[str, Any]:
+    def samples(self) -> Content:
         """Held-out digits to try the champion on; none if the disk has no copy of them."""
         champion = self._required_champion()
-        version, chosen = self._samples
-        if version != champion.version:
+        if self._samples[0] != champion.version:
             try:
                 chosen = samples.choose(reference_of(champion, self._cache))
             except InvalidArtifact as error:
                 log.warning("%s", error)
                 chosen = []
             self._samples = champion.version, chosen
-        return {"model_version": champion.version, "samples": chosen}
+        return {"model_version": champion.version, "samples": self._samples[1]}
 
     def update_gauges(self) -> None:
         """Set the metrics that are states rather than events."""
@@ -168,3 +233,23 @@ class ServingContext:
         self.access.stop()
         self._watcher.stop()
         self.log.close()
+
+
+def classification(result: BatchResult, is_single: bool) -> Content:
+    """One prediction, or the list of them."""
+    predictions = [_prediction(result, index) for index in range(len(result.ids))]
+    return predictions[0] if is_single else {"model_version": result.version, "predictions": predictions}
+
+
+def _prediction(result: BatchResult, index: int) -> Content:
+    return {
+        "id": result.ids[index],
+        **_answer(result.version, result.digits[index], result.probabilities[index]),
+        "uncertain": result.uncertain[index],
+        "prediction_set": np.flatnonzero(result.sets[index]),
+    }
+
+
+def _answer(version: str, digit: int, probabilities: NDArray[np.float32]) -> Content:
+    probability = probabilities[digit]
+    return {"digit": digit, "probability": probability, "probabilities": probabilities, "model_version": version}
