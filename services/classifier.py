@@ -8,38 +8,31 @@ declared for BentoML's clients, `bentoml.depends` and the OpenAPI document; over
 # mypy: disable-error-code="untyped-decorator, attr-defined"
 
 import gc
-from typing import Any
 
 import bentoml
 from starlette.middleware.cors import CORSMiddleware
 
-from digits.settings import Settings, load_settings
-from services import api_document, schemas
+from digits.settings import load_settings
+from services import schemas
 from services.middleware import RequestMiddleware
 from services.routes import to_json
 from services.serving_context import ServingContext
-
-
-def _options(settings: Settings) -> dict[str, Any]:
-    """BentoML's access log, traces and metrics each cost a fifth of the requests per second or more.
-
-    The first two are settings; the metrics are our own, because BentoML's labels grow with every unknown path.
-    """
-    return {
-        "workers": settings.service_workers,
-        # longer than a body may take, so that a late body is answered by its sentence
-        "traffic": {"timeout": settings.body_timeout_seconds + 5},
-        "logging": {"access": {"enabled": settings.access_log}},
-        "tracing": {"excluded_urls": "" if settings.traces else ".*"},
-        "metrics": {"enabled": False},
-    }
-
 
 # BentoML reads the options when the module is imported, so this entry point reads the settings here.
 _settings = load_settings()
 
 
-@bentoml.service(name="digit_classifier", **_options(_settings))
+# BentoML's access log, traces and metrics each cost a fifth of the requests per second or more. The first two are settings; the
+# metrics are our own, because BentoML's labels grow with every unknown path.
+@bentoml.service(
+    name="digit_classifier",
+    workers=_settings.service_workers,
+    # longer than a body may take, so that a late body is answered by its sentence
+    traffic={"timeout": _settings.body_timeout_seconds + 5},
+    logging={"access": {"enabled": _settings.access_log}},
+    tracing={"excluded_urls": "" if _settings.traces else ".*"},
+    metrics={"enabled": False},
+)
 class DigitClassifier:
     """Classifies images with the champion, follows its alias, and logs the predictions."""
 
@@ -79,7 +72,7 @@ class DigitClassifier:
         return schemas.About.model_validate_json(to_json(self.context.about()))
 
     def __is_ready__(self) -> bool:
-        return self.context.champion is not None
+        return self.context.is_ready
 
     @bentoml.on_shutdown
     def close(self) -> None:
@@ -95,5 +88,5 @@ if _settings.cors_origins:
         allow_headers=("Authorization", "Content-Type", "X-API-Key"),
     )
 DigitClassifier.add_asgi_middleware(
-    RequestMiddleware, document=api_document.document(DigitClassifier.apis, _settings.batch_limit)
+    RequestMiddleware, document=schemas.openapi_document(DigitClassifier.apis, _settings.batch_limit)
 )

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from digits.settings import Settings
+from services.access import first_segment
 from services.routes import json, router
 from services.serving_context import ServingContext
 
@@ -30,7 +31,8 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, document: dict[str, Any]) -> None:
         self._app, self._document = app, document
-        self._paths = {getattr(route, "path", "") for route in router.routes} | BENTOML_PATHS
+        paths = {getattr(route, "path", "") for route in router.routes} | BENTOML_PATHS
+        self._paths = {first_segment(path): path for path in paths}
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +63,7 @@ class RequestMiddleware:
                 raise HTTPException(503, sentence, {"Retry-After": "1"})
             key = context.access.admit(scope)
             scope["state"] = {**scope.get("state", {}), "context": context, "key": key, "document": self._document}
-            app = self._app if _first_segment(scope["path"]) in BENTOML_PATHS else router
+            app = self._app if first_segment(scope["path"]) in BENTOML_PATHS else router
             await app(scope, body.receive, observed)
         except ClientDisconnect:
             # as nginx counts clients that closed the connection
@@ -73,18 +75,9 @@ class RequestMiddleware:
                 await response(scope, receive, observed)
         finally:
             self._in_flight -= 1
-            context.metrics.count_request(self._route(scope["path"]), status, time.perf_counter() - started)
-
-    def _route(self, path: str) -> str:
-        """The route as a metric label; unknown paths share one, because a label value is never forgotten."""
-        if path in self._paths:
-            return path
-        first = _first_segment(path)
-        return "/predictions/{id}" if first == "/predictions" else first if first in BENTOML_PATHS else "other"
-
-
-def _first_segment(path: str) -> str:
-    return "/" + path.lstrip("/").partition("/")[0]
+            # unknown paths share a label, because Prometheus never forgets one
+            route = self._paths.get(first_segment(scope["path"]), "other")
+            context.metrics.count_request(route, status, time.perf_counter() - started)
 
 
 class _Body:

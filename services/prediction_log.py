@@ -11,14 +11,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bentoml.exceptions import ServiceUnavailable
+from bentoml.exceptions import NotFound, ServiceUnavailable
 from sqlalchemy import Engine
 
 from digits.errors import first_line
 from digits.storage import database, predictions
 from digits.storage.predictions import Prediction, PredictionBatch, UnknownPrediction
 from services import write_ahead_log
-from services.write_ahead_log import WriteAheadLog
+from services.write_ahead_log import ACTIVE, SEALED, WriteAheadLog, segments
 
 log = logging.getLogger("digits.storage.predictions")
 
@@ -55,7 +55,6 @@ class PredictionLog:
         self._appended = self._durable = 0
         self._engine: Engine | None = None
         self._retry_at = self._delete_at = 0.0
-        self._is_disk_full = False
         self._wake, self._closing = threading.Event(), False
         self._progress = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
@@ -69,7 +68,7 @@ class PredictionLog:
     @property
     def spooled(self) -> int:
         """Batches on disk that wait for the database."""
-        return len(write_ahead_log.sealed(self.spool))
+        return len(segments(self.spool, SEALED))
 
     @property
     def engine(self) -> Engine | None:
@@ -99,11 +98,11 @@ class PredictionLog:
             return self._progress.wait_for(lambda: self._durable >= target, timeout_seconds)
 
     def label(self, id: str, digit: int, source: str) -> None:
-        """As `predictions.label`, also for a prediction that is not written yet; raises ServiceUnavailable."""
+        """As `predictions.label`, also for a prediction that is not written yet; raises NotFound or ServiceUnavailable."""
         self._query(predictions.label, id, digit, source)
 
     def find(self, id: str) -> Prediction:
-        """As `predictions.find`, also for a prediction that is not written yet; raises ServiceUnavailable."""
+        """As `predictions.find`, also for a prediction that is not written yet; raises NotFound or ServiceUnavailable."""
         return self._query(predictions.find, id)
 
     def _query(self, query: Callable[..., T], *arguments: Any) -> T:
@@ -112,9 +111,9 @@ class PredictionLog:
         while (engine := self.engine) is not None:
             try:
                 return query(engine, *arguments)
-            except UnknownPrediction:
+            except UnknownPrediction as error:
                 if not waits:
-                    raise
+                    raise NotFound(str(error)) from error
                 waits.pop(0)()
             except database.ERRORS:
                 break
@@ -135,7 +134,7 @@ class PredictionLog:
             self._wake.clear()
             closing = self._closing
             self._write()
-        self._wal.close()
+        self._wal.seal()
         if self._engine is not None:
             self._engine.dispose()
 
@@ -144,26 +143,23 @@ class PredictionLog:
         is_due = self._closing or time.monotonic() >= self._retry_at
         with self._progress:
             self._spill()
-            appended, segments = self._appended, self._wal.seal() if is_due else []
+            appended, new = self._appended, self._wal.seal() if is_due else []
             batches, self._in_memory = self._in_memory, deque()
-        is_stored = is_due and self._store(batches, segments)
+        is_stored = is_due and self._store(batches, new)
         with self._progress:
             if not is_stored:
                 self._in_memory.extendleft(reversed(batches))
             self._durable = appended - (0 if is_stored else sum(len(batch.ids) for batch in batches))
             self._progress.notify_all()
-        was_full, self._is_disk_full = self._is_disk_full, bool(batches) and not is_stored
-        if self._is_disk_full and not was_full:
-            log.warning("%s accepts no predictions either; at most %d wait in memory", self.spool, self._limit)
 
-    def _store(self, batches: Iterable[PredictionBatch], segments: list[Path]) -> bool:
-        """Write to the database what is in memory, in these segments and in those of the past; False if it is unreachable."""
+    def _store(self, batches: Iterable[PredictionBatch], new: list[Path]) -> bool:
+        """Write to the database what is in memory, in the new segments and in those of the past; False if it is unreachable."""
         try:
             if self._engine is None:
                 self._engine = database.connect(self._url, busy_seconds=2)
             if batches:
                 predictions.append(self._engine, batches, self._audit_sample_rate)
-            self._store_segments(self._engine, segments)
+            self._store_segments(self._engine, new)
             self._delete_expired(self._engine)
         except database.ERRORS as error:
             if self._retry_at == 0:
@@ -176,14 +172,15 @@ class PredictionLog:
             self._retry_at = 0.0
         return True
 
-    def _store_segments(self, engine: Engine, segments: list[Path]) -> None:
-        """Store these segments, then older ones for a while, because new predictions do not wait for the end of a long recovery.
+    def _store_segments(self, engine: Engine, new: list[Path]) -> None:
+        """Store the new segments, then older ones for a while, because new predictions do not wait for the end of a long recovery.
 
         Another worker may store the same ones, which writes each prediction once.
         """
         deadline = time.monotonic() + RECOVERY_SECONDS
-        for path, content in write_ahead_log.read(chain(segments, write_ahead_log.recoverable(self.spool))):
-            if path not in segments and time.monotonic() > deadline:
+        # an active segment belongs to a dead process, or cannot be read
+        for path, content in write_ahead_log.read(chain(new, segments(self.spool, SEALED, ACTIVE))):
+            if path not in new and time.monotonic() > deadline:
                 return
             try:
                 batches = list(write_ahead_log.batches(content))
@@ -193,7 +190,7 @@ class PredictionLog:
                 continue
             predictions.append(engine, batches, self._audit_sample_rate)
             path.unlink(missing_ok=True)
-            if batches and path.suffix == write_ahead_log.ACTIVE:
+            if batches and path.suffix == ACTIVE:
                 log.info("the predictions in %s, of a process that was killed, are in the database", path.name)
 
     def _delete_expired(self, engine: Engine) -> None:

@@ -3,7 +3,7 @@
 The middleware sets the `state` of every request, and answers for the exceptions.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,19 @@ MAX_DECODING = 2
 # Larger bodies are parsed on a thread, because they would delay other requests.
 LARGE_BYTES = 100_000
 PICTURE_TYPES = ("image/", "application/octet-stream")
-# A page loads nothing from another host and contains no inline code.
+# A page loads nothing from another host and contains no inline code; Swagger UI styles its elements inline.
+_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
 SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-# Swagger UI styles its elements inline.
-DOCS_HEADERS = {
-    **SECURITY_HEADERS,
-    "Content-Security-Policy": f"{SECURITY_HEADERS['Content-Security-Policy']}; style-src 'self' 'unsafe-inline'",
-}
+DOCS_HEADERS = {**SECURITY_HEADERS, "Content-Security-Policy": f"{_POLICY}; style-src 'self' 'unsafe-inline'"}
 
 _decoding = anyio.CapacityLimiter(MAX_DECODING)
 
@@ -115,20 +114,16 @@ async def feedback(request: Request) -> Response:
     return await _in_thread(request.state.context.feedback, fields["id"], fields["digit"], source)
 
 
-async def stored_prediction(request: Request) -> Response:
-    return await _in_thread(request.state.context.stored_prediction, request.path_params["id"])
+def _operation(name: str) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of an operation whose only arguments are in the path."""
 
+    async def answer(request: Request) -> Response:
+        return await _in_thread(getattr(request.state.context, name), *request.path_params.values())
 
-async def about(request: Request) -> Response:
-    return await _in_thread(request.state.context.about)
-
-
-async def samples(request: Request) -> Response:
-    return await _in_thread(request.state.context.samples)
+    return answer
 
 
 async def metrics(request: Request) -> Response:
-    request.state.context.update_gauges()
     text, content_type = await anyio.to_thread.run_sync(request.state.context.metrics.render)
     return Response(text, headers={"Content-Type": content_type})
 
@@ -173,10 +168,10 @@ router = Router(
         Route("/classify_file", classify_file, methods=["POST"]),
         Route("/classify_bulk", classify_bulk, methods=["POST"]),
         Route("/feedback", feedback, methods=["POST"]),
-        Route("/predictions/{id}", stored_prediction),
+        Route("/predictions/{id}", _operation("stored_prediction")),
         # BentoML's client sends POST
-        Route("/about", about, methods=["GET", "POST"]),
-        Route("/samples", samples),
+        Route("/about", _operation("about"), methods=["GET", "POST"]),
+        Route("/samples", _operation("samples")),
         Route("/metrics", metrics),
         Route("/openapi.json", document),
         Route("/docs.json", document),

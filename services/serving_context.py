@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bentoml.exceptions import NotFound, ServiceUnavailable, UnprocessableEntity
+from bentoml.exceptions import ServiceUnavailable, UnprocessableEntity
 from numpy.typing import NDArray
 
 from digits import images as pixels
 from digits.data import rectification
 from digits.images import PIXELS, SIZE, Images
+from digits.reference import Reference
 from digits.settings import Settings
 from digits.storage import database
-from digits.storage.predictions import PredictionBatch, UnknownPrediction, new_ids
+from digits.storage.predictions import PredictionBatch, new_ids
 from models.model_store import VerifiedModel, reference_of
 from models.onnx_model import InvalidArtifact
-from services import samples
 from services.access import Access
 from services.batcher import Batcher, BatchResult
 from services.metrics import Metrics
@@ -66,7 +66,6 @@ class ServingContext:
         self._cache, poll_seconds = RELEASE if self._is_release else settings.champions, settings.registry_poll_seconds
         self._watcher = AliasWatcher(settings.mlflow_tracking_uri, "champion", self._cache, poll_seconds)
         self._closing = threading.Event()
-        self.access.start()
         if self._is_release:
             self._watcher.pin()
         else:
@@ -75,11 +74,12 @@ class ServingContext:
         threading.Thread(target=self._report, name="gauges", daemon=True).start()
 
     @property
-    def champion(self) -> VerifiedModel | None:
-        """The served version, None before the first."""
-        return self._watcher.state.champion
+    def is_ready(self) -> bool:
+        """Whether there is a champion."""
+        return self._watcher.state.champion is not None
 
-    def _required_champion(self) -> VerifiedModel:
+    @property
+    def _champion(self) -> VerifiedModel:
         state = self._watcher.state
         if state.champion is None:
             raise ServiceUnavailable(f"there is no champion to answer: {state.warning}")
@@ -123,7 +123,7 @@ class ServingContext:
 
     def predict(self, images: Images, route: str, sample_rate: float = 1.0) -> BatchResult:
         """Predictions of the champion for images (n, 28, 28); this share of them is logged under ids."""
-        champion = self._required_champion()
+        champion = self._champion
         probabilities = champion.predict_proba(images)
         digits = probabilities.argmax(1).astype(np.uint8)
         sets, uncertain = champion.conformal.predict(probabilities, images)
@@ -163,18 +163,12 @@ class ServingContext:
         if not isinstance(source, str) or not 0 < len(source) <= 64 or not source.isprintable():
             expected = "expected a name of 1 to 64 printable characters"
             raise UnprocessableEntity(f"source is {pixels.quote(source)}; {expected}")
-        try:
-            self.log.label(id, digit, source)
-        except UnknownPrediction as error:
-            raise NotFound(str(error)) from error
+        self.log.label(id, digit, source)
         return {"id": id, "digit": digit, "source": source}
 
     def stored_prediction(self, id: str) -> Content:
         """A prediction from the log."""
-        try:
-            found = self.log.find(id)
-        except UnknownPrediction as error:
-            raise NotFound(str(error)) from error
+        found = self.log.find(id)
         return {
             "id": found.id,
             **_answer(found.version, found.digit, found.probabilities),
@@ -201,31 +195,25 @@ class ServingContext:
 
     def samples(self) -> Content:
         """Held-out digits to try the champion on; none if the disk has no copy of them."""
-        champion = self._required_champion()
+        champion = self._champion
         if self._samples[0] != champion.version:
             try:
-                chosen = samples.choose(reference_of(champion, self._cache))
+                chosen = choose_samples(reference_of(champion, self._cache))
             except InvalidArtifact as error:
                 log.warning("%s", error)
                 chosen = []
             self._samples = champion.version, chosen
         return {"model_version": champion.version, "samples": self._samples[1]}
 
-    def update_gauges(self) -> None:
-        """Set the metrics that are states rather than events."""
-        version = self.champion.version if self.champion else "0"
-        self.metrics.set_gauges(
-            champion_version=int(version) if version.isdigit() else 0,
-            **{f"log_{name}": value for name, value in self._log_state().items()},
-        )
-
     def _log_state(self) -> dict[str, int]:
         return {"waiting": self.log.depth, "spooled_batches": self.log.spooled, "lost": self.log.lost}
 
     def _report(self) -> None:
-        """Share this worker's gauges with the one that answers /metrics."""
+        """Share the metrics that are states rather than events with the worker that answers /metrics."""
         while not self._closing.wait(GAUGE_SECONDS):
-            self.update_gauges()
+            version = self._champion.version if self.is_ready else "0"
+            log_state = {f"log_{name}": value for name, value in self._log_state().items()}
+            self.metrics.set_gauges(champion_version=int(version) if version.isdigit() else 0, **log_state)
 
     def close(self) -> None:
         """Stop the threads and write what waits in the log."""
@@ -233,6 +221,17 @@ class ServingContext:
         self.access.stop()
         self._watcher.stop()
         self.log.close()
+
+
+def choose_samples(reference: Reference) -> list[Content]:
+    """For each digit the image that is classified correctly with most confidence, then the ten with least confidence."""
+    confidence = reference.probabilities.max(1)
+    correct = reference.probabilities.argmax(1) == reference.labels
+    # a poor version may classify no image of a digit correctly
+    groups = [np.flatnonzero(correct & (reference.labels == digit)) for digit in range(10)]
+    plain = [int(group[confidence[group].argmax()]) for group in groups if len(group)]
+    hard = [index for index in np.argsort(confidence)[:10].tolist() if index not in plain]
+    return [{"image": reference.images[index], "label": reference.labels[index]} for index in plain + hard]
 
 
 def classification(result: BatchResult, is_single: bool) -> Content:

@@ -55,18 +55,10 @@ class WriteAheadLog:
 
     def seal(self) -> list[Path]:
         """Hand over the active segment, and return what was handed over since the last call."""
-        if self._size:
+        if self._descriptor >= 0:
             self._seal()
         sealed, self._sealed = self._sealed, []
         return sealed
-
-    def close(self) -> None:
-        """Hand over the active segment, or remove it if it is empty."""
-        self.seal()
-        if self._descriptor >= 0:
-            self._path.unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._descriptor = -1
 
     def _create(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -78,23 +70,19 @@ class WriteAheadLog:
         self._descriptor, self._path = descriptor, path
 
     def _seal(self) -> None:
-        sealed = self._path.with_suffix(SEALED)
         # a segment that cannot be renamed is recovered as that of a dead process
         with suppress(OSError):
-            self._path.rename(sealed)
-            self._sealed.append(sealed)
+            if self._size:
+                self._sealed.append(self._path.rename(self._path.with_suffix(SEALED)))
+            else:
+                self._path.unlink()
         os.close(self._descriptor)
         self._descriptor, self._size = -1, 0
 
 
-def sealed(folder: Path) -> list[Path]:
-    """The segments that wait to be stored."""
-    return sorted(folder.glob(f"*{SEALED}"))
-
-
-def recoverable(folder: Path) -> list[Path]:
-    """The sealed and the active segments, whose processes may be dead."""
-    return [*sealed(folder), *sorted(folder.glob(f"*{ACTIVE}"))]
+def segments(folder: Path, *suffixes: str) -> list[Path]:
+    """The segments with these suffixes, the oldest first."""
+    return sorted(path for suffix in suffixes for path in folder.glob(f"*{suffix}"))
 
 
 def read(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes]]:

@@ -10,7 +10,7 @@ import pytest
 from logged import answers
 
 from services import write_ahead_log
-from services.write_ahead_log import WriteAheadLog
+from services.write_ahead_log import ACTIVE, SEALED, WriteAheadLog, segments
 
 ROOT = Path(__file__).parent.parent
 ONE, TWO = answers(1), answers(2, seed=1)
@@ -18,8 +18,8 @@ ONE, TWO = answers(1), answers(2, seed=1)
 
 def recovered(folder: Path) -> list[str]:
     """The ids in the segments that no process writes."""
-    segments = write_ahead_log.read(write_ahead_log.recoverable(folder))
-    return [id for _, content in segments for batch in write_ahead_log.batches(content) for id in batch.ids]
+    found = write_ahead_log.read(segments(folder, SEALED, ACTIVE))
+    return [id for _, content in found for batch in write_ahead_log.batches(content) for id in batch.ids]
 
 
 def die(folder: Path, program: str) -> list[str]:
@@ -59,7 +59,7 @@ def test_the_segment_of_a_running_process_is_not_recovered_by_others(tmp_path: P
     living = WriteAheadLog(tmp_path)
     living.append(ONE)
     assert recovered(tmp_path) == [] and len(list(tmp_path.glob("*.wal"))) == 1
-    living.close()
+    living.seal()
     assert recovered(tmp_path) == ONE.ids
 
 
@@ -67,13 +67,13 @@ def test_a_segment_is_handed_over_once_it_is_long_or_wanted(tmp_path: Path) -> N
     living = WriteAheadLog(tmp_path)
     assert living.seal() == [] and list(tmp_path.iterdir()) == []
     living.append(ONE)
-    assert living.seal() == write_ahead_log.sealed(tmp_path) and living.seal() == []
+    assert living.seal() == segments(tmp_path, SEALED) and living.seal() == []
     long = answers(1 + write_ahead_log.SEGMENT_BYTES // 784)
     living.append(long)
-    assert len(write_ahead_log.sealed(tmp_path)) == 2
+    assert len(segments(tmp_path, SEALED)) == 2
     living.append(TWO)
     assert len(living.seal()) == 2 and recovered(tmp_path) == ONE.ids + long.ids + TWO.ids
-    living.close()
+    living.seal()
 
 
 def test_a_record_cut_short_ends_the_segment(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_disk_that_refuses_a_write_raises_nothing(tmp_path: Path, monkeypatch:
     (tmp_path / "file").touch()
     blocked = WriteAheadLog(tmp_path / "file")  # no folder can be made there
     assert not blocked.append(ONE)
-    blocked.close()
+    blocked.seal()
     living = WriteAheadLog(tmp_path / "spool")
     assert living.append(ONE)
     write = os.write
@@ -99,7 +99,7 @@ def test_a_disk_that_refuses_a_write_raises_nothing(tmp_path: Path, monkeypatch:
     assert not living.append(TWO)
     monkeypatch.undo()
     assert living.append(TWO)  # once there is room again
-    living.close()
+    living.seal()
     assert recovered(tmp_path / "spool") == ONE.ids + TWO.ids
 
 
@@ -107,13 +107,13 @@ def test_nothing_stays_behind_where_the_disk_accepted_nothing(tmp_path: Path, mo
     monkeypatch.setattr(os, "write", lambda file, frame: 0)
     living = WriteAheadLog(tmp_path)
     assert not living.append(ONE) and living.seal() == []
-    living.close()
+    living.seal()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_do_not_recover_the_same_segment(tmp_path: Path) -> None:
     ids = die(tmp_path, "append(answers(1))")
-    first = write_ahead_log.read(write_ahead_log.recoverable(tmp_path))
+    first = write_ahead_log.read(segments(tmp_path, SEALED, ACTIVE))
     path, content = next(first)
     assert [batch.ids for batch in write_ahead_log.batches(content)] == [ids] and recovered(tmp_path) == []
     path.unlink()
