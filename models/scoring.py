@@ -100,7 +100,7 @@ def chunks(source: Path) -> Iterator[Chunk]:
         if source.suffix.lower() == ".parquet":
             yield from _batches(source)
         else:
-            yield from (content for content, _ in kaggle_csv.chunks(source, PIXELS))
+            yield from kaggle_csv.chunks(source, PIXELS)
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:

@@ -20,7 +20,7 @@ from digits.storage import api_keys, database
 from ops import bootstrap, processes
 from services.access import OPEN_ROUTES, REQUIRED_ROLES, Access, Auth
 from services.middleware import BENTOML_PATHS
-from services.routes import application
+from services.routes import router
 
 LOCAL, PUBLIC, WILDCARD = ("127.0.0.1", 3000), ("192.0.2.7", 3000), ("0.0.0.0", 3000)
 
@@ -84,7 +84,7 @@ def test_a_wrong_name_role_or_rate_is_refused(
 
 
 def test_every_route_is_either_open_or_for_a_role() -> None:
-    first = {"/" + route.path.split("/")[1] for route in application.routes} | BENTOML_PATHS  # type: ignore[attr-defined]
+    first = {"/" + route.path.split("/")[1] for route in router.routes} | BENTOML_PATHS  # type: ignore[attr-defined]
     assert first == REQUIRED_ROLES.keys() | OPEN_ROUTES and not REQUIRED_ROLES.keys() & OPEN_ROUTES
 
 

@@ -23,18 +23,18 @@ LABELLED = 1 + PIXELS  # columns of a training file
 _NUMBER = re.compile("[+]?0*[0-9]{1,3}")
 
 
-def chunks(path: Path, columns: int) -> Iterator[tuple[bytes, int]]:
-    """All lines in their order, and how many bytes of the file hold them.
+def chunks(path: Path, columns: int) -> Iterator[bytes]:
+    """All lines in their order, a few megabytes at a time.
 
     A header becomes a blank line; raises BadData where it names other columns.
     """
     with path.open("rb") as raw, gzip.open(raw) if path.suffix.lower() == ".gz" else nullcontext(raw) as file:
-        position = 0
+        is_first = True
         while content := file.read(CHUNK_BYTES) + (rest := file.readline(CHUNK_BYTES)):
             if len(rest) == CHUNK_BYTES:
                 raise BadData(f"{path.name} has a line of more than {CHUNK_BYTES:,} bytes; give a Kaggle CSV")
-            yield content if position else _without_header(path.name, content, columns), raw.tell() - position
-            position = raw.tell()
+            yield _without_header(path.name, content, columns) if is_first else content
+            is_first = False
 
 
 def _without_header(file: str, content: bytes, columns: int) -> bytes:

@@ -195,7 +195,7 @@ def _read_csv(path: Path) -> Parts:
     """Kaggle's `train.csv`, plain or gzipped; raises BadData naming row, line and value of the first fault."""
     tables: list[NDArray[np.uint8]] = []
     lines = 0
-    for content, _ in kaggle_csv.chunks(path, kaggle_csv.LABELLED):
+    for content in kaggle_csv.chunks(path, kaggle_csv.LABELLED):
         table, _, faults = kaggle_csv.read(content, kaggle_csv.LABELLED)
         if faults:
             position = min(faults)

@@ -3,10 +3,11 @@
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,9 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy import Dialect, Engine, Select, and_, delete, func, insert, select
 
-from digits.images import SIZE, Images, Labels
+from digits.images import PIXELS, SIZE, Images, Labels
 from digits.storage import database
 
-Row = dict[str, Any]
 BATCH_SIZE = 1024  # rows of 9 values per statement; SQLite accepts 32,766 values, PostgreSQL 65,535
 AUDITOR = "audit"  # the source of all feedback from auditors
 
@@ -100,50 +100,37 @@ class Prediction:
 
 def new_ids(count: int = 1) -> list[str]:
     """Ids of 32 hex digits: time in milliseconds, the last four digits of the position, and 64 random bits against guessing."""
-    now, drawn = f"{time.time_ns() // 1_000_000:012x}", os.urandom(8 * count).hex()
-    return [f"{now}{position & 0xFFFF:04x}{drawn[16 * position : 16 * position + 16]}" for position in range(count)]
+    now, drawn = time.time_ns() // 1_000_000 << 16, os.urandom(8 * count).hex(" ", 8).split()
+    return [f"{now | position & 0xFFFF:016x}{random_digits}" for position, random_digits in enumerate(drawn)]
 
 
-def to_rows(batches: Iterable[PredictionBatch], audit_sample_rate: float) -> Iterator[Row]:
-    """Rows for `append`, a random share of them in the audit sample; raises ValueError where the lengths differ."""
-    for batch in batches:
-        digits = batch.probabilities.argmax(1).tolist()
-        for index, (id, digit) in enumerate(zip(batch.ids, digits, strict=True)):
-            yield {
-                "id": id,
-                "at": batch.at,
-                "version": batch.version,
-                "digit": digit,
-                "probability": float(batch.probabilities[index, digit]),
-                "probabilities": batch.probabilities[index].tobytes(),
-                "image": batch.images[index].tobytes(),
-                "route": batch.route,
-                "audit": random.random() < audit_sample_rate,
-            }
-
-
-def append(engine: Engine, rows: list[Row]) -> None:
-    """Add the rows that are not there yet, in one statement for many rows.
+def append(engine: Engine, batches: Iterable[PredictionBatch], audit_sample_rate: float) -> None:
+    """Add the predictions that are not there yet, a random share of them to the audit sample, in one statement for many rows.
 
     Row by row, a driver acquires and releases Python's lock each time; the requests waiting for it halved the service's speed
     (`python -m bench.serving`).
     """
-    values = _bind_processors(engine.dialect)
+    as_bound: Any = predictions.c.at.type.dialect_impl(engine.dialect).bind_processor(engine.dialect)
+    rows = [row for batch in batches for row in _rows(batch, as_bound(batch.at), audit_sample_rate)]
     with engine.begin() as connection:
         start = 0
         while start < len(rows):
             # A power of two, because drivers cache prepared statements, and those for a thousand lengths took 200 MB.
             count = 1 << (min(len(rows) - start, BATCH_SIZE).bit_length() - 1)
-            chunk = rows[start : start + count]
+            parameters = tuple(chain.from_iterable(rows[start : start + count]))
+            connection.exec_driver_sql(_insert_statement(engine.dialect, count), parameters)
             start += count
-            parameters = tuple(value(row[name]) for row in chunk for name, value in values)
-            connection.exec_driver_sql(_insert_statement(engine.dialect, len(chunk)), parameters)
 
 
-def _bind_processors(dialect: Dialect) -> list[tuple[str, Callable[[Any], Any]]]:
-    """The name of each column, and the function that converts a value for the driver."""
-    processors = ((column.name, column.type.dialect_impl(dialect).bind_processor(dialect)) for column in _COLUMNS)
-    return [(name, processor or (lambda value: value)) for name, processor in processors]
+def _rows(batch: PredictionBatch, at: Any, audit_sample_rate: float) -> Iterator[tuple[Any, ...]]:
+    """Values in the order of the columns, as drivers take them; `at` as this driver does."""
+    digits = batch.probabilities.argmax(1).tolist()
+    probabilities = np.maximum.reduce(batch.probabilities, axis=1).tolist()
+    vectors, images = batch.probabilities.tobytes(), batch.images.tobytes()
+    for n, (id, digit, probability) in enumerate(zip(batch.ids, digits, probabilities, strict=True)):
+        vector, image = vectors[40 * n : 40 * (n + 1)], images[PIXELS * n : PIXELS * (n + 1)]
+        is_audit = random.random() < audit_sample_rate
+        yield id, at, batch.version, digit, probability, vector, image, batch.route, is_audit
 
 
 @lru_cache
