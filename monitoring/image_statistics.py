@@ -143,18 +143,7 @@ def distance(reference: Values, current: Values, weights: Values | None = None) 
     return float(np.abs(expected - np.searchsorted(second, values, "right") / len(second)).max())
 
 
-def principal_axes(images: Images, axes: int = 6) -> Callable[[Images], Columns]:
-    """The projection onto the principal components of these images' pixels, in grey levels: `axis_1` to `axis_k`."""
-    from sklearn.decomposition import PCA  # 1 s
-
-    pca = PCA(axes, svd_solver="covariance_eigh").fit(_flat(images))
-
-    def project(images: Images) -> Columns:
-        table = pca.transform(_flat(images)).astype(np.float64)
-        return {f"axis_{i}": np.ascontiguousarray(values) for i, values in enumerate(table.T, start=1)}
-
-    return project
-
-
-def _flat(images: Images) -> Floats:
-    return images.reshape(len(images), -1).astype(np.float32)
+def principal_axes(images: Images, count: int = 6) -> Values:
+    """The first principal components of the pixels, one in each column, shape (784, count)."""
+    _, components = np.linalg.eigh(np.cov(images.reshape(len(images), -1), rowvar=False))
+    return components[:, : -count - 1 : -1]
