@@ -13,8 +13,7 @@ def test_plain_traffic_is_no_drift() -> None:
     found = drift.detect(reference(), window(held_out()[0][:300]), QUICK)
     assert found.verdict == "no drift"
     assert (found.severity, found.explanations, found.drifted_share) == ("none", (), 0.0)
-    assert found.count == 300 and found.reference_count == len(reference().images)
-    assert {column.name for column in found.columns} >= {"ink", "slant", "block_1_1", "axis_1", "confidence", "digit"}
+        assert {column.name for column in found.columns} >= {"ink", "slant", "block_1_1", "axis_1", "confidence", "digit"}
     assert "No drift" in found.message
 
 
@@ -44,7 +43,7 @@ def test_a_window_of_one_blank_image_repeated_is_drift() -> None:
 
 
 def test_fewer_predictions_need_a_larger_distance() -> None:
-    expected, _ = drift.tables(reference(), window(held_out()[0]))
+    expected, _ = drift.measure(reference(), window(held_out()[0]))
     few, many = (drift.thresholds(expected, count, QUICK) for count in (100, 2000))
     assert all(few[name] > many[name] for name in expected if few[name] > QUICK.smallest_distance)
     assert few["ink"] > 0.1
@@ -53,7 +52,7 @@ def test_fewer_predictions_need_a_larger_distance() -> None:
 def test_thresholds_keep_the_false_alarms_of_all_columns_together() -> None:
     """Windows drawn from the reference itself: of 300, alpha = 0.1 allows 30; 48 is three standard deviations more."""
     policy = drift.DriftPolicy(alpha=0.1, resamples=1000, smallest_distance=1e-6, smallest_share=1e-6)
-    expected, _ = drift.tables(reference(), window(held_out()[0]))
+    expected, _ = drift.measure(reference(), window(held_out()[0]))
     limits = drift.thresholds(expected, 150, policy)
     random = np.random.default_rng(5)
     size = len(expected["ink"])
@@ -70,7 +69,7 @@ def test_thresholds_keep_the_false_alarms_of_all_columns_together() -> None:
 
 
 def test_a_change_too_small_to_matter_is_not_drift() -> None:
-    expected, _ = drift.tables(reference(), window(held_out()[0]))
+    expected, _ = drift.measure(reference(), window(held_out()[0]))
     current = {name: np.repeat(values, 20) for name, values in expected.items()}
     current["ink"] = current["ink"] + 0.02 * expected["ink"].std()
     limits = drift.thresholds(expected, len(current["ink"]), QUICK)
