@@ -33,10 +33,8 @@ def backfill(begin: str, end: str, every: str = "24h") -> list[str]:
 def report(platform: Platform, window: Window, version: str) -> str:
     """Write the report of one window and version; its verdict in a line."""
     version, _, reference = monitor.load(platform, version)
-    answers, labelled = monitor.read(platform, version, window)
-    verdict = monitor.judge(reference, answers, labelled)
-    written = monitor.write(platform.settings, version, window, reference, answers, verdict)
+    verdict, path = monitor.report(platform, version, window, reference)
     line = f"{window[0]:%Y-%m-%d %H:%M}, digits v{version}, {verdict.count} answers: {verdict.message}"
     log.info("%s", line)
-    log.info("report: %s", written.html or written.verdict)
+    log.info("report: %s", path)
     return line

@@ -13,7 +13,7 @@ from monitoring.detection_power import INJECTED, DetectionRate
 def measured(count: int) -> dict[tuple[str, str], DetectionRate]:
     images, labels = held_out()
     policy = drift.DriftPolicy(resamples=600)
-    rates = detection_power.measure(reference(), images, labels, answer, count, policy, windows=20, clean_windows=100)
+    rates = detection_power.measure(reference(), images, labels, answer, count, policy, windows=20)
     return {(rate.perturbation, rate.description): rate for rate in rates}
 
 
