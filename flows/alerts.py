@@ -40,9 +40,10 @@ def send(settings: Settings, alert: Alert) -> bool:
         last = cooldowns.at(database.connect(settings.database_url), name)
         if last is not None and now - last < timedelta(hours=settings.alert_cooldown_hours):
             return False
-    said = {"event": alert.event, "about": alert.about, "message": alert.message, "at": now.isoformat(timespec="seconds")}
+    at = now.isoformat(timespec="seconds")
+    body = {"event": alert.event, "about": alert.about, "message": alert.message, "at": at, **alert.details}
     try:
-        httpx.post(settings.alert_url, json={**said, **alert.details}, timeout=TIMEOUT).raise_for_status()
+        httpx.post(settings.alert_url, json=body, timeout=TIMEOUT).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = f"status {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else str(error)
         log.warning("the webhook did not accept the alert %r (%s): %s", alert.event, reason, alert.message)

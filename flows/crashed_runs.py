@@ -19,8 +19,6 @@ if TYPE_CHECKING:  # MLflow takes 4 s
 
 log = logging.getLogger("digits.crashed_runs")
 
-STARTED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-
 
 def tag(reason: str) -> None:
     """Tag the current flow run with its reason, up to the first colon; the Prefect UI shows it."""
@@ -70,7 +68,8 @@ def mark_orphans(pool: str, worker: str) -> None:
 
 
 def _started_runs(client: SyncPrefectClient, **of: Any) -> list[FlowRun]:
-    state = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=STARTED))
+    started = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+    state = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=started))
     return client.read_flow_runs(flow_run_filter=filters.FlowRunFilter(state=state), **of)
 
 

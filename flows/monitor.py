@@ -34,7 +34,8 @@ def monitor(since: str = "24h") -> str:
     window = max(windows.begin(since, until), created_at), until
     verdict, path = server_task(report)(platform, version, window, reference)
     publish(platform.settings, version, verdict, path)
-    task(send_alerts)(platform.settings, version, verdict, path)
+    for alert in alerts_of(version, verdict, path):
+        task(alerts.send)(platform.settings, alert)
     server_task(emit_events)(platform, version, verdict)
     task(remove_old_reports)(platform.settings)
     return verdict.message
@@ -71,12 +72,6 @@ def publish(settings: Settings, version: str, verdict: MonitoringVerdict, path: 
         png = f"data:image/png;base64,{base64.b64encode(images.read_bytes()).decode()}"
     text = reports.markdown(version, verdict, path, history)
     tasks.publish("drift", f"digits v{version}: {verdict.drift.verdict}", text, png)
-
-
-def send_alerts(settings: Settings, version: str, verdict: MonitoringVerdict, path: Path) -> None:
-    """Send drift and lost accuracy to the webhook."""
-    for alert in alerts_of(version, verdict, path):
-        alerts.send(settings, alert)
 
 
 def emit_events(platform: Platform, version: str, verdict: MonitoringVerdict) -> None:

@@ -41,18 +41,20 @@ def prepare() -> None:
 def _report_outage(record: logging.LogRecord | None = None) -> bool:
     """Say in one sentence what Prefect's event client warns of once per event; its records are shown nowhere."""
     if not outage.is_set() and (record is None or record.levelno >= logging.WARNING):
+        from prefect.settings import PREFECT_API_URL
+
         outage.set()
-        api = os.environ["PREFECT_API_URL"]
-        log.warning("Prefect at %s stopped answering; the run goes on, and only its page in Prefect ends here", api)
+        message = "Prefect at %s stopped answering; the run goes on, and only its page in Prefect ends here"
+        log.warning(message, PREFECT_API_URL.value())
     return False
 
 
 def run(flow: "Flow[P, R]", *args: P.args, **kwargs: P.kwargs) -> R:
     """The result or error of the flow, also where Prefect stopped answering and cannot record how it ended."""
-    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     outcome: Future[R] = Future()
-    api = os.environ["PREFECT_API_URL"]
+    api = PREFECT_API_URL.value()
 
     @wraps(flow.fn)
     def function(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from digits import intervals
 from digits.intervals import Proportion
@@ -16,18 +16,15 @@ MIN_LABELS = 50  # of the audit sample; with fewer there is no verdict
 Verdict = Literal["as expected", "worse", "not enough labels"]
 
 
-class Accuracy(BaseModel):
+class Accuracy(BaseModel, frozen=True):
     """The accuracy of one window."""
 
-    model_config = ConfigDict(frozen=True)
-
     verdict: Verdict
-    count: int  # predictions
     expected: Proportion  # of the version on its held-out reference
     labelled: Proportion | None  # of the labelled predictions; None without labels
     audited: Proportion | None  # of the labelled audit sample, which was drawn at random; None without any
     per_digit: dict[int, Proportion]  # of the labelled predictions, by true digit
-    estimate: float | None  # without labels: the mean calibrated confidence of all predictions; None when there are none
+    estimate: float | None  # the mean calibrated confidence of all predictions; None when there are none
     estimate_error: float | None  # the same estimate for the audit sample alone, minus its accuracy
 
     @property
@@ -39,7 +36,8 @@ class Accuracy(BaseModel):
             labels = f"{audited.count if audited else 0} of at least {MIN_LABELS} labels of the audit sample"
             return f"Accuracy is not known: {labels}; expected: {expected}.{estimate}{'.' if estimate else ''}"
         verdict = "worse than expected" if self.verdict == "worse" else self.verdict
-        measured = f"{audited.value:.2%} ({audited.low:.2%} to {audited.high:.2%}) of {audited.count} audited predictions"
+        interval = f"({audited.low:.2%} to {audited.high:.2%})"
+        measured = f"{audited.value:.2%} {interval} of {audited.count} audited predictions"
         too = f"{100 * abs(error):.1f} points too {'high' if error > 0 else 'low'}"
         return f"Accuracy is {verdict}: {measured} are correct, expected: {expected}.{estimate}, on the audit sample {too}."
 
@@ -55,10 +53,14 @@ def assess(reference: Reference, window: Window, labelled: Window | None = None)
     expected = _accuracy(reference.probabilities.argmax(axis=1) == reference.labels)
     has_label, right = known.labels >= 0, known.digits == known.labels
     audited = _accuracy(right[known.audited]) if known.audited.any() else None
-    estimate, audit_estimate = (_estimate(reference, p) for p in (window.probabilities, known.probabilities[known.audited]))
+    estimate = _estimate(reference, window.probabilities)
+    audit_estimate = _estimate(reference, known.probabilities[known.audited])
+    verdict: Verdict = "not enough labels"
+    if audited and audited.count >= MIN_LABELS:
+        margin = np.hypot(audited.high - audited.value, expected.value - expected.low)
+        verdict = "worse" if audited.value + margin < expected.value else "as expected"
     return Accuracy(
-        verdict=_verdict(expected, audited),
-        count=len(window),
+        verdict=verdict,
         expected=expected,
         labelled=_accuracy(right[has_label]) if has_label.any() else None,
         audited=audited,
@@ -84,10 +86,3 @@ def _estimate(reference: Reference, probabilities: NDArray[np.float32]) -> float
     right = reference.probabilities.argmax(axis=1) == reference.labels
     calibration = IsotonicRegression(out_of_bounds="clip").fit(reference.probabilities.max(axis=1), right)
     return float(calibration.predict(probabilities.max(axis=1)).mean())
-
-
-def _verdict(expected: Proportion, audited: Proportion | None) -> Verdict:
-    if audited is None or audited.count < MIN_LABELS:
-        return "not enough labels"
-    margin = np.sqrt((audited.high - audited.value) ** 2 + (expected.value - expected.low) ** 2)
-    return "worse" if audited.value - expected.value + margin < 0 else "as expected"

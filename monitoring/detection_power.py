@@ -1,10 +1,10 @@
 """Detection power: how often the drift detector detects known perturbations, and how often it raises a false alarm."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from digits.data.perturbations import PERTURBATIONS
 from digits.images import Images, Labels
@@ -25,10 +25,8 @@ INJECTED = {
 LABEL_SHIFT_FACTORS = (1.25, 1.5, 2.0)
 
 
-class DetectionRate(BaseModel):
+class DetectionRate(NamedTuple):
     """In how many windows with one perturbation drift was detected; without a perturbation these are false alarms."""
-
-    model_config = ConfigDict(frozen=True)
 
     perturbation: str  # a name of PERTURBATIONS, `label_shift` or `none`
     description: str
@@ -46,7 +44,6 @@ def measure(
     labels: Labels,
     predict_proba: Callable[[Images], NDArray[np.float32]],
     count: int,
-    policy: drift.DriftPolicy | None = None,
     windows: int = 40,
 ) -> list[DetectionRate]:
     """The detection rates in windows of `count` digits drawn from held-out images; the first is the false-alarm rate.
@@ -56,7 +53,7 @@ def measure(
     random = np.random.default_rng(0)
     axes = image_statistics.principal_axes(reference.images)
     expected = drift.table(reference.images, reference.probabilities, axes)
-    limits = drift.thresholds(expected, count, policy or drift.DriftPolicy())
+    limits = drift.thresholds(expected, count)
     # sorted once instead of for every window
     expected = {name: np.sort(values) for name, values in expected.items()}
 
@@ -64,7 +61,7 @@ def measure(
         table = drift.table(images, predict_proba(images), axes)
         tables = ({name: values[sample] for name, values in table.items()} for sample in samples)
         drifted = [any(column.drifted for column in drift.compare(expected, one, limits)) for one in tables]
-        return DetectionRate(perturbation=name, description=description, detected=sum(drifted), windows=len(drifted))
+        return DetectionRate(name, description, sum(drifted), len(drifted))
 
     def uniform(times: int) -> Iterator[NDArray[np.int64]]:
         return (random.choice(len(images), count, replace=count > len(images)) for _ in range(times))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from digits.data.perturbations import PERTURBATIONS, Origin, describe_shift, shift
 from digits.images import Images
@@ -27,10 +27,8 @@ _MIN_EXPLAINED = 0.5
 _NEGLIGIBLE = 0.04
 
 
-class Explanation(BaseModel):
+class Explanation(BaseModel, frozen=True):
     """A perturbation that explains the drift or a part of it."""
-
-    model_config = ConfigDict(frozen=True)
 
     perturbation: str  # a name of PERTURBATIONS, `label_shift` or `unknown`
     amount: float = 0.0  # of a shift, to the right

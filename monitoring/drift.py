@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from digits.images import Images
 from digits.reference import Reference
@@ -22,26 +22,16 @@ from monitoring.image_statistics import STATISTICS, Columns, Values
 
 DIGIT = "digit"  # the column of predicted digits, 0 to 9; every other column is numeric
 CONFIDENCE = "confidence"
-# from which drift is strong
+MIN_COUNT = 100  # with fewer predictions there is no verdict
+ALPHA = 0.02  # the chance of any false alarm, half for images, half for digits
+RESAMPLES = 1000  # of the reference, which estimate the thresholds
+# of a Kolmogorov-Smirnov distance and of the change of one digit's share: up to which nothing is drift, from which drift is strong
+SMALLEST_DISTANCE, SMALLEST_SHARE = 0.05, 0.02
 STRONG_DISTANCE, STRONG_SHARE = 0.3, 0.15
 
 
-class DriftPolicy(BaseModel):
-    """What counts as drift."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    alpha: float = Field(0.02, gt=0, lt=0.5, description="Chance of any false alarm, half for images, half for digits.")
-    minimum_count: int = Field(100, ge=20, description="With fewer predictions than this there is no verdict.")
-    resamples: int = Field(1000, ge=200, description="Resamples of the reference that estimate the thresholds.")
-    smallest_distance: float = Field(0.05, gt=0, le=1, description="No Kolmogorov-Smirnov distance up to it is drift.")
-    smallest_share: float = Field(0.02, gt=0, le=1, description="No change of one digit's share up to this is drift.")
-
-
-class Column(BaseModel):
+class Column(BaseModel, frozen=True):
     """The comparison of one column."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     unit: str
@@ -52,10 +42,8 @@ class Column(BaseModel):
     current: float
 
 
-class Drift(BaseModel):
+class Drift(BaseModel, frozen=True):
     """The drift of one window."""
-
-    model_config = ConfigDict(frozen=True)
 
     verdict: Literal["drift", "no drift", "not enough data"]
     severity: Literal["none", "slight", "strong"] = "none"
@@ -65,20 +53,14 @@ class Drift(BaseModel):
     message: str
 
 
-def detect(
-    reference: Reference,
-    window: Window,
-    policy: DriftPolicy | None = None,
-    tables: tuple[Columns, Columns] | None = None,
-) -> Drift:
-    """Compare the window with the reference sample of the version that answered it; the tables, once known, are not measured again."""
-    policy = policy or DriftPolicy()
-    if min(len(window), len(reference)) < policy.minimum_count:
+def detect(reference: Reference, window: Window, tables: tuple[Columns, Columns] | None = None) -> Drift:
+    """Compare the window with the reference sample of the version that answered it; `tables` where they are measured already."""
+    if min(len(window), len(reference)) < MIN_COUNT:
         found = f"{len(window)} predictions and {len(reference)} reference images"
-        few = f"Not enough data: {found}; at least {policy.minimum_count} of each are needed."
+        few = f"Not enough data: {found}; at least {MIN_COUNT} of each are needed."
         return Drift(verdict="not enough data", message=few)
     expected, current = tables or measure(reference, window)
-    limits = thresholds(expected, len(window), policy)
+    limits = thresholds(expected, len(window))
     columns = compare(expected, current, limits)
     drifted = [column for column in columns if column.drifted]
     if not drifted:
@@ -163,7 +145,7 @@ def _only_label_shift(reference: Columns, current: Columns, limits: Mapping[str,
     )
 
 
-def thresholds(reference: Columns, count: int, policy: DriftPolicy) -> dict[str, float]:
+def thresholds(reference: Columns, count: int) -> dict[str, float]:
     """The score that each column of a window of this size must exceed to be drift.
 
     Both sides are drawn with replacement from the reference (its size, and the window's), and scored; the columns' scores,
@@ -172,9 +154,9 @@ def thresholds(reference: Columns, count: int, policy: DriftPolicy) -> dict[str,
     alpha of their own, because they alone show a label shift, and weakly.
     """
     names = [name for name in reference if name != DIGIT]
-    distances, changes = _resampled_scores(reference, names, count, policy)
-    images = np.maximum(_max_t(distances, policy.alpha / 2), policy.smallest_distance)
-    digits = np.maximum(_max_t(changes[:, None], policy.alpha / 2), policy.smallest_share)
+    distances, changes = _resampled_scores(reference, names, count)
+    images = np.maximum(_max_t(distances, ALPHA / 2), SMALLEST_DISTANCE)
+    digits = np.maximum(_max_t(changes[:, None], ALPHA / 2), SMALLEST_SHARE)
     return dict(zip([*names, DIGIT], [*images.tolist(), *digits.tolist()], strict=True))
 
 
@@ -184,7 +166,7 @@ def _max_t(scores: Values, alpha: float) -> Values:
     return mean + spread * np.quantile(((scores - mean) / spread).max(axis=1), 1 - alpha)
 
 
-def _resampled_scores(reference: Columns, names: list[str], count: int, policy: DriftPolicy) -> tuple[Values, Values]:
+def _resampled_scores(reference: Columns, names: list[str], count: int) -> tuple[Values, Values]:
     """Scores without drift: distances of shape (resamples, columns), largest share changes of shape (resamples,).
 
     A resample is represented by how often it contains each reference image. A distribution function is then a running sum over
@@ -199,8 +181,8 @@ def _resampled_scores(reference: Columns, names: list[str], count: int, policy: 
     last = np.ones(values.shape)
     last[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
     digits = np.eye(10)[reference[DIGIT].astype(int)]
-    distances, changes = np.empty((policy.resamples, len(names))), np.empty(policy.resamples)
-    for resample in range(policy.resamples):
+    distances, changes = np.empty((RESAMPLES, len(names))), np.empty(RESAMPLES)
+    for resample in range(RESAMPLES):
         current = np.bincount(random.integers(0, size, count), minlength=size) / count
         expected = np.bincount(random.integers(0, size, size), minlength=size) / size
         distances[resample] = (np.abs(np.cumsum((current - expected)[order], axis=1)) * last).max(axis=1)

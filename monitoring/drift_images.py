@@ -1,28 +1,25 @@
 """Drift as an image: the mean images of reference and window, where ink was gained and lost, and the most unusual digits."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digits.images import Images
-from monitoring import image_statistics
-from monitoring.image_statistics import STATISTICS
+from monitoring.image_statistics import STATISTICS, Columns, Values
 
 MAX_UNUSUAL = 16
 # grey levels; a smaller change is not drawn in the full colour
 _MIN_FULL_SCALE = 32.0
 
-Map = NDArray[np.float64]  # (28, 28)
 
-
-def drift_map(reference: Images, current: Images) -> Map:
-    """The grey levels of ink that each pixel gained (positive) or lost in the mean."""
+def drift_map(reference: Images, current: Images) -> Values:
+    """The grey levels of ink that each pixel gained (positive) or lost in the mean, shape (28, 28)."""
     return current.mean(axis=0) - reference.mean(axis=0)
 
 
-def unusual(reference: Images, current: Images, limit: int = MAX_UNUSUAL) -> NDArray[np.int64]:
+def unusual(reference: Columns, current: Columns) -> NDArray[np.int64]:
     """Indices of the current images that are least like the reference, the least like it first.
 
     By the Mahalanobis distance over the standardised image statistics; the covariance is shrunk, because some are nearly collinear.
@@ -30,20 +27,15 @@ def unusual(reference: Images, current: Images, limit: int = MAX_UNUSUAL) -> NDA
     from sklearn.covariance import ShrunkCovariance  # with its preprocessing 1 s
     from sklearn.preprocessing import StandardScaler
 
-    expected, found = (_table(images) for images in (reference, current))
+    expected, found = (np.column_stack([columns[name] for name in STATISTICS]) for columns in (reference, current))
     scaler = StandardScaler().fit(expected)
     covariance = ShrunkCovariance(shrinkage=0.05).fit(scaler.transform(expected))
     distances = covariance.mahalanobis(scaler.transform(found))
-    return np.argsort(-distances, kind="stable")[:limit]
+    return np.argsort(-distances, kind="stable")[:MAX_UNUSUAL]
 
 
-def _table(images: Images) -> NDArray[np.float64]:
-    columns = image_statistics.measure(images)
-    return np.stack([columns[name] for name in STATISTICS], axis=1)
-
-
-def render(reference: Images, current: Images, digits: Sequence[int]) -> bytes:
-    """All of it as a PNG; `digits` are those predicted for the current images."""
+def render(reference: Images, current: Images, titles: Mapping[int, str]) -> bytes:
+    """The mean images, their difference and some current images, given by index, with their titles; as a PNG."""
     from matplotlib.figure import Figure  # 1 s
 
     change = drift_map(reference, current)
@@ -55,12 +47,13 @@ def render(reference: Images, current: Images, digits: Sequence[int]) -> bytes:
         ("mean of the window", current.mean(axis=0), ink),
         (f"ink gained (red), lost (blue), at most {largest:.0f}", change, {"cmap": "bwr", "vmin": -full, "vmax": full}),
     ]
-    least_like = [(str(digits[index]), current[index], ink) for index in unusual(reference, current)]
+    chosen = [(title, current[index], ink) for index, title in titles.items()]
     figure = Figure(figsize=(9, 6))
-    above, below = figure.subfigures(2, 1, height_ratios=(3, 2))
+    layout = figure.add_gridspec(2, 1, height_ratios=(3, 2))
+    above, below = (figure.add_subfigure(layout[row]) for row in (0, 1))
     below.suptitle("least like the reference, with the predicted digits", y=1.1)
     grids = above.subplots(1, 3), below.subplots(2, MAX_UNUSUAL // 2)
-    for grid, drawn in zip(grids, (means, least_like), strict=True):
+    for grid, drawn in zip(grids, (means, chosen), strict=True):
         for axes, (title, image, colours) in zip(grid.flat, drawn, strict=False):
             axes.imshow(image, **colours)
             axes.set_title(title, fontsize=9)

@@ -48,26 +48,14 @@ class Chunk:
         self.x, self.y, xx, yy, xy = (_ratio(sums[:, i], self.total) for i in range(1, 6))
         self.variance_x = np.maximum(xx - self.x * self.x, 0)
         self.variance_y = np.maximum(yy - self.y * self.y, 0)
-        self.covariance = xy - self.x * self.y
-        self.energy = np.einsum("ij,ij->i", flat, flat)
+        self.shear = _ratio(self.x * self.y - xy, self.variance_y)
         # mean grey level of the ink: the pixels weighted by themselves
-        self.level = _ratio(self.energy, self.total)
+        self.level = _ratio(np.einsum("ij,ij->i", flat, flat), self.total)
         across = self.pixels[:, :-1, 1:] - self.pixels[:, :-1, :-1]
         down = self.pixels[:, 1:, :-1] - self.pixels[:, :-1, :-1]
         squares = (across * across + down * down).reshape(len(images), -1)
         # sums of the gradient's length (the total variation) and of its square
         self.gradient, self.squared_gradient = np.sqrt(squares).sum(axis=1), squares.sum(axis=1)
-
-
-def slant(chunk: Chunk) -> Floats:
-    """Angle of the shear that would set the digit upright (Teague, J. Opt. Soc. Am. 70, 1980)."""
-    return np.degrees(np.arctan(_ratio(-chunk.covariance, chunk.variance_y)))
-
-
-def contrast(chunk: Chunk) -> Floats:
-    """Standard deviation of the pixels."""
-    mean = chunk.total / SIZE**2
-    return np.sqrt(np.maximum(chunk.energy / SIZE**2 - mean * mean, 0))
 
 
 def noise(chunk: Chunk) -> Floats:
@@ -97,11 +85,12 @@ STATISTICS = {
     "centre_y": Statistic(lambda chunk: chunk.y, "px below the middle"),
     "spread_x": Statistic(lambda chunk: np.sqrt(chunk.variance_x), "px"),
     "spread_y": Statistic(lambda chunk: np.sqrt(chunk.variance_y), "px"),
-    "slant": Statistic(slant, "degrees, leaning right is positive"),
+    # angle of the shear that would set the digit upright (Teague, J. Opt. Soc. Am. 70, 1980)
+    "slant": Statistic(lambda chunk: np.degrees(np.arctan(chunk.shear)), "degrees, leaning right is positive"),
     # twice the inked area over the length of its outline
     "stroke_width": Statistic(lambda chunk: _ratio(2 * chunk.total, chunk.gradient), "px"),
     "stroke_level": Statistic(lambda chunk: chunk.level, "grey levels"),
-    "contrast": Statistic(contrast, "grey levels"),
+    "contrast": Statistic(lambda chunk: chunk.pixels.std(axis=(1, 2)), "grey levels"),
     # mean of the outer two pixels
     "border": Statistic(lambda chunk: chunk.border, "grey levels"),
     "edges": Statistic(lambda chunk: chunk.gradient / (SIZE - 1) ** 2, "grey levels per px"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from digits.files import replacing, write_atomically
 from digits.reference import Reference
@@ -30,10 +30,8 @@ _SCORE = "digits_score"  # the name under which Evidently knows our scores
 _CORRECT, _AUDITED, _DRIFTED = "correct", "audit_correct", "drifted_share"
 
 
-class MonitoringVerdict(BaseModel):
+class MonitoringVerdict(BaseModel, frozen=True):
     """The drift and the accuracy of one window."""
-
-    model_config = ConfigDict(frozen=True)
 
     since: datetime | None  # first and last prediction, UTC; None for an empty window
     until: datetime | None
@@ -46,17 +44,13 @@ class MonitoringVerdict(BaseModel):
 
 
 def assess(
-    reference: Reference,
-    window: Window,
-    policy: drift.DriftPolicy | None = None,
-    labelled: Window | None = None,
-    tables: tuple[Columns, Columns] | None = None,
+    reference: Reference, window: Window, labelled: Window | None = None, tables: tuple[Columns, Columns] | None = None
 ) -> MonitoringVerdict:
     """Drift and accuracy of a window, against the reference sample of the version that answered it.
 
     `labelled` holds all labelled predictions of that time where the window is a sample.
     """
-    found = drift.detect(reference, window, policy, tables)
+    found = drift.detect(reference, window, tables)
     accurate = accuracy.assess(reference, window, labelled)
     recommendations = tuple(dict.fromkeys(explanation.recommendation for explanation in found.explanations))
     if accurate.verdict == "worse" and not recommendations:
@@ -80,12 +74,7 @@ def folder_name(since: datetime, until: datetime, version: str) -> str:
 
 
 def write(
-    folder: Path,
-    workspace: Path,
-    reference: Reference,
-    window: Window,
-    labelled: Window | None = None,
-    policy: drift.DriftPolicy | None = None,
+    folder: Path, workspace: Path, reference: Reference, window: Window, labelled: Window | None = None
 ) -> tuple[MonitoringVerdict, Path]:
     """Assess a window, write its report into the folder, and its run into the workspace that the Evidently UI shows.
 
@@ -93,20 +82,19 @@ def write(
     second call for the same folder replaces the files and the run, so a window can be recomputed.
     """
     tables = drift.measure(reference, window) if len(window) else None
-    verdict = assess(reference, window, policy, labelled, tables)
+    verdict = assess(reference, window, labelled, tables)
     folder.mkdir(parents=True, exist_ok=True)
     path, html, marker = (folder / name for name in (VERDICT, REPORT, _RUN))
     write_atomically(path, verdict.model_dump_json(indent=2).encode())
     if tables is None or not verdict.drift.columns:
         return verdict, path
-    images = drift_images.render(reference.images, window.images, window.digits.tolist())
-    write_atomically(folder / IMAGES, images)
-    _delete_runs([marker], workspace)
-    with _quiet():
+    unusual = {int(index): str(window.digits[index]) for index in drift_images.unusual(*tables)}
+    write_atomically(folder / IMAGES, drift_images.render(reference.images, window.images, unusual))
+    with _project(workspace) as (opened, project):
+        _delete_runs([marker], opened, project)
         snapshot = _run(*tables, verdict)
         with replacing(html) as part:
             snapshot.save_html(str(part))
-        opened, project = _open(workspace)
         _add_panels(opened, project)
         run = opened.add_run(project.id, snapshot, include_data=False).id
     write_atomically(marker, str(run).encode())
@@ -120,7 +108,9 @@ def remove_old(reports: Path, workspace: Path, before: datetime) -> list[str]:
     """
     names = sorted(path.name for path in reports.glob("*Z--*Z-v*"))
     old = [name for name in names if name.partition("--")[2] < f"{before.astimezone(UTC):{_TIME}}"]
-    _delete_runs([reports / name / _RUN for name in old], workspace)
+    if old:
+        with _project(workspace) as (opened, project):
+            _delete_runs([reports / name / _RUN for name in old], opened, project)
     for name in old:
         shutil.rmtree(reports / name)
     return old
@@ -133,7 +123,7 @@ def markdown(version: str, verdict: MonitoringVerdict, report: Path, history: st
     digits = {f"labelled {digit}s": share for digit, share in sorted(found.per_digit.items())}
     accuracies = [(name, str(share), str(share.count)) for name, share in (shares | digits).items() if share]
     if found.estimate is not None:
-        accuracies.append(("estimate from the confidence", f"{100 * found.estimate:.2f} %", str(found.count)))
+        accuracies.append(("estimate from the confidence", f"{100 * found.estimate:.2f} %", str(verdict.count)))
     columns = [
         (one.name, f"{one.reference:.3g}", f"{one.current:.3g}", one.unit, f"{one.score:.3f}", f"{one.threshold:.3f}")
         for one in verdict.drift.columns
@@ -155,17 +145,21 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the deprecation warnings of Evidently's own imports, and without Plotly's theme.
+def _project(workspace: Path) -> Iterator[tuple[Any, Any]]:
+    """The Evidently workspace and our project in it, which is created where it is missing.
 
-    The theme is repeated in every figure: with two figures for each of 37 columns it adds 0.5 MB of HTML.
+    Without the deprecation warnings of Evidently's own imports, and without Plotly's theme, which is repeated in every figure:
+    with two figures for each of 37 columns it adds 0.5 MB of HTML.
     """
     with warnings.catch_warnings(action="ignore"):
-        import plotly.io  # type: ignore[import-untyped]  # ships no types; comes with Evidently, 3 to 8 s to import
+        import plotly.io  # type: ignore[import-untyped]  # ships no types; comes with Evidently
+        from evidently.ui.workspace import Workspace  # 3 to 8 s with its own imports
 
+        opened = Workspace.create(str(workspace))
+        found = opened.search_project(PROJECT) or [opened.create_project(PROJECT, "Digits in production")]
         theme, plotly.io.templates.default = plotly.io.templates.default, "none"
         try:
-            yield
+            yield opened, found[0]
         finally:
             plotly.io.templates.default = theme
 
@@ -186,21 +180,19 @@ def _run(expected: Columns, current: Columns, verdict: MonitoringVerdict) -> Any
     known = verdict.accuracy
     shares = {_CORRECT: known.labelled, _AUDITED: known.audited}
     measured = {name: share.value for name, share in shares.items() if share}
-    sides = (
-        {**current, **measured, _DRIFTED: verdict.drift.drifted_share},
-        {**expected, **dict.fromkeys(measured, known.expected.value), _DRIFTED: 0.0},
-    )
-    numeric = [name for name in sides[0] if name != drift.DIGIT]
+    frame = pd.DataFrame({**current, **measured, _DRIFTED: verdict.drift.drifted_share})
+    tested = pd.DataFrame({**expected, **dict.fromkeys(measured, known.expected.value), _DRIFTED: 0.0})
+    numeric = [name for name in frame if name != drift.DIGIT]
     definition = DataDefinition(numerical_columns=numeric, categorical_columns=[drift.DIGIT])
-    frames = (pd.DataFrame({**side, drift.DIGIT: side[drift.DIGIT].astype(int).astype(str)}) for side in sides)
+    frames = (one.astype({drift.DIGIT: int}).astype({drift.DIGIT: str}) for one in (frame, tested))
     limits = {column.name: column.threshold for column in verdict.drift.columns}
     parameters = {"columns": list(limits), "method": _SCORE, "per_column_threshold": limits}
     count = DriftedColumnsCount(**parameters, drift_share=0.5 / len(limits))
     drifts = [ValueDrift(column=name, method=_SCORE, threshold=limit) for name, limit in limits.items()]
-    means = [MeanValue(column=column, tests=[]) for *_, column in _panels() if column in sides[0]]
+    means = [MeanValue(column=column, tests=[]) for *_, column in _panels() if column in frame]
     metadata = {"versions": ", ".join(verdict.versions), "verdict": verdict.drift.verdict, "message": verdict.message}
     report = Report([count, RowCount(tests=[]), *drifts, *means], include_tests=True)
-    datasets = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
+    datasets = (Dataset.from_pandas(one, data_definition=definition) for one in frames)
     return report.run(*datasets, timestamp=verdict.until, metadata=metadata, tags=["monitor"])
 
 
@@ -216,22 +208,11 @@ def _panels() -> list[tuple[str, str, str]]:
     ]
 
 
-def _open(workspace: Path) -> tuple[Any, Any]:
-    """The Evidently workspace and our project in it, which is created where it is missing."""
-    from evidently.ui.workspace import Workspace  # 3 to 8 s with its own imports
-
-    opened = Workspace.create(str(workspace))
-    found = opened.search_project(PROJECT)
-    return opened, found[0] if found else opened.create_project(PROJECT, "Digits in production against the reference")
-
-
-def _delete_runs(markers: Iterable[Path], workspace: Path) -> None:
+def _delete_runs(markers: Iterable[Path], opened: Any, project: Any) -> None:
     """Delete the runs that these files name, where they are still there."""
-    if runs := {UUID(marker.read_text()) for marker in markers if marker.exists()}:
-        with _quiet():
-            opened, project = _open(workspace)
-            for run in runs.intersection(opened.list_runs(project.id)):
-                opened.delete_run(project.id, run)
+    runs = {UUID(marker.read_text()) for marker in markers if marker.exists()}
+    for run in runs.intersection(opened.list_runs(project.id)):
+        opened.delete_run(project.id, run)
 
 
 def _add_panels(opened: Any, project: Any) -> None:

@@ -9,10 +9,8 @@ import pytest
 from monitored import START, held_out, reference, window
 
 from digits.data import perturbations
-from monitoring import drift, reports
+from monitoring import reports
 from monitoring.image_statistics import STATISTICS, Statistic
-
-QUICK = drift.DriftPolicy(resamples=300)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +19,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def written(home: Path, name: str, traffic: Any) -> tuple[reports.MonitoringVerdict, Path]:
-    return reports.write(home / name, home / "workspace", reference(), traffic, policy=QUICK)
+    return reports.write(home / name, home / "workspace", reference(), traffic)
 
 
 def run_of(report: Path) -> str:
@@ -76,9 +74,7 @@ def test_evidently_agrees_with_the_verdict_column_by_column(
     assert any(alarms.values()) and not all(alarms.values())
 
 
-def test_the_dashboard_shows_each_number_once(
-    home: Path, drifted: tuple[reports.MonitoringVerdict, Path]
-) -> None:
+def test_the_dashboard_shows_each_number_once(home: Path, drifted: tuple[reports.MonitoringVerdict, Path]) -> None:
     (dashboard,) = (json.loads(path.read_text()) for path in (home / "workspace").glob("*/dashboard.json"))
     assert [tab["title"] for tab in dashboard["tabs"]] == ["Monitoring", "Images"]
     for tab in dashboard["tabs"]:
@@ -141,7 +137,7 @@ def test_too_few_predictions_leave_a_verdict_and_no_report(home: Path) -> None:
 def test_worse_accuracy_without_drift_has_a_recommendation_too() -> None:
     images, labels = held_out()
     wrong = (labels[:300].astype(int) + (np.arange(300) % 3 == 0)) % 10
-    verdict = reports.assess(reference(), window(images[:300], wrong), QUICK)
+    verdict = reports.assess(reference(), window(images[:300], wrong))
     assert (verdict.drift.verdict, verdict.accuracy.verdict) == ("no drift", "worse")
     assert len(verdict.recommendations) == 1
 
