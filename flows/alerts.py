@@ -14,8 +14,6 @@ from digits.storage import cooldowns, database
 
 log = logging.getLogger("flows.alerts")
 
-TIMEOUT = httpx.Timeout(10, connect=3)  # seconds
-
 
 @dataclass(frozen=True)
 class Alert:
@@ -43,7 +41,7 @@ def send(settings: Settings, alert: Alert) -> bool:
     at = now.isoformat(timespec="seconds")
     body = {"event": alert.event, "about": alert.about, "message": alert.message, "at": at, **alert.details}
     try:
-        httpx.post(settings.alert_url, json=body, timeout=TIMEOUT).raise_for_status()
+        httpx.post(settings.alert_url, json=body, timeout=10).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = f"status {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else str(error)
         log.warning("the webhook did not accept the alert %r (%s): %s", alert.event, reason, alert.message)

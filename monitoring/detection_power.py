@@ -21,8 +21,6 @@ INJECTED = {
     "noise": (2.5, 10.0, 20.0),
     "blur": (0.4, 0.5, 1.0),
 }
-# factors on one digit's share
-LABEL_SHIFT_FACTORS = (1.25, 1.5, 2.0)
 
 
 class DetectionRate(NamedTuple):
@@ -71,7 +69,7 @@ def measure(
         for amount in INJECTED.get(name, (perturbation.default,)):
             perturbed = perturbation.apply(images, amount)
             rates.append(rate(name, perturbation.describe(amount), perturbed, uniform(windows)))
-    for factor in LABEL_SHIFT_FACTORS:
+    for factor in (1.25, 1.5, 2.0):
         samples = [label_shift.oversample(labels, window % 10, factor, count, random) for window in range(windows)]
         rates.append(rate("label_shift", f"one digit {factor:g} times as often", images, samples))
     return rates

@@ -41,9 +41,6 @@ class Explanation(BaseModel, frozen=True):
         return RECOMMENDATIONS[self.origin]
 
 
-Trial = tuple[Explanation, Images, Values]  # the reference perturbed likewise, with its digits
-
-
 def explain(
     reference: Images, current: Images, reference_digits: Values, current_digits: Values, only_label_shift: bool = False
 ) -> tuple[Explanation, ...]:
@@ -65,7 +62,8 @@ def explain(
     while len(found) < MAX_EXPLANATIONS and remaining > _NEGLIGIBLE * first:
         weights = label_shift.importance_weights(digits, current_digits)
         drawn = random.choice(len(weights), len(weights), p=weights / weights.sum())
-        trials: list[Trial] = [(shifted_labels, images[drawn], digits[drawn])]
+        # explanations, each with the reference perturbed likewise and its digits
+        trials: list[tuple[Explanation, Images, Values]] = [(shifted_labels, images[drawn], digits[drawn])]
         trials += [(explanation, perturbed, digits) for explanation, perturbed in _candidates(images, target)]
         known = {explanation.perturbation for explanation in found}
         trials = [trial for trial in trials if trial[0].perturbation not in known]

@@ -10,8 +10,6 @@ from digits.images import Images
 from monitoring.image_statistics import STATISTICS, Columns, Values
 
 MAX_UNUSUAL = 16
-# grey levels; a smaller change is not drawn in the full colour
-_MIN_FULL_SCALE = 32.0
 
 
 def drift_map(reference: Images, current: Images) -> Values:
@@ -40,7 +38,8 @@ def render(reference: Images, current: Images, titles: Mapping[int, str]) -> byt
 
     change = drift_map(reference, current)
     largest = np.abs(change).max()
-    full = max(largest, _MIN_FULL_SCALE)
+    # a change of fewer grey levels is not drawn in the full colour
+    full = max(largest, 32.0)
     ink = {"cmap": "gray_r", "vmin": 0, "vmax": 255}
     means = [
         ("mean of the reference", reference.mean(axis=0), ink),
