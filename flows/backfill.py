@@ -23,11 +23,9 @@ def backfill(begin: str, end: str, every: str = "24h") -> list[str]:
     for window in windows.split(begin, end, every):
         for version in predictions.versions_between(platform.engine, *window):
             _, _, reference = monitor.load(platform, version)
-            answers, labelled = monitor.read(platform, version, window)
-            verdict = monitor.judge(reference, answers, labelled)
-            written = monitor.write(platform.settings, version, window, reference, answers, verdict)
+            verdict, path = monitor.report(platform, version, window, reference)
             lines.append(f"{window[0]:%Y-%m-%d %H:%M}, digits v{version}, {verdict.count} answers: {verdict.message}")
-            log.info("%s; report: %s", lines[-1], written.html or written.verdict)
+            log.info("%s; report: %s", lines[-1], path)
     if not lines:
         log.info("there are no answers from %s to %s", begin, end)
     return lines

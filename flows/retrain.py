@@ -100,7 +100,7 @@ def alert_on_failure(settings: Settings) -> Iterator[None]:
     except Exception as error:
         log.error("the retraining failed: %s", error)
         alert = Alert("retraining failed", type(error).__name__, f"The retraining failed: {error}")
-        alerts.send(settings.alert_url, settings.database_url, alert, timedelta(hours=settings.alert_cooldown_hours))
+        alerts.send(settings, alert)
         raise
 
 

@@ -29,7 +29,7 @@ def flows_in_this_process() -> Iterator[Callable[..., Any]]:
     os.environ.update(processes.environment(settings))
     from flows import terminal
 
-    terminal.prepare(settings.prefect_api_url)
+    terminal.prepare()
     started = time.monotonic()
     yield terminal.run
     log.info("took %.1f s", time.monotonic() - started)

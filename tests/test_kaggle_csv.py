@@ -57,7 +57,7 @@ def test_the_chunks_hold_every_row_once_and_know_its_line(
         return
     rows, before = 0, 0
     found: dict[int, str] = {}
-    for content, _ in kaggle_csv.chunks(tmp_path / "test.csv.gz", 784):
+    for content in kaggle_csv.chunks(tmp_path / "test.csv.gz", 784):
         values, _, faults = kaggle_csv.read(content, 784)
         rows += len(values)
         found |= {before + kaggle_csv.line_number(content, position): fault for position, fault in faults.items()}
