@@ -34,10 +34,6 @@ INBOX = "inbox"
 Files = dict[str, dict[str, Any]]
 
 
-class InvalidBackup(ValueError):
-    """The backup is damaged or incomplete."""
-
-
 def back_up(settings: Settings, target: Path) -> str:
     """Copy databases, artifacts, data sets and champions to a folder, or into one file if the name ends in .tar.
 
@@ -57,15 +53,19 @@ def back_up(settings: Settings, target: Path) -> str:
         folder = Path(partial, "backup")
         folder.mkdir()
         _copy_folder(settings.spool, folder / "spool")
-        _copy_digits_database(settings, folder)
-        for database in OTHER_DBS:
-            if (settings.home / database).exists():
-                _copy_sqlite(settings.home / database, folder / database)
+        path = _sqlite_path(settings.database_url)
+        if path is None:
+            _postgres("pg_dump", settings, "--format=custom", "--no-owner", f"--file={folder / DIGITS_DUMP}")
+        else:
+            _copy_sqlite(path, folder / DIGITS_DB)
+        for name in OTHER_DBS:
+            _copy_sqlite(settings.home / name, folder / name)
         _copy_folder(settings.inbox, folder / INBOX)
         for name in FOLDERS:
             _copy_folder(settings.home / name, folder / name)
         files = _describe(folder)
-        _write_manifest(folder, files)
+        manifest = {"format": FORMAT, "taken_at": datetime.now(UTC).isoformat(), "files": files}
+        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
         if target.suffix == ".tar":
             with replacing(target) as packed, tarfile.open(packed, "w") as archive:
                 archive.add(folder, arcname="")
@@ -77,10 +77,9 @@ def back_up(settings: Settings, target: Path) -> str:
 def restore(settings: Settings, source: Path) -> str:
     """Restore a backup into an empty DIGITS_HOME, after comparing every file with the manifest; returns a summary.
 
-    Raises InvalidBackup when the backup is damaged or incomplete, ValueError when something exists that it would replace;
-    then nothing has changed.
+    Raises ValueError when the backup is damaged or incomplete, or when it would replace something; then nothing has changed.
     """
-    if processes.states(settings):
+    if processes.process_info(settings):
         raise ValueError(
             f"the platform runs on {settings.home}; stop it with `digits down`, or set DIGITS_HOME to an empty folder"
         )
@@ -98,10 +97,9 @@ def restore(settings: Settings, source: Path) -> str:
         _restore_digits_database(settings, staging)
         if (staging / INBOX).exists():
             shutil.copytree(staging / INBOX, settings.inbox, dirs_exist_ok=True)
-            shutil.rmtree(staging / INBOX)
-        (staging / MANIFEST).unlink()
         for path in staging.iterdir():
-            path.rename(settings.home / path.name)
+            if path.name not in (MANIFEST, INBOX, DIGITS_DUMP):
+                path.rename(settings.home / path.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return _summary(settings, files)
@@ -120,6 +118,8 @@ def _summary(settings: Settings, files: Files) -> str:
 
 def _copy_sqlite(source: Path, target: Path) -> None:
     """Copy a consistent state while others write (https://www.sqlite.org/backup.html)."""
+    if not source.exists():
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     uri = f"file:{source}?mode=ro"
     try:
@@ -129,14 +129,6 @@ def _copy_sqlite(source: Path, target: Path) -> None:
             copy.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.Error as error:
         raise OSError(f"{source} cannot be copied ({error}); nothing was backed up") from error
-
-
-def _copy_digits_database(settings: Settings, folder: Path) -> None:
-    path = _sqlite_path(settings.database_url)
-    if path is None:
-        _postgres("pg_dump", settings, "--format=custom", "--no-owner", f"--file={folder / DIGITS_DUMP}")
-    elif path.exists():
-        _copy_sqlite(path, folder / DIGITS_DB)
 
 
 def _restore_digits_database(settings: Settings, staging: Path) -> None:
@@ -154,7 +146,6 @@ def _restore_digits_database(settings: Settings, staging: Path) -> None:
             raise ValueError("the database of DIGITS_DATABASE_URL is not empty; name an empty one")
         options = ("--no-owner", "--exit-on-error", "--single-transaction")
         _postgres("pg_restore", settings, *options, str(staging / wanted))
-        (staging / wanted).unlink()
     elif path != settings.home / DIGITS_DB:
         if path.exists():
             raise ValueError(f"{path} exists already; move it away, or set DIGITS_DATABASE_URL")
@@ -205,18 +196,8 @@ def _describe(folder: Path) -> Files:
     return files
 
 
-def _write_manifest(folder: Path, files: Files) -> None:
-    """Write the list of all files, with a checksum of the list itself."""
-    content = {"format": FORMAT, "taken_at": datetime.now(UTC).isoformat(), "files": files}
-    write_atomically(folder / MANIFEST, json.dumps({**content, "sha256": _digest(content)}, indent=1).encode())
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _unpack(source: Path, staging: Path) -> None:
-    """Copy a folder or extract a .tar file; raises InvalidBackup for links, devices and paths outside the folder."""
+    """Copy a folder or extract a .tar file; raises ValueError for links, devices and paths outside the folder."""
     if source.is_dir():
         shutil.copytree(source, staging)
         return
@@ -231,32 +212,24 @@ def _unpack(source: Path, staging: Path) -> None:
             safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
             archive.extractall(staging, **safe)
     except (tarfile.TarError, EOFError, FileExistsError, NotADirectoryError) as error:
-        raise InvalidBackup(f"{source} is not a complete .tar file ({error}); nothing was restored") from error
+        raise ValueError(f"{source} is not a complete .tar file ({error}); nothing was restored") from error
 
 
 def _check(staging: Path) -> Files:
-    """The files of a backup; raises InvalidBackup unless they are exactly those of its manifest."""
+    """The files of a backup; raises ValueError unless they are exactly those of its manifest."""
     try:
         manifest = json.loads((staging / MANIFEST).read_bytes())
-        digest = manifest.pop("sha256")
-        version, files = manifest["format"], manifest["files"]
-        is_intact = digest == _digest(manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidBackup(f"the backup has no readable {MANIFEST} ({error}); nothing was restored") from error
-    if not is_intact:
-        raise InvalidBackup(f"the {MANIFEST} of the backup was changed; nothing was restored")
+        version, files = manifest["format"], dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the backup has no readable {MANIFEST} ({error}); nothing was restored") from error
     if version != FORMAT:
-        raise InvalidBackup(f"the backup has format {version}, and this digits reads {FORMAT}; nothing was restored")
+        raise ValueError(f"the backup has format {version}, and this digits reads {FORMAT}; nothing was restored")
     found = _describe(staging)
     del found[MANIFEST]
     for name in sorted(found.keys() | files.keys()):
-        if found.get(name) != files.get(name):
-            how = (
-                "is missing in"
-                if name not in found
-                else "does not belong to"
-                if name not in files
-                else "was changed in"
-            )
-            raise InvalidBackup(f"{name} {how} the backup; nothing was restored")
+        if name not in found:
+            raise ValueError(f"{name} is missing in the backup; nothing was restored")
+        if found[name] != files.get(name):
+            how = "was changed in" if name in files else "does not belong to"
+            raise ValueError(f"{name} {how} the backup; nothing was restored")
     return files

@@ -1,19 +1,22 @@
-"""`digits up` and `digits status`: starts the processes, trains a first champion if there is none, and prints the addresses."""
+"""`digits up` and `digits status`: starts the processes, trains a first champion if there is none, and prints the addresses.
+
+`python -m ops.bootstrap` trains the first champion of a platform whose flows run on other machines, then ends.
+"""
 
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 
-import httpx
 from rich.console import Console
 from rich.text import Text
 
 from digits.data import datasets, sources
 from digits.data.sources import SourceUnavailable
-from digits.settings import Settings
+from digits.settings import Settings, load_settings
 from digits.storage import api_keys, database
-from models.registry_reader import RegistryReader
+from models.registry_reader import RegistryReader, RegistryUnreachable
 from ops import endpoint, processes
 from ops.tables import print_table
 
@@ -27,17 +30,14 @@ def up(settings: Settings) -> None:
     if settings.mnist is not None:
         sources.existing_mnist(settings.mnist)
     require_api_key(settings)
-    processes.interrupt_on_signals()
-    try:
-        with processes.running(settings) as supervisor:
-            _start(settings)
-            if supervisor.wait():
-                raise RuntimeError(f"Supervisor has failed; read {processes.log_path(settings, 'supervisor')}")
-    except processes.AlreadyRunning:
+    if processes.process_info(settings):
         print_status(settings)
-        raise
-    except KeyboardInterrupt:
-        pass
+        raise RuntimeError(f"the platform already runs on {settings.home}; stop it with `digits down`")
+    processes.interrupt_on_signals()
+    with suppress(KeyboardInterrupt), processes.running(settings) as supervisor:
+        _start(supervisor, settings)
+        if supervisor.wait():
+            raise RuntimeError(f"Supervisor has failed; read {processes.log_path(settings, 'supervisor')}")
     console.print("stopped")
 
 
@@ -52,29 +52,37 @@ def require_api_key(settings: Settings) -> None:
         )
 
 
-def _start(settings: Settings) -> None:
+def _start(supervisor: subprocess.Popen[bytes], settings: Settings) -> None:
     with console.status("starting MLflow, Prefect, the endpoint and the reports …"):
-        processes.wait_healthy(settings, lambda process, s: console.print(f"{process.name} is up after {s:.0f} s"))
+        for process, seconds in processes.wait_healthy(supervisor, settings):
+            console.print(f"{process.name} is up after {seconds:.0f} s")
     if RegistryReader(settings.mlflow_tracking_uri).version() is None:
         _train_first_champion(settings)
+    deadline = time.monotonic() + READY_TIMEOUT_SECONDS
     with console.status("waiting for the endpoint to load the champion …"):
-        if not processes.wait_until(lambda: _is_ready(settings), READY_TIMEOUT_SECONDS):
-            log = processes.log_path(settings, "service")
-            raise TimeoutError(f"the endpoint has not loaded the champion in {READY_TIMEOUT_SECONDS} s; read {log}")
+        while not processes.answers(f"{settings.service_url}/readyz"):
+            if time.monotonic() > deadline:
+                log = processes.log_path(settings, "service")
+                raise TimeoutError(f"the endpoint has not loaded the champion in {READY_TIMEOUT_SECONDS} s; read {log}")
+            time.sleep(0.2)
     print_status(settings)
     console.print("Ctrl-C stops all of it.")
 
 
 def _train_first_champion(settings: Settings) -> None:
     """Run a retraining on the current data set, on MNIST, or where neither is available on the bundled digits."""
-    data = [] if datasets.current(settings.datasets) else ["--data", first_source(settings)]
+    data = _first_source(settings)
     console.print("there is no champion yet: training one")
-    command = [sys.executable, "-m", "ops", "retrain", *data]
+    command = [sys.executable, "-m", "ops", "retrain", *(["--data", data] if data else [])]
     training = subprocess.Popen(command, env=processes.environment(settings))
     try:
         exit_code = training.wait()
     except KeyboardInterrupt:
-        _interrupt(training)
+        # MLflow and Prefect still run, so that the training can report its end to them.
+        training.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            training.wait(30)
+        training.kill()
         raise
     if exit_code:
         raise RuntimeError("the first training failed (see above); correct its cause and run `digits up` again")
@@ -85,18 +93,10 @@ def _train_first_champion(settings: Settings) -> None:
         )
 
 
-def _interrupt(training: subprocess.Popen[bytes]) -> None:
-    """End a training while MLflow and Prefect still run, so that it can report its end to them."""
-    training.send_signal(signal.SIGINT)
-    try:
-        training.wait(30)
-    except subprocess.TimeoutExpired:
-        training.kill()
-        training.wait()
-
-
-def first_source(settings: Settings) -> str:
-    """`mnist`, or `bundled` with a message where MNIST is not available."""
+def _first_source(settings: Settings) -> str | None:
+    """None where there is a current data set, otherwise `mnist`, or `bundled` with a message where MNIST is not available."""
+    if datasets.current(settings.datasets):
+        return None
     try:
         sources.read("mnist", mnist=settings.mnist, cache=settings.downloads)
     except SourceUnavailable as reason:
@@ -105,22 +105,14 @@ def first_source(settings: Settings) -> str:
     return "mnist"
 
 
-def _is_ready(settings: Settings) -> bool:
-    # Supervisor may be restarting the service.
-    with suppress(httpx.HTTPError):
-        return httpx.get(f"{settings.service_url}/readyz", timeout=5).is_success
-    return False
-
-
 def print_status(settings: Settings) -> bool:
     """Print the address and state of each process and the serving version; whether all processes are healthy."""
-    states = processes.states(settings)
     rows: list[tuple[str | Text, ...]] = []
     all_healthy = True
     for process in processes.processes(settings):
         healthy = processes.is_healthy(settings, process)
         all_healthy &= healthy
-        state = Text("up", "green") if healthy else Text(states.get(process.name, "down").lower(), "red")
+        state = Text("up", "green") if healthy else Text(processes.state(settings, process.name).lower(), "red")
         rows.append((process.description, process.url, state))
     print_table((), [*rows, ("serving version", *_serving_version(settings))])
     return all_healthy
@@ -129,13 +121,36 @@ def print_status(settings: Settings) -> bool:
 def _serving_version(settings: Settings) -> tuple[str, str]:
     """The version that serves, and its recipe and accuracy."""
     try:
-        response = httpx.get(f"{settings.service_url}/about", headers=settings.credentials, timeout=10)
-        about = endpoint.read(response)
-    except httpx.HTTPError:
-        return "none", "the endpoint does not answer"
-    except (endpoint.RequestRefused, ConnectionError) as error:
+        with endpoint.open_client(settings) as client:
+            about = endpoint.call(client, "GET", "/about")
+    except (ValueError, ConnectionError) as error:
         return "unknown", str(error)
     if about["model_version"] is None:
         return "none", "there is no champion yet"
     accuracy = about["metrics"]["test_accuracy"]
     return f"digits v{about['model_version']}", f"{about['recipe']['name']}, test accuracy {accuracy:.2%}"
+
+
+def train_remotely() -> None:
+    """Wait for MLflow, Prefect and the deployments, then train; a training that leaves no champion is an error."""
+    # Prefect takes 2 s to import.
+    from flows import deployments
+
+    settings, outcome = load_settings(), ""
+    registry = RegistryReader(settings.mlflow_tracking_uri)
+    while True:
+        try:
+            if registry.version() is not None:
+                return
+            if outcome:
+                raise SystemExit(
+                    f"the first training left no champion: {outcome}; read its run in the Prefect UI and start again"
+                )
+            deployments.wait_for_prefect(settings.prefect_api_url)
+            outcome = deployments.run_retraining("first champion", _first_source(settings))
+        except (RegistryUnreachable, deployments.NotRegistered):
+            time.sleep(2)
+
+
+if __name__ == "__main__":
+    train_remotely()

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -91,9 +92,8 @@ def _os_error_sentence(error: OSError) -> str:
 def _save_traceback(error: Exception) -> str:
     """Write the traceback to a file; says where it is."""
     path = load_settings().home / "logs" / "traceback.log"
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(traceback.format_exception(error)))
-    except OSError as failure:
-        return f"its traceback could not be written ({failure.strerror})"
-    return f"its traceback is in {path}"
+        return f"its traceback is in {path}"
+    return f"its traceback could not be written to {path}"

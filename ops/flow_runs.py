@@ -1,49 +1,38 @@
-"""Sets Prefect up for the flows that a command runs in its own process."""
+"""Runs flows in the process of a command."""
 
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
-import httpx
-
-from digits.settings import Settings, load_settings
-from ops import processes
-
-# As patient as Prefect's own client (PREFECT_API_REQUEST_TIMEOUT): a busy server may take long to answer.
-HEALTH_TIMEOUT = httpx.Timeout(60, connect=10)
+from digits.settings import load_settings
 
 log = logging.getLogger("digits.flow_runs")
 
 
-@contextmanager
-def flows_in_this_process() -> Iterator[Callable[..., Any]]:
-    """Point Prefect at its server and keep its log lines off the terminal; yields what runs a flow, and logs how long the body took.
+def run_flow(name: str, *arguments: Any) -> Any:
+    """Run the flow `flows.NAME.NAME` with Prefect's log lines off the terminal; its result. Logs how long it took.
 
     Raises ConnectionError when the Prefect server does not answer.
     """
+    import httpx
+
+    from ops import processes
+
     settings = load_settings()
-    _check_prefect(settings)
+    try:
+        # As patient as Prefect's own client (PREFECT_API_REQUEST_TIMEOUT): a busy server may take long to answer.
+        httpx.get(f"{settings.prefect_api_url}/health", timeout=60).raise_for_status()
+    except httpx.HTTPError as error:
+        raise ConnectionError(
+            f"Prefect does not answer at {settings.prefect_api_url}; start it with `digits up` or set PREFECT_API_URL"
+        ) from error
     os.environ.update(processes.environment(settings))
     from flows import terminal
 
     terminal.prepare(settings.prefect_api_url)
     started = time.monotonic()
-    yield terminal.run
+    result = terminal.run(getattr(import_module(f"flows.{name}"), name), *arguments)
     log.info("took %.1f s", time.monotonic() - started)
-
-
-def silence_prefect() -> None:
-    """Keep Prefect's log lines off the terminal; they still go to its server."""
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
-
-
-def _check_prefect(settings: Settings) -> None:
-    try:
-        httpx.get(f"{settings.prefect_api_url}/health", timeout=HEALTH_TIMEOUT).raise_for_status()
-    except httpx.HTTPError as error:
-        raise ConnectionError(
-            f"Prefect does not answer at {settings.prefect_api_url}; start it with `digits up` or set PREFECT_API_URL"
-        ) from error
+    return result

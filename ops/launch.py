@@ -5,38 +5,39 @@ When a server is killed, its workers go on listening on its port, so that its su
 
 import os
 import sys
+import time
 from contextlib import suppress
 
 import psutil
 
-END_TIMEOUT_SECONDS = 5.0
 # Environment variables that Supervisor sets for its processes.
 NAME, SUPERVISOR = "SUPERVISOR_PROCESS_NAME", "SUPERVISOR_SERVER_URL"
 
 
-def main() -> None:
-    """`python -m ops.launch SUPERVISOR_URL NAME COMMAND …`."""
-    supervisor, name, *command = sys.argv[1:]
-    end(find_processes(supervisor, name))
-    os.execv(command[0], command)
+def end(supervisor: str, name: str | None = None, timeout_seconds: float = 5) -> bool:
+    """Terminate the processes of the Supervisor with this URL, all or those of one name; whether there were any.
+
+    Those that still run after `timeout_seconds` are killed.
+    """
+    found = first = _find(supervisor, name)
+    for method in ("terminate", "kill"):
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                getattr(process, method)()
+        deadline = time.monotonic() + timeout_seconds
+        # Not psutil.wait_procs, which takes a zombie for a running process.
+        while (found := _find(supervisor, name)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    return bool(first)
 
 
-def find_processes(supervisor: str, name: str | None = None) -> list[psutil.Process]:
-    """The other processes that the Supervisor with this URL started, all or those of one server."""
+def _find(supervisor: str, name: str | None) -> list[psutil.Process]:
     others = (process for process in psutil.process_iter(["environ"]) if process.pid != os.getpid())
-    # The environment of another user's process is None.
+    # The environment of another user's process is None, that of a zombie empty.
     found = [(process, process.info["environ"] or {}) for process in others]
     return [p for p, environ in found if environ.get(SUPERVISOR) == supervisor and name in (None, environ.get(NAME))]
 
 
-def end(processes: list[psutil.Process]) -> None:
-    """Terminate processes, and kill those that still run after `END_TIMEOUT_SECONDS`."""
-    for method in ("terminate", "kill"):
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                getattr(process, method)()
-        _, processes = psutil.wait_procs(processes, timeout=END_TIMEOUT_SECONDS)
-
-
 if __name__ == "__main__":
-    main()
+    end(os.environ[SUPERVISOR], os.environ[NAME])
+    os.execv(sys.argv[1], sys.argv[1:])

@@ -8,6 +8,7 @@ import typer
 
 from digits.settings import Settings, load_settings
 from ops.commands.options import CurrentSource, Seed
+from ops.flow_runs import run_flow
 
 
 def predict(
@@ -32,17 +33,11 @@ def score(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="`submission.csv`, or a .parquet file.")],
 ) -> None:
     """Classify every row of a file with the champion; invalid rows go to OUT's `.rejected.csv` with the reason."""
-    from ops.flow_runs import flows_in_this_process
-
     if not source.is_file():
         raise ValueError(f"there is no file {source}; give a Kaggle test.csv, test.csv.gz or a .parquet")
     if not target.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {target.absolute().parent} to write {target.name} into; make it first")
-    with flows_in_this_process() as run_flow:
-        from flows.score import score
-
-        count = run_flow(score, source, target)
-    raise SystemExit(0 if count.answered else 1)
+    raise SystemExit(0 if run_flow("score", source, target).answered else 1)
 
 
 def traffic(
@@ -56,16 +51,11 @@ def traffic(
     seed: Seed = 0,
 ) -> None:
     """Send real test digits, unchanged or perturbed, to the endpoint."""
-    from tqdm import tqdm
-
-    from ops import traffic as requests
+    from ops import traffic
 
     settings = load_settings()
-    test = requests.test_images(data, settings)
-    sending = requests.send(settings, requests.perturb(test, perturbation, amount), n, seed, labels)
-    for sent in tqdm(sending, total=n, unit="request", disable=None):  # noqa: B007  # the last one is printed
-        pass
-    print(f"{sent.answers} answers, {sent.right / sent.answers:.1%} right, {sent.labelled} labelled")
+    test = traffic.perturb(traffic.test_images(data, settings), perturbation, amount)
+    print(traffic.send(settings, test, n, seed, labels))
 
 
 def _endpoint(settings: Settings) -> Callable[[bytes], dict[str, Any]]:
@@ -73,7 +63,7 @@ def _endpoint(settings: Settings) -> Callable[[bytes], dict[str, Any]]:
     from ops import endpoint
 
     client = endpoint.open_client(settings)
-    return lambda body: endpoint.post(client, "/classify_file", files={"file": body})
+    return lambda body: endpoint.call(client, "POST", "/classify_file", files={"file": body})
 
 
 def _champion(settings: Settings) -> Callable[[bytes], dict[str, Any]]:
