@@ -50,8 +50,7 @@ def back_up(settings: Settings, target: Path) -> str:
         raise ValueError(f"{target} is inside {settings.home}, the folder to back up; give a path outside it")
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}.", suffix=".partial", dir=target.parent) as partial:
-        folder = Path(partial, "backup")
-        folder.mkdir()
+        folder = Path(partial)
         _copy_folder(settings.spool, folder / "spool")
         path = _sqlite_path(settings.database_url)
         if path is None:
@@ -79,10 +78,6 @@ def restore(settings: Settings, source: Path) -> str:
 
     Raises ValueError when the backup is damaged or incomplete, or when it would replace something; then nothing has changed.
     """
-    if processes.process_info(settings):
-        raise ValueError(
-            f"the platform runs on {settings.home}; stop it with `digits down`, or set DIGITS_HOME to an empty folder"
-        )
     for path, name in ((settings.home, "DIGITS_HOME"), (settings.inbox, "DIGITS_INBOX")):
         if path.exists() and any(path.iterdir()):
             raise ValueError(f"{path} is not empty; move it away, or set {name} to an empty folder")
@@ -134,23 +129,20 @@ def _copy_sqlite(source: Path, target: Path) -> None:
 def _restore_digits_database(settings: Settings, staging: Path) -> None:
     """Restore into the database of the settings, which must be of the same kind and empty."""
     path = _sqlite_path(settings.database_url)
-    wanted, other = (DIGITS_DUMP, DIGITS_DB) if path is None else (DIGITS_DB, DIGITS_DUMP)
-    if (staging / other).exists():
-        kind = "SQLite" if other == DIGITS_DB else "PostgreSQL"
+    if (staging / (DIGITS_DB if path is None else DIGITS_DUMP)).exists():
+        kind = "SQLite" if path is None else "PostgreSQL"
         raise ValueError(f"the backup holds a {kind} database; set DIGITS_DATABASE_URL to a {kind} database")
-    if not (staging / wanted).exists():
-        return
-    if path is None:
+    if (staging / DIGITS_DUMP).exists():
         tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
         if _postgres("psql", settings, "--tuples-only", "--no-align", f"--command={tables}").strip() != "0":
             raise ValueError("the database of DIGITS_DATABASE_URL is not empty; name an empty one")
         options = ("--no-owner", "--exit-on-error", "--single-transaction")
-        _postgres("pg_restore", settings, *options, str(staging / wanted))
-    elif path != settings.home / DIGITS_DB:
+        _postgres("pg_restore", settings, *options, str(staging / DIGITS_DUMP))
+    elif path and path != settings.home / DIGITS_DB and (staging / DIGITS_DB).exists():
         if path.exists():
             raise ValueError(f"{path} exists already; move it away, or set DIGITS_DATABASE_URL")
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(staging / wanted, path)
+        shutil.move(staging / DIGITS_DB, path)
 
 
 def _sqlite_path(url: str) -> Path | None:
@@ -164,10 +156,7 @@ def _postgres(program: str, settings: Settings, *arguments: str) -> str:
     address = settings.database_url.split("://", 1)[1].replace(f":{password}@", "@", 1)
     command = [program, f"--dbname=postgresql://{address}", *arguments]
     environment = {**os.environ, "PGPASSWORD": unquote(password)} if password else None
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise OSError(f"{program} is not installed; install PostgreSQL's client programs") from error
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"{program} failed: {(done.stderr.strip() or 'no reason given').splitlines()[0]}")
     return done.stdout

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from rich.console import Console
 from rich.text import Text
@@ -20,8 +21,6 @@ from models.registry_reader import RegistryReader, RegistryUnreachable
 from ops import endpoint, processes
 from ops.tables import print_table
 
-READY_TIMEOUT_SECONDS = 60
-
 console = Console(highlight=False)
 
 
@@ -33,7 +32,6 @@ def up(settings: Settings) -> None:
     if processes.process_info(settings):
         print_status(settings)
         raise RuntimeError(f"the platform already runs on {settings.home}; stop it with `digits down`")
-    processes.interrupt_on_signals()
     with suppress(KeyboardInterrupt), processes.running(settings) as supervisor:
         _start(supervisor, settings)
         if supervisor.wait():
@@ -53,18 +51,15 @@ def require_api_key(settings: Settings) -> None:
 
 
 def _start(supervisor: subprocess.Popen[bytes], settings: Settings) -> None:
+    wanted = processes.processes(settings)
     with console.status("starting MLflow, Prefect, the endpoint and the reports …"):
-        for process, seconds in processes.wait_healthy(supervisor, settings):
+        for process, seconds in processes.wait_healthy(supervisor, settings, wanted):
             console.print(f"{process.name} is up after {seconds:.0f} s")
     if RegistryReader(settings.mlflow_tracking_uri).version() is None:
         _train_first_champion(settings)
-    deadline = time.monotonic() + READY_TIMEOUT_SECONDS
     with console.status("waiting for the endpoint to load the champion …"):
-        while not processes.answers(f"{settings.service_url}/readyz"):
-            if time.monotonic() > deadline:
-                log = processes.log_path(settings, "service")
-                raise TimeoutError(f"the endpoint has not loaded the champion in {READY_TIMEOUT_SECONDS} s; read {log}")
-            time.sleep(0.2)
+        ready = [replace(process, health=f"{process.url}/readyz") for process in wanted if process.name == "service"]
+        list(processes.wait_healthy(supervisor, settings, ready))
     print_status(settings)
     console.print("Ctrl-C stops all of it.")
 
@@ -76,7 +71,7 @@ def _train_first_champion(settings: Settings) -> None:
     command = [sys.executable, "-m", "ops", "retrain", *(["--data", data] if data else [])]
     training = subprocess.Popen(command, env=processes.environment(settings))
     try:
-        exit_code = training.wait()
+        training.wait()
     except KeyboardInterrupt:
         # MLflow and Prefect still run, so that the training can report its end to them.
         training.send_signal(signal.SIGINT)
@@ -84,12 +79,9 @@ def _train_first_champion(settings: Settings) -> None:
             training.wait(30)
         training.kill()
         raise
-    if exit_code:
-        raise RuntimeError("the first training failed (see above); correct its cause and run `digits up` again")
-    if RegistryReader(settings.mlflow_tracking_uri).version() is None:
+    if training.returncode or RegistryReader(settings.mlflow_tracking_uri).version() is None:
         raise RuntimeError(
-            "the gate held the first version (see above); train on more data or with another recipe (DIGITS_RECIPE), and "
-            "run `digits up` again"
+            "the first training left no champion (see above); correct the cause and run `digits up` again"
         )
 
 
@@ -107,15 +99,12 @@ def _first_source(settings: Settings) -> str | None:
 
 def print_status(settings: Settings) -> bool:
     """Print the address and state of each process and the serving version; whether all processes are healthy."""
-    rows: list[tuple[str | Text, ...]] = []
-    all_healthy = True
+    rows = []
     for process in processes.processes(settings):
-        healthy = processes.is_healthy(settings, process)
-        all_healthy &= healthy
-        state = Text("up", "green") if healthy else Text(processes.state(settings, process.name).lower(), "red")
-        rows.append((process.description, process.url, state))
+        state = "up" if processes.is_healthy(settings, process) else processes.state(settings, process.name).lower()
+        rows.append((process.description, process.url, Text(state, "green" if state == "up" else "red")))
     print_table((), [*rows, ("serving version", *_serving_version(settings))])
-    return all_healthy
+    return all(state.plain == "up" for *_, state in rows)
 
 
 def _serving_version(settings: Settings) -> tuple[str, str]:

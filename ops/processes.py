@@ -1,4 +1,7 @@
-"""The platform's processes on this machine: Supervisor starts, restarts and stops them."""
+"""The platform's processes on this machine: Supervisor starts, restarts and stops them.
+
+It runs each server as `python -m ops.processes COMMAND …`, which ends what an earlier one left behind, then becomes the server.
+"""
 
 import configparser
 import errno
@@ -6,7 +9,6 @@ import hashlib
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,10 +22,10 @@ from typing import Any
 from xmlrpc.client import Fault
 
 import httpx
+import psutil
 from supervisor.childutils import getRPCInterface
 
 from digits.settings import Settings
-from ops import launch
 
 # The slowest start measured, on two cores with a load of 18, took 168 s.
 STARTUP_TIMEOUT_SECONDS = 300
@@ -122,46 +124,47 @@ def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     wanted = processes(settings)
     _check_ports(wanted)
     configuration = _configure(settings, wanted)
-    free = shutil.disk_usage(settings.home).free
-    if free < MIN_FREE_BYTES:
-        raise OSError(
-            f"{settings.home} has {free / 1e6:.0f} MB free, and the platform needs {MIN_FREE_BYTES / 1e6:.0f} MB to start; "
-            "make room there, or set DIGITS_HOME to a folder on another disk"
-        )
+    if shutil.disk_usage(settings.home).free < MIN_FREE_BYTES:
+        raise OSError(errno.ENOSPC, f"less than {MIN_FREE_BYTES / 1e6:.0f} MB free", settings.home)
     # In a session of its own, Supervisor does not get Ctrl-C: this process stops it, which stops the others in order.
     with log_path(settings, "supervisor").open("ab") as output:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(configuration)],
-            env={**environment(settings), launch.SUPERVISOR: _supervisor_url(settings), launch.NAME: "supervisor"},
+            env={
+                **environment(settings),
+                "SUPERVISOR_SERVER_URL": _supervisor_url(settings),
+                "SUPERVISOR_PROCESS_NAME": "supervisor",
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=output,
             start_new_session=True,
         )
-    with supervisor:
-        try:
-            yield supervisor
-        finally:
-            stop(settings)
+    try:
+        yield supervisor
+    finally:
+        stop(settings)
+        supervisor.wait()
 
 
-def wait_healthy(supervisor: subprocess.Popen[bytes], settings: Settings) -> Iterator[tuple[Process, float]]:
-    """Wait until every process is healthy; yields each as soon as it is, and the seconds that it took.
+def wait_healthy(
+    supervisor: subprocess.Popen[bytes], settings: Settings, wanted: list[Process]
+) -> Iterator[tuple[Process, float]]:
+    """Wait until these processes are healthy; yields each as soon as it is, and the seconds that it took.
 
     Raises RuntimeError that names the log of a process that does not start, or of Supervisor when that ends.
     """
     started = time.monotonic()
-    waiting = processes(settings)
-    while waiting:
-        for process in [process for process in waiting if is_healthy(settings, process)]:
-            yield process, time.monotonic() - started
-            waiting.remove(process)
+    while wanted:
         if supervisor.poll() is not None:
             raise RuntimeError(f"Supervisor has ended; read {log_path(settings, 'supervisor')}")
-        for process in waiting:
+        for process in wanted:
+            seconds = time.monotonic() - started
             has_failed = state(settings, process.name) == "BACKOFF"
-            limit = STARTUP_FAILURE_SECONDS if has_failed else STARTUP_TIMEOUT_SECONDS
-            if time.monotonic() - started > limit:
+            if is_healthy(settings, process):
+                yield process, seconds
+                wanted = [other for other in wanted if other != process]
+            elif seconds > (STARTUP_FAILURE_SECONDS if has_failed else STARTUP_TIMEOUT_SECONDS):
                 raise RuntimeError(f"{process.name} does not start; read {log_path(settings, process.name)}")
         time.sleep(0.2)
 
@@ -180,10 +183,10 @@ def is_healthy(settings: Settings, process: Process) -> bool:
     return pool.status_code in (401, 403) or (pool.is_success and pool.json()["status"] == "READY")
 
 
-def answers(url: str) -> bool:
+def answers(url: str, timeout_seconds: float = 10) -> bool:
     """Whether the URL answers, and with a success."""
     with suppress(httpx.HTTPError):
-        return httpx.get(url, timeout=10).is_success
+        return httpx.get(url, timeout=timeout_seconds).is_success
     return False
 
 
@@ -195,7 +198,7 @@ def state(settings: Settings, name: str) -> str:
 def process_info(settings: Settings) -> dict[str, dict[str, Any]]:
     """Supervisor's information on each process (http://supervisord.org/api.html); empty when the platform does not run."""
     try:
-        with getRPCInterface({launch.SUPERVISOR: _supervisor_url(settings)}) as server:
+        with getRPCInterface({"SUPERVISOR_SERVER_URL": _supervisor_url(settings)}) as server:
             return {row["name"]: row for row in server.supervisor.getAllProcessInfo()}
     except (OSError, Fault):
         return {}
@@ -205,19 +208,41 @@ def stop(settings: Settings) -> bool:
     """Stop the platform on this `DIGITS_HOME`, or what is left of one whose Supervisor was killed; False when none runs."""
     url = _supervisor_url(settings)
     # Supervisor ends after all its processes.
-    had_supervisor = launch.end(url, "supervisor", STARTUP_TIMEOUT_SECONDS)
-    return launch.end(url) or had_supervisor
+    had_supervisor = _end(url, "supervisor", STARTUP_TIMEOUT_SECONDS)
+    return _end(url) or had_supervisor
+
+
+def _end(supervisor: str, name: str | None = None, timeout_seconds: float = 5) -> bool:
+    """Terminate the processes of the Supervisor with this URL, all or those of one name; whether there were any.
+
+    Those that still run after `timeout_seconds` are killed.
+    """
+    found = first = _find_processes(supervisor, name)
+    for method in ("terminate", "kill"):
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                getattr(process, method)()
+        deadline = time.monotonic() + timeout_seconds
+        # Not psutil.wait_procs, which takes a zombie for a running process.
+        while (found := _find_processes(supervisor, name)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    return bool(first)
+
+
+def _find_processes(supervisor: str, name: str | None) -> list[psutil.Process]:
+    others = (process for process in psutil.process_iter(["environ"]) if process.pid != os.getpid())
+    # The environment of another user's process is None, that of a zombie empty.
+    found = [(process, process.info["environ"] or {}) for process in others]
+    return [
+        p
+        for p, environ in found
+        if environ.get("SUPERVISOR_SERVER_URL") == supervisor and name in (None, environ.get("SUPERVISOR_PROCESS_NAME"))
+    ]
 
 
 def log_path(settings: Settings, name: str) -> Path:
     """The file with the output of a process."""
     return settings.home / "logs" / f"{name}.log"
-
-
-def interrupt_on_signals() -> None:
-    """Make SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, also where a shell has made this process ignore them."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
 
 
 def _check_ports(wanted: list[Process]) -> None:
@@ -228,10 +253,8 @@ def _check_ports(wanted: list[Process]) -> None:
             try:
                 held.enter_context(socket.create_server((process.host, process.port), family=family))
             except OSError as error:
-                setting = f"DIGITS_{process.name.upper()}_PORT"
-                reason = (
-                    f"cannot listen on {process.host}:{process.port} ({error.strerror}); set DIGITS_HOST or {setting}"
-                )
+                place, setting = f"{process.host}:{process.port}", f"DIGITS_{process.name.upper()}_PORT"
+                reason = f"cannot listen on {place} ({error.strerror}); set DIGITS_HOST or {setting}"
                 if error.errno == errno.EADDRINUSE:
                     reason = f"port {process.port} for {process.name} is in use; stop the process that listens on it or set {setting}"
                 raise OSError(reason) from error
@@ -252,8 +275,8 @@ def _configure(settings: Settings, wanted: list[Process]) -> Path:
         "directory": str(Path(__file__).parent.parent).replace("%", "%%"),
     }
     for priority, process in enumerate(wanted):
-        # A server first ends orphaned workers of its predecessor, which still listen on its port.
-        launcher = [sys.executable, "-m", "ops.launch"] if process.port else []
+        # The workers of a server that was killed go on listening on its port, so that its successor ends them first.
+        launcher = [sys.executable, "-m", "ops.processes"] if process.port else []
         config[f"program:{process.name}"] = {
             "command": shlex.join([*launcher, *process.command]).replace("%", "%%"),
             "priority": str(priority),
@@ -279,3 +302,8 @@ def _supervisor_url(settings: Settings) -> str:
         name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
         path = Path(tempfile.gettempdir(), f"digits-{name}.sock")
     return f"unix://{path}"
+
+
+if __name__ == "__main__":
+    _end(os.environ["SUPERVISOR_SERVER_URL"], os.environ["SUPERVISOR_PROCESS_NAME"])
+    os.execv(sys.argv[1], sys.argv[1:])

@@ -1,14 +1,16 @@
 """`digits predict`, `score` and `traffic`: predictions for files and test digits."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from digits.settings import Settings, load_settings
+from digits.settings import load_settings
 from ops.commands.options import CurrentSource, Seed
 from ops.flow_runs import run_flow
+
+if TYPE_CHECKING:
+    from models.model_store import VerifiedModel
 
 
 def predict(
@@ -16,16 +18,23 @@ def predict(
     direct: Annotated[bool, typer.Option("--direct", help="Load the champion, without the endpoint.")] = False,
 ) -> None:
     """Classify image files."""
-    classify = (_champion if direct else _endpoint)(load_settings())
-    failures = 0
+    from flows.connections import Platform
+    from ops import endpoint
+
+    platform = Platform()
+    model = platform.models.fetch() if direct else None
+    client, failed = endpoint.open_client(platform.settings), False
     for file in files:
         try:
-            answer = classify(file.read_bytes())
+            upload = {"file": file.read_bytes()}
+            answer = (
+                _classify(model, **upload) if model else endpoint.call(client, "POST", "/classify_file", files=upload)
+            )
             print(f"{file}: {answer['digit']} ({answer['probability']:.1%}, digits v{answer['model_version']})")
         except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            failures += 1
+            failed = True
             print(f"{file}: {error.strerror if isinstance(error, OSError) else error}")
-    raise SystemExit(1 if failures else 0)
+    raise SystemExit(1 if failed else 0)
 
 
 def score(
@@ -58,24 +67,10 @@ def traffic(
     print(traffic.send(settings, test, n, seed, labels))
 
 
-def _endpoint(settings: Settings) -> Callable[[bytes], dict[str, Any]]:
-    """Classification by the running service, which logs the predictions."""
-    from ops import endpoint
-
-    client = endpoint.open_client(settings)
-    return lambda body: endpoint.call(client, "POST", "/classify_file", files={"file": body})
-
-
-def _champion(settings: Settings) -> Callable[[bytes], dict[str, Any]]:
-    """Classification by the champion in this process, which logs nothing."""
+def _classify(model: "VerifiedModel", file: bytes) -> dict[str, Any]:
+    """The answer of a model in this process, which logs nothing."""
     from digits.data import rectification
-    from flows.connections import Platform
 
-    model = Platform(settings).models.fetch()
-
-    def classify(body: bytes) -> dict[str, Any]:
-        (probabilities,) = model.predict_proba(rectification.decode(body)[None])
-        digit = int(probabilities.argmax())
-        return {"digit": digit, "probability": probabilities[digit], "model_version": model.version}
-
-    return classify
+    (probabilities,) = model.predict_proba(rectification.decode(file)[None])
+    digit = int(probabilities.argmax())
+    return {"digit": digit, "probability": probabilities[digit], "model_version": model.version}

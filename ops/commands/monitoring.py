@@ -20,8 +20,12 @@ def monitor(
 ) -> None:
     """Report drift and accuracy of recent predictions compared with the champion's reference sample."""
     if power:
-        _print_power(since)
-        return
+        from ops.detection_power import measure
+
+        count, found = measure(since)
+        print(f"windows of {count} answers")
+        rows = [(one.perturbation, one.description, f"{one.rate:.1%}", str(one.windows)) for one in found]
+        return print_table(("perturbation", "description", "detected", "windows"), rows)
     if (begin is None) != (end is None):
         raise ValueError("--from and --to go together; give both, or neither for the latest answers")
     if begin:
@@ -54,12 +58,3 @@ def audit(
     print(f"images labelled by the sub-folders of {folder}: {labelled}; images without a label: {waiting}")
     if waiting:
         print("move each image into the sub-folder of its digit, then run this command again")
-
-
-def _print_power(since: str) -> None:
-    from ops.detection_power import measure
-
-    count, found = measure(since)
-    print(f"windows of {count} answers")
-    rows = [(one.perturbation, one.description, f"{one.rate:.1%}", str(one.windows)) for one in found]
-    print_table(("perturbation", "description", "detected", "windows"), rows)

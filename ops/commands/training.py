@@ -5,20 +5,17 @@ from typing import Annotated
 import typer
 
 from ops.commands.options import CurrentSource, Seed, Source
-from ops.flow_runs import run_flow
+from ops.flow_runs import prepare, run_flow
 from ops.tables import print_table
 
 
 def ingest(data: Source = "mnist") -> None:
     """Read, check and store a data set, and make it the current one, which the next retraining uses."""
-    from flows import terminal
+    prepare()
     from flows.connections import Platform
-
-    platform = Platform()
-    terminal.prepare(platform.settings.prefect_api_url)
     from flows.ingest import set_source
 
-    print(set_source(platform, data))
+    print(set_source(Platform(), data))
 
 
 def train(
@@ -52,10 +49,10 @@ def sweep(
     workers: Annotated[int | None, typer.Option(min=1, help="Parallel trials; by default what fits.")] = None,
 ) -> None:
     """Search for a good recipe within a time budget, in parallel, and register the best one as challenger; Ctrl-C keeps finished trials."""
-    from ops.processes import interrupt_on_signals
+    prepare()
+    from flows.sweep_executor import SweepPlan
 
-    interrupt_on_signals()
-    plan = {"name": name, "data": data, "minutes": minutes, "epochs": epochs, "workers": workers}
+    plan = SweepPlan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)
     _print_version(run_flow("sweep", plan))
 
 
