@@ -28,8 +28,6 @@ DIGITS_DB, DIGITS_DUMP = "digits.db", "digits.dump"
 OTHER_DBS = ("prefect/prefect.db", "mlflow/mlflow.db", "sweeps/trials.db")
 FOLDERS = ("mlflow/artifacts", "datasets", "champions", "audit")
 INBOX = "inbox"
-
-
 # Size and checksum of each file by its path, as in the manifest.
 Files = dict[str, dict[str, Any]]
 

@@ -51,10 +51,10 @@ def require_api_key(settings: Settings) -> None:
 
 
 def _start(supervisor: subprocess.Popen[bytes], settings: Settings) -> None:
-    wanted = processes.processes(settings)
+    started, wanted = time.monotonic(), processes.processes(settings)
     with console.status("starting MLflow, Prefect, the endpoint and the reports …"):
-        for process, seconds in processes.wait_healthy(supervisor, settings, wanted):
-            console.print(f"{process.name} is up after {seconds:.0f} s")
+        for process in processes.wait_healthy(supervisor, settings, wanted):
+            console.print(f"{process.name} is up after {time.monotonic() - started:.0f} s")
     if RegistryReader(settings.mlflow_tracking_uri).version() is None:
         _train_first_champion(settings)
     with console.status("waiting for the endpoint to load the champion …"):
@@ -128,7 +128,7 @@ def train_remotely() -> None:
     settings, outcome = load_settings(), ""
     registry = RegistryReader(settings.mlflow_tracking_uri)
     while True:
-        try:
+        with suppress(RegistryUnreachable, deployments.NotRegistered):
             if registry.version() is not None:
                 return
             if outcome:
@@ -137,8 +137,7 @@ def train_remotely() -> None:
                 )
             deployments.wait_for_prefect(settings.prefect_api_url)
             outcome = deployments.run_retraining("first champion", _first_source(settings))
-        except (RegistryUnreachable, deployments.NotRegistered):
-            time.sleep(2)
+        time.sleep(2)
 
 
 if __name__ == "__main__":

@@ -88,10 +88,9 @@ def _validation_sentence(error: ValidationError) -> str:
 
 def _os_error_sentence(error: OSError) -> str:
     """The file and the message of the operating system, with a recommendation where there is one."""
-    path = error.filename or load_settings().home
-    recommendation = ""
+    home = load_settings().home
+    path = str(error.filename or home)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        recommendation = "; make room there and run the command again"
-    elif Path(str(path)).absolute().is_relative_to(load_settings().home):
-        recommendation = "; set DIGITS_HOME to a folder that can be written"
-    return f"{path}: {error.strerror}{recommendation}"
+        return f"{path}: {error.strerror}; make room there and run the command again"
+    is_ours = Path(path).absolute().is_relative_to(home)
+    return f"{path}: {error.strerror}" + ("; set DIGITS_HOME to a folder that can be written" if is_ours else "")

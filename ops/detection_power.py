@@ -2,7 +2,6 @@
 
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,18 +13,18 @@ from flows.connections import Platform
 from flows.monitor import MAX_ANSWERS
 from monitoring.windows import begin
 
-if TYPE_CHECKING:  # SciPy
-    from monitoring.detection_power import DetectionRate
-
 log = logging.getLogger("digits.detection_power")
 
 MIN_COUNT = 100  # with fewer predictions the detector gives no verdict
 DEFAULT_COUNT = 500  # where the window has fewer
 
 
-def measure(since: str) -> "tuple[int, list[DetectionRate]]":
-    """The size of the latest window and the detection rates at that size, on digits that the champion was not trained on."""
-    from monitoring import detection_power
+def measure(since: str) -> tuple[int, list[tuple[str, str, str, str]]]:
+    """The size of the latest window, and for each perturbation its name, description, detection rate and number of windows.
+
+    They are measured at that size, on digits that the champion was not trained on.
+    """
+    from monitoring import detection_power  # SciPy
 
     platform = Platform()
     champion = platform.models.fetch()
@@ -33,7 +32,8 @@ def measure(since: str) -> "tuple[int, list[DetectionRate]]":
     reference, held_out = hold_out(platform.models.reference(champion), test)
     found = predictions.count(platform.engine, begin(since, datetime.now(UTC)), champion.version)
     count = min(found, MAX_ANSWERS) if found >= MIN_COUNT else DEFAULT_COUNT
-    return count, detection_power.measure(reference, held_out.images, held_out.labels, champion.predict_proba, count)
+    rates = detection_power.measure(reference, held_out.images, held_out.labels, champion.predict_proba, count)
+    return count, [(one.perturbation, one.description, f"{one.rate:.1%}", str(one.windows)) for one in rates]
 
 
 def hold_out(reference: Reference, test: Split) -> tuple[Reference, Split]:

@@ -16,7 +16,7 @@ def run_flow(name: str, *arguments: Any) -> Any:
 
     api = load_settings().prefect_api_url
     # As patient as Prefect's own client (PREFECT_API_REQUEST_TIMEOUT): a busy server may take long to answer.
-    if not processes.answers(f"{api}/health", timeout_seconds=60):
+    if not processes.get(f"{api}/health", timeout_seconds=60).is_success:
         raise ConnectionError(f"Prefect does not answer at {api}; start it with `digits up` or set PREFECT_API_URL")
     prepare()
     from flows import terminal

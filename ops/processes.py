@@ -33,6 +33,8 @@ STARTUP_TIMEOUT_SECONDS = 300
 MIN_FREE_BYTES = 200_000_000
 # Supervisor starts a process again that has ended; until then, a failure at the start may be a temporary one.
 STARTUP_FAILURE_SECONDS = 20
+# Supervisor sets this variable for its processes, and `running` for Supervisor.
+SUPERVISORD = {"SUPERVISOR_PROCESS_NAME": "supervisord"}
 
 ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
@@ -130,11 +132,7 @@ def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     with log_path(settings, "supervisor").open("ab") as output:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(configuration)],
-            env={
-                **environment(settings),
-                "SUPERVISOR_SERVER_URL": _supervisor_url(settings),
-                "SUPERVISOR_PROCESS_NAME": "supervisor",
-            },
+            env=environment(settings) | _supervisor(settings) | SUPERVISORD,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=output,
@@ -147,10 +145,8 @@ def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
         supervisor.wait()
 
 
-def wait_healthy(
-    supervisor: subprocess.Popen[bytes], settings: Settings, wanted: list[Process]
-) -> Iterator[tuple[Process, float]]:
-    """Wait until these processes are healthy; yields each as soon as it is, and the seconds that it took.
+def wait_healthy(supervisor: subprocess.Popen[bytes], settings: Settings, wanted: list[Process]) -> Iterator[Process]:
+    """Wait until these processes are healthy; yields each as soon as it is.
 
     Raises RuntimeError that names the log of a process that does not start, or of Supervisor when that ends.
     """
@@ -162,7 +158,7 @@ def wait_healthy(
             seconds = time.monotonic() - started
             has_failed = state(settings, process.name) == "BACKOFF"
             if is_healthy(settings, process):
-                yield process, seconds
+                yield process
                 wanted = [other for other in wanted if other != process]
             elif seconds > (STARTUP_FAILURE_SECONDS if has_failed else STARTUP_TIMEOUT_SECONDS):
                 raise RuntimeError(f"{process.name} does not start; read {log_path(settings, process.name)}")
@@ -172,22 +168,19 @@ def wait_healthy(
 def is_healthy(settings: Settings, process: Process) -> bool:
     """Whether a server answers its health check; for the flows, whether they run and Prefect knows a worker for them."""
     if process.port:
-        return answers(process.health)
+        return get(process.health).is_success
     if state(settings, process.name) != "RUNNING":
         return False
-    try:
-        pool = httpx.get(f"{settings.prefect_api_url}/work_pools/{settings.work_pool}", timeout=10)
-    except httpx.HTTPError:
-        return False
+    pool = get(f"{settings.prefect_api_url}/work_pools/{settings.work_pool}")
     # Only Prefect's own client has the password of a protected server.
     return pool.status_code in (401, 403) or (pool.is_success and pool.json()["status"] == "READY")
 
 
-def answers(url: str, timeout_seconds: float = 10) -> bool:
-    """Whether the URL answers, and with a success."""
+def get(url: str, timeout_seconds: float = 10) -> httpx.Response:
+    """The response of a server, or 503 where it does not answer."""
     with suppress(httpx.HTTPError):
-        return httpx.get(url, timeout=timeout_seconds).is_success
-    return False
+        return httpx.get(url, timeout=timeout_seconds)
+    return httpx.Response(503)
 
 
 def state(settings: Settings, name: str) -> str:
@@ -198,7 +191,7 @@ def state(settings: Settings, name: str) -> str:
 def process_info(settings: Settings) -> dict[str, dict[str, Any]]:
     """Supervisor's information on each process (http://supervisord.org/api.html); empty when the platform does not run."""
     try:
-        with getRPCInterface({"SUPERVISOR_SERVER_URL": _supervisor_url(settings)}) as server:
+        with getRPCInterface(_supervisor(settings)) as server:
             return {row["name"]: row for row in server.supervisor.getAllProcessInfo()}
     except (OSError, Fault):
         return {}
@@ -206,38 +199,29 @@ def process_info(settings: Settings) -> dict[str, dict[str, Any]]:
 
 def stop(settings: Settings) -> bool:
     """Stop the platform on this `DIGITS_HOME`, or what is left of one whose Supervisor was killed; False when none runs."""
-    url = _supervisor_url(settings)
     # Supervisor ends after all its processes.
-    had_supervisor = _end(url, "supervisor", STARTUP_TIMEOUT_SECONDS)
-    return _end(url) or had_supervisor
+    had_supervisor = _end(_supervisor(settings) | SUPERVISORD, STARTUP_TIMEOUT_SECONDS)
+    return _end(_supervisor(settings)) or had_supervisor
 
 
-def _end(supervisor: str, name: str | None = None, timeout_seconds: float = 5) -> bool:
-    """Terminate the processes of the Supervisor with this URL, all or those of one name; whether there were any.
-
-    Those that still run after `timeout_seconds` are killed.
-    """
-    found = first = _find_processes(supervisor, name)
+def _end(variables: dict[str, str], timeout_seconds: float = 5) -> bool:
+    """Terminate the processes with these environment variables, and kill those that do not end; whether there were any."""
+    found = first = _find_processes(variables)
     for method in ("terminate", "kill"):
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 getattr(process, method)()
         deadline = time.monotonic() + timeout_seconds
         # Not psutil.wait_procs, which takes a zombie for a running process.
-        while (found := _find_processes(supervisor, name)) and time.monotonic() < deadline:
+        while (found := _find_processes(variables)) and time.monotonic() < deadline:
             time.sleep(0.1)
     return bool(first)
 
 
-def _find_processes(supervisor: str, name: str | None) -> list[psutil.Process]:
+def _find_processes(variables: dict[str, str]) -> list[psutil.Process]:
     others = (process for process in psutil.process_iter(["environ"]) if process.pid != os.getpid())
     # The environment of another user's process is None, that of a zombie empty.
-    found = [(process, process.info["environ"] or {}) for process in others]
-    return [
-        p
-        for p, environ in found
-        if environ.get("SUPERVISOR_SERVER_URL") == supervisor and name in (None, environ.get("SUPERVISOR_PROCESS_NAME"))
-    ]
+    return [process for process in others if variables.items() <= (process.info["environ"] or {}).items()]
 
 
 def log_path(settings: Settings, name: str) -> Path:
@@ -266,7 +250,7 @@ def _configure(settings: Settings, wanted: list[Process]) -> Path:
     for folder in (*(settings.home / name for name in folders), settings.inbox, settings.workspace):
         folder.mkdir(parents=True, exist_ok=True)
     config = configparser.RawConfigParser()
-    config["unix_http_server"] = {"file": _supervisor_url(settings).removeprefix("unix://")}
+    config["unix_http_server"] = {"file": _supervisor(settings)["SUPERVISOR_SERVER_URL"].removeprefix("unix://")}
     factory = "supervisor.rpcinterface:make_main_rpcinterface"
     config["rpcinterface:supervisor"] = {"supervisor.rpcinterface_factory": factory}
     config["supervisord"] = {
@@ -294,16 +278,19 @@ def _configure(settings: Settings, wanted: list[Process]) -> Path:
     return path
 
 
-def _supervisor_url(settings: Settings) -> str:
-    """Supervisor's socket, in `var/` unless that path is too long for the 107 bytes of a Unix socket's address."""
+def _supervisor(settings: Settings) -> dict[str, str]:
+    """The environment variable of all processes of this Supervisor.
+
+    It names its socket, in `var/` unless that path is too long for the 107 bytes of a Unix socket's address.
+    """
     path = settings.home / "run" / "supervisor.sock"
     # Supervisor first binds to a longer temporary name.
     if len(str(path)) >= 90:
         name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
         path = Path(tempfile.gettempdir(), f"digits-{name}.sock")
-    return f"unix://{path}"
+    return {"SUPERVISOR_SERVER_URL": f"unix://{path}"}
 
 
 if __name__ == "__main__":
-    _end(os.environ["SUPERVISOR_SERVER_URL"], os.environ["SUPERVISOR_PROCESS_NAME"])
+    _end({name: os.environ[name] for name in ("SUPERVISOR_SERVER_URL", "SUPERVISOR_PROCESS_NAME")})
     os.execv(sys.argv[1], sys.argv[1:])

@@ -22,9 +22,8 @@ def monitor(
     if power:
         from ops.detection_power import measure
 
-        count, found = measure(since)
+        count, rows = measure(since)
         print(f"windows of {count} answers")
-        rows = [(one.perturbation, one.description, f"{one.rate:.1%}", str(one.windows)) for one in found]
         return print_table(("perturbation", "description", "detected", "windows"), rows)
     if (begin is None) != (end is None):
         raise ValueError("--from and --to go together; give both, or neither for the latest answers")
