@@ -1,6 +1,6 @@
 """The platform's processes on this machine: Supervisor starts, restarts and stops them.
 
-It runs each server as `python -m ops.processes COMMAND …`, which ends what an earlier one left behind, then becomes the server.
+It runs each server as `python -m ops.processes URL NAME COMMAND …`, which ends what an earlier one left behind, then becomes the server.
 """
 
 import configparser
@@ -249,8 +249,9 @@ def _configure(settings: Settings, wanted: list[Process]) -> Path:
     folders = ("run", "logs", "mlflow/artifacts", "prefect", "bentoml")
     for folder in (*(settings.home / name for name in folders), settings.inbox, settings.workspace):
         folder.mkdir(parents=True, exist_ok=True)
+    (url,) = _supervisor(settings).values()
     config = configparser.RawConfigParser()
-    config["unix_http_server"] = {"file": _supervisor(settings)["SUPERVISOR_SERVER_URL"].removeprefix("unix://")}
+    config["unix_http_server"] = {"file": url.removeprefix("unix://")}
     factory = "supervisor.rpcinterface:make_main_rpcinterface"
     config["rpcinterface:supervisor"] = {"supervisor.rpcinterface_factory": factory}
     config["supervisord"] = {
@@ -260,7 +261,7 @@ def _configure(settings: Settings, wanted: list[Process]) -> Path:
     }
     for priority, process in enumerate(wanted):
         # The workers of a server that was killed go on listening on its port, so that its successor ends them first.
-        launcher = [sys.executable, "-m", "ops.processes"] if process.port else []
+        launcher = [sys.executable, "-m", "ops.processes", url, process.name] if process.port else []
         config[f"program:{process.name}"] = {
             "command": shlex.join([*launcher, *process.command]).replace("%", "%%"),
             "priority": str(priority),
@@ -292,5 +293,6 @@ def _supervisor(settings: Settings) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    _end({name: os.environ[name] for name in ("SUPERVISOR_SERVER_URL", "SUPERVISOR_PROCESS_NAME")})
-    os.execv(sys.argv[1], sys.argv[1:])
+    url, name, *command = sys.argv[1:]
+    _end({"SUPERVISOR_SERVER_URL": url, "SUPERVISOR_PROCESS_NAME": name})
+    os.execv(command[0], command)
