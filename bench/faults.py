@@ -183,8 +183,8 @@ def main(*wanted: str) -> None:
     with ExitStack() as held:
         settings = held.enter_context(harness.home())
         can_fill = held.enter_context(small_disk(settings.home, HOME_BYTES)) if os.name == "posix" else False
-        held.enter_context(processes.running(settings))
-        processes.wait_healthy(settings, lambda process, seconds: None)
+        supervisor = held.enter_context(processes.running(settings))
+        list(processes.wait_healthy(supervisor, settings, processes.processes(settings)))
         harness.register(settings, COMPACT.model_copy(update={"epochs": 2}), dataset)
         _wait(lambda: harness.answers(f"{settings.service_url}/readyz"))
         for name, fault, allowed in _faults(settings, can_fill):
