@@ -1,8 +1,6 @@
 """The database of predictions, feedback, ledger and API keys: SQLite on a laptop, PostgreSQL in production."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -143,7 +141,10 @@ def _upgrade(engine: Engine) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    with _exclusive(engine) as connection:
+    is_sqlite = engine.dialect.name == "sqlite"
+    with engine.begin() as connection:
+        # Python's driver for SQLite begins a transaction only before the first insert, too late for one around CREATE TABLE.
+        connection.execute(text("BEGIN IMMEDIATE" if is_sqlite else f"SELECT pg_advisory_xact_lock({UPGRADE_LOCK})"))
         before = _revision(connection)
         if before == _revisions()[-1]:
             return
@@ -151,22 +152,3 @@ def _upgrade(engine: Engine) -> None:
         command.upgrade(config, "head")
     if before:
         log.info("upgraded the schema of %r from %s to %s", engine.url, before, _revisions()[-1])
-
-
-@contextmanager
-def _exclusive(engine: Engine) -> Iterator[Connection]:
-    """A transaction during which no other process can upgrade the schema."""
-    if engine.dialect.name != "sqlite":
-        with engine.begin() as connection:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
-            yield connection
-        return
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        # Python's driver begins a transaction only before the first insert, too late for one around CREATE TABLE.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        try:
-            yield connection
-        except BaseException:
-            connection.exec_driver_sql("ROLLBACK")
-            raise
-        connection.exec_driver_sql("COMMIT")
