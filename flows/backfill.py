@@ -23,7 +23,7 @@ def backfill(begin: str, end: str, every: str = "24h") -> list[str]:
     lines = [
         report(platform, window, version)
         for window in windows.split(begin, end, every)
-        for version in predictions.versions_between(platform.engine, *window)
+        for version in sorted(predictions.counts(platform.engine, *window))
     ]
     if not lines:
         log.info("there are no answers from %s to %s", begin, end)

@@ -50,6 +50,6 @@ def hold_out(reference: Reference, test: Split) -> tuple[Reference, Split]:
 
 
 def _window_size(since: str, version: str, settings: Settings) -> int:
-    engine = database.connect(settings.database_url)
-    found = predictions.count(engine, begin(since, datetime.now(UTC)), version)
+    engine, now = database.connect(settings.database_url), datetime.now(UTC)
+    found = predictions.counts(engine, begin(since, now), now).get(version, 0)
     return min(found, MAX_ANSWERS) if found >= MIN_COUNT else DEFAULT_COUNT

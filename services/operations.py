@@ -94,16 +94,17 @@ def feedback(context: ServingContext, id: Any, digit: Any, source: Any) -> Conte
 def stored_prediction(context: ServingContext, id: str) -> Content:
     """A prediction from the log."""
     found = _call(context.log.find, id)
+    probabilities = np.frombuffer(found.probabilities, np.float32)
     return {
         "id": found.id,
         "digit": found.digit,
-        "probability": found.probabilities[found.digit],
-        "probabilities": found.probabilities,
+        "probability": probabilities[found.digit],
+        "probabilities": probabilities,
         "model_version": found.version,
         "at": found.at,
         "route": found.route,
         "label": None if found.label < 0 else found.label,
-        "image": found.image,
+        "image": np.frombuffer(found.image, np.uint8).reshape(SIZE, SIZE),
     }
 
 

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import orjson
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Row
 
 from digits.errors import first_line
 from digits.images import PIXELS, SIZE
 from digits.storage import database, predictions
-from digits.storage.predictions import Prediction, PredictionBatch, UnknownPrediction
+from digits.storage.predictions import PredictionBatch, UnknownPrediction
 from services import write_ahead_log
 from services.write_ahead_log import WriteAheadLog
 
@@ -109,7 +109,7 @@ class PredictionLog:
         """As `predictions.label`, also for a prediction that is not written yet; raises LogUnavailable."""
         self._query(predictions.label, id, digit, source)
 
-    def find(self, id: str) -> Prediction:
+    def find(self, id: str) -> Row[Any]:
         """As `predictions.find`, also for a prediction that is not written yet; raises LogUnavailable."""
         return self._query(predictions.find, id)
 

@@ -4,13 +4,13 @@ import logging
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
-from sqlalchemy import URL, Connection, Engine, Table, TypeDecorator, create_engine, event, text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import URL, Connection, Engine, TypeDecorator, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase
 
 from digits.errors import first_line
 
@@ -24,16 +24,11 @@ POSTGRESQL_OPTIONS = {
     "application_name": "digits",
 }
 
-metadata = sa.MetaData()
 ERRORS = (SQLAlchemyError, OSError)  # what an unreachable database raises
 
 
 class DatabaseUnavailable(ConnectionError):
-    """The database is unreachable."""
-
-
-class SchemaTooNew(ConnectionError):
-    """A newer version of this code has upgraded the schema."""
+    """The database is unreachable, or a newer version of this code has upgraded its schema."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -49,11 +44,20 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
+class Base(DeclarativeBase):
+    """The base class of mapped rows."""
+
+    type_annotation_map: ClassVar = {datetime: UtcDateTime}
+
+
+metadata = Base.metadata
+
+
 def connect(url: str, busy_seconds: float = 30) -> Engine:
     """An engine on a database that is upgraded to the schema of this code; creates the folder of a SQLite file.
 
     `busy_seconds` is how long a writer waits for the lock of another one. Raises ValueError for the URL of another kind of
-    database, DatabaseUnavailable, or SchemaTooNew.
+    database, DatabaseUnavailable.
     """
     engine = make_engine(url, busy_seconds)
     try:
@@ -96,16 +100,6 @@ def checked(url: str) -> URL:
     return parsed
 
 
-def upsert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
-    """Insert rows; those whose primary key is in the table replace the row there."""
-    if not rows:
-        return
-    statement = (postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert)(table)
-    keys = [column.name for column in table.primary_key]
-    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), rows)
-
-
 def _write_ahead(connection: Any, _record: Any) -> None:
     """Readers do not block the writer (https://www.sqlite.org/wal.html); NORMAL loses nothing when the process crashes."""
     connection.execute("PRAGMA journal_mode=WAL")
@@ -122,14 +116,14 @@ def _revisions() -> list[str]:
 
 
 def _revision(connection: Connection) -> str | None:
-    """The latest migration of the database, None before the first; raises SchemaTooNew for one that this code lacks."""
+    """The latest migration of the database, None before the first; raises DatabaseUnavailable for one that this code lacks."""
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
     current: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
     if current is not None and current not in _revisions():
         known = f"this version of digits knows those up to {_revisions()[-1]}"
         found = f"the database {connection.engine.url!r} has the schema {current}, and {known}"
-        raise SchemaTooNew(f"{found}; install a newer version, or set DIGITS_DATABASE_URL to another database")
+        raise DatabaseUnavailable(f"{found}; install a newer version, or set DIGITS_DATABASE_URL to another database")
     return current
 
 
