@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
-from sqlalchemy import Engine, LargeBinary, Select, SmallInteger, String, Text, func, select, update
+from sqlalchemy import Engine, LargeBinary, Select, SmallInteger, String, Text, delete, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from digits.images import PIXELS, SIZE, Images, Split
@@ -75,19 +75,20 @@ def ingest_feedback(engine: Engine, policy: FeedbackPolicy) -> Counter[Part]:
         log.stack(rows, "image", np.uint8, PIXELS)  # raises where a record holds no image
         now = datetime.now(UTC)
         new = [IngestedLabel(**row._mapping, digest=digest(row.image), ingested_at=now) for row in rows]
-        is_in_use = IngestedLabel.part.in_(IN_USE)
-        replaced = update(IngestedLabel).where(is_in_use, IngestedLabel.source != log.AUDITOR)
-        replaced = replaced.values(part="left out", reason="an auditor has labelled the same image")
-        for one in new:
-            if one.is_trusted:
-                session.execute(replaced.where(IngestedLabel.digest == one.digest))
-        columns = (IngestedLabel.prediction_id, IngestedLabel.digest, IngestedLabel.label)
-        updated = {one.prediction_id for one in new}
-        in_use = session.execute(select(*columns).where(is_in_use)).all()
-        triage(new, {image: label for id, image, label in in_use if id not in updated}, policy)
-        for one in new:
-            session.merge(one)
-    return Counter(one.part for one in new)
+        corrected = IngestedLabel.prediction_id.in_(select(_new().subquery().c.prediction_id))
+        session.execute(delete(IngestedLabel).where(corrected))
+        in_use = IngestedLabel.part.in_(IN_USE)
+        known = session.execute(select(IngestedLabel.digest, IngestedLabel.label, IngestedLabel.source).where(in_use))
+        audited = {one.digest for one in new if one.is_trusted}
+        kept = {row.digest: row.label for row in known if row.source == log.AUDITOR or row.digest not in audited}
+        triage(new, kept, policy)
+        session.add_all(new)
+        session.flush()
+        by_auditors = IngestedLabel.digest.in_(select(IngestedLabel.digest).where(IngestedLabel.source == log.AUDITOR))
+        replaced = update(IngestedLabel).where(in_use, IngestedLabel.source != log.AUDITOR, by_auditors)
+        session.execute(replaced.values(part="left out", reason="an auditor has labelled the same image"))
+        parts = Counter(one.part for one in new)
+    return parts
 
 
 def triage(new: Sequence[IngestedLabel], known: dict[str, int], policy: FeedbackPolicy) -> None:
