@@ -21,7 +21,7 @@ def backfill(begin: str, end: str, every: str = "24h") -> list[str]:
     platform = Platform()
     lines = []
     for window in windows.split(begin, end, every):
-        for version in predictions.versions_between(platform.engine, *window):
+        for version in sorted(predictions.counts(platform.engine, *window)):
             _, _, reference = monitor.load(platform, version)
             verdict, path = monitor.report(platform, version, window, reference)
             lines.append(f"{window[0]:%Y-%m-%d %H:%M}, digits v{version}, {verdict.count} answers: {verdict.message}")

@@ -30,7 +30,8 @@ def measure(since: str) -> tuple[int, list[tuple[str, str, str, str]]]:
     champion = platform.models.fetch()
     test = datasets.load(platform.datasets, champion.card["dataset"]).test
     reference, held_out = hold_out(champion.reference, test)
-    found = predictions.count(platform.engine, begin(since, datetime.now(UTC)), champion.version)
+    now = datetime.now(UTC)
+    found = predictions.counts(platform.engine, begin(since, now), now).get(champion.version, 0)
     count = min(found, MAX_ANSWERS) if found >= MIN_COUNT else DEFAULT_COUNT
     rates = detection_power.measure(reference, held_out.images, held_out.labels, champion.predict_proba, count)
     return count, [(one.perturbation, one.description, f"{one.rate:.1%}", str(one.windows)) for one in rates]

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bentoml.exceptions import NotFound, ServiceUnavailable
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Row
 
 from digits.errors import first_line
 from digits.storage import database, predictions
-from digits.storage.predictions import Prediction, PredictionBatch, UnknownPrediction
+from digits.storage.predictions import PredictionBatch, UnknownPrediction
 from services import write_ahead_log
 from services.write_ahead_log import ACTIVE, SEALED, WriteAheadLog, segments
 
@@ -101,7 +101,7 @@ class PredictionLog:
         """As `predictions.label`, also for a prediction that is not written yet; raises NotFound or ServiceUnavailable."""
         self._query(predictions.label, id, digit, source)
 
-    def find(self, id: str) -> Prediction:
+    def find(self, id: str) -> Row[Any]:
         """As `predictions.find`, also for a prediction that is not written yet; raises NotFound or ServiceUnavailable."""
         return self._query(predictions.find, id)
 

@@ -170,11 +170,11 @@ class ServingContext:
         found = self.log.find(id)
         return {
             "id": found.id,
-            **_answer(found.version, found.digit, found.probabilities),
+            **_answer(found.version, found.digit, np.frombuffer(found.probabilities, np.float32)),
             "at": found.at,
             "route": found.route,
             "label": None if found.label < 0 else found.label,
-            "image": found.image,
+            "image": np.frombuffer(found.image, np.uint8).reshape(SIZE, SIZE),
         }
 
     def about(self) -> Content:

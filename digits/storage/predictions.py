@@ -83,21 +83,6 @@ class PredictionBatch(NamedTuple):
     route: str
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One prediction."""
-
-    id: str
-    at: datetime
-    version: str
-    digit: int
-    probabilities: NDArray[np.float32]  # (10,)
-    image: NDArray[np.uint8]  # (28, 28)
-    route: str
-    audit: bool
-    label: int  # -1 when unknown
-
-
 def new_ids(count: int = 1) -> list[str]:
     """Ids of 32 hex digits: time in milliseconds, the last four digits of the position, and 64 random bits against guessing."""
     now, drawn = time.time_ns() // 1_000_000 << 16, os.urandom(8 * count).hex(" ", 8).split()
@@ -162,13 +147,12 @@ def read_window(
     if labelled:
         which.append(predictions.c.id.in_(select(feedback.c.prediction_id)))
     chosen = with_labels().where(*which).order_by(predictions.c.at, predictions.c.id)
+    if limit is not None:
+        place = func.row_number().over(order_by=(predictions.c.at, predictions.c.id)).label("place")
+        placed = select(predictions.c.id, place, func.count().over().label("found")).where(*which).subquery()
+        step = (placed.c.found + limit - 1) // limit
+        chosen = chosen.where(predictions.c.id.in_(select(placed.c.id).where(placed.c.place % step == 0)))
     with engine.connect() as connection:
-        if limit is not None:
-            found = connection.scalar(select(func.count()).select_from(predictions).where(*which)) or 0
-            if (step := -(-found // limit)) > 1:
-                place = func.row_number().over(order_by=(predictions.c.at, predictions.c.id)).label("place")
-                placed = select(predictions.c.id, place).where(*which).subquery()
-                chosen = chosen.where(predictions.c.id.in_(select(placed.c.id).where(placed.c.place % step == 0)))
         rows = connection.execute(chosen).all()
     return Window(
         ids=[row.id for row in rows],
@@ -182,18 +166,11 @@ def read_window(
     )
 
 
-def count(engine: Engine, since: datetime, version: str) -> int:
-    """The number of the version's predictions since then."""
-    chosen = select(func.count()).where(predictions.c.at >= since, predictions.c.version == version)
+def counts(engine: Engine, since: datetime, until: datetime) -> dict[str, int]:
+    """The number of predictions of each version from `since` up to but not including `until`."""
+    chosen = select(predictions.c.version, func.count()).where(predictions.c.at >= since, predictions.c.at < until)
     with engine.connect() as connection:
-        return connection.scalar(chosen) or 0
-
-
-def versions_between(engine: Engine, since: datetime, until: datetime) -> list[str]:
-    """The versions that predicted from `since` up to but not including `until`."""
-    chosen = select(predictions.c.version).distinct().where(predictions.c.at >= since, predictions.c.at < until)
-    with engine.connect() as connection:
-        return sorted(connection.scalars(chosen))
+        return dict(row._tuple() for row in connection.execute(chosen.group_by(predictions.c.version)))
 
 
 def with_labels() -> Select[Any]:
@@ -202,19 +179,16 @@ def with_labels() -> Select[Any]:
     `audited` says that the prediction was drawn for the audit sample and an auditor labelled it: labels that others volunteer
     would bias the sample towards complaints.
     """
-    last = select(func.max(feedback.c.sequence)).group_by(feedback.c.prediction_id)
-    latest, audit = (
-        select(feedback).where(feedback.c.sequence.in_(chosen)).subquery(name)
-        for name, chosen in (("latest", last), ("audits", last.where(feedback.c.source == AUDITOR)))
-    )
-    joined = predictions.outerjoin(latest, predictions.c.id == latest.c.prediction_id)
-    joined = joined.outerjoin(audit, predictions.c.id == audit.c.prediction_id)
+    given = feedback.alias()
+    decisive = select(given.c.sequence).where(given.c.prediction_id == predictions.c.id).correlate(predictions).limit(1)
+    decisive = decisive.order_by(given.c.source != AUDITOR, given.c.sequence.desc())
     return select(
         predictions,
-        func.coalesce(audit.c.label, latest.c.label, -1).label("label"),
-        *(func.coalesce(audit.c[name], latest.c[name]).label(name) for name in ("sequence", "source")),
-        and_(predictions.c.audit, audit.c.label.is_not(None)).label("audited"),
-    ).select_from(joined)
+        func.coalesce(feedback.c.label, -1).label("label"),
+        feedback.c.sequence,
+        feedback.c.source,
+        and_(predictions.c.audit, feedback.c.source.is_not_distinct_from(AUDITOR)).label("audited"),
+    ).select_from(predictions.outerjoin(feedback, feedback.c.sequence == decisive.scalar_subquery()))
 
 
 def stack(rows: Sequence[Any], column: str, dtype: type[Any], length: int) -> NDArray[Any]:
@@ -227,36 +201,25 @@ def stack(rows: Sequence[Any], column: str, dtype: type[Any], length: int) -> ND
     return np.frombuffer(b"".join(contents), dtype).reshape(len(rows), length)
 
 
-def find(engine: Engine, id: str) -> Prediction:
-    """The prediction with this id; raises UnknownPrediction when there is none."""
+def find(engine: Engine, id: str) -> sa.Row[Any]:
+    """The prediction with this id and its label; raises UnknownPrediction when there is none."""
     with engine.connect() as connection:
-        row = connection.execute(with_labels().where(predictions.c.id == id)).one_or_none()
-    if row is None:
-        raise _unknown(id)
-    probabilities = stack([row], "probabilities", np.float32, 10)[0]
-    image = stack([row], "image", np.uint8, SIZE * SIZE).reshape(SIZE, SIZE)
-    return Prediction(row.id, row.at, row.version, row.digit, probabilities, image, row.route, row.audit, row.label)
+        found = connection.execute(with_labels().where(predictions.c.id == id)).one_or_none()
+    if found is None:
+        raise UnknownPrediction(f'no prediction has the id "{id[:40]}"; send the id of a prediction')
+    return found
 
 
 def label(engine: Engine, id: str, digit: int, source: str) -> None:
-    """Record the true digit of a prediction. The most recent label wins, earlier ones are kept, a repeated one changes nothing.
+    """Record the true digit of a prediction. Earlier labels are kept, and repeating the one that counts changes nothing.
 
-    Raises UnknownPrediction when no prediction has this id, ValueError when the digit is not from 0 to 9.
+    Raises UnknownPrediction when no prediction has this id.
     """
-    if not 0 <= digit <= 9:
-        raise ValueError(f"digit is {digit}; expected a whole number from 0 to 9")
-    labels = select(feedback.c.label, feedback.c.source).where(feedback.c.prediction_id == id)
-    with engine.begin() as connection:
-        if connection.execute(select(predictions.c.id).where(predictions.c.id == id)).one_or_none() is None:
-            raise _unknown(id)
-        latest = connection.execute(labels.order_by(feedback.c.sequence.desc()).limit(1)).one_or_none()
-        if latest is None or tuple(latest) != (digit, source):
+    found = find(engine, id)
+    if (found.label, found.source) != (digit, source):
+        with engine.begin() as connection:
             row = {"prediction_id": id, "label": digit, "at": datetime.now(UTC), "source": source}
             connection.execute(insert(feedback), row)
-
-
-def _unknown(id: str) -> UnknownPrediction:
-    return UnknownPrediction(f'no prediction has the id "{id[:40]}"; send the id of a prediction')
 
 
 def label_times(engine: Engine, source: str) -> dict[str, datetime]:

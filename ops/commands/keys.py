@@ -32,7 +32,7 @@ def list_keys() -> None:
     for key in api_keys.by_hash(platform.engine).values():
         rate = f"{key.rate_per_minute or platform.settings.rate_per_minute:,}"
         times = format_time(key.created_at), format_time(key.revoked_at)
-        rows.append((key.name, ", ".join(sorted(key.roles)), rate, *times))
+        rows.append((key.name, key.roles.replace(" ", ", "), rate, *times))
     print_table(("name", "roles", "requests a minute", "created (UTC)", "revoked (UTC)"), rows)
 
 
