@@ -70,7 +70,7 @@ def load_dataset(storage: Storage, fingerprint: str) -> Dataset:
         return datasets.load(storage, fingerprint)
     except BadData as error:
         raise FileNotFoundError(
-            f"the worker on {socket.gethostname()} cannot read {storage}/{fingerprint} ({error}); "
+            f"the worker on {socket.gethostname()} cannot read {storage}/{fingerprint}; "
             "let DIGITS_HOME be a folder that all machines of the cluster share, or set DIGITS_DATASETS_URL"
         ) from error
 
