@@ -23,6 +23,7 @@ field = st.one_of(
 )
 
 
+@settings(deadline=None)
 @pytest.mark.parametrize("columns", [784, LABELLED])
 @given(fields=st.lists(field, min_size=1, max_size=3))
 @example(fields=["0x10"])

@@ -26,11 +26,12 @@ def upload(bucket: Bucket, path: Path) -> None:
 def download(bucket: Bucket, fingerprint: str, path: Path) -> bool:
     """Copy a data set into a new folder; False where the bucket does not have it."""
     with _connected(bucket) as (client, name, prefix):
-        found = _exists(client, name, f"{prefix}{fingerprint}/{FILES[-1]}")
-        for file in FILES if found else ():
-            path.mkdir(exist_ok=True)
+        if not _exists(client, name, f"{prefix}{fingerprint}/{FILES[-1]}"):
+            return False
+        path.mkdir()
+        for file in FILES:
             client.download_file(name, f"{prefix}{fingerprint}/{file}", str(path / file))
-    return found
+    return True
 
 
 def set_current(bucket: Bucket, fingerprint: str) -> None:
