@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.events import emit_event
 
 from digits.reference import Reference
-from digits.settings import Settings
+from digits.settings import Settings, local_url
 from digits.storage import feedback, predictions
 from digits.storage.predictions import Window as Answers
 from flows import alerts, tasks
@@ -79,7 +79,7 @@ def write(
     """Write the report into a folder named after the window, and a point into the history of the Evidently UI."""
     from monitoring import reports
 
-    folder = settings.reports / reports.folder_name(*window, version)
+    folder = settings.home / "reports" / reports.folder_name(*window, version)
     return reports.write(folder, settings.workspace, reference, answers, verdict)
 
 
@@ -90,7 +90,7 @@ def publish(settings: Settings, version: str, verdict: "MonitoringVerdict", writ
     report = [f"report: {written.html}"] if written.html else []
     for line in (f"digits v{version}, {verdict.count} answers: {verdict.message}", *verdict.recommendations, *report):
         log.info("%s", line)
-    history = f"http://{settings.local_host}:{settings.reports_port}"
+    history = local_url(settings.private_host, settings.reports_port)
     png = None
     if written.images:  # embedded, because the Prefect UI cannot read files of this machine
         png = f"data:image/png;base64,{base64.b64encode(written.images.read_bytes()).decode()}"
@@ -122,7 +122,7 @@ def remove_old_reports(settings: Settings) -> None:
     from monitoring import reports
 
     before = datetime.now(UTC) - timedelta(days=settings.retention_days)
-    if removed := reports.remove_old(settings.reports, settings.workspace, before):
+    if removed := reports.remove_old(settings.home / "reports", settings.workspace, before):
         log.info("removed %d reports older than %g days", len(removed), settings.retention_days)
 
 

@@ -25,7 +25,7 @@ from xmlrpc.client import Fault, ServerProxy
 import httpx
 import psutil
 
-from digits.settings import Settings
+from digits.settings import Settings, local_url
 from ops import launch
 
 # The slowest start measured, on two cores with a load of 18, took 168 s.
@@ -83,11 +83,9 @@ def processes(settings: Settings) -> list[Process]:
 
     def server(name: str, description: str, command: list[str], priority: int, health: str) -> Process:
         port: int = getattr(settings, f"{name}_port")
-        is_service = name == "service"
-        host = settings.host if is_service else settings.private_host
-        url = settings.service_url if is_service else f"http://{settings.local_host}:{port}"
+        host = settings.host if name == "service" else settings.private_host
         command = [*command, "--host", host, "--port", str(port)]
-        return Process(name, description, command, priority, host, port, url, health)
+        return Process(name, description, command, priority, host, port, local_url(host, port), health)
 
     mlflow = [*python, "mlflow", "server", "--workers", "1"]
     prefect = [*python, "prefect", "server", "start"]
