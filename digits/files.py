@@ -18,8 +18,9 @@ def replacing(target: Path) -> Iterator[Path]:
     try:
         yield part
         if part.exists():
-            for file in part.iterdir() if part.is_dir() else [part]:
-                _flush(file)
+            for path in part.iterdir() if part.is_dir() else [part]:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
             if target.is_dir():
                 shutil.rmtree(target)
             part.replace(target)
@@ -31,8 +32,3 @@ def write_atomically(target: Path, content: bytes) -> None:
     """Replace the content of a file in one step."""
     with replacing(target) as part:
         part.write_bytes(content)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -19,10 +19,8 @@ Labels = NDArray[np.uint8]  # (n,), 0 to 9
 MAX_IMAGES = 1_000  # in one JSON request; larger batches are sent as raw bytes
 
 
-def check(images: Any) -> Images:
+def check(images: NDArray[Any]) -> Images:
     """`images`; raises ValueError unless they are a `uint8` array of shape (n, 28, 28), n >= 1."""
-    if not isinstance(images, np.ndarray):
-        raise ValueError(f"expected uint8 images of shape (n, 28, 28), got {type(images).__name__}")
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (SIZE, SIZE) or len(images) == 0:
         raise ValueError(f"expected uint8 images of shape (n, 28, 28), got {images.dtype} {images.shape}")
     return images
@@ -44,8 +42,10 @@ class Split:
         if self.labels.max() > 9:
             row = int(np.argmax(self.labels > 9))
             raise ValueError(f"expected labels 0 to 9, got {self.labels[row]} in row {row} (counted from 0)")
-        object.__setattr__(self, "images", _read_only(self.images))
-        object.__setattr__(self, "labels", _read_only(self.labels))
+        for name in ("images", "labels"):
+            view = np.ascontiguousarray(getattr(self, name)).view()
+            view.flags.writeable = False
+            object.__setattr__(self, name, view)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,9 +110,3 @@ def quote(value: Any) -> str:
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     text = json.dumps(value[:40] if isinstance(value, str) else value, default=repr)
     return text if len(text) <= 44 else f"{text[:40]}..."
-
-
-def _read_only(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view

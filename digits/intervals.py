@@ -1,12 +1,10 @@
 """Proportions with their confidence intervals, computed the same way in training and in monitoring."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 
-class Proportion(BaseModel):
+class Proportion(BaseModel, frozen=True):
     """A number of correct answers among some, with a 95 % interval."""
-
-    model_config = ConfigDict(frozen=True)
 
     right: int
     count: int

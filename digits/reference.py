@@ -6,20 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from digits import images as pixels
-from digits.images import Images, Labels
+from digits.images import Split
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Random held-out images, their labels and the version's predictions; every array has length n."""
+@dataclass(frozen=True, eq=False)
+class Reference(Split):
+    """Random held-out images with their labels, and the version's predictions for them."""
 
-    images: Images  # (n, 28, 28)
-    labels: Labels  # (n,)
     probabilities: NDArray[np.float32]  # (n, 10)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def sample(self, max_images: int, seed: int) -> "Reference":
         """A random sample of its images."""
@@ -37,10 +31,9 @@ def from_bytes(content: bytes) -> Reference:
     """The inverse of `to_bytes`; raises ValueError for anything else."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            images, labels, probabilities = (arrays[name] for name in ("images", "labels", "probabilities"))
+            reference = Reference(arrays["images"], arrays["labels"], arrays["probabilities"])
     except (KeyError, OSError, ValueError, EOFError) as error:
         raise ValueError(f"expected an npz with images, labels and probabilities: {error}") from error
-    pixels.check(images)
-    if (got := (labels.shape, probabilities.shape)) != ((len(images),), (len(images), 10)):
-        raise ValueError(f"expected {len(images)} labels and probabilities, got {got[0]} and {got[1]}")
-    return Reference(images, labels, probabilities)
+    if reference.probabilities.shape != (len(reference), 10):
+        raise ValueError(f"expected {len(reference)} rows of probabilities, got {reference.probabilities.shape}")
+    return reference

@@ -44,21 +44,14 @@ def without_password(url: str) -> str:
     return re.sub(r"//[^/]*@", "//", url).rstrip("/")
 
 
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host.startswith("127.") or host == "::1"
+def local_url(host: str, port: int) -> str:
+    """URL under which this machine reaches a server that binds to the host; one that binds to all addresses, on the loopback."""
+    name = "127.0.0.1" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}"
 
 
 def _private_host(values: dict[str, Any]) -> str:
-    """The address that servers without authentication bind to: the loopback unless DIGITS_AUTH is off."""
-    host: str = values["host"]
-    return host if values["auth"] == "off" or _is_loopback(host) else "127.0.0.1"
-
-
-def _connectable(host: str) -> str:
-    """A host as it appears in a URL; a server that binds to all addresses is reached on the loopback."""
-    if host in ("0.0.0.0", "::", ""):
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
+    return values["host"] if values["auth"] == "off" else "127.0.0.1"
 
 
 def _alias(name: str) -> AliasChoices:
@@ -102,7 +95,7 @@ class Settings(BaseSettings):
     prefect_port: Port = Field(4200, description="Port of the Prefect server.")
     reports_port: Port = Field(8000, description="Port of the Evidently UI.")
     mlflow_tracking_uri: Url = Field(
-        default_factory=lambda values: f"http://{_connectable(_private_host(values))}:{values['mlflow_port']}",
+        default_factory=lambda values: local_url(_private_host(values), values["mlflow_port"]),
         validation_alias=_alias("MLFLOW_TRACKING_URI"),
         repr=False,
         description="URL of the MLflow server.",
@@ -112,7 +105,7 @@ class Settings(BaseSettings):
         description="URL of MLflow in links, where browsers reach it under another one; without a password.",
     )
     prefect_api_url: Url = Field(
-        default_factory=lambda values: f"http://{_connectable(_private_host(values))}:{values['prefect_port']}/api",
+        default_factory=lambda values: local_url(_private_host(values), values["prefect_port"]) + "/api",
         validation_alias=_alias("PREFECT_API_URL"),
         description="URL of the Prefect API.",
     )
@@ -151,22 +144,17 @@ class Settings(BaseSettings):
     @property
     def is_public(self) -> bool:
         """Whether other machines can reach the service."""
-        return not _is_loopback(self.host)
+        return self.host not in ("localhost", "::1") and not self.host.startswith("127.")
 
     @property
     def private_host(self) -> str:
-        """Address that MLflow, Prefect and the Evidently UI bind to."""
-        return _private_host({"host": self.host, "auth": self.auth})
-
-    @property
-    def local_host(self) -> str:
-        """Host under which this machine reaches MLflow, Prefect and the Evidently UI."""
-        return _connectable(self.private_host)
+        """Address that MLflow, Prefect and the Evidently UI, which have no authentication, bind to."""
+        return _private_host(vars(self))
 
     @property
     def service_url(self) -> str:
         """URL under which this machine reaches the service."""
-        return f"http://{_connectable(self.host)}:{self.service_port}"
+        return local_url(self.host, self.service_port)
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """URL of a run in MLflow's UI."""
@@ -197,16 +185,6 @@ class Settings(BaseSettings):
     def spool(self) -> Path:
         """Predictions that are not yet in the database."""
         return self.home / "spool"
-
-    @property
-    def sweeps(self) -> Path:
-        """The trials of every sweep, and a lock for each that is running."""
-        return self.home / "sweeps"
-
-    @property
-    def reports(self) -> Path:
-        """Drift and accuracy reports, one folder per window."""
-        return self.home / "reports"
 
     @property
     def workspace(self) -> Path:

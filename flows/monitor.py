@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.events import emit_event
 
 from digits.reference import Reference
-from digits.settings import Settings
+from digits.settings import Settings, local_url
 from digits.storage import feedback, predictions
 from flows import alerts, tasks
 from flows.alerts import Alert
@@ -57,7 +57,7 @@ def report(platform: Platform, version: str, window: Window, reference: Referenc
         predictions.read_window(platform.engine, *window, limit=MAX_ANSWERS, version=version, labelled=only)
         for only in (False, True)
     )
-    folder = platform.settings.reports / reports.folder_name(*window, version)
+    folder = platform.settings.home / "reports" / reports.folder_name(*window, version)
     return reports.write(folder, platform.settings.workspace, reference, answers, labelled)
 
 
@@ -66,7 +66,7 @@ def publish(settings: Settings, version: str, verdict: MonitoringVerdict, path: 
     said = f"digits v{version}, {verdict.count} answers: {verdict.message}"
     for line in (said, *verdict.recommendations, f"report: {path}"):
         log.info("%s", line)
-    history = f"http://{settings.local_host}:{settings.reports_port}"
+    history = local_url(settings.private_host, settings.reports_port)
     images, png = path.with_name(reports.IMAGES), None
     if images.exists():  # embedded, because the Prefect UI cannot read files of this machine
         png = f"data:image/png;base64,{base64.b64encode(images.read_bytes()).decode()}"
@@ -89,7 +89,7 @@ def emit_events(platform: Platform, version: str, verdict: MonitoringVerdict) ->
 def remove_old_reports(settings: Settings) -> None:
     """Remove reports of answers that the prediction log no longer keeps."""
     before = datetime.now(UTC) - timedelta(days=settings.retention_days)
-    if removed := reports.remove_old(settings.reports, settings.workspace, before):
+    if removed := reports.remove_old(settings.home / "reports", settings.workspace, before):
         log.info("removed %d reports older than %g days", len(removed), settings.retention_days)
 
 

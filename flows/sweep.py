@@ -64,8 +64,9 @@ def sweep(plan: SweepPlan = DEFAULT_PLAN) -> str:
     """
     platform = Platform()
     dataset = server_task(load_dataset)(platform, plan.data)
-    study = search.open_study(platform.settings.sweeps, plan.name, dataset.fingerprint, plan.epochs)
-    with study_lock(platform.settings.sweeps, study), parent_run(platform.registry, study, dataset) as run_id:
+    folder = platform.settings.home / "sweeps"
+    study = search.open_study(folder, plan.name, dataset.fingerprint, plan.epochs)
+    with study_lock(folder, study), parent_run(platform.registry, study, dataset) as run_id:
         try:
             if plan.minutes:
                 with dask_cluster.connect(platform.settings.dask_address, plan.workers) as client:

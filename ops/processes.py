@@ -25,7 +25,7 @@ import httpx
 import psutil
 from supervisor.childutils import getRPCInterface
 
-from digits.settings import Settings
+from digits.settings import Settings, local_url
 
 # The slowest start measured, on two cores with a load of 18, took 168 s.
 STARTUP_TIMEOUT_SECONDS = 300
@@ -77,10 +77,9 @@ def processes(settings: Settings) -> list[Process]:
 
     def server(name: str, description: str, health: str, command: list[str]) -> Process:
         port: int = getattr(settings, f"{name}_port")
-        is_service = name == "service"
-        host = settings.host if is_service else settings.private_host
-        url = settings.service_url if is_service else f"http://{settings.local_host}:{port}"
+        host = settings.host if name == "service" else settings.private_host
         command = [*command, "--host", host, "--port", str(port)]
+        url = local_url(host, port)
         return Process(name, description, command, host, port, url, f"{url}{health}")
 
     mlflow = [*python, "mlflow", "server", "--workers", "1"]

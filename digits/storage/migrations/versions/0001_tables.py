@@ -24,17 +24,16 @@ def upgrade() -> None:
     op.create_table(
         "feedback",
         sa.Column("sequence", sa.Integer(), primary_key=True, autoincrement=True),
-        sa.Column("prediction_id", sa.String(32), nullable=False),
+        sa.Column("prediction_id", sa.String(32), nullable=False, index=True),
         sa.Column("label", sa.SmallInteger(), nullable=False),
         sa.Column("at", sa.DateTime(), nullable=False),
         sa.Column("source", sa.String(64), nullable=False),
     )
-    op.create_index("ix_feedback_prediction_id", "feedback", ["prediction_id"])
     op.create_table(
         "ingested_labels",
         sa.Column("prediction_id", sa.String(32), primary_key=True),
         sa.Column("sequence", sa.Integer(), nullable=False),
-        sa.Column("digest", sa.String(32), nullable=False),
+        sa.Column("digest", sa.String(32), nullable=False, index=True),
         sa.Column("image", sa.LargeBinary(784), nullable=False),
         sa.Column("label", sa.SmallInteger(), nullable=False),
         sa.Column("predicted", sa.SmallInteger(), nullable=False),
@@ -43,12 +42,10 @@ def upgrade() -> None:
         sa.Column("source", sa.String(64), nullable=False),
         sa.Column("audited", sa.Boolean(), nullable=False),
         sa.Column("predicted_at", sa.DateTime(), nullable=False),
-        sa.Column("part", sa.String(16), nullable=False),
+        sa.Column("part", sa.String(16), nullable=False, index=True),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("ingested_at", sa.DateTime(), nullable=False),
     )
-    op.create_index("ix_ingested_labels_digest", "ingested_labels", ["digest"])
-    op.create_index("ix_ingested_labels_part", "ingested_labels", ["part"])
     op.create_table(
         "ledger",
         sa.Column("number", sa.Integer(), primary_key=True, autoincrement=True),
