@@ -1,8 +1,8 @@
 """How many drawings the endpoint reads: MNIST test digits redrawn large, dark on light, off-centre, with thin and thick pens.
 
-    DIGITS_MNIST=/path/to/mnist.npz python -m bench.drawings --recipe distorted
+    DIGITS_MNIST=/path/to/mnist.npz python -m bench.drawings --recipe augmented
 
-Each digit is thinned to its skeleton and drawn again with a round pen, as nobody of the training images drew it, then sent as a
+Each digit is thinned to its skeleton and drawn again with a round pen, unlike any training image, then sent as a
 PNG to `/classify_file` of the real service. `--save FOLDER` keeps the pictures.
 """
 
@@ -21,10 +21,13 @@ from bench import harness
 from digits import intervals
 from models import recipes
 
-PAPER = 400  # pixels a side
-ENLARGED = 8  # times; 20 pixels of a digit become 160
-PENS = (8, 14, 20, 28)  # pixels; MNIST's own pen would have about 20
-LEAST = 0.97
+# Side of the picture in pixels.
+PAPER = 400
+# 20 pixels of a digit become 160.
+ENLARGED = 8
+# Diameters in pixels; MNIST's own pen would have about 20.
+PENS = (8, 14, 20, 28)
+MIN_ACCURACY = 0.97
 
 
 def main() -> None:
@@ -58,7 +61,7 @@ def main() -> None:
         print(f"pen of {pen:2} pixels: {intervals.wilson(sum(right[pen]), len(right[pen]))} of {len(right[pen])}")
     total = sum(map(sum, right.values()))
     print(
-        f"{recipe.name}, {recipe.epochs} epochs: {intervals.wilson(total, len(chosen))} of {len(chosen)} (at least {LEAST:.0%})"
+        f"{recipe.name}, {recipe.epochs} epochs: {intervals.wilson(total, len(chosen))} of {len(chosen)} (at least {MIN_ACCURACY:.0%})"
     )
 
 
@@ -66,7 +69,8 @@ def draw(image: NDArray[np.uint8], pen: int, random: np.random.Generator) -> NDA
     """A drawing (400, 400) of the digit (28, 28) with a round pen, somewhere on light paper."""
     large = ndimage.gaussian_filter(ndimage.zoom(image.astype(np.float32), ENLARGED, order=1), ENLARGED / 2)
     distance = ndimage.distance_transform_edt(~skeleton(large > 110))
-    ink = np.clip(pen / 2 + 0.5 - distance, 0, 1)  # anti-aliased over one pixel
+    # Anti-aliased over one pixel.
+    ink = np.clip(pen / 2 + 0.5 - distance, 0, 1)
     rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     paper, colour = random.uniform(215, 255), random.uniform(0, 70)
@@ -96,7 +100,7 @@ def skeleton(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def png(picture: NDArray[np.uint8]) -> bytes:
-    """A file of it."""
+    """The picture as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()

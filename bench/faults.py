@@ -32,16 +32,18 @@ from ops import processes
 
 CLIENTS = 4
 RATE = 60.0  # requests per second of all clients together
-FAULT_SECONDS = 10.0  # how long the database is locked and the disk is full
-CALM_SECONDS = 3.0  # of load before and after
-PATIENCE_SECONDS = 120.0
-LONGEST_SECONDS = 10.0  # of recovery
+# How long the database is locked and the disk is full.
+FAULT_SECONDS = 10.0
+# Load before each fault and after its recovery.
+CALM_SECONDS = 3.0
+TIMEOUT_SECONDS = 120.0
+MAX_RECOVERY_SECONDS = 10.0
 HOME_BYTES = 1_000_000_000
 
 
 @dataclass
 class Load:
-    """Clients that send single images at a steady rate from its beginning to its end, and note every answer."""
+    """Clients that send single images at a steady rate and record every answer, inside a `with` block."""
 
     url: str
     images: Images
@@ -78,7 +80,7 @@ class Load:
                 self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - started)
 
     def lost(self) -> list[str]:
-        """Ids under which the service does not find its answer; None is an answer that it said it could not log."""
+        """Ids that the service does not find; None stands for an answer that was not logged."""
         with httpx.Client(base_url=self.url, timeout=60) as client:
             return [
                 str(id)
@@ -95,21 +97,20 @@ class Outcome:
     load: Load
     lost: int
     seconds: float
-    allowed: (
-        int | None
-    )  # requests that may have been in flight inside what was killed; None when nobody was left to answer
+    # Requests that may have been in flight in the killed process; None where no worker is left to answer.
+    allowed: int | None
 
     @property
-    def is_fine(self) -> bool:
+    def passed(self) -> bool:
         few = self.allowed is None or len(self.load.failed) <= self.allowed
-        return few and not self.lost and self.seconds < LONGEST_SECONDS
+        return few and not self.lost and self.seconds < MAX_RECOVERY_SECONDS
 
     def __str__(self) -> str:
         load = self.load
         return (
             f"{self.fault:20} {load.sent:6} sent, {len(load.failed):3} failed "
             f"(in flight: {'all' if self.allowed is None else self.allowed}), {len(load.ids):6} logged, {self.lost} lost, slowest answer {load.slowest_seconds:4.1f} s, "
-            f"recovered in {self.seconds:4.1f} s{'' if self.is_fine else '   NOT WANTED'}"
+            f"recovered in {self.seconds:4.1f} s{'' if self.passed else '   FAILED'}"
         )
 
 
@@ -125,8 +126,8 @@ def only(process: psutil.Process) -> list[psutil.Process]:
     return [process]
 
 
-def family(process: psutil.Process) -> list[psutil.Process]:
-    """It and all below it."""
+def tree(process: psutil.Process) -> list[psutil.Process]:
+    """The process and all its descendants."""
     return [process, *process.children(recursive=True)]
 
 
@@ -137,7 +138,7 @@ def workers(service: psutil.Process) -> list[psutil.Process]:
 
 @contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """A SQLite database that nobody else can write to."""
+    """Hold an exclusive lock on a SQLite database."""
     connection = sqlite3.connect(database, timeout=60, isolation_level=None)
     try:
         connection.execute("BEGIN EXCLUSIVE")
@@ -148,7 +149,7 @@ def locked(database: Path) -> Iterator[None]:
 
 @contextmanager
 def full(folder: Path) -> Iterator[None]:
-    """A disk without a free byte."""
+    """Fill the disk of a folder to the last byte."""
     path = folder / "filling"
     try:
         with path.open("wb", buffering=0) as file:
@@ -166,7 +167,7 @@ def full(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[bool]:
-    """A disk of so many bytes mounted on the folder; whether that can be done here."""
+    """Mount a tmpfs of `size` bytes on the folder; gives whether that was possible."""
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
     try:
         yield mounted.returncode == 0
@@ -176,38 +177,38 @@ def small_disk(folder: Path, size: int) -> Iterator[bool]:
 
 
 def main(*wanted: str) -> None:
-    """Go through the faults, or those named, and print what each did."""
+    """Cause every fault, or those named, and print the outcome of each."""
     dataset = harness.data()
     outcomes = []
     with ExitStack() as held:
         settings = held.enter_context(harness.home())
         can_fill = held.enter_context(small_disk(settings.home, HOME_BYTES)) if os.name == "posix" else False
-        held.enter_context(processes.running(settings))
-        processes.wait_healthy(settings, lambda process, seconds: None)
+        supervisor = held.enter_context(processes.running(settings))
+        list(processes.wait_healthy(supervisor, settings, processes.processes(settings)))
         harness.register(settings, COMPACT.model_copy(update={"epochs": 2}), dataset)
         _wait(lambda: harness.answers(f"{settings.service_url}/readyz"))
         for name, fault, allowed in _faults(settings, can_fill):
             if wanted and name not in wanted:
                 continue
-            outcomes.append(_meet(settings, name, fault, allowed, dataset.test.images[:500]))
+            outcomes.append(_measure(settings, name, fault, allowed, dataset.test.images[:500]))
             print(outcomes[-1], flush=True)
             for reason in outcomes[-1].load.failed[:3]:
                 print(f"    {reason}", flush=True)
         if not can_fill:
             print("disk full            skipped: a tmpfs cannot be mounted here")
-    raise SystemExit(0 if all(outcome.is_fine for outcome in outcomes) else 1)
+    raise SystemExit(0 if all(outcome.passed for outcome in outcomes) else 1)
 
 
 def _faults(settings: Settings, can_fill: bool) -> Iterator[tuple[str, Callable[[], float], int | None]]:
-    """Name, what does it and returns the moment from which recovery counts, and the requests it may cost; None if there is nobody."""
-    # the only worker: connections are refused until it is replaced
+    """Name of each fault, the function that causes it and returns when recovery begins, and how many requests may fail."""
+    # The only worker: connections are refused until it is replaced.
     yield "service worker", lambda: _kill(settings, "service", workers), None
-    yield "service, all of it", lambda: _kill(settings, "service", family), None
+    yield "service, all of it", lambda: _kill(settings, "service", tree), None
     yield "service's parent", lambda: _kill(settings, "service", only), None
-    yield "mlflow", lambda: _kill(settings, "mlflow", family), 0
+    yield "mlflow", lambda: _kill(settings, "mlflow", tree), 0
     yield "mlflow's parent", lambda: _kill(settings, "mlflow", only), 0
-    yield "prefect", lambda: _kill(settings, "prefect", family), 0
-    yield "flows", lambda: _kill(settings, "flows", family), 0
+    yield "prefect", lambda: _kill(settings, "prefect", tree), 0
+    yield "flows", lambda: _kill(settings, "flows", tree), 0
     yield "database locked", lambda: _during(locked(settings.home / "digits.db")), 0
     if can_fill:
         yield "disk full", lambda: _during(full(settings.home)), 0
@@ -218,7 +219,8 @@ def _kill(settings: Settings, name: str, which: Callable[[psutil.Process], list[
     victims = which(psutil.Process(pid))
     kill(victims)
     killed = time.monotonic()
-    if pid in {victim.pid for victim in victims}:  # what it left behind may answer until Supervisor starts it again
+    # A worker that survives its parent may answer until Supervisor starts the parent again.
+    if pid in {victim.pid for victim in victims}:
         _wait(lambda: processes.process_info(settings)[name]["pid"] not in (0, pid))
     return killed
 
@@ -229,18 +231,18 @@ def _during(fault: AbstractContextManager[None]) -> float:
     return time.monotonic()
 
 
-def _meet(settings: Settings, name: str, fault: Callable[[], float], allowed: int | None, images: Images) -> Outcome:
+def _measure(settings: Settings, name: str, fault: Callable[[], float], allowed: int | None, images: Images) -> Outcome:
     with Load(settings.service_url, images) as load:
         time.sleep(CALM_SECONDS)
         ended = fault()
-        _wait(lambda: _is_well(settings))
+        _wait(lambda: _is_recovered(settings))
         seconds = time.monotonic() - ended
         time.sleep(CALM_SECONDS)
     return Outcome(name, load, len(load.lost()), seconds, allowed)
 
 
-def _is_well(settings: Settings) -> bool:
-    """Every process healthy, the champion there, and no answer waits on disk for the database."""
+def _is_recovered(settings: Settings) -> bool:
+    """Whether every process is healthy, the champion is served and no prediction waits on disk for the database."""
     if not all(processes.is_healthy(settings, process) for process in processes.processes(settings)):
         return False
     if not harness.answers(f"{settings.service_url}/readyz"):
@@ -250,13 +252,13 @@ def _is_well(settings: Settings) -> bool:
 
 
 def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         with suppress(httpx.HTTPError):
             if condition():
                 return
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not well after {PATIENCE_SECONDS:g} s")
+            raise TimeoutError(f"no recovery after {TIMEOUT_SECONDS:g} s")
         time.sleep(0.1)
 
 

@@ -3,11 +3,11 @@
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.gate
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.gate --recipe augmented --epochs 8 --validation 0.2 --weaker 8 --fewest 20000
 
-The second is at 99 %, where half a point is half of all errors; with all its epochs it would take a working day.
+The second command compares models near 99 %, where half a point is half of all errors.
 
-Pairs of seeds train on the same images, as many as the recipe gives to training. The improvement is the one that retraining hopes
-for: the same recipe with more images, so many more that the better network is ahead by at least half a point on the validation
-images. That is the truth here: nobody trained on them, no recipe that stops early is taken, and the gate does not see them.
+Pairs of seeds train on the same images, as many as the recipe gives to training. The improvement is the one that retraining should
+bring: the same recipe with more images, so many more that the better network is ahead by at least half a point on the validation
+images. These give the true difference: no network trains on them, no recipe stops early by them, and the gate does not see them.
 """
 
 import argparse
@@ -25,11 +25,12 @@ from digits.settings import load_settings
 from models import evaluation, gate, recipes, training
 from models.training import Recipe
 
-BINS = ((0.25, 0.5), (0.5, 0.75), (0.75, 1.0), (1.0, 100.0))  # of points ahead
+# Percentage points by which the candidate is truly better.
+BINS = ((0.25, 0.5), (0.5, 0.75), (0.75, 1.0), (1.0, 100.0))
 
 
 class JudgedModel:
-    """One training and its answers."""
+    """One trained model and its predictions."""
 
     def __init__(self, recipe: Recipe, data: Dataset) -> None:
         model = training.fit(recipe, data).model
@@ -54,22 +55,24 @@ def report(what: str, data: Dataset, pairs: Sequence[tuple[JudgedModel, JudgedMo
         for (candidate, champion), decision in zip(pairs, decisions, strict=True)
         if decision == "promote"
     ]
-    words = f"{len(pairs)} {what}: {dict(Counter(decisions))}, promoted {len(ahead) / len(pairs):.1%}"
+    line = f"{len(pairs)} {what}: {dict(Counter(decisions))}, promoted {len(ahead) / len(pairs):.1%}"
     if ahead:
-        words += (
+        line += (
             f", better in truth {np.mean(np.array(ahead) > 0):.1%} of those, by {np.mean(ahead):.2f} points in the mean"
         )
-    print(words, flush=True)
+    print(line, flush=True)
 
 
 def main() -> None:
-    """Print both rates with the counts behind them."""
+    """Print how often each kind of pair is promoted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    lasting = [name for name, preset in recipes.RECIPES.items() if preset.recipe.patience is None]
-    parser.add_argument("--recipe", default="compact", choices=lasting)
+    without_early_stopping = [name for name, preset in recipes.RECIPES.items() if preset.recipe.patience is None]
+    parser.add_argument("--recipe", default="compact", choices=without_early_stopping)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's own")
     parser.add_argument(
-        "--validation", type=float, help="share of the images that tell the truth, instead of the recipe's own"
+        "--validation",
+        type=float,
+        help="share of the images that measure the true difference, instead of the recipe's own",
     )
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--weaker", type=int, default=12, help="trainings on fewer images")

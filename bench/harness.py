@@ -1,4 +1,4 @@
-"""What the benches of the service stand on: MLflow with trained versions, the service as `digits up` starts it, and wrk."""
+"""Shared by the benchmarks of the service: MLflow with trained versions, the service as `digits up` starts it, and wrk."""
 
 import io
 import os
@@ -23,12 +23,12 @@ from digits.settings import Settings, load_settings
 from models.training import Recipe
 from ops import processes
 
-PATIENCE_SECONDS = 180
+STARTUP_TIMEOUT_SECONDS = 180
 
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw."""
+    """Figures that wrk printed."""
 
     requests_per_second: float
     p50_ms: float
@@ -42,7 +42,7 @@ class Load:
 
 @contextmanager
 def home() -> Iterator[Settings]:
-    """Settings of a platform of its own: free ports, a temporary DIGITS_HOME."""
+    """Settings with free ports and a temporary DIGITS_HOME."""
     with tempfile.TemporaryDirectory(prefix="digits-bench-") as folder:
         ports = {f"{name}_port": free_port() for name in ("service", "mlflow", "prefect", "reports")}
         uri = f"http://127.0.0.1:{ports['mlflow_port']}"
@@ -50,7 +50,7 @@ def home() -> Iterator[Settings]:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
+    """A port of 127.0.0.1 that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -59,14 +59,14 @@ def free_port() -> int:
 
 @contextmanager
 def mlflow(settings: Settings) -> Iterator[None]:
-    """The MLflow server, answering."""
+    """A running MLflow server."""
     with _of_platform(settings, "mlflow", lambda process: processes.is_healthy(settings, process)):
         yield
 
 
 @contextmanager
 def service(settings: Settings, **more: str) -> Iterator[psutil.Process]:
-    """The service, with its champion; `more` are further settings by the name of their variable."""
+    """The running service; `more` are further environment variables."""
     url = f"{settings.service_url}/readyz"
     with _of_platform(settings, "service", lambda process: answers(url), **more) as process:
         yield process
@@ -89,14 +89,14 @@ def _of_platform(
 def running(
     command: list[str], output: Path, is_ready: Callable[[], bool], environment: dict[str, str] | None = None
 ) -> Iterator[psutil.Process]:
-    """A process from its being ready to its end; raises RuntimeError with its last words when it does not come up."""
+    """A process that is ready; raises RuntimeError with the end of its output when it does not start."""
     with output.open("ab") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
     try:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + STARTUP_TIMEOUT_SECONDS
         while not is_ready():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{' '.join(command[:6])} does not come up: {output.read_text()[-2000:]}")
+                raise RuntimeError(f"{' '.join(command[:6])} does not start: {output.read_text()[-2000:]}")
             time.sleep(0.02)
         yield psutil.Process(process.pid)
     finally:

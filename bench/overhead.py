@@ -1,4 +1,4 @@
-"""What the platform adds to a training: `digits train` with flow, evaluation, tracking and registry, against the bare training.
+"""Time that the platform adds to a training: `digits train` with flow, evaluation, tracking and registry, against the bare training.
 
     digits up                                                            # in another terminal
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.overhead

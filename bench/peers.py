@@ -1,4 +1,4 @@
-"""The servers that ours is measured against, each as its users would write it.
+"""The servers that the service is compared with, each as its users would write it.
 
 python -m bench.peers bare model.onnx 8001     # Starlette and ONNX Runtime, nothing else: no checks, no log, no metrics
 python -m bench.peers keras model.keras 8002   # FastAPI and Keras's model.predict
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def bare(path: Path) -> Any:
-    """The least a server can do: parse, run, answer."""
+    """The minimum: parse, run, answer."""
     import onnxruntime
     import orjson
     from starlette.applications import Starlette
@@ -36,7 +36,7 @@ def bare(path: Path) -> Any:
 
 
 def keras(path: Path) -> Any:
-    """What a tutorial does."""
+    """As in a tutorial."""
     from fastapi import FastAPI
     from pydantic import BaseModel
 
@@ -45,12 +45,12 @@ def keras(path: Path) -> Any:
     model = backend.load()[0].models.load_model(path)
     application = FastAPI()
 
-    class Question(BaseModel):
+    class Request(BaseModel):
         images: list[list[int]]
 
     @application.post("/classify")
-    def classify(question: Question) -> dict[str, Any]:
-        probabilities = model.predict(np.array([question.images], np.uint8), verbose=0)[0]
+    def classify(request: Request) -> dict[str, Any]:
+        probabilities = model.predict(np.array([request.images], np.uint8), verbose=0)[0]
         digit = int(probabilities.argmax())
         return {"digit": digit, "probability": float(probabilities[digit]), "probabilities": probabilities.tolist()}
 

@@ -44,52 +44,52 @@ TWO: list[Stroke] = [[(0.34, 0.33), (0.4, 0.21), (0.53, 0.17), (0.63, 0.28), (0.
 
 
 def main() -> None:
-    """Take the pictures of one of the two."""
+    """Take the pictures of the page or of the platform."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("page", "platform"))
     parser.add_argument("--recipe", default="compact", choices=recipes.RECIPES)
     arguments = parser.parse_args()
     if arguments.what == "page":
-        of_the_page(recipes.find(arguments.recipe))
+        photograph_page(recipes.find(arguments.recipe))
     else:
-        of_the_platform(arguments.recipe)
+        photograph_platform(arguments.recipe)
 
 
-def of_the_page(recipe: Recipe) -> None:
+def photograph_page(recipe: Recipe) -> None:
     """Train, serve, draw, and take the pictures."""
     with harness.home() as settings, harness.mlflow(settings):
         harness.register(settings, recipe, harness.data())
         with harness.service(settings):
             with page(settings.service_url, 1300, 950, 1, "light") as browser:
-                visit(browser, FOUR, SEVEN, THREE)
-                take(browser, "page.png")
+                use_page(browser, FOUR, SEVEN, THREE)
+                save_screenshot(browser, "page.png")
             with page(settings.service_url, 412, 915, 2, "dark") as browser:
-                visit(browser, NINE, TWO)
-                take(browser, "page-phone.png")
+                use_page(browser, NINE, TWO)
+                save_screenshot(browser, "page-phone.png")
 
 
-def of_the_platform(recipe: str) -> None:
-    """MLflow's comparison of three runs, the report of drift, and Prefect's runs."""
-    people = loop.divide("mnist" if load_settings().mnist else "bundled", requests=1000)
+def photograph_platform(recipe: str) -> None:
+    """MLflow's comparison of three runs, the drift report and Prefect's runs."""
+    digits = loop.divide("mnist" if load_settings().mnist else "bundled", requests=1000)
     with tempfile.TemporaryDirectory(prefix="digits-pictures-") as folder:
         home = Path(folder)
-        data = loop.write_npz(home / "digits.npz", people)
-        with loop.platform(home, recipe, data, audit_sample_rate=1) as there:
+        data = loop.write_npz(home / "digits.npz", digits)
+        with loop.running_platform(home, recipe, data, audit_sample_rate=1) as platform:
             for other in ("classic", "adam"):
-                there.run("train", "--recipe", other, "--data", str(data))
-            there.send(people.traffic, 1000, seed=1)
-            there.run("monitor", "--since", "1h")
+                platform.run("train", "--recipe", other, "--data", str(data))
+            platform.send(digits.traffic, 1000, seed=1)
+            platform.run("monitor", "--since", "1h")
             since = datetime.now(UTC)
-            written = loop.changed(people.traffic)
-            there.send(written, 1000, seed=2)
-            there.label(written, since)
-            there.run("monitor", "--since", since.isoformat())
+            written = loop.changed(digits.traffic)
+            platform.send(written, 1000, seed=2)
+            platform.label(written, since)
+            platform.run("monitor", "--since", since.isoformat())
             report = max((home / "reports").glob("*--*/report.html"))
-            there.wait_for_retraining(1)
+            platform.wait_for_retraining(1)
             for name, url, height, button in (
-                ("mlflow", comparison(there.environment["DIGITS_MLFLOW_PORT"]), 950, "Close"),  # its assistant's panel
+                ("mlflow", comparison(platform.environment["DIGITS_MLFLOW_PORT"]), 950, "Close"),
                 ("drift", report.as_uri(), 1220, "DATA DISTRIBUTION"),
-                ("prefect", f"http://127.0.0.1:{there.environment['DIGITS_PREFECT_PORT']}/runs", 950, None),
+                ("prefect", f"http://127.0.0.1:{platform.environment['DIGITS_PREFECT_PORT']}/runs", 950, None),
             ):
                 with page(url, 1300, height, 1, "light") as browser:
                     time.sleep(8)
@@ -97,7 +97,7 @@ def of_the_platform(recipe: str) -> None:
                         found = browser.find_element(By.XPATH, f"//button[@aria-label='{button}' or .='{button}']")
                         browser.execute_script("arguments[0].click()", found)
                         time.sleep(2)
-                    take(browser, f"{name}.png")
+                    save_screenshot(browser, f"{name}.png")
 
 
 def comparison(port: str) -> str:
@@ -138,8 +138,8 @@ def page(url: str, width: int, height: int, ratio: int, scheme: str) -> Iterator
             browser.quit()
 
 
-def visit(browser: Chrome, *digits: list[Stroke]) -> None:
-    """Draw one digit after the other, and say of the first that it was right."""
+def use_page(browser: Chrome, *digits: list[Stroke]) -> None:
+    """Draw the digits one after the other, and confirm the first answer."""
     for number, strokes in enumerate(digits):
         browser.find_element(By.ID, "clear").click()
         for stroke in strokes:
@@ -173,7 +173,7 @@ def curve(points: Stroke, steps: int = 8) -> Stroke:
     return [*map(tuple, line.reshape(-1, 2).tolist()), points[-1]]
 
 
-def take(browser: Chrome, name: str) -> None:
+def save_screenshot(browser: Chrome, name: str) -> None:
     browser.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
     time.sleep(0.5)
     browser.save_screenshot(DOCS / name)

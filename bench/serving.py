@@ -2,9 +2,9 @@
 
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.serving
 
-One run on the loopback, every server with one worker, the load from one thread of wrk (Debian: `apt-get install wrk`). Ours has
-MLflow to follow, the prediction log (SQLite) and the metrics on. The servers stand side by side and are measured in turn for
-some rounds; each ratio is the median over rounds, so that a busy machine is busy for all. The model is `compact` after two
+One run on the loopback interface, every server with one worker, the load from one thread of wrk (Debian: `apt-get install wrk`). Our
+service polls MLflow, logs to SQLite and counts its metrics. All servers run at the same time and are measured in turn for several
+rounds; each ratio is the median over the rounds, so that a busy machine slows all of them. The model is `compact` after two
 epochs: 784-128-64-10.
 """
 
@@ -37,7 +37,8 @@ from ops import processes
 CONNECTIONS = 8
 BULK_IMAGES = 1_000
 SOAK_REQUESTS = 100_000
-MIN_RATIOS = {"bare": 0.65, "mlflow": 5.0, "bulk": 0.4}
+# Bulk: by the share of the answers that is logged.
+MIN_RATIOS = {"bare": 0.65, "mlflow": 5.0, "1": 0.25, "0.01": 0.5}
 MAX_READY_SECONDS, MAX_MEGABYTES = 5.0, 300
 
 
@@ -83,7 +84,7 @@ def single_image(settings: Settings, files: Path, images: Images, rounds: int, s
         agree(urls)
         loads: dict[str, list[Load]] = {name: [] for name in urls}
         for url, script in urls.values():
-            harness.wrk(url, script, 1, CONNECTIONS)  # warm
+            harness.wrk(url, script, 1, CONNECTIONS)
         for _ in range(rounds):
             for name, (url, script) in urls.items():
                 loads[name].append(harness.wrk(url, script, seconds, CONNECTIONS))
@@ -100,27 +101,30 @@ def single_image(settings: Settings, files: Path, images: Images, rounds: int, s
             for our, their in zip(loads["ours"], loads[name], strict=True)
         )
         wanted = f" (at least {MIN_RATIOS[name]:g})" if name in MIN_RATIOS else ""
-        print(f"  {title:31}{middle(loads[name])}" + (f"   ours is {ratio:.2f} ×{wanted}" if name != "ours" else ""))
+        print(
+            f"  {title:31}{median_load(loads[name])}" + (f"   ours is {ratio:.2f} ×{wanted}" if name != "ours" else "")
+        )
     sys.stdout.flush()
 
 
 def agree(urls: dict[str, tuple[str, Path]]) -> None:
-    """All servers give the same answer, or the comparison means nothing."""
+    """Raises AssertionError when two servers give different answers."""
     probabilities = {}
     for name, (url, script) in urls.items():
         body = script.with_suffix(".body").read_bytes()
         answer = httpx.post(url, content=body, headers={"Content-Type": "application/json"}, timeout=60).json()
-        if name == "mlflow":  # by the name of the model's output, for each image
+        # MLflow names the model's output and returns a list of images.
+        if name == "mlflow":
             answer = {"probabilities": next(iter(answer["predictions"].values()))[0]}
         probabilities[name] = answer["probabilities"]
     for name, values in probabilities.items():
         if not np.allclose(values, probabilities["ours"], atol=1e-4):
-            raise AssertionError(f"{name} answers {values}, ours {probabilities['ours']}")
+            raise AssertionError(f"{name} answers {values}, and digits {probabilities['ours']}")
 
 
 @contextmanager
 def peer(kind: str, model: Path) -> Iterator[str]:
-    """One of bench/peers.py, up; the address that it answers at."""
+    """A running server of bench/peers.py; gives its address."""
     port = harness.free_port()
     command = [sys.executable, "-m", "bench.peers", kind, str(model), str(port)]
     with harness.running(command, model.parent / f"{kind}.log", lambda: listens(port)):
@@ -129,7 +133,7 @@ def peer(kind: str, model: Path) -> Iterator[str]:
 
 @contextmanager
 def mlflow_models_serve(files: Path) -> Iterator[str]:
-    """`mlflow models serve` of the same ONNX model; the address that it answers at."""
+    """`mlflow models serve` of the same ONNX model; gives its address."""
     import mlflow
     import onnx
     from mlflow.models import ModelSignature
@@ -160,7 +164,7 @@ def mlflow_models_serve(files: Path) -> Iterator[str]:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody accepts connections."""
+    """Whether a server accepts connections."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -186,16 +190,15 @@ def files_and_bulk(settings: Settings, files: Path, images: Images, rounds: int,
                 ratios.append(loads[-1].requests_per_second * BULK_IMAGES / alone[-1])
         speed = statistics.median(load.requests_per_second for load in loads) * BULK_IMAGES
         failed = sum(load.failed for load in loads)
-        wanted = f" (at least {MIN_RATIOS['bulk']:g})" if share != "1" else ""
         print(
             f"  {float(share):4.0%} of the answers logged   {speed:9,.0f} images/s, {failed} failed"
-            f"   {statistics.median(ratios):.2f} × ONNX Runtime alone{wanted}"
+            f"   {statistics.median(ratios):.2f} × ONNX Runtime alone (at least {MIN_RATIOS[share]:g})"
         )
     print(f"  ONNX Runtime alone          {statistics.median(alone):9,.0f} images/s", flush=True)
 
 
 def onnxruntime_alone(files: Path, images: Images, threads: int, seconds: float = 1) -> float:
-    """Images per second of the session in a loop; threads 0: as it comes, on all cores."""
+    """Images per second of the session in a loop; 0 threads: all cores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(files / "model.onnx", options, providers=["CPUExecutionProvider"])
@@ -216,7 +219,7 @@ def png(image: Images) -> bytes:
 
 
 def drawing(image: Images) -> bytes:
-    """The digit large, dark on light and off-centre, as somebody would draw it."""
+    """The digit large, dark on light and off-centre, as a drawing."""
     paper = np.full((400, 400), 255, np.uint8)
     paper[90:370, 40:320] = 255 - np.asarray(Image.fromarray(image).resize((280, 280), Image.Resampling.BICUBIC))
     return png(paper)
@@ -234,7 +237,7 @@ def readiness(settings: Settings) -> None:
 
 
 def memory(settings: Settings, images: Images) -> None:
-    """What the process that answers holds while it answers many single images."""
+    """Resident memory of the worker while it answers many single images."""
     script = harness.script(
         settings.home, "soak", json.dumps({"images": images[0].tolist()}).encode(), "application/json"
     )
@@ -242,11 +245,11 @@ def memory(settings: Settings, images: Images) -> None:
         done = 0.0
         print(f"resident memory of the worker (at most {MAX_MEGABYTES} MB), and of the process that started it")
         print(f"  before the first request     {resident(parent)}")
-        marks = [SOAK_REQUESTS / 10, SOAK_REQUESTS / 2, SOAK_REQUESTS]
-        while marks:
+        counts = [SOAK_REQUESTS / 10, SOAK_REQUESTS / 2, SOAK_REQUESTS]
+        while counts:
             done += harness.wrk(f"{settings.service_url}/classify", script, 3, CONNECTIONS).requests_per_second * 3
-            if done >= marks[0]:
-                marks.pop(0)
+            if done >= counts[0]:
+                counts.pop(0)
                 print(f"  after {done:9,.0f} requests     {resident(parent)}", flush=True)
 
 
@@ -255,7 +258,7 @@ def resident(parent: psutil.Process) -> str:
     return f"{worker / 1e6:4.0f} MB and {parent.memory_info().rss / 1e6:.0f} MB"
 
 
-def middle(loads: list[Load]) -> Load:
+def median_load(loads: list[Load]) -> Load:
     """The round in the middle by requests per second."""
     return sorted(loads, key=lambda load: load.requests_per_second)[len(loads) // 2]
 

@@ -25,28 +25,30 @@ from digits.images import Images
 from models.recipes import COMPACT
 
 CLIENTS = 4
-SAMPLES = 100  # of the figures, over the whole time
+# How often the figures are read, evenly over the whole time.
+SAMPLES = 100
 
 
 @dataclass(frozen=True)
 class Limits:
-    """By how much a median may grow: an absolute amount, and beyond it a share of what it was."""
+    """How much a median may grow: an absolute amount plus a fraction of the earlier median."""
 
     amount: float
-    share: float
+    fraction: float
 
 
 LIMITS = {
     "memory (MB)": Limits(12, 0.05),
     "open files": Limits(3, 0.05),
     "threads": Limits(2, 0.05),
-    "latency (ms)": Limits(3, 0.5),  # a busy machine moves it more than a leak of a minute
+    # A busy machine changes it more than a minute of leaking.
+    "latency (ms)": Limits(3, 0.5),
 }
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How one figure moved."""
+    """Medians of one figure early and late."""
 
     name: str
     before: float
@@ -55,7 +57,7 @@ class Drift:
     @property
     def is_flat(self) -> bool:
         limits = LIMITS[self.name]
-        return self.after - self.before <= limits.amount + limits.share * self.before
+        return self.after - self.before <= limits.amount + limits.fraction * self.before
 
     def __str__(self) -> str:
         return f"{self.name:13} {self.before:8.1f} -> {self.after:8.1f}{'' if self.is_flat else '   GROWS'}"
@@ -63,17 +65,19 @@ class Drift:
 
 @dataclass
 class Mixed:
-    """Clients that send one kind of request after the other, and note what is not as it should be."""
+    """Clients that send all kinds of requests and record every unexpected answer."""
 
     url: str
     images: Images
-    rate: float  # requests per second of all
+    # Requests per second of all clients together.
+    rate: float
     answered: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    latencies_ms: list[float] = field(default_factory=list)  # of JSON requests since they were last looked at
+    # Of the JSON requests since the figures were last read.
+    latencies_ms: list[float] = field(default_factory=list)
 
     def run(self, seconds: float, watch: Callable[[float], None]) -> None:
-        """Send for so long, and call `watch` at even steps with the median latency of each."""
+        """Send requests for so long, and call `watch` at even steps with the median latency of each step."""
         ended = threading.Event()
         threads = [threading.Thread(target=self._send, args=(number, ended)) for number in range(CLIENTS)]
         for thread in threads:
@@ -137,41 +141,41 @@ def drifts(figures: dict[str, list[float]]) -> list[Drift]:
 
 
 def watch(service: psutil.Process, mixed: Mixed, seconds: float) -> list[Drift]:
-    """Load the service for so long; how the figures of its workers moved, a line a minute meanwhile."""
+    """Load the service for so long and print a line a minute; returns how the figures of its workers moved."""
     figures: dict[str, list[float]] = {name: [] for name in LIMITS}
-    started = said = time.monotonic()
+    started = printed = time.monotonic()
 
-    def note(latency_ms: float) -> None:
-        nonlocal said
+    def record(latency_ms: float) -> None:
+        nonlocal printed
         found = workers(service)
         figures["memory (MB)"].append(sum(worker.memory_info().rss for worker in found) / 1e6)
         figures["open files"].append(sum(worker.num_fds() for worker in found))
         figures["threads"].append(sum(worker.num_threads() for worker in found))
         figures["latency (ms)"].append(latency_ms)
-        if time.monotonic() - said >= 60:
-            said = time.monotonic()
+        if time.monotonic() - printed >= 60:
+            printed = time.monotonic()
             last = ", ".join(f"{name} {values[-1]:.1f}" for name, values in figures.items())
-            print(f"{(said - started) / 60:4.0f} min  {mixed.answered.total():8,} requests  {last}", flush=True)
+            print(f"{(printed - started) / 60:4.0f} min  {mixed.answered.total():8,} requests  {last}", flush=True)
 
-    mixed.run(seconds, note)
+    mixed.run(seconds, record)
     return drifts(figures)
 
 
 def main() -> None:
-    """Start a service with a champion, load it and judge."""
-    words = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    words.add_argument("--minutes", type=float, default=60)
-    words.add_argument("--rate", type=float, default=200, help="requests per second")
-    chosen = words.parse_args()
+    """Start a service with a champion, load it and exit with 1 when a figure grows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--rate", type=float, default=200, help="requests per second")
+    arguments = parser.parse_args()
     dataset = harness.data()
     with harness.home() as settings, harness.mlflow(settings):
         harness.register(settings, COMPACT.model_copy(update={"epochs": 2}), dataset)
         with harness.service(settings) as service:
-            mixed = Mixed(settings.service_url, dataset.test.images[:1000], chosen.rate)
-            found = watch(service, mixed, 60 * chosen.minutes)
+            mixed = Mixed(settings.service_url, dataset.test.images[:1000], arguments.rate)
+            found = watch(service, mixed, 60 * arguments.minutes)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in mixed.answered.items())
     print(
-        f"{chosen.minutes:g} minutes, {mixed.answered.total():,} requests: {counts}; {len(mixed.wrong)} wrong {mixed.wrong[:3]}"
+        f"{arguments.minutes:g} minutes, {mixed.answered.total():,} requests: {counts}; {len(mixed.wrong)} wrong {mixed.wrong[:3]}"
     )
     print(*found, sep="\n")
     raise SystemExit(0 if not mixed.wrong and all(drift.is_flat for drift in found) else 1)

@@ -1,4 +1,4 @@
-"""What an answer costs in the prediction log: `python -m bench.storage [--url postgresql://…] [--count 100000]`."""
+"""Cost of a prediction in the prediction log: `python -m bench.storage [--url postgresql://…] [--count 100000]`."""
 
 import argparse
 import tempfile
@@ -13,43 +13,45 @@ from digits.storage import database, predictions
 from digits.storage.predictions import PredictionBatch, new_ids
 from services.prediction_log import PredictionLog
 
-AT_ONCE = 1000
+IMAGES_PER_BATCH = 1000
 
 
 def main() -> None:
-    """Write so many answers through the log, read a window, forget them; in a database that is empty."""
+    """Write predictions through the log into an empty database, read a window, delete them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--url", help="An empty database, where PostgreSQL is wanted; SQLite in a temporary folder unless set."
     )
     parser.add_argument("--count", type=int, default=100_000)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(asked.url or f"sqlite:///{folder}/digits.db", Path(folder), asked.count)
+        measure(arguments.url or f"sqlite:///{folder}/digits.db", Path(folder), arguments.count)
 
 
 def measure(url: str, folder: Path, count: int) -> None:
-    """Print answers written per second, bytes of each, and the time of a window."""
+    """Print predictions written per second, bytes of each, and the time to read a window."""
     engine = database.connect(url)
     before = _size(url)
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (AT_ONCE, 28, 28), np.uint8)
-    probabilities = random.dirichlet(np.ones(10), AT_ONCE).astype(np.float32)
+    images = random.integers(0, 256, (IMAGES_PER_BATCH, 28, 28), np.uint8)
+    probabilities = random.dirichlet(np.ones(10), IMAGES_PER_BATCH).astype(np.float32)
     log = PredictionLog(url, folder / "spool", audit_sample_rate=0.02, limit=2 * count)
     began = time.perf_counter()
-    for _ in range(0, count, AT_ONCE):
-        log.append(PredictionBatch(new_ids(AT_ONCE), datetime.now(UTC), "1", images, probabilities, "/classify_bulk"))
+    for _ in range(0, count, IMAGES_PER_BATCH):
+        log.append(
+            PredictionBatch(new_ids(IMAGES_PER_BATCH), datetime.now(UTC), "1", images, probabilities, "/classify_bulk")
+        )
     assert log.flush(600), "the log was not written within 600 s"
     seconds = time.perf_counter() - began
     log.close()
-    print(f"{engine.dialect.name}: {count / seconds:,.0f} answers/s written, one process")
-    print(f"{(_size(url) - before) / count:,.0f} bytes an answer, its indexes included")
+    print(f"{engine.dialect.name}: {count / seconds:,.0f} predictions/s written, one process")
+    print(f"{(_size(url) - before) / count:,.0f} bytes a prediction, with its indexes")
     began = time.perf_counter()
     window = predictions.read_window(engine, datetime.now(UTC) - timedelta(hours=1), limit=10_000)
-    print(f"a window of {len(window):,} answers among {count:,} read in {time.perf_counter() - began:.2f} s")
+    print(f"a window of {len(window):,} predictions among {count:,} read in {time.perf_counter() - began:.2f} s")
     began = time.perf_counter()
     removed = predictions.delete_before(engine, datetime.now(UTC) + timedelta(hours=1))
-    print(f"{removed / (time.perf_counter() - began):,.0f} answers/s forgotten")
+    print(f"{removed / (time.perf_counter() - began):,.0f} predictions/s deleted")
     engine.dispose()
 
 

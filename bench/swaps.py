@@ -1,8 +1,8 @@
-"""Ten changes of the champion under load: failed requests, latency before and meanwhile, and who gave the last answers.
+"""Ten champion swaps under load: failed requests, latency before and during the swaps, and the version of the last answers.
 
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.swaps
 
-wrk keeps 8 connections busy; a client of its own checks that every answer names the version of one champion or the other.
+wrk keeps 8 connections busy, and a separate client checks the model version of every answer.
 """
 
 import statistics
@@ -20,12 +20,14 @@ from models.recipes import COMPACT
 from models.registry import RegistryWriter
 
 SWAPS = 10
-SECONDS = 20  # of load before, and at least so many meanwhile
-MAX_P99_RATIO = 2.0  # times that before
+# Duration of the load before the swaps, and at least of the load during them.
+SECONDS = 20
+# p99 during the swaps, relative to before.
+MAX_P99_RATIO = 2.0
 
 
 class Client:
-    """Asks one question after the other from a thread until it is stopped."""
+    """Sends one request after the other from a thread until it is stopped."""
 
     def __init__(self, url: str, body: bytes) -> None:
         self.versions: list[str] = []
@@ -60,28 +62,28 @@ def main() -> None:
         script = harness.script(settings.home, "swaps", body, "application/json")
         url = f"{settings.service_url}/classify"
         with harness.service(settings), ThreadPoolExecutor(1) as pool:
-            harness.wrk(url, script, 3)  # warm
+            harness.wrk(url, script, 3)
             before = harness.wrk(url, script, SECONDS)
             client = Client(url, body)
             client.start()
-            meanwhile = pool.submit(harness.wrk, url, script, SECONDS + 2 * SWAPS)
+            during = pool.submit(harness.wrk, url, script, SECONDS + 2 * SWAPS)
             seconds = swap(settings, versions)
-            load = meanwhile.result()
+            load = during.result()
             client.stop()
             last = versions[(SWAPS + 1) % 2]
             print(f"before:    {before}")
             print(
-                f"meanwhile: {load}   p99 {load.p99_ms / before.p99_ms:.2f} × that before (at most {MAX_P99_RATIO:g})"
+                f"during:    {load}   p99 {load.p99_ms / before.p99_ms:.2f} × the p99 before (at most {MAX_P99_RATIO:g})"
             )
             print(
-                f"{SWAPS} swaps, each seen after {statistics.median(seconds):.1f} s (median; the service looks every {settings.registry_poll_seconds:g} s)"
+                f"{SWAPS} swaps, each seen after {statistics.median(seconds):.1f} s (median; the service polls the registry every {settings.registry_poll_seconds:g} s)"
             )
-            print(f"answers checked: {dict(Counter(client.versions))} by version, {len(client.failed)} failed")
+            print(f"answers checked, by version: {dict(Counter(client.versions))}, {len(client.failed)} failed")
             print(f"the last 100 are from v{last}: {set(client.versions[-100:]) == {last}}")
 
 
 def swap(settings: Settings, versions: list[str]) -> list[float]:
-    """Move the alias to and fro, each time until the service says that it answers with the other; seconds of each."""
+    """Move the alias back and forth, each time until the service reports the new version; returns the seconds of each swap."""
     registry = RegistryWriter(settings.mlflow_tracking_uri)
     seconds = []
     for number in range(SWAPS):

@@ -25,19 +25,20 @@ from digits.settings import load_settings
 from models.recipes import COMPACT
 
 BATCH, RATE = COMPACT.batch_size, COMPACT.learning_rate
-HIDDEN = (128, 64)  # of `compact`
+# The hidden layers of `compact`.
+HIDDEN = (128, 64)
 LAYERS = (784, *HIDDEN, 10)
 
 
 def ours(data: Dataset, epochs: int) -> tuple[float, float]:
-    """Seconds for the epochs after the first, and accuracy on the test images; so for every contestant."""
+    """Seconds for the epochs after the first, and accuracy on the test images; every contestant returns these."""
     from models import training
 
     network = training.Network(COMPACT.model_copy(update={"epochs": epochs + 1}), data)
-    course = network.epochs()
-    next(course)
+    epochs_left = network.epochs()
+    next(epochs_left)
     started = time.perf_counter()
-    for _ in course:
+    for _ in epochs_left:
         pass
     seconds = time.perf_counter() - started
     return seconds, _accuracy(training.forward(network.model, data.test.images), data)
@@ -94,7 +95,8 @@ def scikit_learn(data: Dataset, epochs: int) -> tuple[float, float]:
     digits = np.arange(10)
 
     def fit(n: int) -> None:
-        for _ in range(n):  # one call is one pass over the images
+        # One call is one pass over the images.
+        for _ in range(n):
             model.partial_fit(images, data.train.labels, classes=digits)
             model.predict(_floats(data.validation.images))
 
@@ -183,11 +185,11 @@ def _data() -> Dataset:
 
 
 def _run(name: str, epochs: int) -> dict[str, float]:
-    """One contestant in a process of its own."""
+    """Run one contestant in a separate process."""
     command = [sys.executable, "-m", "bench.training", "--epochs", str(epochs), "--contestant", name]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"{name} failed; its last words stand above")
+        raise SystemExit(f"{name} failed; its output is above")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -199,9 +201,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--contestant", choices=CONTESTANTS)
     arguments = parser.parse_args()
-    if arguments.judged:
+    if arguments.contestant:
         data = _data()
-        seconds, accuracy = CONTESTANTS[arguments.judged][1](data, arguments.epochs)
+        seconds, accuracy = CONTESTANTS[arguments.contestant][1](data, arguments.epochs)
         print(json.dumps({"speed": arguments.epochs * len(data.train) / seconds, "accuracy": accuracy}))
         return
     present = [name for name, (library, _) in CONTESTANTS.items() if find_spec(library)]

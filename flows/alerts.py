@@ -9,11 +9,10 @@ from typing import Any
 
 import httpx
 
+from digits.settings import Settings
 from digits.storage import cooldowns, database
 
 log = logging.getLogger("flows.alerts")
-
-TIMEOUT = httpx.Timeout(10, connect=3)  # seconds
 
 
 @dataclass(frozen=True)
@@ -26,32 +25,27 @@ class Alert:
     details: Mapping[str, Any] = field(default_factory=dict)  # JSON values
 
 
-def send(url: str | None, database_url: str, alert: Alert, cooldown: timedelta) -> bool:
+def send(settings: Settings, alert: Alert) -> bool:
     """POST the alert unless no webhook is set or the same alert was sent within the cooldown; whether it was delivered.
 
     A failed delivery raises nothing: it is logged, and the next alert is sent again. While the database is unreachable
     the cooldowns are unknown, and the alert is sent.
     """
-    if url is None:
+    if settings.alert_url is None:
         return False
     name, now = f"alert {alert.event} {alert.about}"[:255], datetime.now(UTC)
     with suppress(*database.ERRORS):
-        last = cooldowns.at(database.connect(database_url), name)
-        if last is not None and now - last < cooldown:
+        last = cooldowns.at(database.connect(settings.database_url), name)
+        if last is not None and now - last < timedelta(hours=settings.alert_cooldown_hours):
             return False
-    body = {
-        "event": alert.event,
-        "about": alert.about,
-        "message": alert.message,
-        "at": now.isoformat(timespec="seconds"),
-        **alert.details,
-    }
+    at = now.isoformat(timespec="seconds")
+    body = {"event": alert.event, "about": alert.about, "message": alert.message, "at": at, **alert.details}
     try:
-        httpx.post(url, json=body, timeout=TIMEOUT).raise_for_status()
+        httpx.post(settings.alert_url, json=body, timeout=10).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = f"status {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else str(error)
         log.warning("the webhook did not accept the alert %r (%s): %s", alert.event, reason, alert.message)
         return False
     with suppress(*database.ERRORS):
-        cooldowns.put(database.connect(database_url), name, now)
+        cooldowns.put(database.connect(settings.database_url), name, now)
     return True

@@ -8,7 +8,6 @@ from digits.storage import predictions
 from flows import monitor
 from flows.connections import Platform
 from monitoring import windows
-from monitoring.windows import Window
 
 log = logging.getLogger("digits.backfill")
 
@@ -20,23 +19,13 @@ def backfill(begin: str, end: str, every: str = "24h") -> list[str]:
     Existing reports of these windows are replaced. Past windows cause no alert and no retraining.
     """
     platform = Platform()
-    lines = [
-        report(platform, window, version)
-        for window in windows.split(begin, end, every)
-        for version in predictions.versions_between(platform.engine, *window)
-    ]
+    lines = []
+    for window in windows.split(begin, end, every):
+        for version in sorted(predictions.counts(platform.engine, *window)):
+            _, _, reference = monitor.load(platform, version)
+            verdict, path = monitor.report(platform, version, window, reference)
+            lines.append(f"{window[0]:%Y-%m-%d %H:%M}, digits v{version}, {verdict.count} answers: {verdict.message}")
+            log.info("%s; report: %s", lines[-1], path)
     if not lines:
         log.info("there are no answers from %s to %s", begin, end)
     return lines
-
-
-def report(platform: Platform, window: Window, version: str) -> str:
-    """Write the report of one window and version; its verdict in a line."""
-    version, _, reference = monitor.load(platform, version)
-    answers, labelled = monitor.read(platform, version, window)
-    verdict = monitor.judge(reference, answers, labelled)
-    written = monitor.write(platform.settings, version, window, reference, answers, verdict)
-    line = f"{window[0]:%Y-%m-%d %H:%M}, digits v{version}, {verdict.count} answers: {verdict.message}"
-    log.info("%s", line)
-    log.info("report: %s", written.html or written.verdict)
-    return line

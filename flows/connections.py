@@ -33,6 +33,8 @@ class Platform:
     @cached_property
     def registry(self) -> "RegistryWriter":
         """The writer of MLflow's runs and versions; raises RegistryUnreachable."""
+        # Where it does not answer, this raises before the 4 s that importing MLflow takes.
+        self.models.registry.version()
         from models.registry import RegistryWriter
 
         return RegistryWriter(self.settings.mlflow_tracking_uri)

@@ -29,16 +29,10 @@ def connect(address: str | None, workers: int | None = None) -> Iterator[Client]
             address = stack.enter_context(_local_cluster(workers)).scheduler_address
         try:
             client = stack.enter_context(Client(address, timeout=CONNECT_TIMEOUT_SECONDS, set_as_default=False))
-        except (OSError, ValueError) as error:
-            raise ConnectionError(
-                f"no Dask scheduler answers at {address}; start one with `dask scheduler` or unset DIGITS_DASK_ADDRESS"
-            ) from error
-        try:
             client.wait_for_workers(1, timeout=NO_WORKERS_TIMEOUT_SECONDS)
-        except TimeoutError as error:
-            raise ConnectionError(
-                f"the Dask scheduler at {address} has no workers; start some with `dask worker`"
-            ) from error
+        except (OSError, ValueError) as error:
+            missing = "start one with `dask scheduler` and its workers with `dask worker`, or unset DIGITS_DASK_ADDRESS"
+            raise ConnectionError(f"no Dask scheduler with workers answers at {address}; {missing}") from error
         yield client
 
 

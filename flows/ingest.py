@@ -13,8 +13,6 @@ from flows.tasks import server_task
 
 log = logging.getLogger("digits.ingest")
 
-VALIDATION_FRACTION = 0.1  # of the images that the inbox and feedback bring
-
 
 @flow(name="ingest")
 def ingest(data: str = "mnist") -> str:
@@ -36,7 +34,7 @@ def load_dataset(platform: Platform, data: str | None) -> Dataset:
     if data is None and current:
         dataset = with_feedback(platform, datasets.load(platform.datasets, current))
     else:
-        dataset = _read(platform, data or "mnist")
+        dataset = sources.read(data or "mnist", mnist=platform.settings.mnist, cache=platform.settings.downloads)
     datasets.save(dataset, platform.datasets)
     return dataset
 
@@ -44,7 +42,8 @@ def load_dataset(platform: Platform, data: str | None) -> Dataset:
 def read_source(platform: Platform, data: str) -> Dataset:
     """The source together with everything that the inbox has brought so far; not stored."""
     archived = inbox.read_inbox(platform.settings.inbox / "taken")
-    return extend(_read(platform, data), archived.labelled, ", ".join(archived.names))
+    dataset = sources.read(data, mnist=platform.settings.mnist, cache=platform.settings.downloads)
+    return extend(dataset, archived.labelled, ", ".join(archived.stamps))
 
 
 def with_feedback(platform: Platform, dataset: Dataset) -> Dataset:
@@ -59,12 +58,7 @@ def extend(dataset: Dataset, labelled: Split | None, source: str) -> Dataset:
     """The data set with more labelled images in train and validation; not stored."""
     if labelled is None:
         return dataset
-    extended = datasets.extend(dataset, labelled, validation_fraction=VALIDATION_FRACTION, seed=0)
+    extended = datasets.extend(dataset, labelled, validation_fraction=0.1, seed=0)
     added = len(extended.train) + len(extended.validation) - len(dataset.train) - len(dataset.validation)
     log.info("read %d labelled images, %d of them new, from %s", len(labelled), added, source)
     return extended
-
-
-def _read(platform: Platform, data: str) -> Dataset:
-    settings = platform.settings
-    return sources.read(data, mnist=settings.mnist, cache=settings.downloads)

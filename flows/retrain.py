@@ -96,7 +96,7 @@ def report_end(platform: Platform) -> Iterator[None]:
     except Exception as error:
         log.error("the retraining failed: %s", error)
         alert = Alert("retraining failed", type(error).__name__, f"The retraining failed: {error}")
-        alerts.send(settings.alert_url, settings.database_url, alert, timedelta(hours=settings.alert_cooldown_hours))
+        alerts.send(settings, alert)
         cooldowns.put(platform.engine, COOLDOWN, datetime.now(UTC))
         raise
     cooldowns.put(platform.engine, COOLDOWN, datetime.now(UTC))
@@ -140,7 +140,7 @@ def assemble_dataset(platform: Platform, data: str | None) -> Dataset:
     current = datasets.current(storage)
     start = read_source(platform, data or "mnist") if data or current is None else datasets.load(storage, current)
     batch = inbox.read_inbox(settings.inbox)
-    start = extend(start, batch.labelled, ", ".join(batch.names))
+    start = extend(start, batch.labelled, ", ".join(batch.stamps))
     _ingest_feedback(platform)
     dataset = with_feedback(platform, start)
     for made in {start.fingerprint: start, dataset.fingerprint: dataset}.values():

@@ -1,20 +1,15 @@
 """`digits score`: a file of images in, a file of answers out, straight from the champion, on this machine or a Dask cluster."""
 
-import hashlib
 import logging
-from collections import deque
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from prefect import flow
 
-from digits.images import Images
 from digits.settings import Settings
 from flows import dask_cluster
 from flows.connections import Platform
@@ -24,12 +19,9 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
     from models.model_store import VerifiedModel
-    from models.onnx_model import OnnxModel
     from models.scoring import Count
 
 log = logging.getLogger("digits.score")
-
-AHEAD = 4  # chunks under way for each thread of a cluster
 
 
 @flow(name="score")
@@ -38,8 +30,8 @@ def score(source: Path, target: Path) -> "Count":
     platform = Platform()
     champion = server_task(platform.models.fetch)()
     count = task(write_answers)(source, target, champion, platform.settings)
-    log.info("digits v%s: %s", champion.version, count.sentence)
     title = f"digits v{champion.version}"
+    log.info("%s: %s", title, count.sentence)
     publish("score", f"{title}: {count.answered:,} rows", f"# {title}\n\n{count.sentence}\n")
     return count
 
@@ -50,40 +42,8 @@ def write_answers(source: Path, target: Path, champion: "VerifiedModel", setting
 
     if settings.dask_address is None:
         return scoring.score(source, target, champion.predict_proba)
-    carried = Carried(_model_file(champion, settings))
     with dask_cluster.connect(settings.dask_address) as client:
-        return scoring.score(source, target, carried, partial(on_cluster, client))
-
-
-def _model_file(champion: "VerifiedModel", settings: Settings) -> bytes:
-    """The ONNX file of the champion; raises BadArtifact when the registry has another one now."""
-    from models.onnx_model import InvalidArtifact
-    from models.registry_reader import RegistryReader
-
-    content = RegistryReader(settings.mlflow_tracking_uri).download(champion.version, "model.onnx")
-    if hashlib.sha256(content).hexdigest() != champion.card["files"]["model.onnx"]:
-        raise InvalidArtifact(f"digits v{champion.version} changed while it was read; call this again")
-    return content
-
-
-# On a cluster
-
-
-@dataclass(frozen=True)
-class Carried:
-    """A model that can be sent to other machines; each process opens it once."""
-
-    content: bytes = field(repr=False)  # of the ONNX file
-
-    def __call__(self, images: Images) -> NDArray[np.float32]:
-        return _opened(self.content).predict_proba(images)
-
-
-@lru_cache(maxsize=1)
-def _opened(content: bytes) -> "OnnxModel":
-    from models import onnx_model
-
-    return onnx_model.load(content)
+        return scoring.score(source, target, champion.predict_proba, partial(on_cluster, client))
 
 
 def on_cluster(client: "Client", function: Callable[[Any], Any], chunks: Iterable[Any]) -> Iterator[Any]:
@@ -93,23 +53,13 @@ def on_cluster(client: "Client", function: Callable[[Any], Any], chunks: Iterabl
     """
     import dask
 
-    waiting: deque[Future] = deque()
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}):  # a committee has 40 MB
-        shared = client.submit(_itself, function, pure=False)
-        for chunk in chunks:
-            waiting.append(client.submit(_call, shared, chunk, pure=False))
-            if len(waiting) > AHEAD * sum(client.nthreads().values()):
-                yield _result(client, waiting.popleft())
-        while waiting:
-            yield _result(client, waiting.popleft())
+    from models import scoring
 
-
-def _itself(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return function
-
-
-def _call(function: Callable[[Any], Any], chunk: Any) -> Any:
-    return function(chunk)
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}):  # an ensemble has 40 MB
+        shared = client.submit(partial, function, pure=False)
+        submit = partial(client.submit, operator.call, shared, pure=False)
+        for future in scoring.in_order(submit, chunks, limit=lambda: 4 * sum(client.nthreads().values())):
+            yield _result(client, future)
 
 
 def _result(client: "Client", future: "Future") -> Any:

@@ -1,30 +1,58 @@
-"""`digits sweep`: searches recipes in parallel on Dask workers under a time budget and registers the best as challenger."""
+"""`digits sweep`: searches recipes in parallel on Dask workers under a time budget and registers the best as challenger.
+
+Workers report each epoch as a Dask event and stop once a `distributed.Event` is set. They need this code and the stored
+data sets, but no database, no MLflow and no Prefect server. Trials are pruned and recorded in Optuna and MLflow here.
+"""
 
 import fcntl
 import logging
+import os
+import queue
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from uuid import uuid4
 
-from optuna import Study
+from distributed import Client, Event, Future, get_worker
+from optuna import Study, Trial
 from optuna.trial import TrialState
 from prefect import flow
+from pydantic import BaseModel, ConfigDict, Field
 
 from digits import intervals
-from digits.data.datasets import Dataset
+from digits.data import datasets
+from digits.data.datasets import Dataset, Storage
 from flows import dask_cluster
 from flows.connections import Platform
 from flows.ingest import load_dataset
-from flows.sweep_executor import SweepExecutor, SweepPlan
 from flows.tasks import publish, server_task
 from flows.train import prefect_run, train_on
 from models import search
 from models.provenance import git_commit
 from models.registry import RegistryWriter
+from models.training import Epoch, Recipe
 
 log = logging.getLogger("digits.sweep")
 
-LEADERBOARD_SIZE = 5
+# In a row, and more than the attempts of one recipe: then the recipes are not the cause.
+MAX_FAILURES = search.MAX_ATTEMPTS + 1
+
+
+class SweepPlan(BaseModel):
+    """The parameters of a sweep."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("sweep", description="Name of the sweep and of its recipes.", pattern=r"^[a-z][a-z0-9-]*$")
+    data: str = Field("mnist", description="SOURCE of the data set.")
+    minutes: float = Field(10, ge=0, description="For the trials of this call; 0 only registers the best so far.")
+    epochs: int = Field(20, ge=1, description="Passes over the training images in a trial, at most.")
+    workers: int | None = Field(None, ge=1, description="Parallel trials, at most; as many as fit unless set.")
+
+
 DEFAULT_PLAN = SweepPlan()
 
 
@@ -54,8 +82,7 @@ def study_lock(folder: Path, study: Study) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            message = f"the sweep {study.study_name} is running; wait for its end or choose another --name"
-            raise RuntimeError(message) from error
+            raise RuntimeError(f"{study.study_name} is running; wait for its end or choose another --name") from error
         yield
 
 
@@ -79,16 +106,13 @@ def parent_run(registry: RegistryWriter, study: Study, dataset: Dataset) -> Iter
 
 def publish_trials(study: Study, n_images: int) -> None:
     """Log the best trials and show them as an artifact; `n_images` is the number of validation images."""
-    started = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-    complete = search.ranked(study)
-    log.info("%d trials so far, %d of them complete", len(started), len(complete))
-    table = "| trial | validation accuracy | seconds | recipe |\n|---|---|---|---|\n"
-    for trial in complete[:LEADERBOARD_SIZE]:
+    complete, waiting = search.ranked(study), study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    text = f"{len(study.trials) - len(waiting)} trials so far, {len(complete)} of them complete\n"
+    for trial in complete[:5]:
         accuracy = intervals.wilson(round(trial.values[0] * n_images), n_images)
-        summary = search.summarize(search.recipe_of(trial))
-        log.info("  trial %d: %s %s", trial.number, accuracy, summary)
-        table += f"| {trial.number} | {accuracy} | {trial.user_attrs['train_seconds']:.1f} | {summary} |\n"
-    publish("sweep", study.study_name, f"# {study.study_name}\n\n{table}")
+        text += f"\n- trial {trial.number}: {accuracy} {search.summarize(search.recipe_of(trial))}"
+    log.info("%s", text)
+    publish("sweep", study.study_name, f"# {study.study_name}\n\n{text}\n")
 
 
 def register_best(platform: Platform, study: Study, dataset: Dataset, parent: str) -> str:
@@ -104,3 +128,122 @@ def register_best(platform: Platform, study: Study, dataset: Dataset, parent: st
     if version != platform.models.registry.version():
         platform.registry.set_alias("challenger", version)
     return version
+
+
+load_once = lru_cache(maxsize=1)(datasets.load)  # in each worker
+
+
+def run_trial(
+    recipe: Recipe, number: int, storage: Storage, fingerprint: str, topic: str
+) -> tuple[search.TrainedTrial, str, int]:
+    """One trial in a worker: the training, the worker's address and the memory of its process in bytes."""
+    # Before TensorFlow is imported. One thread for each worker: more would only take turns on the same cores.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+    worker, stop = get_worker(), Event(f"{topic}-{number}")
+
+    def proceed(epoch: int, figures: Epoch) -> bool:
+        worker.log_event(topic, (number, epoch, figures))
+        return not stop.is_set()
+
+    trained = search.train(recipe, load_once(storage, fingerprint), proceed)
+    return trained, worker.address, worker.monitor.get_process_memory()
+
+
+@dataclass
+class RunningTrial:
+    """A trial that a worker trains."""
+
+    trial: Trial
+    run_id: str
+    future: Future
+    stop: Event
+    history: list[Epoch] = field(default_factory=list)
+
+
+class SweepExecutor:
+    """The trials of one call of a sweep, and the study and the MLflow runs that record them."""
+
+    def __init__(
+        self, platform: Platform, plan: SweepPlan, study: Study, fingerprint: str, parent_run: str, client: Client
+    ) -> None:
+        self.plan, self.study, self.parent_run, self.client = plan, study, parent_run, client
+        self.datasets, self.registry, self.fingerprint = platform.datasets, platform.registry, fingerprint
+        self.tags = {"recipe": plan.name, "dataset": fingerprint, **git_commit(), **prefect_run()}
+        self.running: dict[int, RunningTrial] = {}
+        self.failures = 0  # in a row
+        self.reports: queue.SimpleQueue[tuple[int, int, Epoch]] = queue.SimpleQueue()
+        self.topic = f"digits-{uuid4().hex}"
+        client.subscribe_topic(self.topic, lambda event: self.reports.put(event[1]))
+
+    def run(self) -> None:
+        """Run trials until the time is up; enqueue those that are running then, or at an interrupt, for the next call."""
+        deadline = time.time() + 60 * self.plan.minutes
+        try:
+            while time.time() < deadline:
+                workers = len(self.client.nthreads())
+                while len(self.running) < min(workers, self.plan.workers or workers):
+                    self._submit_trial()
+                with suppress(queue.Empty):
+                    self._report(*self.reports.get(timeout=1))
+                for one in [one for one in self.running.values() if one.future.done()]:
+                    self._collect(one)
+        finally:
+            for one in list(self.running.values()):
+                with suppress(OSError):  # the scheduler may be unreachable
+                    one.stop.set()
+                self._enqueue_again(one, "KILLED", "interrupted")
+
+    def _submit_trial(self) -> None:
+        trial, recipe = search.ask(self.study, self.plan.name, self.plan.epochs)
+        number, tags = trial.number, {**self.tags, "trial": str(trial.number)}
+        run_id = self.registry.open_run(f"{self.plan.name} {number}", tags, recipe, self.parent_run)
+        stop = Event(f"{self.topic}-{number}", client=self.client)
+        future = self.client.submit(run_trial, recipe, number, self.datasets, self.fingerprint, self.topic, pure=False)
+        self.running[number] = RunningTrial(trial, run_id, future, stop)
+
+    def _report(self, number: int, epoch: int, figures: Epoch) -> None:
+        """Record and judge an epoch, once: the worker that replaces a dead one repeats its epochs."""
+        one = self.running.get(number)
+        if one is None or epoch < len(one.history):
+            return
+        one.history.append(figures)
+        one.trial.report(figures["val_accuracy"], epoch)
+        if epoch + 1 < self.plan.epochs and one.trial.should_prune():
+            one.stop.set()
+
+    def _collect(self, one: RunningTrial) -> None:
+        """Record the result of a trial; raises RuntimeError after `MAX_FAILURES` in a row."""
+        if error := one.future.exception():
+            self._enqueue_again(one, "FAILED", f"failed with {error}")
+            self.failures += 1
+            if self.failures == MAX_FAILURES:
+                raise RuntimeError(f"{MAX_FAILURES} trials in a row failed, the last one with: {error}") from error
+            return
+        trained, worker, memory_bytes = one.future.result()
+        one.future.release()  # or Dask repeats the trial when the worker that holds its result dies
+        self.failures = 0
+        for epoch, figures in enumerate(trained.history):  # the result can arrive before the last reports
+            self._report(one.trial.number, epoch, figures)
+        if trained.stopped:
+            self.study.tell(one.trial, state=TrialState.PRUNED)
+            self._close(one, "KILLED", f"pruned after {len(one.history)} epochs at {trained.accuracy:.2%}")
+        else:
+            self.study.tell(one.trial, trained.accuracy)
+            self.registry.log_points(one.run_id, [(len(one.history), trained.metrics)])
+            self._close(one, "FINISHED", f"validation accuracy {trained.accuracy:.2%}")
+        if memory_bytes > dask_cluster.WORKER_BYTES:  # TensorFlow keeps every program that it compiled
+            with suppress(TimeoutError, ValueError):  # ValueError: no nanny would start the worker again
+                self.client.restart_workers([worker], timeout=dask_cluster.NO_WORKERS_TIMEOUT_SECONDS)
+
+    def _enqueue_again(self, one: RunningTrial, status: str, reason: str) -> None:
+        """Record a trial without a result, for this call or the next one to repeat."""
+        state = "queued again" if search.retry(self.study, one.trial.number) else "given up"
+        self._close(one, status, f"{state} after {len(one.history)} epochs: {reason}")
+
+    def _close(self, one: RunningTrial, status: str, outcome: str) -> None:
+        """End the trial and its run in MLflow, with its curves, and log one line about it."""
+        del self.running[one.trial.number]
+        self.registry.log_points(one.run_id, enumerate(one.history, start=1))
+        self.registry.close_run(one.run_id, status, {"outcome": outcome[:5000]})
+        log.info("trial %d: %s: %s", one.trial.number, outcome, search.summarize(search.recipe_of(one.trial)))

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from copy import copy
 from functools import wraps
+from threading import Event
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import httpx
@@ -26,65 +27,56 @@ ENVIRONMENT = {
     "PREFECT_CLIENT_MAX_RETRIES": "2",
 }
 
-
-class Outage(logging.Handler):
-    """One sentence in place of the warnings of Prefect's event client, which come once per event."""
-
-    api = ""
-    known = False
-
-    def emit(self, _record: logging.LogRecord) -> None:
-        self.report()
-
-    def report(self) -> None:
-        if not self.known:
-            self.known = True
-            log.warning(
-                "Prefect at %s stopped answering; the run goes on, and only its page in Prefect ends here", self.api
-            )
+outage = Event()
 
 
-outage = Outage(logging.WARNING)
-
-
-def prepare(api: str) -> None:
-    """Keep what Prefect prints off the terminal, its address being `api`; to be called before Prefect is imported."""
+def prepare() -> None:
+    """Keep what Prefect prints off the terminal; to be called before Prefect is imported."""
     os.environ |= ENVIRONMENT
     # Otherwise Prefect's log handler writes "Error logging to API" to standard error.
     logging.raiseExceptions = False
-    outage.api = api
+    logging.getLogger("prefect.events.clients").addFilter(_report_outage)
+
+
+def _report_outage(record: logging.LogRecord | None = None) -> bool:
+    """Say in one sentence what Prefect's event client warns of once per event; its records are shown nowhere."""
+    if not outage.is_set() and (record is None or record.levelno >= logging.WARNING):
+        from prefect.settings import PREFECT_API_URL
+
+        outage.set()
+        message = "Prefect at %s stopped answering; the run goes on, and only its page in Prefect ends here"
+        log.warning(message, PREFECT_API_URL.value())
+    return False
 
 
 def run(flow: "Flow[P, R]", *args: P.args, **kwargs: P.kwargs) -> R:
     """The result or error of the flow, also where Prefect stopped answering and cannot record how it ended."""
-    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     outcome: Future[R] = Future()
-    settings = ExitStack()
+    api = PREFECT_API_URL.value()
 
     @wraps(flow.fn)
     def function(*args: P.args, **kwargs: P.kwargs) -> R:
-        # Here, because Prefect removes the handlers of its loggers when it starts a flow.
-        logging.getLogger("prefect.events.clients").addHandler(outage)
         try:
             outcome.set_result(flow.fn(*args, **kwargs))
         except Exception as error:
             outcome.set_exception(error)
-        if not is_up(outage.api):
-            outage.report()
+        if not is_up(api):
+            _report_outage()
             # Prefect would try several times to record the end.
             settings.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
         return outcome.result()
 
     observed = copy(flow)
     observed.fn = function
-    with settings:
+    with ExitStack() as settings:
         try:
             return observed(*args, **kwargs)
         except httpx.HTTPError:
             if not outcome.done():
-                raise ConnectionError(f"Prefect at {outage.api} does not answer; the flow did not begin") from None
-    outage.report()
+                raise ConnectionError(f"Prefect at {api} does not answer; the flow did not begin") from None
+    _report_outage()
     return outcome.result()
 
 
@@ -93,7 +85,7 @@ def exit_without_prefect() -> None:
 
     At an ordinary exit, Prefect's client would try for a minute or more to send the remaining events.
     """
-    if outage.known:
+    if outage.is_set():
         error = sys.exc_info()[1]
         sys.stdout.flush()
         sys.stderr.flush()

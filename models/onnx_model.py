@@ -1,6 +1,7 @@
 """An ONNX model that answers raw uint8 images; needs neither MLflow nor Keras."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnxruntime
@@ -18,10 +19,14 @@ class InvalidArtifact(ValueError):
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """An open session."""
+    """An open session; it can be pickled and sent to another process."""
 
+    content: bytes = field(repr=False)  # of the ONNX file, which the session holds, too
     session: onnxruntime.InferenceSession
     input_name: str
+
+    def __reduce__(self) -> "tuple[Callable[[bytes], OnnxModel], tuple[bytes]]":
+        return load, (self.content,)
 
     def predict_proba(self, images: Images) -> NDArray[np.float32]:
         """Probabilities (n, 10) of uint8 images (n, 28, 28)."""
@@ -43,4 +48,4 @@ def load(content: bytes) -> OnnxModel:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common class but this
         raise InvalidArtifact(f"model.onnx does not load: {first_line(error)}") from error
-    return OnnxModel(session, session.get_inputs()[0].name)
+    return OnnxModel(content, session, session.get_inputs()[0].name)

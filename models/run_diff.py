@@ -164,7 +164,7 @@ def _data(registry: RegistryWriter, a: Run, b: Run, storage: Storage) -> list[st
         stored = [datasets.load(storage, fingerprint) for fingerprint in (before, now)]
     except datasets.BadData as error:
         manifests = [runs.read_json(registry, run, "dataset.json") for run in (a, b)]
-        kept = [{name: about.get(name) for name in ("source", "images", "checksum")} for about in manifests]
+        kept = [{name: about.get(name) for name in ("source", "images")} for about in manifests]
         return [f"{before} → {now}", f"image by image they cannot be compared: {error}", *differing(*kept)]
     return [f"{before} → {now}", *differing_data(*stored)]
 

@@ -1,12 +1,10 @@
-"""Batch prediction: files of any size, in bounded memory; rows that hold no image are rejected with the reason."""
+"""Batch prediction of large files, of which a few chunks are in memory at a time; rows that hold no image are rejected with the reason."""
 
 import csv
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -23,55 +20,20 @@ from tqdm import tqdm
 from digits.data import kaggle_csv
 from digits.data.datasets import BadData, reading
 from digits.data.kaggle_csv import PIXEL_NAMES
-from digits.data.sources import MIN_INK
 from digits.files import replacing
-from digits.images import PIXELS, SIZE, Images, Labels
-
-log = logging.getLogger("digits.score")
+from digits.images import PIXELS, SIZE, Images
 
 CHUNK_ROWS = 4096  # of Parquet
-GROUP_ROWS = 1 << 20  # predictions that are written together, a row group of Parquet
 SCHEMA = pa.schema([("ImageId", pa.int64()), ("Label", pa.uint8())])
-KINDS = "a Kaggle .csv, .csv.gz or .parquet"
 
-Given = TypeVar("Given")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 PredictProba = Callable[[Images], NDArray[np.float32]]  # (n, 28, 28) -> (n, 10)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Some rows of the source, unparsed; it can be pickled and sent to another process."""
-
-    content: Any  # bytes: lines of CSV; pyarrow.RecordBatch: rows of Parquet
-    progress: int  # bytes of a CSV file, rows of a Parquet file
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A parsed chunk: every row of it is an image or has a fault."""
-
-    images: Images  # (n, 28, 28)
-    positions: NDArray[np.int64]  # (n,), of the images among the rows of the chunk, counted from 0
-    faults: dict[int, str]  # by position
-    progress: int
-
-    def __len__(self) -> int:
-        return len(self.positions) + len(self.faults)
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The predictions for a chunk: every row of it has a digit or a fault."""
-
-    digits: Labels  # (n,)
-    positions: NDArray[np.int64]  # (n,), as in Rows
-    faults: dict[int, str]
-    brightest: int  # pixel of all images
-    progress: int
-
-
-MapChunks = Callable[[Callable[[Chunk], Predictions], Iterable[Chunk]], Iterator[Predictions]]
+Chunk = Any  # bytes, lines of CSV, or pyarrow.RecordBatch, rows of Parquet; unparsed, and it can be pickled
+# The valid rows of a chunk (images, or digits once they are predicted), their positions among all of its rows, counted
+# from 0, and the fault of each other row.
+Rows = tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]
+MapChunks = Callable[[Callable[[Chunk], Rows], Iterable[Chunk]], Iterator[Rows]]
 
 
 @dataclass(frozen=True)
@@ -84,32 +46,33 @@ class Count:
     side_file: Path
 
     @property
-    def rows(self) -> int:
-        return self.answered + self.rejected
-
-    @property
     def sentence(self) -> str:
         """The count on one line."""
         reasons = f" (reasons in {self.side_file})" if self.rejected else ""
         answered = f"{self.answered:,} answered in {self.target}"
-        return f"{self.rows:,} rows in = {answered} + {self.rejected:,} rejected{reasons}"
+        return f"{self.answered + self.rejected:,} rows in = {answered} + {self.rejected:,} rejected{reasons}"
 
 
-def in_threads(function: Callable[[Given], Result], chunks: Iterable[Given]) -> Iterator[Result]:
+def in_order(submit: Callable[[Item], Result], items: Iterable[Item], limit: Callable[[], int]) -> Iterator[Result]:
+    """What `submit` returns for each item, a future, with at most `limit()` of them pending while the next is awaited."""
+    pending: deque[Result] = deque()
+    for item in items:
+        pending.append(submit(item))
+        if len(pending) > limit():
+            yield pending.popleft()
+    yield from pending
+
+
+def in_threads(function: Callable[[Item], Result], chunks: Iterable[Item]) -> Iterator[Result]:
     """The results in the order of the chunks, on all cores of this machine, with few chunks in memory at a time."""
     workers = os.cpu_count() or 1
-    pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        for chunk in chunks:
-            pending.append(pool.submit(function, chunk))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        for future in in_order(lambda chunk: pool.submit(function, chunk), chunks, limit=lambda: 2 * workers):
+            yield future.result()
 
 
 def score(source: Path, target: Path, predict_proba: PredictProba, map_chunks: MapChunks = in_threads) -> Count:
-    """Predict every row of `source` (`.csv[.gz]`, `.parquet`) and write `ImageId`, `Label` to `target` (`.csv`, `.parquet`).
+    """Predict every row of `source` (`.csv[.gz]`, `.parquet`) and write `ImageId`, `Label` to `target`, as Parquet or CSV.
 
     ImageId is the number of the row in the source, from 1. Rows that do not hold 784 whole numbers 0 to 255 go to
     `target` with the suffix `.rejected.csv`, with number and reason. Both files appear complete, at the end, or not at all.
@@ -118,184 +81,104 @@ def score(source: Path, target: Path, predict_proba: PredictProba, map_chunks: M
     """
     if source.resolve() == target.resolve():
         raise ValueError(f"the predictions cannot be written over their source {source}; give another file")
-    if not source.is_file():
-        raise BadData(f"the source {source} is no file; give {KINDS}")
     return write(map_chunks(partial(predict_chunk, predict_proba=predict_proba), chunks(source)), source, target)
 
 
-def predict_chunk(chunk: Chunk, predict_proba: PredictProba) -> Predictions:
-    """Parse and predict some rows of the source."""
-    return predict_rows(read(chunk), predict_proba)
-
-
-def predict_rows(rows: Rows, predict_proba: PredictProba) -> Predictions:
-    """The most probable digit of every image."""
-    digits = predict_proba(rows.images).argmax(axis=1) if len(rows.images) else np.zeros(0)
-    brightest = int(rows.images.max(initial=0))
-    return Predictions(digits.astype(np.uint8), rows.positions, rows.faults, brightest, rows.progress)
+def predict_chunk(chunk: Chunk, predict_proba: PredictProba) -> Rows:
+    """The most probable digit of every valid row of a chunk."""
+    images, positions, faults = read(chunk)
+    digits = predict_proba(images).argmax(axis=1) if len(images) else np.zeros(0)
+    return digits.astype(np.uint8), positions, faults
 
 
 # Reading
 
 
 def chunks(source: Path) -> Iterator[Chunk]:
-    """The source, a few megabytes at a time; raises BadData where it is damaged or of another kind."""
-    if not source.name.lower().endswith((".csv", ".csv.gz", ".parquet")):
-        raise BadData(f"{source.name} is no known kind of file; give {KINDS}")
+    """The source, a few megabytes at a time; raises BadData where it is damaged or holds something else."""
     with reading(source):
-        if _is_parquet(source):
-            yield from _parquet_chunks(source)
+        if source.suffix.lower() == ".parquet":
+            yield from _batches(source)
         else:
-            yield from (Chunk(lines.content, lines.progress) for lines in kaggle_csv.chunks(source, PIXELS))
+            yield from kaggle_csv.chunks(source, PIXELS)
 
 
-def read(chunk: Chunk) -> Rows:
-    """The images of a chunk, and the faults of its other rows."""
-    if not isinstance(chunk.content, bytes):
-        return _read_batch(chunk.content, chunk.progress)
-    pixels, positions, faults = kaggle_csv.read(chunk.content, PIXELS)
-    return Rows(pixels.reshape(-1, SIZE, SIZE), positions, faults, chunk.progress)
-
-
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet"
-
-
-def _parquet_chunks(path: Path) -> Iterator[Chunk]:
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     """Rows of a column `image` of 784 bytes or whole numbers each, or else of the columns `pixel0` … `pixel783`.
 
     The first takes less time and memory: each of 784 columns has a buffer and an unpacked page of up to a megabyte.
     """
     # Without pre_buffer, which reads a row group ahead.
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
-        columns = _pixel_columns(path.name, file.schema_arrow)
+        names = file.schema_arrow.names
+        columns = ["image"] if "image" in names else PIXEL_NAMES
+        if not set(columns).issubset(names):
+            raise BadData(f"{path.name} has no column image and not all of pixel0 to pixel783; it has {names[:9]}")
         for batch in file.iter_batches(CHUNK_ROWS, columns=columns):
-            yield Chunk(batch.select(columns), batch.num_rows)
+            yield batch.select(columns)
 
 
-def _pixel_columns(name: str, schema: Any) -> list[str]:
-    if "image" in schema.names:
-        kind = schema.field("image").type
-        is_list = any(is_(kind) for is_ in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
-        if not (_is_bytes(kind) or (is_list and pa.types.is_integer(kind.value_type))):
-            raise BadData(f"{name}: the column image holds {kind}, expected {PIXELS} bytes or whole numbers per row")
-        return ["image"]
-    missing = [pixel for pixel in PIXEL_NAMES if pixel not in schema.names]
-    if missing:
-        raise BadData(f"{name} has no column image and no {missing[0]}; it has {', '.join(schema.names)[:80]!r}")
-    for pixel in PIXEL_NAMES:
-        if not pa.types.is_integer(schema.field(pixel).type):
-            raise BadData(f"{name}: the column {pixel} holds {schema.field(pixel).type}, expected whole numbers")
-    return PIXEL_NAMES
-
-
-def _is_bytes(kind: Any) -> bool:
-    return any(is_(kind) for is_ in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary))
-
-
-def _read_batch(batch: Any, progress: int) -> Rows:
-    positions, faults = np.arange(batch.num_rows), {}
-    if batch.num_columns > 1:
-        table = np.stack([column.fill_null(0).to_numpy() for column in batch.columns], axis=1)
-        is_null = np.stack([column.is_null().to_numpy(zero_copy_only=False) for column in batch.columns], axis=1)
+def read(chunk: Chunk) -> Rows:
+    """The images of a chunk, and the faults of its other rows."""
+    if isinstance(chunk, bytes):
+        pixels, positions, faults = kaggle_csv.read(chunk, PIXELS)
+    elif (values := _read_strictly(chunk)) is None:
+        pixels, positions, faults = kaggle_csv.read_tolerantly(_to_csv(chunk), PIXELS)
     else:
-        column = batch.column(0)
-        length = pc.binary_length if _is_bytes(column.type) else pc.list_value_length
-        lengths = length(column).fill_null(-1).to_numpy()
-        faults = {int(position): _length_fault(lengths[position]) for position in np.flatnonzero(lengths != PIXELS)}
-        positions = np.flatnonzero(lengths == PIXELS)
-        table, is_null = _table(column.filter(pa.array(lengths == PIXELS)))
-    invalid = is_null | (table < 0) | (table > 255)
-    for row in np.flatnonzero(invalid.any(axis=1)):
-        pixel = int(invalid[row].argmax())
-        value = "no value" if is_null[row, pixel] else f"the value {table[row, pixel]}"
-        faults[int(positions[row])] = f"has {value} in pixel{pixel}, expected a whole number 0 to 255"
-    valid = ~invalid.any(axis=1)
-    return Rows(table[valid].astype(np.uint8).reshape(-1, SIZE, SIZE), positions[valid], faults, progress)
+        pixels, positions, faults = values, np.arange(len(values)), {}
+    return pixels.reshape(-1, SIZE, SIZE), positions, faults
 
 
-def _length_fault(length: int) -> str:
-    return "has no image" if length < 0 else f"has an image of {length} values, expected {PIXELS}"
+def _read_strictly(batch: pa.RecordBatch) -> NDArray[np.uint8] | None:
+    """The pixels (n, 784) of a batch in which every row holds valid ones."""
+    column = batch.column(0)
+    try:
+        if batch.num_columns > 1:
+            values = batch.to_tensor().to_numpy()
+        elif pa.types.is_nested(column.type):
+            values = column.cast(pa.list_(column.type.value_type, PIXELS)).flatten().to_numpy()
+        else:
+            values = np.frombuffer(b"".join(column.cast(pa.binary(PIXELS)).to_pylist()), np.uint8)
+    except (pa.ArrowException, AttributeError, TypeError):  # a column of structs, null among bytes
+        return None
+    pixels = values.astype(np.uint8)
+    is_valid = values.dtype.kind in "iu" and values.size == PIXELS * len(batch) and np.array_equal(pixels, values)
+    return pixels.reshape(-1, PIXELS) if is_valid else None
 
 
-def _table(images: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """The numbers (n, 784) of a column of images, and which of them are null."""
-    if _is_bytes(images.type):
-        table = np.frombuffer(b"".join(images.to_pylist()), np.uint8).reshape(-1, PIXELS)
-        return table, np.zeros(table.shape, bool)
-    values = pc.list_flatten(images)
-    is_null = values.is_null().to_numpy(zero_copy_only=False).reshape(-1, PIXELS)
-    return values.fill_null(0).to_numpy().reshape(-1, PIXELS), is_null
+def _to_csv(batch: pa.RecordBatch) -> bytes:
+    """One line for each row; what is no number stays readable in the fault that the reader of CSV finds."""
+    columns = [column.to_pylist() for column in batch.columns]
+    rows = zip(*columns, strict=True) if batch.num_columns > 1 else columns[0]
+    values = (row if isinstance(row, list | tuple | bytes) else [row] for row in rows)
+    return "\n".join(",".join(map(repr, row)) or "no values" for row in values).encode()
 
 
 # Writing
 
 
-def write(predictions: Iterable[Predictions], source: Path, target: Path) -> Count:
+def write(predictions: Iterable[Rows], source: Path, target: Path) -> Count:
     """Write predictions and rejected rows as `score` does, with a progress bar; raises BadData when there are none."""
     side_file = target.with_suffix(".rejected.csv")
-    answered = rejected = brightest = 0
-    writers = _prediction_writer(target), _reject_writer(side_file)
-    with _progress(source) as bar, writers[0] as write_answers, writers[1] as write_rejected:
-        for chunk in predictions:
-            number = answered + rejected + 1
-            write_answers(number + chunk.positions, chunk.digits)
-            write_rejected((number + position, fault) for position, fault in sorted(chunk.faults.items()))
-            answered, rejected = answered + len(chunk.positions), rejected + len(chunk.faults)
-            brightest = max(brightest, chunk.brightest)
-            bar.update(chunk.progress)
-        if answered + rejected == 0:
-            raise BadData(f"{source.name} has no rows, expected at least one with 784 pixels")
-        if _is_parquet(source) and answered + rejected != bar.total:
-            raise BadData(f"{source.name} promises {bar.total:,} rows, but holds {answered + rejected:,}")
-    if answered and brightest < MIN_INK:
-        log.warning("the largest pixel of %s is %d, expected ink up to 255; scale it first", source, brightest)
-    return Count(answered, rejected, target, side_file)
-
-
-def _progress(source: Path) -> "tqdm[Any]":
-    if not _is_parquet(source):
-        return tqdm(total=source.stat().st_size, unit="B", unit_scale=True, disable=None)
-    with reading(source):
-        return tqdm(total=pq.read_metadata(source).num_rows, unit=" rows", unit_scale=True, disable=None)
-
-
-@contextmanager
-def _prediction_writer(target: Path) -> Iterator[Callable[[NDArray[np.int64], Labels], None]]:
-    """A function that accepts row numbers and digits; they are in `target` when the block ends without an error."""
-    if target.suffix.lower() not in (".csv", ".parquet"):
-        raise ValueError(f"cannot write {target.name}; give a .csv or .parquet for the predictions")
-    group: list[Any] = []
-
-    def write_more(numbers: NDArray[np.int64], digits: Labels) -> None:
-        group.append(pa.record_batch([pa.array(numbers), pa.array(digits)], schema=SCHEMA))
-        if sum(batch.num_rows for batch in group) >= GROUP_ROWS:
-            flush()
-
-    def flush() -> None:
-        writer.write_table(pa.Table.from_batches(group, SCHEMA))
-        group.clear()
-
-    with replacing(target) as part:
-        if _is_parquet(target):
-            writer = pq.ParquetWriter(part, SCHEMA)
+    answered = rejected = 0
+    batches: list[pa.RecordBatch] = []  # 9 bytes for a row
+    with replacing(target) as part, replacing(side_file) as side_part, tqdm(unit=" rows", disable=None) as progress:
+        with side_part.open("w", newline="") as file:
+            rejects = csv.writer(file)
+            rejects.writerow(["row", "reason"])
+            for digits, positions, faults in predictions:
+                number = answered + rejected + 1
+                batches.append(pa.record_batch([number + positions, digits], schema=SCHEMA))
+                rejects.writerows((number + position, fault) for position, fault in faults.items())
+                answered, rejected = answered + len(digits), rejected + len(faults)
+                progress.update(len(digits) + len(faults))
+        if not answered + rejected:
+            raise BadData(f"{source.name} has no rows, expected at least one with {PIXELS} pixels")
+        if target.suffix.lower() == ".parquet":
+            pq.write_table(pa.Table.from_batches(batches), part)
         else:
-            writer = pa_csv.CSVWriter(part, SCHEMA, write_options=pa_csv.WriteOptions(quoting_header="none"))
-        with writer:
-            yield write_more
-            flush()
-
-
-@contextmanager
-def _reject_writer(target: Path) -> Iterator[Callable[[Iterable[tuple[int, str]]], None]]:
-    """A function that accepts row numbers and faults; without any, `target` does not exist afterwards."""
-    with replacing(target) as part:
-        with part.open("w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["row", "reason"])
-            header_bytes = file.tell()
-            yield rows.writerows
-            is_empty = file.tell() == header_bytes
-        if is_empty:
-            target.unlink(missing_ok=True)
-            part.unlink()
+            pa_csv.write_csv(pa.Table.from_batches(batches), part, pa_csv.WriteOptions(quoting_header="none"))
+        if not rejected:
+            side_part.unlink()
+            side_file.unlink(missing_ok=True)
+    return Count(answered, rejected, target, side_file)

@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ STARTUP_TRIALS = 5
 MAX_ATTEMPTS = 3
 # Around the learning rates that are known to train.
 LEARNING_RATES = {"sgd": (1e-2, 1.0), "adam": (3e-4, 1e-2), "adamw": (3e-4, 1e-2)}
-DEFAULT_AUGMENTATION = Augmentation()
-AUGMENTATION_RANGES = ("rotation_radians", "scale", "shear", "shift_pixels", "elastic_pixels", "thickness")
 
 _ADAM = {
     **{"layers": 2, "batch_norm": False, "dropout": 0.0, "augmentation": False},
@@ -112,23 +109,21 @@ def _suggest_augmentation(trial: Trial) -> Augmentation | None:
         return None
     strength = trial.suggest_float("augmentation_strength", 0.25, 1.25, step=0.25)
     final_share = trial.suggest_float("augmentation_final_share", 0.25, 1.0, step=0.25)
-    ranges = {name: round(getattr(DEFAULT_AUGMENTATION, name) * strength, 4) for name in AUGMENTATION_RANGES}
-    return Augmentation(**ranges, final_share=final_share)
+    ranges = Augmentation().model_dump(exclude={"elastic_sigma_pixels", "final_share"})
+    return Augmentation(**{name: round(value * strength, 4) for name, value in ranges.items()}, final_share=final_share)
 
 
 def summarize(recipe: Recipe) -> str:
-    """Such as `784-512-10, batch norm, dropout 0.15, adamw 0.002 cosine, batch 256, augmentation 1.25 to 0.625`."""
-    summary = f"{recipe.architecture}, {recipe.optimizer} {recipe.learning_rate:g} {recipe.schedule}"
-    summary += f" decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
-    summary += f", batch {recipe.batch_size}"
-    if recipe.augmentation is None:
-        return summary
-    strength = recipe.augmentation.elastic_pixels / DEFAULT_AUGMENTATION.elastic_pixels
-    return f"{summary}, augmentation {strength:g} to {strength * recipe.augmentation.final_share:g}"
+    """Such as `784-512-10, batch norm, dropout 0.15, adamw 0.002 cosine, decay 0.01, batch 256, augmentation`."""
+    optimizer = f"{recipe.optimizer} {recipe.learning_rate:g} {recipe.schedule}"
+    decay = f", decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
+    augmentation = ", augmentation" if recipe.augmentation else ""
+    return f"{recipe.architecture}, {optimizer}{decay}, batch {recipe.batch_size}{augmentation}"
 
 
 def retry(study: optuna.Study, number: int) -> bool:
-    """Enqueue a failed trial again with its recipe; False after `MAX_ATTEMPTS`."""
+    """Fail a running trial and enqueue it again with its recipe; False after `MAX_ATTEMPTS`."""
+    study.tell(number, state=TrialState.FAIL)
     trial = study.trials[number]
     callback = RetryHeartbeatStaleTrialCallback(max_retry=MAX_ATTEMPTS - 1)
     attempts = 1 + len(callback.retry_history(trial))
@@ -140,7 +135,6 @@ def retry_running(study: optuna.Study) -> int:
     """Fail and enqueue again the running trials, which a killed process left behind; their number."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in running:
-        study.tell(trial.number, state=TrialState.FAIL)
         retry(study, trial.number)
     return len(running)
 
@@ -157,8 +151,7 @@ class TrainedTrial:
 
     history: list[Epoch]
     accuracy: float  # on the validation images, of the weights that training keeps
-    seconds: float  # in the epochs, compilation included
-    parameters: int
+    metrics: dict[str, float]
     stopped: bool
 
 
@@ -167,12 +160,12 @@ def train(recipe: Recipe, dataset: Dataset, proceed: Callable[[int, Epoch], bool
     history: list[Epoch] = []
     stopped = False
     network = Network(recipe, dataset)
-    with closing(network.epochs()) as epochs:  # type: ignore[type-var]  # a generator
-        for epoch, figures in enumerate(epochs):
-            history.append(figures)
-            stopped = not (proceed(epoch, figures) and math.isfinite(figures["loss"]))
-            if stopped:
-                break
+    for epoch, figures in enumerate(network.epochs()):
+        history.append(figures)
+        stopped = not (proceed(epoch, figures) and math.isfinite(figures["loss"]))
+        if stopped:
+            break
     accuracies = [figures["val_accuracy"] for figures in history]
     accuracy = max(accuracies) if recipe.patience else accuracies[-1]
-    return TrainedTrial(history, accuracy, network.seconds, network.model.count_params(), stopped)
+    metrics = {"train_seconds": network.seconds, "parameters": network.model.count_params()}
+    return TrainedTrial(history, accuracy, {**metrics, "validation_accuracy": accuracy}, stopped)

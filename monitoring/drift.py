@@ -6,12 +6,12 @@ the reference at the two actual sizes; the thresholds keep the chance of *any* f
 correlation of the columns. Evidently gets the same scores and thresholds, so its report agrees.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from digits.images import Images
 from digits.reference import Reference
@@ -22,27 +22,16 @@ from monitoring.image_statistics import STATISTICS, Columns, Values
 
 DIGIT = "digit"  # the column of predicted digits, 0 to 9; every other column is numeric
 CONFIDENCE = "confidence"
+MIN_COUNT = 100  # with fewer predictions there is no verdict
+ALPHA = 0.02  # the chance of any false alarm, half for images, half for digits
+RESAMPLES = 1000  # of the reference, which estimate the thresholds
+# of a Kolmogorov-Smirnov distance and of the change of one digit's share: up to which nothing is drift, from which drift is strong
+SMALLEST_DISTANCE, SMALLEST_SHARE = 0.05, 0.02
+STRONG_DISTANCE, STRONG_SHARE = 0.3, 0.15
 
 
-class DriftPolicy(BaseModel):
-    """What counts as drift."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    alpha: float = Field(0.02, gt=0, lt=0.5, description="Chance of any false alarm, half for images, half for digits.")
-    minimum_count: int = Field(100, ge=20, description="With fewer predictions than this there is no verdict.")
-    resamples: int = Field(1000, ge=200, description="Resamples of the reference that estimate the thresholds.")
-    smallest_distance: float = Field(0.05, gt=0, le=1, description="No Kolmogorov-Smirnov distance up to it is drift.")
-    smallest_share: float = Field(0.02, gt=0, le=1, description="No change of one digit's share up to this is drift.")
-    strong_distance: float = Field(0.3, ge=0, le=1, description="From this distance on drift is strong.")
-    strong_share: float = Field(0.15, ge=0, le=1, description="From this change of one share on drift is strong.")
-    seed: int = 0
-
-
-class Column(BaseModel):
+class Column(BaseModel, frozen=True):
     """The comparison of one column."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     unit: str
@@ -53,70 +42,70 @@ class Column(BaseModel):
     current: float
 
 
-class Drift(BaseModel):
+class Drift(BaseModel, frozen=True):
     """The drift of one window."""
 
-    model_config = ConfigDict(frozen=True)
-
     verdict: Literal["drift", "no drift", "not enough data"]
-    severity: Literal["none", "slight", "strong"]
-    count: int
-    reference_count: int
-    drifted_share: float  # of the columns
-    columns: tuple[Column, ...]  # by score over threshold, the largest first; empty without enough data
-    explanations: tuple[Explanation, ...]  # the most important first
-    alpha: float
+    severity: Literal["none", "slight", "strong"] = "none"
+    drifted_share: float = 0.0  # of the columns
+    columns: tuple[Column, ...] = ()  # by score over threshold, the largest first; empty without enough data
+    explanations: tuple[Explanation, ...] = ()  # the most important first
     message: str
 
 
-def detect(reference: Reference, window: Window, policy: DriftPolicy | None = None) -> Drift:
-    """Compare the window with the reference sample of the version that answered it."""
-    policy = policy or DriftPolicy()
-    columns: tuple[Column, ...] = ()
-    explanations: tuple[Explanation, ...] = ()
-    enough = min(len(window), len(reference)) >= policy.minimum_count
-    found = f"{len(window)} predictions and {len(reference)} reference images"
-    too_few = f"Not enough data: {found}; at least {policy.minimum_count} of each are needed."
-    if enough:
-        expected, current = tables(reference, window)
-        limits = thresholds(expected, len(window), policy)
-        columns = compare(expected, current, limits)
-        if any(column.drifted for column in columns):
-            only_label_shift = _only_label_shift(expected, current, limits)
-            explanations = explain(reference.images, window.images, expected[DIGIT], current[DIGIT], only_label_shift)
+def detect(reference: Reference, window: Window, tables: tuple[Columns, Columns] | None = None) -> Drift:
+    """Compare the window with the reference sample of the version that answered it; `tables` where they are measured already."""
+    if min(len(window), len(reference)) < MIN_COUNT:
+        found = f"{len(window)} predictions and {len(reference)} reference images"
+        few = f"Not enough data: {found}; at least {MIN_COUNT} of each are needed."
+        return Drift(verdict="not enough data", message=few)
+    expected, current = tables or measure(reference, window)
+    limits = thresholds(expected, len(window))
+    columns = compare(expected, current, limits)
+    drifted = [column for column in columns if column.drifted]
+    if not drifted:
+        message = f"No drift: none of {len(columns)} columns differs from the reference."
+        return Drift(verdict="no drift", columns=columns, message=message)
+    only_label_shift = _only_label_shift(expected, current, limits)
+    explanations = explain(reference.images, window.images, expected[DIGIT], current[DIGIT], only_label_shift)
+    strong = any(column.score >= (STRONG_SHARE if column.name == DIGIT else STRONG_DISTANCE) for column in drifted)
+    if explanations[0].perturbation == "unknown":
+        changed = (f"{one.name} {one.reference:.3g} → {one.current:.3g} ({one.unit})" for one in drifted[:3])
+        reason = f" that no known perturbation explains: {', '.join(changed)}"
+    else:
+        reason = f", most likely: {'; '.join(explanation.message for explanation in explanations)}"
     return Drift(
-        verdict="not enough data" if not enough else "drift" if explanations else "no drift",
-        severity=_severity(columns, policy),
-        count=len(window),
-        reference_count=len(reference),
-        drifted_share=float(np.mean([column.drifted for column in columns])) if columns else 0.0,
+        verdict="drift",
+        severity="strong" if strong else "slight",
+        drifted_share=len(drifted) / len(columns),
         columns=columns,
         explanations=explanations,
-        alpha=policy.alpha,
-        message=_message(columns, explanations, policy) if enough else too_few,
+        message=f"{'Strong' if strong else 'Slight'} drift in {len(drifted)} of {len(columns)} columns{reason}.",
     )
 
 
-def tables(reference: Reference, window: Window) -> tuple[Columns, Columns]:
+def measure(reference: Reference, window: Window) -> tuple[Columns, Columns]:
     """The columns of the reference and of the window: same names, one value per image."""
-    project = image_statistics.principal_axes(reference.images)
-    expected, current = (table(one.images, one.probabilities, project) for one in (reference, window))
+    axes = image_statistics.principal_axes(reference.images)
+    expected, current = (table(one.images, one.probabilities, axes) for one in (reference, window))
     return expected, current
 
 
-def table(images: Images, probabilities: NDArray[np.float32], project: Callable[[Images], Columns]) -> Columns:
-    """The columns of some images and of the model's probabilities for them."""
-    predicted = {
+def table(images: Images, probabilities: NDArray[np.float32], axes: Values) -> Columns:
+    """The columns of some images, also of their pixels along these axes, and of the model's probabilities for them."""
+    projections = (images.reshape(len(images), -1) @ axes).T
+    return {
+        **image_statistics.measure(images),
+        **{f"axis_{i}": values for i, values in enumerate(np.ascontiguousarray(projections), start=1)},
         CONFIDENCE: probabilities.max(axis=1).astype(np.float64),
         DIGIT: probabilities.argmax(axis=1).astype(np.float64),
     }
-    return {**image_statistics.measure(images), **project(images), **predicted}
 
 
 def score(name: str, reference: Values, current: Values) -> float:
     """The score that is compared with the column's threshold."""
     if name == DIGIT:
-        return float(np.abs(label_shift.shares(current) - label_shift.shares(reference)).max())
+        return float(np.abs(label_shift.change(reference, current)).max())
     return image_statistics.distance(reference, current)
 
 
@@ -130,7 +119,7 @@ def _column(name: str, reference: Values, current: Values, limit: float) -> Colu
     value = score(name, reference, current)
     unit = STATISTICS[name].unit if name in STATISTICS else "probability" if name == CONFIDENCE else "grey levels"
     if name == DIGIT:
-        digit = int(np.abs(label_shift.shares(current) - label_shift.shares(reference)).argmax())
+        digit = int(np.abs(label_shift.change(reference, current)).argmax())
         reference, current, unit = reference == digit, current == digit, f"share of {digit}s"
     return Column(
         name=name,
@@ -156,7 +145,7 @@ def _only_label_shift(reference: Columns, current: Columns, limits: Mapping[str,
     )
 
 
-def thresholds(reference: Columns, count: int, policy: DriftPolicy | None = None) -> dict[str, float]:
+def thresholds(reference: Columns, count: int) -> dict[str, float]:
     """The score that each column of a window of this size must exceed to be drift.
 
     Both sides are drawn with replacement from the reference (its size, and the window's), and scored; the columns' scores,
@@ -164,11 +153,10 @@ def thresholds(reference: Columns, count: int, policy: DriftPolicy | None = None
     Westfall and Young, Resampling-Based Multiple Testing, 1993), so correlated columns cost nothing. The predicted digits have an
     alpha of their own, because they alone show a label shift, and weakly.
     """
-    policy = policy or DriftPolicy()
     names = [name for name in reference if name != DIGIT]
-    distances, changes = _resampled_scores(reference, names, count, policy)
-    images = np.maximum(_max_t(distances, policy.alpha / 2), policy.smallest_distance)
-    digits = np.maximum(_max_t(changes[:, None], policy.alpha / 2), policy.smallest_share)
+    distances, changes = _resampled_scores(reference, names, count)
+    images = np.maximum(_max_t(distances, ALPHA / 2), SMALLEST_DISTANCE)
+    digits = np.maximum(_max_t(changes[:, None], ALPHA / 2), SMALLEST_SHARE)
     return dict(zip([*names, DIGIT], [*images.tolist(), *digits.tolist()], strict=True))
 
 
@@ -178,13 +166,13 @@ def _max_t(scores: Values, alpha: float) -> Values:
     return mean + spread * np.quantile(((scores - mean) / spread).max(axis=1), 1 - alpha)
 
 
-def _resampled_scores(reference: Columns, names: list[str], count: int, policy: DriftPolicy) -> tuple[Values, Values]:
+def _resampled_scores(reference: Columns, names: list[str], count: int) -> tuple[Values, Values]:
     """Scores without drift: distances of shape (resamples, columns), largest share changes of shape (resamples,).
 
     A resample is represented by how often it contains each reference image. A distribution function is then a running sum over
     the images in sorted order, and nothing is sorted or measured again.
     """
-    random = np.random.default_rng(policy.seed)
+    random = np.random.default_rng(0)
     values = np.stack([reference[name] for name in names])
     size = values.shape[1]
     order = np.argsort(values, axis=1, kind="stable")
@@ -193,28 +181,10 @@ def _resampled_scores(reference: Columns, names: list[str], count: int, policy: 
     last = np.ones(values.shape)
     last[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
     digits = np.eye(10)[reference[DIGIT].astype(int)]
-    distances, changes = np.empty((policy.resamples, len(names))), np.empty(policy.resamples)
-    for resample in range(policy.resamples):
+    distances, changes = np.empty((RESAMPLES, len(names))), np.empty(RESAMPLES)
+    for resample in range(RESAMPLES):
         current = np.bincount(random.integers(0, size, count), minlength=size) / count
         expected = np.bincount(random.integers(0, size, size), minlength=size) / size
         distances[resample] = (np.abs(np.cumsum((current - expected)[order], axis=1)) * last).max(axis=1)
         changes[resample] = np.abs((current - expected) @ digits).max()
     return distances, changes
-
-
-def _severity(columns: tuple[Column, ...], policy: DriftPolicy) -> Literal["none", "slight", "strong"]:
-    drifted = [column for column in columns if column.drifted]
-    limits = {DIGIT: policy.strong_share}
-    strong = any(column.score >= limits.get(column.name, policy.strong_distance) for column in drifted)
-    return "strong" if strong else "slight" if drifted else "none"
-
-
-def _message(columns: tuple[Column, ...], explanations: tuple[Explanation, ...], policy: DriftPolicy) -> str:
-    drifted = [column for column in columns if column.drifted]
-    if not drifted:
-        return f"No drift: none of {len(columns)} columns differs from the reference."
-    found = f"{_severity(columns, policy).capitalize()} drift in {len(drifted)} of {len(columns)} columns"
-    if explanations[0].perturbation != "unknown":
-        return f"{found}, most likely: {'; '.join(explanation.message for explanation in explanations)}."
-    changed = (f"{one.name} {one.reference:.3g} → {one.current:.3g} ({one.unit})" for one in drifted[:3])
-    return f"{found} that no known perturbation explains: {', '.join(changed)}."

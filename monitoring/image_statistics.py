@@ -18,15 +18,14 @@ BLOCKS = [f"block_{row}_{column}" for row in range(1, GRID + 1) for column in ra
 
 # images measured at once: 1.6 MB as float32, which stays in the cache
 _CHUNK_SIZE = 512
-# px; MNIST keeps its digits inside the middle 20 x 20, so the frame is almost empty
-_BORDER = 2
 
 
 def _weights() -> Floats:
     """Weights of the linear sums, shape (784, 7 + 16): 1, x, y, x², y², xy, the border's mean, the blocks' means."""
     y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
     border = np.ones((SIZE, SIZE))
-    border[_BORDER:-_BORDER, _BORDER:-_BORDER] = 0
+    # MNIST keeps its digits inside the middle 20 x 20, so the frame is almost empty
+    border[2:-2, 2:-2] = 0
     side = SIZE // GRID
     blocks = np.kron(np.eye(GRID * GRID).reshape(-1, GRID, GRID), np.ones((side, side)) / side**2)
     linear = [np.ones_like(x), x, y, x * x, y * y, x * y, border / border.sum()]
@@ -48,26 +47,14 @@ class Chunk:
         self.x, self.y, xx, yy, xy = (_ratio(sums[:, i], self.total) for i in range(1, 6))
         self.variance_x = np.maximum(xx - self.x * self.x, 0)
         self.variance_y = np.maximum(yy - self.y * self.y, 0)
-        self.covariance = xy - self.x * self.y
-        self.energy = np.einsum("ij,ij->i", flat, flat)
+        self.shear = _ratio(self.x * self.y - xy, self.variance_y)
         # mean grey level of the ink: the pixels weighted by themselves
-        self.level = _ratio(self.energy, self.total)
+        self.level = _ratio(np.einsum("ij,ij->i", flat, flat), self.total)
         across = self.pixels[:, :-1, 1:] - self.pixels[:, :-1, :-1]
         down = self.pixels[:, 1:, :-1] - self.pixels[:, :-1, :-1]
         squares = (across * across + down * down).reshape(len(images), -1)
         # sums of the gradient's length (the total variation) and of its square
         self.gradient, self.squared_gradient = np.sqrt(squares).sum(axis=1), squares.sum(axis=1)
-
-
-def slant(chunk: Chunk) -> Floats:
-    """Angle of the shear that would set the digit upright (Teague, J. Opt. Soc. Am. 70, 1980)."""
-    return np.degrees(np.arctan(_ratio(-chunk.covariance, chunk.variance_y)))
-
-
-def contrast(chunk: Chunk) -> Floats:
-    """Standard deviation of the pixels."""
-    mean = chunk.total / SIZE**2
-    return np.sqrt(np.maximum(chunk.energy / SIZE**2 - mean * mean, 0))
 
 
 def noise(chunk: Chunk) -> Floats:
@@ -97,11 +84,12 @@ STATISTICS = {
     "centre_y": Statistic(lambda chunk: chunk.y, "px below the middle"),
     "spread_x": Statistic(lambda chunk: np.sqrt(chunk.variance_x), "px"),
     "spread_y": Statistic(lambda chunk: np.sqrt(chunk.variance_y), "px"),
-    "slant": Statistic(slant, "degrees, leaning right is positive"),
+    # angle of the shear that would set the digit upright (Teague, J. Opt. Soc. Am. 70, 1980)
+    "slant": Statistic(lambda chunk: np.degrees(np.arctan(chunk.shear)), "degrees, leaning right is positive"),
     # twice the inked area over the length of its outline
     "stroke_width": Statistic(lambda chunk: _ratio(2 * chunk.total, chunk.gradient), "px"),
     "stroke_level": Statistic(lambda chunk: chunk.level, "grey levels"),
-    "contrast": Statistic(contrast, "grey levels"),
+    "contrast": Statistic(lambda chunk: chunk.pixels.std(axis=(1, 2)), "grey levels"),
     # mean of the outer two pixels
     "border": Statistic(lambda chunk: chunk.border, "grey levels"),
     "edges": Statistic(lambda chunk: chunk.gradient / (SIZE - 1) ** 2, "grey levels per px"),
@@ -143,18 +131,7 @@ def distance(reference: Values, current: Values, weights: Values | None = None) 
     return float(np.abs(expected - np.searchsorted(second, values, "right") / len(second)).max())
 
 
-def principal_axes(images: Images, axes: int = 6) -> Callable[[Images], Columns]:
-    """The projection onto the principal components of these images' pixels, in grey levels: `axis_1` to `axis_k`."""
-    from sklearn.decomposition import PCA  # 1 s
-
-    pca = PCA(axes, svd_solver="covariance_eigh").fit(_flat(images))
-
-    def project(images: Images) -> Columns:
-        table = pca.transform(_flat(images)).astype(np.float64)
-        return {f"axis_{i}": np.ascontiguousarray(values) for i, values in enumerate(table.T, start=1)}
-
-    return project
-
-
-def _flat(images: Images) -> Floats:
-    return images.reshape(len(images), -1).astype(np.float32)
+def principal_axes(images: Images, count: int = 6) -> Values:
+    """The first principal components of the pixels, one in each column, shape (784, count)."""
+    _, components = np.linalg.eigh(np.cov(images.reshape(len(images), -1), rowvar=False))
+    return components[:, : -count - 1 : -1]

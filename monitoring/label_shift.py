@@ -13,6 +13,11 @@ def shares(digits: Digits) -> NDArray[np.float64]:
     return np.bincount(digits.astype(int), minlength=10) / len(digits)
 
 
+def change(reference: Digits, current: Digits) -> NDArray[np.float64]:
+    """By how much the share of each digit differs from the reference, shape (10,)."""
+    return shares(current) - shares(reference)
+
+
 def importance_weights(reference: Digits, current: Digits) -> NDArray[np.float64]:
     """Weights of the reference that give every digit its current share, shape (n,); all 1 if no digit is in both."""
     known = shares(reference)

@@ -1,21 +1,18 @@
 """Monitoring reports: a verdict for programs, Evidently's report for people, and its history as a dashboard."""
 
-import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from digits.files import replacing, write_atomically
-from digits.intervals import Proportion
 from digits.reference import Reference
 from digits.storage.predictions import Window
 from monitoring import _evidently, accuracy, drift, drift_images, image_statistics
@@ -28,19 +25,13 @@ IMAGES = "drift_images.png"
 
 _RUN = "workspace_run"  # the file in a report's folder that names its run in the workspace
 _TIME = "%Y-%m-%dT%H-%M-%SZ"
-# our scores, under the names that Evidently knows them by
-_DISTANCE = "digits_distance"
-_SHARE_CHANGE = "digits_share_change"
-# columns with the same value in every row, of which the dashboard shows the mean: accuracies, and the share of drifted columns
-_CORRECT = "correct"
-_AUDITED = "audit_correct"
-_DRIFTED = "drifted_share"
+_SCORE = "digits_score"  # the name under which Evidently knows our scores
+# columns with the same value in every row, of which the dashboard shows the mean
+_CORRECT, _AUDITED, _DRIFTED = "correct", "audit_correct", "drifted_share"
 
 
-class MonitoringVerdict(BaseModel):
+class MonitoringVerdict(BaseModel, frozen=True):
     """The drift and the accuracy of one window."""
-
-    model_config = ConfigDict(frozen=True)
 
     since: datetime | None  # first and last prediction, UTC; None for an empty window
     until: datetime | None
@@ -49,28 +40,21 @@ class MonitoringVerdict(BaseModel):
     drift: drift.Drift
     accuracy: accuracy.Accuracy
     message: str
-    recommendations: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ReportFiles:
-    """The files on one window; without enough data there is a verdict only."""
-
-    verdict: Path
-    html: Path | None = None
-    images: Path | None = None
-    run: str | None = None  # its id in the Evidently workspace
+    recommendations: tuple[str, ...]  # what to do, each thing once
 
 
 def assess(
-    reference: Reference, window: Window, policy: drift.DriftPolicy | None = None, labelled: Window | None = None
+    reference: Reference, window: Window, labelled: Window | None = None, tables: tuple[Columns, Columns] | None = None
 ) -> MonitoringVerdict:
     """Drift and accuracy of a window, against the reference sample of the version that answered it.
 
     `labelled` holds all labelled predictions of that time where the window is a sample.
     """
-    found = drift.detect(reference, window, policy)
+    found = drift.detect(reference, window, tables)
     accurate = accuracy.assess(reference, window, labelled)
+    recommendations = tuple(dict.fromkeys(explanation.recommendation for explanation in found.explanations))
+    if accurate.verdict == "worse" and not recommendations:
+        recommendations = ("Check the labels and the wrongly classified digits; then retrain with the labelled ones.",)
     return MonitoringVerdict(
         since=min(window.at, default=None),
         until=max(window.at, default=None),
@@ -79,16 +63,8 @@ def assess(
         drift=found,
         accuracy=accurate,
         message=f"{found.message} {accurate.message}",
-        recommendations=_recommendations(found, accurate),
+        recommendations=recommendations,
     )
-
-
-def _recommendations(found: drift.Drift, accurate: accuracy.Accuracy) -> tuple[str, ...]:
-    """What to do, each thing once; without drift no image statistic shows why accuracy fell."""
-    recommendations = tuple(dict.fromkeys(explanation.recommendation for explanation in found.explanations))
-    if accurate.verdict == "worse" and not recommendations:
-        return ("Check the labels and the wrongly classified digits; then retrain with the labelled ones.",)
-    return recommendations
 
 
 def folder_name(since: datetime, until: datetime, version: str) -> str:
@@ -98,27 +74,31 @@ def folder_name(since: datetime, until: datetime, version: str) -> str:
 
 
 def write(
-    folder: Path, workspace: Path, reference: Reference, window: Window, verdict: MonitoringVerdict
-) -> ReportFiles:
-    """Write the files of a window into the folder, and its run into the workspace that the Evidently UI shows.
+    folder: Path, workspace: Path, reference: Reference, window: Window, labelled: Window | None = None
+) -> tuple[MonitoringVerdict, Path]:
+    """Assess a window, write its report into the folder, and its run into the workspace that the Evidently UI shows.
 
-    A second call for the same folder replaces the files and the run, so a window can be recomputed.
+    Returns the verdict and the path of the report, or of the verdict file where there is too little data for a report. A
+    second call for the same folder replaces the files and the run, so a window can be recomputed.
     """
+    tables = drift.measure(reference, window) if len(window) else None
+    verdict = assess(reference, window, labelled, tables)
     folder.mkdir(parents=True, exist_ok=True)
-    path, html, images, marker = (folder / name for name in (VERDICT, REPORT, IMAGES, _RUN))
+    path, html, marker = (folder / name for name in (VERDICT, REPORT, _RUN))
     write_atomically(path, verdict.model_dump_json(indent=2).encode())
-    if not verdict.drift.columns:
-        return ReportFiles(path)
-    write_atomically(images, drift_images.render(reference.images, window.images, window.digits.tolist()))
-    if marker.exists():
-        _delete_runs({marker.read_text()}, workspace)
-    with _quiet():
-        snapshot = _run(reference, window, verdict)
+    if tables is None or not verdict.drift.columns:
+        return verdict, path
+    unusual = {int(index): str(window.digits[index]) for index in drift_images.unusual(*tables)}
+    write_atomically(folder / IMAGES, drift_images.render(reference.images, window.images, unusual))
+    with _project(workspace) as (opened, project):
+        _delete_runs([marker], opened, project)
+        snapshot = _run(*tables, verdict)
         with replacing(html) as part:
             snapshot.save_html(str(part))
-        run = _add_run(workspace, snapshot)
-    write_atomically(marker, run.encode())
-    return ReportFiles(path, html, images, run)
+        _add_panels(opened, project)
+        run = opened.add_run(project.id, snapshot, include_data=False).id
+    write_atomically(marker, str(run).encode())
+    return verdict, html
 
 
 def remove_old(reports: Path, workspace: Path, before: datetime) -> list[str]:
@@ -126,160 +106,128 @@ def remove_old(reports: Path, workspace: Path, before: datetime) -> list[str]:
 
     The run is removed first, so that a failure leaves the folder that names it. Folders with other names are left alone.
     """
-    names = [path.name for path in sorted(reports.glob("*--*-v*")) if (end := _end_of(path.name)) and end < before]
-    runs = [reports / name / _RUN for name in names]
-    _delete_runs({run.read_text() for run in runs if run.exists()}, workspace)
-    for name in names:
+    names = sorted(path.name for path in reports.glob("*Z--*Z-v*"))
+    old = [name for name in names if name.partition("--")[2] < f"{before.astimezone(UTC):{_TIME}}"]
+    if old:
+        with _project(workspace) as (opened, project):
+            _delete_runs([reports / name / _RUN for name in old], opened, project)
+    for name in old:
         shutil.rmtree(reports / name)
-    return names
+    return old
 
 
-def _end_of(name: str) -> datetime | None:
-    found = re.fullmatch(r".+--(.+)-v[^-]+", name)
-    try:
-        return datetime.strptime(found[1], _TIME).replace(tzinfo=UTC) if found else None
-    except ValueError:
-        return None
-
-
-def _delete_runs(runs: set[str], workspace: Path) -> None:
-    if not runs:
-        return
-    with _quiet():
-        from evidently.ui.workspace import Workspace  # 3 to 8 s with its own imports
-
-        opened = Workspace.create(str(workspace))
-        for project in opened.search_project(PROJECT):
-            for run in opened.list_runs(project.id):
-                if str(run) in runs:
-                    opened.delete_run(project.id, run)
-
-
-def markdown(version: str, verdict: MonitoringVerdict, files: ReportFiles, history: str) -> str:
+def markdown(version: str, verdict: MonitoringVerdict, report: Path, history: str) -> str:
     """The verdict as a page; `history` is the address of the Evidently UI."""
-    recommendations = "".join(f"- {sentence}\n" for sentence in verdict.recommendations)
-    rows = "".join(_row(column) for column in verdict.drift.columns if column.drifted)
-    header = "| column | reference | current | unit | score | threshold |\n|---|---|---|---|---|---|\n"
-    links = f"[history in the Evidently UI]({history}), `{files.html or files.verdict}`"
-    title = f"# digits v{version}: {verdict.drift.verdict}"
-    table = header + rows if rows else ""
-    parts = [title, verdict.message, recommendations, _accuracy_table(verdict.accuracy), table, links]
-    return "\n\n".join(part.strip() for part in parts if part) + "\n"
-
-
-def _row(column: drift.Column) -> str:
-    means = f"{column.reference:.3g} | {column.current:.3g} | {column.unit}"
-    return f"| {column.name} | {means} | {column.score:.3f} | {column.threshold:.3f} |\n"
-
-
-def _accuracy_table(found: accuracy.Accuracy) -> str:
+    found = verdict.accuracy
     shares = {"expected": found.expected, "labelled predictions": found.labelled, "audit sample": found.audited}
     digits = {f"labelled {digit}s": share for digit, share in sorted(found.per_digit.items())}
-    rows = [f"| {name} | {share} | {share.count} |\n" for name, share in (shares | digits).items() if share]
+    accuracies = [(name, str(share), str(share.count)) for name, share in (shares | digits).items() if share]
     if found.estimate is not None:
-        rows.append(f"| estimate from the confidence | {100 * found.estimate:.2f} % | {found.count} |\n")
-    return "| accuracy | share | of |\n|---|---|---|\n" + "".join(rows)
+        accuracies.append(("estimate from the confidence", f"{100 * found.estimate:.2f} %", str(verdict.count)))
+    columns = [
+        (one.name, f"{one.reference:.3g}", f"{one.current:.3g}", one.unit, f"{one.score:.3f}", f"{one.threshold:.3f}")
+        for one in verdict.drift.columns
+        if one.drifted
+    ]
+    parts = [
+        f"# digits v{version}: {verdict.drift.verdict}",
+        verdict.message,
+        "\n".join(f"- {sentence}" for sentence in verdict.recommendations),
+        _table(("accuracy", "share", "of"), accuracies),
+        _table(("column", "reference", "current", "unit", "score", "threshold"), columns) if columns else "",
+        f"[history in the Evidently UI]({history}), `{report}`",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the deprecation warnings of Evidently's own imports, and without Plotly's theme.
+def _project(workspace: Path) -> Iterator[tuple[Any, Any]]:
+    """The Evidently workspace and our project in it, which is created where it is missing.
 
-    The theme is repeated in every figure: with two figures for each of 37 columns it adds 0.5 MB of HTML.
+    Without the deprecation warnings of Evidently's own imports, and without Plotly's theme, which is repeated in every figure:
+    with two figures for each of 37 columns it adds 0.5 MB of HTML.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import plotly.io  # type: ignore[import-untyped]  # ships no types; comes with Evidently, 3 to 8 s to import
+    with warnings.catch_warnings(action="ignore"):
+        import plotly.io  # type: ignore[import-untyped]  # ships no types; comes with Evidently
+        from evidently.ui.workspace import Workspace  # 3 to 8 s with its own imports
 
+        opened = Workspace.create(str(workspace))
+        found = opened.search_project(PROJECT) or [opened.create_project(PROJECT, "Digits in production")]
         theme, plotly.io.templates.default = plotly.io.templates.default, "none"
         try:
-            yield
+            yield opened, found[0]
         finally:
             plotly.io.templates.default = theme
 
 
-def _run(reference: Reference, window: Window, verdict: MonitoringVerdict) -> Any:
-    """Evidently's snapshot of the window: every column by our own score and threshold. It sends nothing anywhere."""
-    from evidently import DataDefinition, Dataset, Report  # 3 to 8 s
+def _run(expected: Columns, current: Columns, verdict: MonitoringVerdict) -> Any:
+    """Evidently's snapshot of the window; it sends nothing anywhere.
 
-    expected, current = drift.tables(reference, window)
-    numeric = [*(name for name in expected if name != drift.DIGIT), _CORRECT, _AUDITED, _DRIFTED]
-    definition = DataDefinition(numerical_columns=numeric, categorical_columns=[drift.DIGIT])
+    The dashboard's numbers come first, then the drift of each column by score over threshold. One drifted column is drift: the
+    thresholds hold for all columns together. Evidently's dashboard draws one line for each set of a metric's parameters, and the
+    thresholds differ in every run: over time it shows means, which have no parameters.
+    """
+    import pandas as pd  # 1.4 s
+    from evidently import DataDefinition, Dataset, Report  # 3 to 8 s
+    from evidently.metrics import DriftedColumnsCount, MeanValue, RowCount, ValueDrift
+
+    title = "Kolmogorov-Smirnov distance, of digits the largest change of one's share"
+    _evidently.register_score(_SCORE, title, image_statistics.distance, partial(drift.score, drift.DIGIT))
     known = verdict.accuracy
-    measured = _frame(current, known.labelled, known.audited, verdict.drift.drifted_share)
-    frames = (measured, _frame(expected, known.expected, known.expected, 0.0))
-    datasets = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
-    report = Report(_metrics(verdict), include_tests=True)
+    shares = {_CORRECT: known.labelled, _AUDITED: known.audited}
+    measured = {name: share.value for name, share in shares.items() if share}
+    frame = pd.DataFrame({**current, **measured, _DRIFTED: verdict.drift.drifted_share})
+    tested = pd.DataFrame({**expected, **dict.fromkeys(measured, known.expected.value), _DRIFTED: 0.0})
+    numeric = [name for name in frame if name != drift.DIGIT]
+    definition = DataDefinition(numerical_columns=numeric, categorical_columns=[drift.DIGIT])
+    frames = (one.astype({drift.DIGIT: int}).astype({drift.DIGIT: str}) for one in (frame, tested))
+    limits = {column.name: column.threshold for column in verdict.drift.columns}
+    parameters = {"columns": list(limits), "method": _SCORE, "per_column_threshold": limits}
+    count = DriftedColumnsCount(**parameters, drift_share=0.5 / len(limits))
+    drifts = [ValueDrift(column=name, method=_SCORE, threshold=limit) for name, limit in limits.items()]
+    means = [MeanValue(column=column, tests=[]) for *_, column in _panels() if column in frame]
     metadata = {"versions": ", ".join(verdict.versions), "verdict": verdict.drift.verdict, "message": verdict.message}
+    report = Report([count, RowCount(tests=[]), *drifts, *means], include_tests=True)
+    datasets = (Dataset.from_pandas(one, data_definition=definition) for one in frames)
     return report.run(*datasets, timestamp=verdict.until, metadata=metadata, tags=["monitor"])
 
 
-def _frame(columns: Columns, labelled: Proportion | None, audited: Proportion | None, drifted_share: float) -> Any:
-    import pandas as pd  # 1.4 s
-
-    frame = pd.DataFrame(columns)
-    frame[drift.DIGIT] = frame[drift.DIGIT].astype(int).astype(str)
-    frame[_CORRECT], frame[_AUDITED] = (np.nan if share is None else share.value for share in (labelled, audited))
-    frame[_DRIFTED] = drifted_share
-    return frame
-
-
-def _metrics(verdict: MonitoringVerdict) -> list[Any]:
-    """The dashboard's numbers first, then the drift of each column by score over threshold.
-
-    One drifted column is drift: the thresholds hold for all columns together. Evidently's dashboard draws one line for each set
-    of a metric's parameters, and the thresholds differ in every run: over time it shows means, which have no parameters.
-    """
-    from evidently.metrics import DriftedColumnsCount, MeanValue, RowCount, ValueDrift
-
-    change = partial(drift.score, drift.DIGIT)
-    _evidently.register_score(_DISTANCE, "Kolmogorov-Smirnov distance", True, image_statistics.distance)
-    _evidently.register_score(_SHARE_CHANGE, "largest change of one digit's share", False, change)
-    columns = verdict.drift.columns
-    methods = {column.name: _SHARE_CHANGE if column.name == drift.DIGIT else _DISTANCE for column in columns}
-    limits = {column.name: column.threshold for column in columns}
-    parameters = {"columns": list(methods), "per_column_method": methods, "per_column_threshold": limits}
-    count = DriftedColumnsCount(**parameters, drift_share=0.5 / len(methods))
-    known = [_CORRECT] * (verdict.accuracy.labelled is not None) + [_AUDITED] * (verdict.accuracy.audited is not None)
-    means = [MeanValue(column=name, tests=[]) for name in [*known, _DRIFTED, drift.CONFIDENCE, *STATISTICS]]
-    drifts = [ValueDrift(column=name, method=methods[name], threshold=limits[name]) for name in methods]
-    return [count, RowCount(tests=[]), *drifts, *means]
+def _panels() -> list[tuple[str, str, str]]:
+    """The dashboard's panels: tab, title, and the column whose mean is shown, or "" for the number of rows."""
+    return [
+        ("Monitoring", "Share of drifted columns", _DRIFTED),
+        ("Monitoring", "Accuracy on labelled predictions", _CORRECT),
+        ("Monitoring", "Accuracy on the audit sample", _AUDITED),
+        ("Monitoring", "Mean confidence", drift.CONFIDENCE),
+        ("Monitoring", "Predictions in the window", ""),
+        *(("Images", f"{name}: {one.unit}", name) for name, one in STATISTICS.items()),
+    ]
 
 
-def _add_run(workspace: Path, snapshot: Any) -> str:
-    """Add the run to the workspace and to its dashboard the panels that it lacks; returns the run's id."""
-    from evidently.ui.workspace import Workspace  # another second
-
-    opened = Workspace.create(str(workspace))
-    found = opened.search_project(PROJECT)
-    project = found[0] if found else opened.create_project(PROJECT, "Digits in production against the reference")
-    opened.save_dashboard(project.id, _with_panels(project.dashboard.model()))
-    return str(opened.add_run(project.id, snapshot, include_data=False).id)
+def _delete_runs(markers: Iterable[Path], opened: Any, project: Any) -> None:
+    """Delete the runs that these files name, where they are still there."""
+    runs = {UUID(marker.read_text()) for marker in markers if marker.exists()}
+    for run in runs.intersection(opened.list_runs(project.id)):
+        opened.delete_run(project.id, run)
 
 
-def _with_panels(dashboard: Any) -> Any:
-    """The dashboard with every panel that it lacks; panels are known by their titles, and those of a user stay."""
+def _add_panels(opened: Any, project: Any) -> None:
+    """Add to the dashboard every panel that it lacks; panels are known by their titles, and those of a user stay."""
     from evidently.sdk.models import DashboardTabModel, PanelMetric
     from evidently.sdk.panels import line_plot_panel
 
-    panels = [
-        ("Monitoring", "Share of drifted columns", "MeanValue", _DRIFTED),
-        ("Monitoring", "Accuracy on labelled predictions", "MeanValue", _CORRECT),
-        ("Monitoring", "Accuracy on the audit sample", "MeanValue", _AUDITED),
-        ("Monitoring", "Mean confidence", "MeanValue", drift.CONFIDENCE),
-        ("Monitoring", "Predictions in the window", "RowCount", None),
-        *(("Images", f"{name}: {one.unit}", "MeanValue", name) for name, one in STATISTICS.items()),
-    ]
+    dashboard = project.dashboard.model()
     tabs = {tab.title: tab for tab in dashboard.tabs}
     titles = {panel.title for panel in dashboard.panels}
-    for tab, title, metric, column in panels:
+    for tab, title, column in _panels():
         if title not in titles:
-            labels = {"column": column} if column else {}
+            metric, labels = ("MeanValue", {"column": column}) if column else ("RowCount", {})
             value = PanelMetric(metric=metric, metric_labels=labels, legend=title)
-            panel = line_plot_panel(title=title, size="half", values=[value])
-            dashboard.panels.append(panel)
-            if tab not in tabs:
-                tabs[tab] = DashboardTabModel(title=tab, panels=[])
-                dashboard.tabs.append(tabs[tab])
-            tabs[tab].panels.append(panel.id)
-    return dashboard
+            dashboard.panels.append(line_plot_panel(title=title, size="half", values=[value]))
+            tabs.setdefault(tab, DashboardTabModel(title=tab, panels=[])).panels.append(dashboard.panels[-1].id)
+    dashboard.tabs = list(tabs.values())
+    opened.save_dashboard(project.id, dashboard)

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from sqlalchemy import Engine
 
-from digits.images import SIZE
 from digits.storage import predictions
 from digits.storage.predictions import AUDITOR, UnknownPrediction
 
 # A file's time may be this much earlier than the system time.
 CLOCK_TOLERANCE = timedelta(seconds=1)
-ENLARGEMENT = 10
+# Each pixel becomes a square of this size.
+SQUARE = np.ones((10, 10), np.uint8)
 
 
 def collect(engine: Engine, folder: Path) -> int:
@@ -44,10 +44,9 @@ def write_images(answers: Iterable[tuple[str, NDArray[np.uint8]]], folder: Path,
     for digit in range(10):
         (folder / str(digit)).mkdir(parents=True, exist_ok=True)
     images = dict(answers)
-    unlabelled = {path.stem for path in folder.glob("*.png")}
-    labelled = {path.stem for path in folder.glob("[0-9]/*.png")}
-    candidates = sorted(images.keys() - unlabelled - labelled)
-    size = (ENLARGEMENT * SIZE, ENLARGEMENT * SIZE)
-    for id in random.sample(candidates, min(len(candidates), max(max_images - len(unlabelled), 0))):
-        Image.fromarray(255 - images[id]).resize(size, Image.Resampling.NEAREST).save(folder / f"{id}.png")
-    return len(list(folder.glob("*.png")))
+    waiting = len(list(folder.glob("*.png")))
+    candidates = sorted(images.keys() - {path.stem for path in folder.rglob("*.png")})
+    chosen = random.sample(candidates, min(len(candidates), max(max_images - waiting, 0)))
+    for id in chosen:
+        Image.fromarray(np.kron(255 - images[id], SQUARE)).save(folder / f"{id}.png")
+    return waiting + len(chosen)

@@ -28,14 +28,8 @@ DIGITS_DB, DIGITS_DUMP = "digits.db", "digits.dump"
 OTHER_DBS = ("prefect/prefect.db", "mlflow/mlflow.db", "sweeps/trials.db")
 FOLDERS = ("mlflow/artifacts", "datasets", "champions", "audit")
 INBOX = "inbox"
-
-
 # Size and checksum of each file by its path, as in the manifest.
 Files = dict[str, dict[str, Any]]
-
-
-class InvalidBackup(ValueError):
-    """The backup is damaged or incomplete."""
 
 
 def back_up(settings: Settings, target: Path) -> str:
@@ -54,18 +48,21 @@ def back_up(settings: Settings, target: Path) -> str:
         raise ValueError(f"{target} is inside {settings.home}, the folder to back up; give a path outside it")
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}.", suffix=".partial", dir=target.parent) as partial:
-        folder = Path(partial, "backup")
-        folder.mkdir()
+        folder = Path(partial)
         _copy_folder(settings.spool, folder / "spool")
-        _copy_digits_database(settings, folder)
-        for database in OTHER_DBS:
-            if (settings.home / database).exists():
-                _copy_sqlite(settings.home / database, folder / database)
+        path = _sqlite_path(settings.database_url)
+        if path is None:
+            _postgres("pg_dump", settings, "--format=custom", "--no-owner", f"--file={folder / DIGITS_DUMP}")
+        else:
+            _copy_sqlite(path, folder / DIGITS_DB)
+        for name in OTHER_DBS:
+            _copy_sqlite(settings.home / name, folder / name)
         _copy_folder(settings.inbox, folder / INBOX)
         for name in FOLDERS:
             _copy_folder(settings.home / name, folder / name)
         files = _describe(folder)
-        _write_manifest(folder, files)
+        manifest = {"format": FORMAT, "taken_at": datetime.now(UTC).isoformat(), "files": files}
+        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
         if target.suffix == ".tar":
             with replacing(target) as packed, tarfile.open(packed, "w") as archive:
                 archive.add(folder, arcname="")
@@ -77,13 +74,8 @@ def back_up(settings: Settings, target: Path) -> str:
 def restore(settings: Settings, source: Path) -> str:
     """Restore a backup into an empty DIGITS_HOME, after comparing every file with the manifest; returns a summary.
 
-    Raises InvalidBackup when the backup is damaged or incomplete, ValueError when something exists that it would replace;
-    then nothing has changed.
+    Raises ValueError when the backup is damaged or incomplete, or when it would replace something; then nothing has changed.
     """
-    if processes.states(settings):
-        raise ValueError(
-            f"the platform runs on {settings.home}; stop it with `digits down`, or set DIGITS_HOME to an empty folder"
-        )
     for path, name in ((settings.home, "DIGITS_HOME"), (settings.inbox, "DIGITS_INBOX")):
         if path.exists() and any(path.iterdir()):
             raise ValueError(f"{path} is not empty; move it away, or set {name} to an empty folder")
@@ -98,10 +90,9 @@ def restore(settings: Settings, source: Path) -> str:
         _restore_digits_database(settings, staging)
         if (staging / INBOX).exists():
             shutil.copytree(staging / INBOX, settings.inbox, dirs_exist_ok=True)
-            shutil.rmtree(staging / INBOX)
-        (staging / MANIFEST).unlink()
         for path in staging.iterdir():
-            path.rename(settings.home / path.name)
+            if path.name not in (MANIFEST, INBOX, DIGITS_DUMP):
+                path.rename(settings.home / path.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return _summary(settings, files)
@@ -120,6 +111,8 @@ def _summary(settings: Settings, files: Files) -> str:
 
 def _copy_sqlite(source: Path, target: Path) -> None:
     """Copy a consistent state while others write (https://www.sqlite.org/backup.html)."""
+    if not source.exists():
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     uri = f"file:{source}?mode=ro"
     try:
@@ -131,35 +124,23 @@ def _copy_sqlite(source: Path, target: Path) -> None:
         raise OSError(f"{source} cannot be copied ({error}); nothing was backed up") from error
 
 
-def _copy_digits_database(settings: Settings, folder: Path) -> None:
-    path = _sqlite_path(settings.database_url)
-    if path is None:
-        _postgres("pg_dump", settings, "--format=custom", "--no-owner", f"--file={folder / DIGITS_DUMP}")
-    elif path.exists():
-        _copy_sqlite(path, folder / DIGITS_DB)
-
-
 def _restore_digits_database(settings: Settings, staging: Path) -> None:
     """Restore into the database of the settings, which must be of the same kind and empty."""
     path = _sqlite_path(settings.database_url)
-    wanted, other = (DIGITS_DUMP, DIGITS_DB) if path is None else (DIGITS_DB, DIGITS_DUMP)
-    if (staging / other).exists():
-        kind = "SQLite" if other == DIGITS_DB else "PostgreSQL"
+    if (staging / (DIGITS_DB if path is None else DIGITS_DUMP)).exists():
+        kind = "SQLite" if path is None else "PostgreSQL"
         raise ValueError(f"the backup holds a {kind} database; set DIGITS_DATABASE_URL to a {kind} database")
-    if not (staging / wanted).exists():
-        return
-    if path is None:
+    if (staging / DIGITS_DUMP).exists():
         tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
         if _postgres("psql", settings, "--tuples-only", "--no-align", f"--command={tables}").strip() != "0":
             raise ValueError("the database of DIGITS_DATABASE_URL is not empty; name an empty one")
         options = ("--no-owner", "--exit-on-error", "--single-transaction")
-        _postgres("pg_restore", settings, *options, str(staging / wanted))
-        (staging / wanted).unlink()
-    elif path != settings.home / DIGITS_DB:
+        _postgres("pg_restore", settings, *options, str(staging / DIGITS_DUMP))
+    elif path and path != settings.home / DIGITS_DB and (staging / DIGITS_DB).exists():
         if path.exists():
             raise ValueError(f"{path} exists already; move it away, or set DIGITS_DATABASE_URL")
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(staging / wanted, path)
+        shutil.move(staging / DIGITS_DB, path)
 
 
 def _sqlite_path(url: str) -> Path | None:
@@ -173,10 +154,7 @@ def _postgres(program: str, settings: Settings, *arguments: str) -> str:
     address = settings.database_url.split("://", 1)[1].replace(f":{password}@", "@", 1)
     command = [program, f"--dbname=postgresql://{address}", *arguments]
     environment = {**os.environ, "PGPASSWORD": unquote(password)} if password else None
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise OSError(f"{program} is not installed; install PostgreSQL's client programs") from error
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"{program} failed: {(done.stderr.strip() or 'no reason given').splitlines()[0]}")
     return done.stdout
@@ -205,18 +183,8 @@ def _describe(folder: Path) -> Files:
     return files
 
 
-def _write_manifest(folder: Path, files: Files) -> None:
-    """Write the list of all files, with a checksum of the list itself."""
-    content = {"format": FORMAT, "taken_at": datetime.now(UTC).isoformat(), "files": files}
-    write_atomically(folder / MANIFEST, json.dumps({**content, "sha256": _digest(content)}, indent=1).encode())
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _unpack(source: Path, staging: Path) -> None:
-    """Copy a folder or extract a .tar file; raises InvalidBackup for links, devices and paths outside the folder."""
+    """Copy a folder or extract a .tar file; raises ValueError for links, devices and paths outside the folder."""
     if source.is_dir():
         shutil.copytree(source, staging)
         return
@@ -231,32 +199,24 @@ def _unpack(source: Path, staging: Path) -> None:
             safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
             archive.extractall(staging, **safe)
     except (tarfile.TarError, EOFError, FileExistsError, NotADirectoryError) as error:
-        raise InvalidBackup(f"{source} is not a complete .tar file ({error}); nothing was restored") from error
+        raise ValueError(f"{source} is not a complete .tar file ({error}); nothing was restored") from error
 
 
 def _check(staging: Path) -> Files:
-    """The files of a backup; raises InvalidBackup unless they are exactly those of its manifest."""
+    """The files of a backup; raises ValueError unless they are exactly those of its manifest."""
     try:
         manifest = json.loads((staging / MANIFEST).read_bytes())
-        digest = manifest.pop("sha256")
-        version, files = manifest["format"], manifest["files"]
-        is_intact = digest == _digest(manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidBackup(f"the backup has no readable {MANIFEST} ({error}); nothing was restored") from error
-    if not is_intact:
-        raise InvalidBackup(f"the {MANIFEST} of the backup was changed; nothing was restored")
+        version, files = manifest["format"], dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the backup has no readable {MANIFEST} ({error}); nothing was restored") from error
     if version != FORMAT:
-        raise InvalidBackup(f"the backup has format {version}, and this digits reads {FORMAT}; nothing was restored")
+        raise ValueError(f"the backup has format {version}, and this digits reads {FORMAT}; nothing was restored")
     found = _describe(staging)
     del found[MANIFEST]
     for name in sorted(found.keys() | files.keys()):
-        if found.get(name) != files.get(name):
-            how = (
-                "is missing in"
-                if name not in found
-                else "does not belong to"
-                if name not in files
-                else "was changed in"
-            )
-            raise InvalidBackup(f"{name} {how} the backup; nothing was restored")
+        if name not in found:
+            raise ValueError(f"{name} is missing in the backup; nothing was restored")
+        if found[name] != files.get(name):
+            how = "was changed in" if name in files else "does not belong to"
+            raise ValueError(f"{name} {how} the backup; nothing was restored")
     return files

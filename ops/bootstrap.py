@@ -1,23 +1,25 @@
-"""`digits up` and `digits status`: starts the processes, trains a first champion if there is none, and prints the addresses."""
+"""`digits up` and `digits status`: starts the processes, trains a first champion if there is none, and prints the addresses.
+
+`python -m ops.bootstrap` trains the first champion of a platform whose flows run on other machines, then ends.
+"""
 
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
+from dataclasses import replace
 
-import httpx
 from rich.console import Console
 from rich.text import Text
 
 from digits.data import datasets, sources
 from digits.data.sources import SourceUnavailable
-from digits.settings import Settings
+from digits.settings import Settings, load_settings
 from digits.storage import api_keys, database
-from models.registry_reader import RegistryReader
+from models.registry_reader import RegistryReader, RegistryUnreachable
 from ops import endpoint, processes
 from ops.tables import print_table
-
-READY_TIMEOUT_SECONDS = 60
 
 console = Console(highlight=False)
 
@@ -27,17 +29,13 @@ def up(settings: Settings) -> None:
     if settings.mnist is not None:
         sources.existing_mnist(settings.mnist)
     require_api_key(settings)
-    processes.interrupt_on_signals()
-    try:
-        with processes.running(settings) as supervisor:
-            _start(settings)
-            if supervisor.wait():
-                raise RuntimeError(f"Supervisor has failed; read {processes.log_path(settings, 'supervisor')}")
-    except processes.AlreadyRunning:
+    if processes.process_info(settings):
         print_status(settings)
-        raise
-    except KeyboardInterrupt:
-        pass
+        raise RuntimeError(f"the platform already runs on {settings.home}; stop it with `digits down`")
+    with suppress(KeyboardInterrupt), processes.running(settings) as supervisor:
+        _start(supervisor, settings)
+        if supervisor.wait():
+            raise RuntimeError(f"Supervisor has failed; read {processes.log_path(settings, 'supervisor')}")
     console.print("stopped")
 
 
@@ -52,51 +50,45 @@ def require_api_key(settings: Settings) -> None:
         )
 
 
-def _start(settings: Settings) -> None:
+def _start(supervisor: subprocess.Popen[bytes], settings: Settings) -> None:
+    started, wanted = time.monotonic(), processes.processes(settings)
     with console.status("starting MLflow, Prefect, the endpoint and the reports …"):
-        processes.wait_healthy(settings, lambda process, s: console.print(f"{process.name} is up after {s:.0f} s"))
+        for process in processes.wait_healthy(supervisor, settings, wanted):
+            console.print(f"{process.name} is up after {time.monotonic() - started:.0f} s")
     if RegistryReader(settings.mlflow_tracking_uri).version() is None:
         _train_first_champion(settings)
     with console.status("waiting for the endpoint to load the champion …"):
-        if not processes.wait_until(lambda: _is_ready(settings), READY_TIMEOUT_SECONDS):
-            log = processes.log_path(settings, "service")
-            raise TimeoutError(f"the endpoint has not loaded the champion in {READY_TIMEOUT_SECONDS} s; read {log}")
+        ready = [replace(process, health=f"{process.url}/readyz") for process in wanted if process.name == "service"]
+        list(processes.wait_healthy(supervisor, settings, ready))
     print_status(settings)
     console.print("Ctrl-C stops all of it.")
 
 
 def _train_first_champion(settings: Settings) -> None:
     """Run a retraining on the current data set, on MNIST, or where neither is available on the bundled digits."""
-    data = [] if datasets.current(settings.datasets) else ["--data", first_source(settings)]
+    data = _first_source(settings)
     console.print("there is no champion yet: training one")
-    command = [sys.executable, "-m", "ops", "retrain", *data]
+    command = [sys.executable, "-m", "ops", "retrain", *(["--data", data] if data else [])]
     training = subprocess.Popen(command, env=processes.environment(settings))
     try:
-        exit_code = training.wait()
+        training.wait()
     except KeyboardInterrupt:
-        _interrupt(training)
+        # MLflow and Prefect still run, so that the training can report its end to them.
+        training.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            training.wait(30)
+        training.kill()
         raise
-    if exit_code:
-        raise RuntimeError("the first training failed (see above); correct its cause and run `digits up` again")
-    if RegistryReader(settings.mlflow_tracking_uri).version() is None:
+    if training.returncode or RegistryReader(settings.mlflow_tracking_uri).version() is None:
         raise RuntimeError(
-            "the gate held the first version (see above); train on more data or with another recipe (DIGITS_RECIPE), and "
-            "run `digits up` again"
+            "the first training left no champion (see above); correct the cause and run `digits up` again"
         )
 
 
-def _interrupt(training: subprocess.Popen[bytes]) -> None:
-    """End a training while MLflow and Prefect still run, so that it can report its end to them."""
-    training.send_signal(signal.SIGINT)
-    try:
-        training.wait(30)
-    except subprocess.TimeoutExpired:
-        training.kill()
-        training.wait()
-
-
-def first_source(settings: Settings) -> str:
-    """`mnist`, or `bundled` with a message where MNIST is not available."""
+def _first_source(settings: Settings) -> str | None:
+    """None where there is a current data set, otherwise `mnist`, or `bundled` with a message where MNIST is not available."""
+    if datasets.current(settings.datasets):
+        return None
     try:
         sources.read("mnist", mnist=settings.mnist, cache=settings.downloads)
     except SourceUnavailable as reason:
@@ -105,37 +97,48 @@ def first_source(settings: Settings) -> str:
     return "mnist"
 
 
-def _is_ready(settings: Settings) -> bool:
-    # Supervisor may be restarting the service.
-    with suppress(httpx.HTTPError):
-        return httpx.get(f"{settings.service_url}/readyz", timeout=5).is_success
-    return False
-
-
 def print_status(settings: Settings) -> bool:
     """Print the address and state of each process and the serving version; whether all processes are healthy."""
-    states = processes.states(settings)
-    rows: list[tuple[str | Text, ...]] = []
-    all_healthy = True
+    rows = []
     for process in processes.processes(settings):
-        healthy = processes.is_healthy(settings, process)
-        all_healthy &= healthy
-        state = Text("up", "green") if healthy else Text(states.get(process.name, "down").lower(), "red")
-        rows.append((process.description, process.url, state))
+        state = "up" if processes.is_healthy(settings, process) else processes.state(settings, process.name).lower()
+        rows.append((process.description, process.url, Text(state, "green" if state == "up" else "red")))
     print_table((), [*rows, ("serving version", *_serving_version(settings))])
-    return all_healthy
+    return all(state.plain == "up" for *_, state in rows)
 
 
 def _serving_version(settings: Settings) -> tuple[str, str]:
     """The version that serves, and its recipe and accuracy."""
     try:
-        response = httpx.get(f"{settings.service_url}/about", headers=settings.credentials, timeout=10)
-        about = endpoint.read(response)
-    except httpx.HTTPError:
-        return "none", "the endpoint does not answer"
-    except (endpoint.RequestRefused, ConnectionError) as error:
+        with endpoint.open_client(settings) as client:
+            about = endpoint.call(client, "GET", "/about")
+    except (ValueError, ConnectionError) as error:
         return "unknown", str(error)
     if about["model_version"] is None:
         return "none", "there is no champion yet"
     accuracy = about["metrics"]["test_accuracy"]
     return f"digits v{about['model_version']}", f"{about['recipe']['name']}, test accuracy {accuracy:.2%}"
+
+
+def train_remotely() -> None:
+    """Wait for MLflow, Prefect and the deployments, then train; a training that leaves no champion is an error."""
+    # Prefect takes 2 s to import.
+    from flows import deployments
+
+    settings, outcome = load_settings(), ""
+    registry = RegistryReader(settings.mlflow_tracking_uri)
+    while True:
+        with suppress(RegistryUnreachable):
+            if registry.version() is not None:
+                return
+            if outcome:
+                raise SystemExit(
+                    f"the first training left no champion: {outcome}; read its run in the Prefect UI and start again"
+                )
+            deployments.wait_for_prefect(settings.prefect_api_url)
+            outcome = deployments.run_retraining("first champion", _first_source(settings))
+        time.sleep(2)
+
+
+if __name__ == "__main__":
+    train_remotely()

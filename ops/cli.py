@@ -3,14 +3,16 @@
 import errno
 import gc
 import logging
-import os
+import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import typer
 from pydantic import ValidationError
 
+from digits.errors import first_line
 from digits.settings import load_settings
 from ops.commands import answers, keys, local_platform, monitoring, training, versions
 
@@ -38,6 +40,10 @@ def main() -> None:
     log.setLevel(logging.INFO)
     # Not the root logger, because Prefect's log lines go to its server.
     log.addHandler(logging.StreamHandler())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A shell has background jobs ignore SIGINT; only nohup is to have an effect.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     # With the default threshold of 700 objects, garbage collection takes 8 % of a command that imports large libraries.
     gc.set_threshold(100_000, 50, 100)
     try:
@@ -60,10 +66,13 @@ def _sentence(error: Exception) -> str:
         return _validation_sentence(error)
     if isinstance(error, OSError) and error.errno is not None:
         return _os_error_sentence(error)
-    message = str(error) or type(error).__name__
     if isinstance(error, (ValueError, LookupError, RuntimeError, OSError)):
-        return message
-    return f"{type(error).__name__}: {message.splitlines()[0]}; {_save_traceback(error)}"
+        return str(error) or type(error).__name__
+    path = load_settings().home / "logs" / "traceback.log"
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {first_line(error)}; its traceback is in {path}"
 
 
 def _validation_sentence(error: ValidationError) -> str:
@@ -81,21 +90,9 @@ def _validation_sentence(error: ValidationError) -> str:
 
 def _os_error_sentence(error: OSError) -> str:
     """The file and the message of the operating system, with a recommendation where there is one."""
-    path = error.filename or load_settings().home
-    recommendation = ""
+    home = load_settings().home
+    path = str(error.filename or home)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        recommendation = "; make room there and run the command again"
-    elif Path(str(path)).absolute().is_relative_to(load_settings().home):
-        recommendation = "; set DIGITS_HOME to a folder that can be written"
-    return f"{path}: {os.strerror(error.errno or 0)}{recommendation}"
-
-
-def _save_traceback(error: Exception) -> str:
-    """Write the traceback to a file; says where it is."""
-    path = load_settings().home / "logs" / "traceback.log"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(traceback.format_exception(error)))
-    except OSError as failure:
-        return f"its traceback could not be written ({failure.strerror})"
-    return f"its traceback is in {path}"
+        return f"{path}: {error.strerror}; make room there and run the command again"
+    is_ours = Path(path).absolute().is_relative_to(home)
+    return f"{path}: {error.strerror}" + ("; set DIGITS_HOME to a folder that can be written" if is_ours else "")

@@ -2,20 +2,16 @@
 
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from digits.data import datasets
 from digits.images import Split
 from digits.reference import Reference
-from digits.settings import Settings
-from digits.storage import database, predictions
+from digits.storage import predictions
+from flows.connections import Platform
 from flows.monitor import MAX_ANSWERS
 from monitoring.windows import begin
-
-if TYPE_CHECKING:  # SciPy and ONNX Runtime
-    from monitoring.detection_power import DetectionRate
 
 log = logging.getLogger("digits.detection_power")
 
@@ -23,17 +19,22 @@ MIN_COUNT = 100  # with fewer predictions the detector gives no verdict
 DEFAULT_COUNT = 500  # where the window has fewer
 
 
-def measure(since: str, settings: Settings) -> "tuple[int, list[DetectionRate]]":
-    """The size of the latest window and the detection rates at that size, on digits that the champion was not trained on."""
-    from models.model_store import ModelStore
-    from monitoring import detection_power
+def measure(since: str) -> tuple[int, list[tuple[str, str, str, str]]]:
+    """The size of the latest window, and for each perturbation its name, description, detection rate and number of windows.
 
-    store = ModelStore(settings.mlflow_tracking_uri, settings.champions)
-    current = store.fetch()
-    test = datasets.load(settings.datasets, current.card["dataset"]).test
-    reference, held_out = hold_out(current.reference, test)
-    count = _window_size(since, current.version, settings)
-    return count, detection_power.measure(reference, held_out.images, held_out.labels, current.predict_proba, count)
+    They are measured at that size, on digits that the champion was not trained on.
+    """
+    from monitoring import detection_power  # SciPy
+
+    platform = Platform()
+    champion = platform.models.fetch()
+    test = datasets.load(platform.datasets, champion.card["dataset"]).test
+    reference, held_out = hold_out(champion.reference, test)
+    now = datetime.now(UTC)
+    found = predictions.counts(platform.engine, begin(since, now), now).get(champion.version, 0)
+    count = min(found, MAX_ANSWERS) if found >= MIN_COUNT else DEFAULT_COUNT
+    rates = detection_power.measure(reference, held_out.images, held_out.labels, champion.predict_proba, count)
+    return count, [(one.perturbation, one.description, f"{one.rate:.1%}", str(one.windows)) for one in rates]
 
 
 def hold_out(reference: Reference, test: Split) -> tuple[Reference, Split]:
@@ -46,9 +47,3 @@ def hold_out(reference: Reference, test: Split) -> tuple[Reference, Split]:
     kept = reference.sample(half, seed=1)
     others = ~np.isin(datasets.digests(reference.images), datasets.digests(kept.images))
     return kept, Split(reference.images[others], reference.labels[others])
-
-
-def _window_size(since: str, version: str, settings: Settings) -> int:
-    engine = database.connect(settings.database_url)
-    found = predictions.count(engine, begin(since, datetime.now(UTC)), version)
-    return min(found, MAX_ANSWERS) if found >= MIN_COUNT else DEFAULT_COUNT

@@ -7,18 +7,14 @@ import httpx
 from digits.settings import Settings
 
 
-class RequestRefused(ValueError):
-    """The endpoint refused a request; the message is the reason it gave."""
-
-
 def open_client(settings: Settings) -> httpx.Client:
     return httpx.Client(base_url=settings.service_url, headers=settings.credentials, timeout=30)
 
 
-def post(client: httpx.Client, route: str, **body: Any) -> dict[str, Any]:
-    """The fields of the response; raises RequestRefused or ConnectionError."""
+def call(client: httpx.Client, method: str, route: str, **body: Any) -> dict[str, Any]:
+    """The fields of the response; raises ValueError with the reason of a refusal, or ConnectionError."""
     try:
-        response = client.post(route, **body)
+        response = client.request(method, route, **body)
     except httpx.TransportError as error:
         url = str(client.base_url).rstrip("/")
         raise ConnectionError(f"the endpoint does not answer at {url}; start it with `digits up`") from error
@@ -26,7 +22,7 @@ def post(client: httpx.Client, route: str, **body: Any) -> dict[str, Any]:
 
 
 def read(response: httpx.Response) -> dict[str, Any]:
-    """The fields of a response; raises RequestRefused, or ConnectionError when another server answered."""
+    """The fields of a response; raises ValueError for a refusal, or ConnectionError when another server answered."""
     try:
         fields: dict[str, Any] = response.json()
         reason = str(fields["error"]) if response.is_error else ""
@@ -36,5 +32,5 @@ def read(response: httpx.Response) -> dict[str, Any]:
             "set DIGITS_HOST and DIGITS_SERVICE_PORT to its address"
         ) from error
     if response.is_error:
-        raise RequestRefused(reason)
+        raise ValueError(reason)
     return fields

@@ -1,49 +1,34 @@
-"""Sets Prefect up for the flows that a command runs in its own process."""
+"""Runs flows in the process of a command."""
 
-import logging
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
-import httpx
-
-from digits.settings import Settings, load_settings
-from ops import processes
-
-# As patient as Prefect's own client (PREFECT_API_REQUEST_TIMEOUT): a busy server may take long to answer.
-HEALTH_TIMEOUT = httpx.Timeout(60, connect=10)
-
-log = logging.getLogger("digits.flow_runs")
+from digits.settings import load_settings
 
 
-@contextmanager
-def flows_in_this_process() -> Iterator[Callable[..., Any]]:
-    """Point Prefect at its server and keep its log lines off the terminal; yields what runs a flow, and logs how long the body took.
+def run_flow(name: str, *arguments: Any) -> Any:
+    """Run the flow `flows.NAME.NAME` with Prefect's log lines off the terminal; its result.
 
     Raises ConnectionError when the Prefect server does not answer.
     """
-    settings = load_settings()
-    _check_prefect(settings)
-    os.environ.update(processes.environment(settings))
+    from ops import processes
+
+    api = load_settings().prefect_api_url
+    # As patient as Prefect's own client (PREFECT_API_REQUEST_TIMEOUT): a busy server may take long to answer.
+    if not processes.get(f"{api}/health", timeout_seconds=60).is_success:
+        raise ConnectionError(f"Prefect does not answer at {api}; start it with `digits up` or set PREFECT_API_URL")
+    prepare()
     from flows import terminal
 
-    terminal.prepare(settings.prefect_api_url)
-    started = time.monotonic()
-    yield terminal.run
-    log.info("took %.1f s", time.monotonic() - started)
+    return terminal.run(getattr(import_module(f"flows.{name}"), name), *arguments)
 
 
-def silence_prefect() -> None:
-    """Keep Prefect's log lines off the terminal; they still go to its server."""
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+def prepare() -> None:
+    """Set Prefect's environment, with its log lines off the terminal; to be called before anything imports Prefect."""
+    from flows import terminal
+    from ops import processes
 
-
-def _check_prefect(settings: Settings) -> None:
-    try:
-        httpx.get(f"{settings.prefect_api_url}/health", timeout=HEALTH_TIMEOUT).raise_for_status()
-    except httpx.HTTPError as error:
-        raise ConnectionError(
-            f"Prefect does not answer at {settings.prefect_api_url}; start it with `digits up` or set PREFECT_API_URL"
-        ) from error
+    settings = load_settings()
+    os.environ.update(processes.environment(settings))
+    terminal.prepare()

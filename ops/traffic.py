@@ -1,24 +1,13 @@
 """`digits traffic`: sends real test digits, plain or perturbed, to the endpoint; for demonstrations and tests."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
+from tqdm import tqdm
 
 from digits.data import datasets, sources
 from digits.data.perturbations import PERTURBATIONS
 from digits.images import Split
 from digits.settings import Settings
 from ops import endpoint
-
-
-@dataclass(frozen=True)
-class Sent:
-    """The requests so far."""
-
-    answers: int
-    right: int
-    labelled: int
 
 
 def test_images(data: str | None, settings: Settings) -> Split:
@@ -44,20 +33,17 @@ def perturb(test: Split, name: str, amount: float | None) -> Split:
     return Split(perturbation.apply(test.images, amount), test.labels)
 
 
-def send(settings: Settings, test: Split, n: int, seed: int, label_share: float) -> Iterator[Sent]:
-    """Send n random test images one after the other and feedback on a share of them; yields the counts after each."""
+def send(settings: Settings, test: Split, n: int, seed: int, label_share: float) -> str:
+    """Send n random test images one after the other and feedback on a share of them; the counts in a sentence."""
     random = np.random.default_rng(seed)
-    chosen = random.choice(len(test), n, replace=n > len(test))
+    rows = random.choice(len(test), n, replace=n > len(test))
     right = labelled = 0
     with endpoint.open_client(settings) as client:
-        for count, (image, label) in enumerate(zip(test.images[chosen], test.labels[chosen], strict=True), start=1):
-            answer = endpoint.post(client, "/classify", json={"images": image.tolist()})
-            right += answer["digit"] == label
+        for row in tqdm(rows, unit="request", disable=None):
+            digit = int(test.labels[row])
+            answer = endpoint.call(client, "POST", "/classify", json={"images": test.images[row].tolist()})
+            right += answer["digit"] == digit
             if random.random() < label_share:
-                if answer["id"] is None:
-                    raise ValueError(
-                        "the endpoint logs no predictions now, so none can be labelled; see `digits status`"
-                    )
-                endpoint.post(client, "/feedback", json={"id": answer["id"], "digit": int(label)})
+                endpoint.call(client, "POST", "/feedback", json={"id": answer["id"], "digit": digit})
                 labelled += 1
-            yield Sent(count, right, labelled)
+    return f"{n} answers, {right / n:.1%} right, {labelled} labelled"

@@ -16,6 +16,7 @@ from limits.strategies import MovingWindowRateLimiter
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from digits.errors import first_line
 from digits.storage import api_keys, database
 from digits.storage.api_keys import ApiKey, Role
 
@@ -28,12 +29,8 @@ LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 UNSPECIFIED = {"0.0.0.0", "::"}
 # The role that a route requires, or None for any key. A route that is missing here requires `admin`.
 REQUIRED_ROLES: dict[str, Role | None] = {
-    "/classify": "predict",
-    "/classify_file": "predict",
-    "/classify_bulk": "predict",
-    "/samples": "predict",
-    "/feedback": "feedback",
-    "/predictions": "feedback",
+    **dict.fromkeys(("/classify", "/classify_file", "/classify_bulk", "/samples"), "predict"),
+    **dict.fromkeys(("/feedback", "/predictions"), "feedback"),
     "/about": None,
     "/metrics": "admin",
 }
@@ -59,12 +56,8 @@ class Access:
         self._keys: dict[str, ApiKey] | None = None
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="api-keys", daemon=True)
-
-    def start(self) -> None:
-        """Start reading the keys, unless none are required."""
-        if self._auth != "off":
-            self._thread.start()
+        if auth != "off":
+            threading.Thread(target=self._run, name="api-keys", daemon=True).start()
 
     def stop(self) -> None:
         """Stop reading the keys."""
@@ -74,7 +67,7 @@ class Access:
         """The key of the request, None where none is required; raises HTTPException 401, 403, 429, or 503 before keys are known."""
         if self._auth == "off" or (self._auth == "loopback" and _is_local(scope)):
             return None
-        path: str = "/" + scope["path"].lstrip("/").partition("/")[0]
+        path = first_segment(scope["path"])
         if path in OPEN_ROUTES:
             return None
         key = self._find(_sent_key(scope))
@@ -117,10 +110,15 @@ class Access:
                 self._keys, warning = api_keys.by_hash(engine), ""
             except Exception as error:  # the thread must survive every error, so that it sees the database return
                 if not warning:
-                    warning = (str(error) or repr(error)).splitlines()[0]
+                    warning = first_line(error)
                     log.warning("the API keys cannot be read (%s); the keys known so far stay valid", warning)
             if self._stop.wait(REFRESH_SECONDS):
                 return
+
+
+def first_segment(path: str) -> str:
+    """The part of a path that tells one route from another."""
+    return "/" + path.lstrip("/").partition("/")[0]
 
 
 def _is_local(scope: Scope) -> bool:

@@ -30,10 +30,9 @@ def main() -> None:
 
 
 def build(settings: Settings, requirements: Path) -> Path:
-    """Where in the Bento store, `bentos/` of DIGITS_HOME, the release is; raises NoChampion, Unreachable or BadArtifact."""
-    os.environ["BENTOML_HOME"] = str(
-        settings.home / "bentos"
-    )  # read when it is imported; a running service empties its own
+    """The path of the release in the Bento store, `bentos/` of DIGITS_HOME; raises RegistryUnreachable, VersionNotFound or InvalidArtifact."""
+    # read when BentoML is imported; a running service empties its own
+    os.environ["BENTOML_HOME"] = str(settings.home / "bentos")
     import bentoml
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -41,24 +40,24 @@ def build(settings: Settings, requirements: Path) -> Path:
         for room in ROOMS:
             shutil.copytree(ROOT / room, context / room, ignore=shutil.ignore_patterns("__pycache__", "release"))
         shutil.copy(requirements, context / "requirements.txt")
-        baked = _bake(settings, context / "services" / "release")
-        facts = {"model_version": baked.version, "dataset": str(baked.card.get("dataset"))}
-        bento = bentoml.bentos.build_bentofile(str(RECIPE), labels=facts, build_ctx=str(context))
+        champion = _copy_champion(settings, context / "services" / "release")
+        labels = {"model_version": champion.version, "dataset": str(champion.card.get("dataset"))}
+        bento = bentoml.bentos.build_bentofile(str(RECIPE), labels=labels, build_ctx=str(context))
     return Path(bento.path)
 
 
-def _bake(settings: Settings, folder: Path) -> VerifiedModel:
+def _copy_champion(settings: Settings, folder: Path) -> VerifiedModel:
     """The champion, verified, and its files in the folder."""
     try:
         return ModelStore(settings.mlflow_tracking_uri, folder).fetch()
-    except RegistryUnreachable as away:
+    except RegistryUnreachable as unreachable:
         try:
-            copy = last_good("champion", settings.champions)
+            champion = last_good("champion", settings.champions)
         except VersionNotFound:
-            raise away from None
-        shutil.copytree(settings.champions / copy.version, folder / copy.version)
-        remember(copy, "champion", folder)
-        return copy
+            raise unreachable from None
+        shutil.copytree(settings.champions / champion.version, folder / champion.version)
+        remember(champion, "champion", folder)
+        return champion
 
 
 if __name__ == "__main__":

@@ -8,39 +8,31 @@ declared for BentoML's clients, `bentoml.depends` and the OpenAPI document; over
 # mypy: disable-error-code="untyped-decorator, attr-defined"
 
 import gc
-from typing import Any
 
 import bentoml
 from starlette.middleware.cors import CORSMiddleware
 
-from digits.settings import Settings, load_settings
-from services import api_document, operations, schemas
+from digits.settings import load_settings
+from services import schemas
 from services.middleware import RequestMiddleware
-from services.responses import to_json
-from services.routes import application
+from services.routes import to_json
 from services.serving_context import ServingContext
-
-
-def _options(settings: Settings) -> dict[str, Any]:
-    """BentoML's access log, traces and metrics each cost a fifth of the requests per second or more.
-
-    The first two are settings; the metrics are our own, because BentoML's labels grow with every unknown path.
-    """
-    return {
-        "workers": settings.service_workers,
-        # longer than a body may take, so that a late body is answered by its sentence
-        "traffic": {"timeout": settings.body_timeout_seconds + 5},
-        "logging": {"access": {"enabled": settings.access_log}},
-        "tracing": {"excluded_urls": "" if settings.traces else ".*"},
-        "metrics": {"enabled": False},
-    }
-
 
 # BentoML reads the options when the module is imported, so this entry point reads the settings here.
 _settings = load_settings()
 
 
-@bentoml.service(name="digit_classifier", **_options(_settings))
+# BentoML's access log, traces and metrics each cost a fifth of the requests per second or more. The first two are settings; the
+# metrics are our own, because BentoML's labels grow with every unknown path.
+@bentoml.service(
+    name="digit_classifier",
+    workers=_settings.service_workers,
+    # longer than a body may take, so that a late body is answered by its sentence
+    traffic={"timeout": _settings.body_timeout_seconds + 5},
+    logging={"access": {"enabled": _settings.access_log}},
+    tracing={"excluded_urls": "" if _settings.traces else ".*"},
+    metrics={"enabled": False},
+)
 class DigitClassifier:
     """Classifies images with the champion, follows its alias, and logs the predictions."""
 
@@ -55,24 +47,24 @@ class DigitClassifier:
     @bentoml.api
     def classify(self, images: schemas.Images) -> schemas.OneOrMany:
         """Classify one image or a list of images; a list gets a list."""
-        content = to_json(operations.classify(self.context, images.tolist()))
+        content = to_json(self.context.classify(images.tolist()))
         return (schemas.Prediction if images.ndim == 2 else schemas.PredictionList).model_validate_json(content)
 
     @bentoml.api
     def classify_file(self, file: schemas.Picture, preview: schemas.Preview = False) -> schemas.PicturePrediction:
         """Classify a picture of any size; the answer has the 28 x 28 image that was made of it."""
-        content = operations.classify_file(self.context, file.read_bytes(), preview)
+        content = self.context.classify_file(file.read_bytes(), preview)
         return schemas.PicturePrediction.model_validate_json(to_json(content))
 
     @bentoml.api
     def classify_bulk(self, pixels: schemas.Pixels, /) -> schemas.BulkPredictions:
         """Classify raw uint8 pixels, 784 bytes for each image, row by row: the fastest way for many images."""
-        return schemas.BulkPredictions.model_validate_json(to_json(operations.classify_bulk(self.context, pixels)))
+        return schemas.BulkPredictions.model_validate_json(to_json(self.context.classify_bulk(pixels)))
 
     @bentoml.api
     def feedback(self, id: schemas.Id, digit: schemas.TrueDigit, source: schemas.Source = "api") -> schemas.Feedback:
         """Report the true digit of an earlier prediction; the most recent label wins."""
-        return schemas.Feedback.model_validate_json(to_json(operations.feedback(self.context, id, digit, source)))
+        return schemas.Feedback.model_validate_json(to_json(self.context.feedback(id, digit, source)))
 
     @bentoml.api
     def about(self) -> schemas.About:
@@ -80,7 +72,7 @@ class DigitClassifier:
         return schemas.About.model_validate_json(to_json(self.context.about()))
 
     def __is_ready__(self) -> bool:
-        return self.context.champion is not None
+        return self.context.is_ready
 
     @bentoml.on_shutdown
     def close(self) -> None:
@@ -88,7 +80,6 @@ class DigitClassifier:
         self.context.close()
 
 
-application.state.document = api_document.document(DigitClassifier.apis, _settings.batch_limit)
 if _settings.cors_origins:
     DigitClassifier.add_asgi_middleware(
         CORSMiddleware,
@@ -96,4 +87,6 @@ if _settings.cors_origins:
         allow_methods=("GET", "POST"),
         allow_headers=("Authorization", "Content-Type", "X-API-Key"),
     )
-DigitClassifier.add_asgi_middleware(RequestMiddleware, routes=application)
+DigitClassifier.add_asgi_middleware(
+    RequestMiddleware, document=schemas.openapi_document(DigitClassifier.apis, _settings.batch_limit)
+)

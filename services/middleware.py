@@ -1,17 +1,21 @@
-"""One ASGI middleware for every request: API keys, limits, metrics, and an error sentence whatever happens."""
+"""One ASGI middleware for every request: API keys, limits, metrics, and an error sentence whatever happens: `{"error": "..."}`."""
 
 import asyncio
 import logging
 import time
 from contextlib import suppress
+from typing import Any
 
 from bentoml import get_current_service
-from starlette.applications import Starlette
+from bentoml.exceptions import BentoMLException
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.responses import problem
+from digits.settings import Settings
+from services.access import first_segment
+from services.routes import json, router
 from services.serving_context import ServingContext
 
 log = logging.getLogger("digits.service")
@@ -23,11 +27,12 @@ BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/schema.json", "/static_conte
 
 
 class RequestMiddleware:
-    """Added to the service with `add_asgi_middleware`: checks a request, then hands it to `routes` or to BentoML."""
+    """Added to the service with `add_asgi_middleware`: checks a request, then hands it to the routes or to BentoML."""
 
-    def __init__(self, app: ASGIApp, routes: Starlette) -> None:
-        self._app, self._routes = app, routes
-        self._paths = {getattr(route, "path", "") for route in routes.routes} | BENTOML_PATHS
+    def __init__(self, app: ASGIApp, document: dict[str, Any]) -> None:
+        self._app, self._document = app, document
+        paths = {getattr(route, "path", "") for route in router.routes} | BENTOML_PATHS
+        self._paths = {first_segment(path): path for path in paths}
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,6 +46,7 @@ class RequestMiddleware:
 
     async def _answer(self, context: ServingContext, scope: Scope, receive: Receive, send: Send) -> None:
         started, status = time.perf_counter(), 0
+        body = _Body(context.settings, scope, receive)
 
         async def observed(message: Message) -> None:
             nonlocal status
@@ -56,77 +62,74 @@ class RequestMiddleware:
                 sentence = f"the service has {limit} requests under way; ask again in a second"
                 raise HTTPException(503, sentence, {"Retry-After": "1"})
             key = context.access.admit(scope)
-            scope["state"] = {**scope.get("state", {}), "context": context, "key": key}
-            app = self._app if _first_segment(scope["path"]) in BENTOML_PATHS else self._routes
-            await app(scope, _bounded(context, scope, receive), observed)
-        except HTTPException as error:
-            await _drain(receive, context.settings.body_timeout_seconds)
-            await (await problem(Request(scope), error))(scope, receive, observed)
+            scope["state"] = {**scope.get("state", {}), "context": context, "key": key, "document": self._document}
+            app = self._app if first_segment(scope["path"]) in BENTOML_PATHS else router
+            await app(scope, body.receive, observed)
         except ClientDisconnect:
             # as nginx counts clients that closed the connection
             status = 499
-        except Exception as error:
-            log.exception("%s %s failed", scope["method"], scope["path"])
+        except Exception as error:  # a bug, too, is answered by a sentence
+            response = _problem(scope, error)
             if not status:
-                await (await problem(Request(scope), error))(scope, receive, observed)
+                await body.drain()
+                await response(scope, receive, observed)
         finally:
             self._in_flight -= 1
-            context.metrics.count_request(self._route(scope["path"]), status, time.perf_counter() - started)
-
-    def _route(self, path: str) -> str:
-        """The route as a metric label; unknown paths share one, because a label value is never forgotten."""
-        if path in self._paths:
-            return path
-        first = _first_segment(path)
-        return "/predictions/{id}" if first == "/predictions" else first if first in BENTOML_PATHS else "other"
+            # unknown paths share a label, because Prometheus never forgets one
+            route = self._paths.get(first_segment(scope["path"]), "other")
+            context.metrics.count_request(route, status, time.perf_counter() - started)
 
 
-def _first_segment(path: str) -> str:
-    return "/" + path.lstrip("/").partition("/")[0]
+class _Body:
+    """The body of a request; reading it raises HTTPException 413 above the limit, without keeping it, and 408 if it is late."""
 
+    def __init__(self, settings: Settings, scope: Scope, receive: Receive) -> None:
+        self._settings, self._receive = settings, receive
+        self._deadline = asyncio.get_running_loop().time() + settings.body_timeout_seconds
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        self._announced = int(announced) if announced.isdigit() else 0
+        self._received, self._is_complete = 0, False
 
-def _bounded(context: ServingContext, scope: Scope, receive: Receive) -> Receive:
-    """A `receive` that raises HTTPException 413 for a body above the limit, without keeping it, and 408 for a late one."""
-    limit, seconds = context.settings.body_limit_bytes, context.settings.body_timeout_seconds
-    announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    size = int(announced) if announced.isdigit() else 0
-    deadline = asyncio.get_running_loop().time() + seconds
-    received, is_complete = 0, False
-
-    async def bounded() -> Message:
-        nonlocal received, is_complete
-        if is_complete:
+    async def receive(self) -> Message:
+        if self._is_complete:
             # only the message that the client has disconnected can follow
-            return await receive()
-        if size > limit:
-            await _refuse(receive, size, limit, seconds)
+            return await self._receive()
+        limit, seconds = self._settings.body_limit_bytes, self._settings.body_timeout_seconds
         try:
-            async with asyncio.timeout_at(deadline):
-                message = await receive()
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._next()
         except TimeoutError:
             sentence = f"the body did not arrive within {seconds:g} s; send it faster, or less at a time"
             raise HTTPException(408, sentence, {"Connection": "close"}) from None
-        received += len(message.get("body", b""))
-        if received > limit:
-            await _refuse(receive, received, limit, seconds)
-        is_complete = not message.get("more_body", False)
+        if (size := max(self._announced, self._received)) > limit:
+            sentence = f"the body has {size:,} bytes or more; send at most {limit:,}"
+            raise HTTPException(413, sentence, {"Connection": "close"})
         return message
 
-    return bounded
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        self._is_complete = not message.get("more_body", False)
+        return message
+
+    async def drain(self) -> None:
+        """Read the rest and drop it, so that the client comes to reading the response."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._deadline):
+                while not self._is_complete and self._received < MAX_DRAINED_BYTES:
+                    await self._next()
 
 
-async def _refuse(receive: Receive, size: int, limit: int, seconds: float) -> None:
-    await _drain(receive, seconds)
-    raise HTTPException(413, f"the body has {size:,} bytes or more; send at most {limit:,}", {"Connection": "close"})
-
-
-async def _drain(receive: Receive, seconds: float) -> None:
-    """Read the rest of a body and drop it, so that the client comes to reading the response."""
-    drained = 0
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            while drained < MAX_DRAINED_BYTES:
-                message = await receive()
-                drained += len(message.get("body", b""))
-                if message["type"] == "http.disconnect" or not message.get("more_body"):
-                    return
+def _problem(scope: Scope, error: Exception) -> Response:
+    """The response for an HTTPException, for an exception of an operation, which has BentoML's status, or for a bug."""
+    if isinstance(error, BentoMLException):
+        return json({"error": str(error)}, error.error_code, {"Retry-After": "5"} if error.error_code == 503 else None)
+    if not isinstance(error, HTTPException):
+        log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+        return json({"error": "the service failed at this request"}, 500)
+    path, headers = scope["path"][:80], dict(error.headers or {})
+    sentences = {
+        404: f"there is nothing at {path}; the routes are described at /docs",
+        405: f"{path} does not support {scope['method']}; send {headers.get('Allow', 'GET')}",
+    }
+    return json({"error": sentences.get(error.status_code, error.detail)}, error.status_code, headers)

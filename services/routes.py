@@ -1,28 +1,25 @@
 """The HTTP routes: each reads its input from the request and calls the operation of its name.
 
-The middleware sets `state.context` and `state.key` of every request.
+The middleware sets the `state` of every request, and answers for the exceptions.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
 import orjson
-from bentoml.exceptions import BentoMLException, UnprocessableEntity
-from starlette.applications import Starlette
+from bentoml.exceptions import UnprocessableEntity
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
 from digits.images import quote
 from digits.storage.api_keys import ApiKey
-from services import operations
-from services.responses import json, problem
-from services.serving_context import ServingContext
+from services.serving_context import ServingContext, classification
 
 PAGE = Path(__file__).parent / "page"
 # A picture of 24 million pixels takes 250 MB while it is decoded.
@@ -30,22 +27,31 @@ MAX_DECODING = 2
 # Larger bodies are parsed on a thread, because they would delay other requests.
 LARGE_BYTES = 100_000
 PICTURE_TYPES = ("image/", "application/octet-stream")
-# A page loads nothing from another host and contains no inline code.
+# A page loads nothing from another host and contains no inline code; Swagger UI styles its elements inline.
+_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
 SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-# Swagger UI styles its elements inline.
-DOCS_HEADERS = {
-    **SECURITY_HEADERS,
-    "Content-Security-Policy": f"{SECURITY_HEADERS['Content-Security-Policy']}; style-src 'self' 'unsafe-inline'",
-}
+DOCS_HEADERS = {**SECURITY_HEADERS, "Content-Security-Policy": f"{_POLICY}; style-src 'self' 'unsafe-inline'"}
 
 _decoding = anyio.CapacityLimiter(MAX_DECODING)
+
+
+def to_json(content: Any) -> bytes:
+    """JSON of Python values and NumPy arrays."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A response with `content` as JSON."""
+    return Response(to_json(content), status, headers, "application/json")
 
 
 async def classify(request: Request) -> Response:
@@ -53,9 +59,9 @@ async def classify(request: Request) -> Response:
     context: ServingContext = request.state.context
     body = await request.body()
     if len(body) > LARGE_BYTES:
-        return await _in_thread(lambda: operations.classify(context, _images(body)))
-    images, is_single = operations.read_images(context, _images(body))
-    return json(operations.classification(await context.batcher.predict(images), is_single))
+        return await _in_thread(lambda: context.classify(_images(body)))
+    images, is_single = context.read_images(_images(body))
+    return json(classification(await context.batcher.predict(images), is_single))
 
 
 def _images(body: bytes) -> Any:
@@ -70,8 +76,7 @@ async def classify_file(request: Request) -> Response:
     picture, preview = await _picture(request)
     if preview not in ("true", "false"):
         raise UnprocessableEntity(f'preview is "{preview[:40]}"; expected true or false')
-    arguments = request.state.context, picture, preview == "true"
-    return await _in_thread(operations.classify_file, *arguments, limiter=_decoding)
+    return await _in_thread(request.state.context.classify_file, picture, preview == "true", limiter=_decoding)
 
 
 async def _picture(request: Request) -> tuple[bytes, str]:
@@ -94,7 +99,7 @@ async def classify_bulk(request: Request) -> Response:
     """Raw uint8 pixels, 784 bytes for each image."""
     body = await request.body()
     await request.state.context.wait_for_log()
-    return await _in_thread(operations.classify_bulk, request.state.context, body)
+    return await _in_thread(request.state.context.classify_bulk, body)
 
 
 async def feedback(request: Request) -> Response:
@@ -106,29 +111,25 @@ async def feedback(request: Request) -> Response:
     fields = _fields(await request.body(), {"id", "digit"}, {"id", "digit", "source"}, '{"id": "…", "digit": 7}')
     key: ApiKey | None = request.state.key
     source = key.name if key else fields.get("source", "api")
-    return await _in_thread(operations.feedback, request.state.context, fields["id"], fields["digit"], source)
+    return await _in_thread(request.state.context.feedback, fields["id"], fields["digit"], source)
 
 
-async def stored_prediction(request: Request) -> Response:
-    return await _in_thread(operations.stored_prediction, request.state.context, request.path_params["id"])
+def _operation(name: str) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of an operation whose only arguments are in the path."""
 
+    async def answer(request: Request) -> Response:
+        return await _in_thread(getattr(request.state.context, name), *request.path_params.values())
 
-async def about(request: Request) -> Response:
-    return await _in_thread(request.state.context.about)
-
-
-async def samples(request: Request) -> Response:
-    return await _in_thread(request.state.context.samples)
+    return answer
 
 
 async def metrics(request: Request) -> Response:
-    request.state.context.update_gauges()
     text, content_type = await anyio.to_thread.run_sync(request.state.context.metrics.render)
     return Response(text, headers={"Content-Type": content_type})
 
 
 async def document(request: Request) -> Response:
-    return json(request.app.state.document)
+    return json(request.state.document)
 
 
 async def page(request: Request) -> Response:
@@ -161,16 +162,16 @@ async def _in_thread(
     return await anyio.to_thread.run_sync(lambda: json(operation(*arguments)), limiter=limiter)
 
 
-application = Starlette(
+router = Router(
     routes=[
         Route("/classify", classify, methods=["POST"]),
         Route("/classify_file", classify_file, methods=["POST"]),
         Route("/classify_bulk", classify_bulk, methods=["POST"]),
         Route("/feedback", feedback, methods=["POST"]),
-        Route("/predictions/{id}", stored_prediction),
+        Route("/predictions/{id}", _operation("stored_prediction")),
         # BentoML's client sends POST
-        Route("/about", about, methods=["GET", "POST"]),
-        Route("/samples", samples),
+        Route("/about", _operation("about"), methods=["GET", "POST"]),
+        Route("/samples", _operation("samples")),
         Route("/metrics", metrics),
         Route("/openapi.json", document),
         Route("/docs.json", document),
@@ -179,5 +180,4 @@ application = Starlette(
         Route("/docs", docs),
         Mount("/page", StaticFiles(directory=PAGE)),
     ],
-    exception_handlers={HTTPException: problem, BentoMLException: problem},
 )

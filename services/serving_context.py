@@ -1,29 +1,38 @@
-"""What the requests of a worker share: the served champion, the prediction log, the API keys, the metrics."""
+"""What the requests of a worker share - the served champion, the prediction log, the API keys, the metrics - and what each does.
+
+The operations return the content of the response and raise BentoML's exceptions, which carry a status: UnprocessableEntity (422) for
+invalid input, NotFound (404), and ServiceUnavailable (503) without a champion or database.
+"""
 
 import asyncio
 import logging
-import random
 import threading
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bentoml.exceptions import ServiceUnavailable
+from bentoml.exceptions import ServiceUnavailable, UnprocessableEntity
+from numpy.typing import NDArray
 
-from digits.images import Images
+from digits import images as pixels
+from digits.data import rectification
+from digits.images import PIXELS, SIZE, Images
+from digits.reference import Reference
 from digits.settings import Settings
 from digits.storage import database
 from digits.storage.predictions import PredictionBatch, new_ids
 from models.model_store import VerifiedModel
-from services import samples
 from services.access import Access
 from services.batcher import Batcher, BatchResult
 from services.metrics import Metrics
 from services.prediction_log import PredictionLog
-from services.serving_state import AliasWatcher, ServingState
+from services.serving_state import AliasWatcher
 
 log = logging.getLogger("digits.service")
+
+Content = dict[str, Any]
 
 # In a Bento: the version that it was built with.
 RELEASE = Path(__file__).parent / "release"
@@ -32,6 +41,9 @@ FIRST_POLL_SECONDS = 3.0
 MAX_LOG_FILL = 0.5
 LOG_WAIT_SECONDS = 3.0
 GAUGE_SECONDS = 1.0
+# The prediction set of each of the 1,024 combinations of ten digits, by its bits.
+_DIGIT_BITS = 1 << np.arange(10)
+_SETS = [[digit for digit in range(10) if bits >> digit & 1] for bits in range(1024)]
 
 
 class ServingContext:
@@ -47,12 +59,12 @@ class ServingContext:
         self.access = Access(url, settings.auth, settings.rate_per_minute, settings.service_workers)
         self.metrics = Metrics()
         self.batcher = Batcher(lambda images: self.predict(images, "/classify"))
-        self._samples: tuple[str, list[dict[str, Any]]] = ("", [])
+        self._random = np.random.default_rng()
+        self._samples: tuple[str, list[Content]] = ("", [])
         self._is_release = RELEASE.is_dir()
         cache, poll_seconds = RELEASE if self._is_release else settings.champions, settings.registry_poll_seconds
         self._watcher = AliasWatcher(settings.mlflow_tracking_uri, "champion", cache, poll_seconds)
         self._closing = threading.Event()
-        self.access.start()
         if self._is_release:
             self._watcher.pin()
         else:
@@ -61,43 +73,78 @@ class ServingContext:
         threading.Thread(target=self._report, name="gauges", daemon=True).start()
 
     @property
-    def state(self) -> ServingState:
-        """The served version, and what is wrong with following the registry."""
-        return self._watcher.state
+    def is_ready(self) -> bool:
+        """Whether there is a champion."""
+        return self._watcher.state.champion is not None
 
     @property
-    def champion(self) -> VerifiedModel | None:
-        """The served version, None before the first."""
-        return self.state.champion
+    def _champion(self) -> VerifiedModel:
+        state = self._watcher.state
+        if state.champion is None:
+            raise ServiceUnavailable(f"there is no champion to answer: {state.warning}")
+        return state.champion
 
-    def _required_champion(self) -> VerifiedModel:
-        if self.champion is None:
-            raise ServiceUnavailable(f"there is no champion to answer: {self.state.warning}")
-        return self.champion
+    def classify(self, value: Any) -> Content:
+        """Predictions for one image or a list of images, as nested lists."""
+        images, is_single = self.read_images(value)
+        return classification(self.predict(images, "/classify"), is_single)
+
+    def read_images(self, value: Any) -> tuple[Images, bool]:
+        """The images (n, 28, 28) in nested lists, and whether the lists are one image rather than a list of images."""
+        try:
+            return pixels.from_json(value, self.settings.batch_limit), pixels.is_single(value)
+        except ValueError as error:
+            raise UnprocessableEntity(str(error)) from error
+
+    def classify_file(self, picture: bytes, preview: bool) -> Content:
+        """The prediction for a picture file and the 28 x 28 image made of it; a preview is not logged."""
+        try:
+            image = rectification.decode(picture, self.settings.picture_limit_pixels)
+        except ValueError as error:
+            raise UnprocessableEntity(str(error)) from error
+        result = self.predict(image[None], "/classify_file", sample_rate=0.0 if preview else 1.0)
+        return {**_prediction(result, 0), "image": image}
+
+    def classify_bulk(self, body: bytes) -> Content:
+        """Predictions for raw uint8 pixels, 784 bytes for each image."""
+        if not body or len(body) % PIXELS:
+            raise UnprocessableEntity(f"the body has {len(body):,} bytes; expected {PIXELS} for each image")
+        images = np.frombuffer(body, np.uint8).reshape(-1, SIZE, SIZE)
+        result = self.predict(images, "/classify_bulk", self.settings.bulk_log_sample_rate)
+        return {
+            "model_version": result.version,
+            "digits": result.digits,
+            "probabilities": np.maximum.reduce(result.probabilities, axis=1),
+            "uncertain": result.uncertain,
+            "prediction_sets": [_SETS[bits] for bits in (result.sets @ _DIGIT_BITS).tolist()],
+            "ids": result.ids,
+        }
 
     def predict(self, images: Images, route: str, sample_rate: float = 1.0) -> BatchResult:
-        """Predictions of the champion for images (n, 28, 28); this share of them is logged under ids.
-
-        Raises ServiceUnavailable before the first champion.
-        """
-        champion = self._required_champion()
+        """Predictions of the champion for images (n, 28, 28); this share of them is logged under ids."""
+        champion = self._champion
         probabilities = champion.predict_proba(images)
         digits = probabilities.argmax(1).astype(np.uint8)
         sets, uncertain = champion.conformal.predict(probabilities, images)
         self.metrics.count_answers(champion.version, digits, uncertain)
-        ids, now = new_ids(len(images)), datetime.now(UTC)
-        logged = self._log(PredictionBatch(ids, now, champion.version, images, probabilities, route), sample_rate)
-        return BatchResult(champion.version, digits, probabilities, sets, uncertain, logged)
+        ids = self._log(champion.version, images, probabilities, route, sample_rate)
+        return BatchResult(champion.version, digits, probabilities, sets, uncertain, ids)
 
-    def _log(self, batch: PredictionBatch, sample_rate: float) -> list[str | None]:
+    def _log(
+        self, version: str, images: Images, probabilities: NDArray[np.float32], route: str, sample_rate: float
+    ) -> list[str | None]:
         """Log a random sample of the predictions; the ids of all, None for one that is not logged."""
-        if sample_rate == 1:
-            return list(batch.ids) if self.log.append(batch) else [None] * len(batch.ids)
-        chosen = [index for index in range(len(batch.ids)) if random.random() < sample_rate]
-        ids = [batch.ids[index] for index in chosen]
-        sample = batch._replace(ids=ids, images=batch.images[chosen], probabilities=batch.probabilities[chosen])
-        logged = set(ids) if chosen and self.log.append(sample) else set()
-        return [id if id in logged else None for id in batch.ids]
+        ids: list[str | None] = [None] * len(images)
+        chosen: Iterable[int] = range(len(images))
+        if sample_rate < 1:
+            chosen = np.flatnonzero(self._random.random(len(images)) < sample_rate)
+            images, probabilities = images[chosen], probabilities[chosen]
+        drawn = new_ids(len(images))
+        batch = PredictionBatch(drawn, datetime.now(UTC), version, images, probabilities, route)
+        if drawn and self.log.append(batch):
+            for index, id in zip(chosen, drawn, strict=True):
+                ids[index] = id
+        return ids
 
     async def wait_for_log(self) -> None:
         """Let a prediction log that is filling up catch up before a bulk request; single images never wait."""
@@ -106,49 +153,61 @@ class ServingContext:
             await asyncio.sleep(0.05)
             waited += 0.05
 
-    def about(self) -> dict[str, Any]:
+    def feedback(self, id: Any, digit: Any, source: Any) -> Content:
+        """Record the true digit of an earlier prediction; the most recent label wins."""
+        if not isinstance(id, str):
+            raise UnprocessableEntity(f"id is {pixels.quote(id)}; expected the id of a prediction")
+        if not isinstance(digit, int) or isinstance(digit, bool) or not 0 <= digit <= 9:
+            raise UnprocessableEntity(f"digit is {pixels.quote(digit)}; expected a whole number from 0 to 9")
+        if not isinstance(source, str) or not 0 < len(source) <= 64 or not source.isprintable():
+            expected = "expected a name of 1 to 64 printable characters"
+            raise UnprocessableEntity(f"source is {pixels.quote(source)}; {expected}")
+        self.log.label(id, digit, source)
+        return {"id": id, "digit": digit, "source": source}
+
+    def stored_prediction(self, id: str) -> Content:
+        """A prediction from the log."""
+        found = self.log.find(id)
+        return {
+            "id": found.id,
+            **_answer(found.version, found.digit, np.frombuffer(found.probabilities, np.float32)),
+            "at": found.at,
+            "route": found.route,
+            "label": None if found.label < 0 else found.label,
+            "image": np.frombuffer(found.image, np.uint8).reshape(SIZE, SIZE),
+        }
+
+    def about(self) -> Content:
         """The served version, where it comes from, and what is wrong if anything is."""
-        state = self.state
+        state = self._watcher.state
         card = state.champion.card if state.champion else {}
+        # a release has no MLflow
+        has_run = not self._is_release and {"run_id", "experiment_id"} <= card.keys()
         return {
             "model_version": state.champion and state.champion.version,
             "since": state.since,
             "warning": state.warning,
             **{name: card.get(name) for name in ("recipe", "dataset", "metrics", "conformal", "created_at", "run_id")},
-            "run_url": self._run_url(card),
+            "run_url": self.settings.run_url(card["experiment_id"], card["run_id"]) if has_run else None,
             "log": self._log_state(),
         }
 
-    def _run_url(self, card: dict[str, Any]) -> str | None:
-        """The run in MLflow's UI; None in a release, which has no MLflow."""
-        if self._is_release or not {"run_id", "experiment_id"} <= card.keys():
-            return None
-        return self.settings.run_url(card["experiment_id"], card["run_id"])
-
-    def samples(self) -> dict[str, Any]:
+    def samples(self) -> Content:
         """Held-out digits to try the champion on."""
-        champion = self._required_champion()
-        version, chosen = self._samples
-        if version != champion.version:
-            chosen = samples.choose(champion.reference)
-            self._samples = champion.version, chosen
-        return {"model_version": champion.version, "samples": chosen}
-
-    def update_gauges(self) -> None:
-        """Set the metrics that are states rather than events."""
-        version = self.champion.version if self.champion else "0"
-        self.metrics.set_gauges(
-            champion_version=int(version) if version.isdigit() else 0,
-            **{f"log_{name}": value for name, value in self._log_state().items()},
-        )
+        champion = self._champion
+        if self._samples[0] != champion.version:
+            self._samples = champion.version, choose_samples(champion.reference)
+        return {"model_version": champion.version, "samples": self._samples[1]}
 
     def _log_state(self) -> dict[str, int]:
         return {"waiting": self.log.depth, "spooled_batches": self.log.spooled, "lost": self.log.lost}
 
     def _report(self) -> None:
-        """Share this worker's gauges with the one that answers /metrics."""
+        """Share the metrics that are states rather than events with the worker that answers /metrics."""
         while not self._closing.wait(GAUGE_SECONDS):
-            self.update_gauges()
+            version = self._champion.version if self.is_ready else "0"
+            log_state = {f"log_{name}": value for name, value in self._log_state().items()}
+            self.metrics.set_gauges(champion_version=int(version) if version.isdigit() else 0, **log_state)
 
     def close(self) -> None:
         """Stop the threads and write what waits in the log."""
@@ -156,3 +215,34 @@ class ServingContext:
         self.access.stop()
         self._watcher.stop()
         self.log.close()
+
+
+def choose_samples(reference: Reference) -> list[Content]:
+    """For each digit the image that is classified correctly with most confidence, then the ten with least confidence."""
+    confidence = reference.probabilities.max(1)
+    correct = reference.probabilities.argmax(1) == reference.labels
+    # a poor version may classify no image of a digit correctly
+    groups = [np.flatnonzero(correct & (reference.labels == digit)) for digit in range(10)]
+    plain = [int(group[confidence[group].argmax()]) for group in groups if len(group)]
+    hard = [index for index in np.argsort(confidence)[:10].tolist() if index not in plain]
+    return [{"image": reference.images[index], "label": reference.labels[index]} for index in plain + hard]
+
+
+def classification(result: BatchResult, is_single: bool) -> Content:
+    """One prediction, or the list of them."""
+    predictions = [_prediction(result, index) for index in range(len(result.ids))]
+    return predictions[0] if is_single else {"model_version": result.version, "predictions": predictions}
+
+
+def _prediction(result: BatchResult, index: int) -> Content:
+    return {
+        "id": result.ids[index],
+        **_answer(result.version, result.digits[index], result.probabilities[index]),
+        "uncertain": result.uncertain[index],
+        "prediction_set": np.flatnonzero(result.sets[index]),
+    }
+
+
+def _answer(version: str, digit: int, probabilities: NDArray[np.float32]) -> Content:
+    probability = probabilities[digit]
+    return {"digit": digit, "probability": probability, "probabilities": probabilities, "model_version": version}

@@ -3,18 +3,22 @@
 import json
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 from conftest import find_free_port
 
+from digits.settings import Settings
 from flows import alerts
 from flows.alerts import Alert
 
-DAY = timedelta(days=1)
 DRIFT = Alert("drift", "digits v3: shift", "Shifted 2.0 px right.", {"severity": "strong"})
+
+
+def send(url: str | None, database_url: str, alert: Alert = DRIFT, hours: float = 24) -> bool:
+    settings = Settings(_env_file=None, alert_url=url, database_url=database_url, alert_cooldown_hours=hours)  # type: ignore[call-arg]
+    return alerts.send(settings, alert)
 
 
 class Webhook:
@@ -48,7 +52,7 @@ def webhook() -> Iterator[Webhook]:
 
 
 def test_an_alert_arrives_as_json_with_its_details(webhook: Webhook, database_url: str) -> None:
-    assert alerts.send(webhook.url, database_url, DRIFT, DAY)
+    assert send(webhook.url, database_url)
     ((kind, body),) = webhook.received
     assert kind == "application/json"
     assert (body["event"], body["message"], body["severity"]) == ("drift", "Shifted 2.0 px right.", "strong")
@@ -57,9 +61,9 @@ def test_an_alert_arrives_as_json_with_its_details(webhook: Webhook, database_ur
 
 def test_the_same_alert_is_sent_once_until_the_cooldown_is_over(webhook: Webhook, database_url: str) -> None:
     other = Alert("drift", "digits v3: blur", "Blurred.")
-    sent = [alerts.send(webhook.url, database_url, alert, DAY) for alert in (DRIFT, DRIFT, other, other)]
+    sent = [send(webhook.url, database_url, alert) for alert in (DRIFT, DRIFT, other, other)]
     assert sent == [True, False, True, False]
-    assert alerts.send(webhook.url, database_url, DRIFT, timedelta(0))
+    assert send(webhook.url, database_url, hours=0)
     assert len(webhook.received) == 3
 
 
@@ -67,21 +71,21 @@ def test_what_did_not_arrive_is_sent_again(
     webhook: Webhook, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     webhook.status = 503
-    assert not alerts.send(webhook.url, database_url, DRIFT, DAY)
+    assert not send(webhook.url, database_url)
     assert "503" in caplog.text and DRIFT.message in caplog.text
-    assert not alerts.send(f"http://127.0.0.1:{find_free_port()}", database_url, DRIFT, DAY)
-    assert not alerts.send("no address", database_url, DRIFT, DAY)
+    assert not send(f"http://127.0.0.1:{find_free_port()}", database_url)
+    assert not send("no address", database_url)
     webhook.status = 204
-    assert alerts.send(webhook.url, database_url, DRIFT, DAY)
+    assert send(webhook.url, database_url)
 
 
 def test_without_a_webhook_nothing_is_sent_or_noted(webhook: Webhook, database_url: str) -> None:
-    assert not alerts.send(None, database_url, DRIFT, DAY)
-    assert alerts.send(webhook.url, database_url, DRIFT, DAY)
+    assert not send(None, database_url)
+    assert send(webhook.url, database_url)
 
 
 def test_while_the_database_is_away_the_alert_goes_out(webhook: Webhook) -> None:
     """It may be the very thing that somebody should know."""
     away = f"postgresql+psycopg://digits@127.0.0.1:{find_free_port()}/digits"
-    assert alerts.send(webhook.url, away, DRIFT, DAY)
+    assert send(webhook.url, away)
     assert len(webhook.received) == 1

@@ -18,7 +18,7 @@ from digits import reference
 from digits.data import bucket, datasets, sources
 from digits.data.datasets import BadData, Dataset
 from digits.settings import Bucket, Settings
-from flows import sweep_executor
+from flows import sweep
 from models.model_store import ModelStore
 from models.recipes import COMPACT
 
@@ -102,7 +102,7 @@ def test_a_machine_that_worked_alone_brings_its_current_data_set(
     datasets.set_current(here.folder, fingerprint)
     assert datasets.current(here) == fingerprint
     assert datasets.current(there) == fingerprint
-    assert sweep_executor.load_dataset(there, fingerprint).fingerprint == fingerprint  # as the worker of a sweep does
+    assert sweep.load_once(there, fingerprint).fingerprint == fingerprint  # as the worker of a sweep does
 
 
 def test_a_bucket_that_is_missing_or_does_not_answer_is_named(

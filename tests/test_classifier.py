@@ -256,14 +256,14 @@ def test_a_websocket_is_refused_and_no_error(service: Service) -> None:
 
 
 def test_the_openapi_describes_the_real_routes(service: Service) -> None:
-    from services.routes import application
+    from services.routes import router
 
     document = service.client.get("/openapi.json").json()
     described = {(path, method) for path, item in document["paths"].items() for method in item}
     hidden = {"/", "/draw", "/docs", "/openapi.json", "/docs.json"}
     real = {
         (route.path, method.lower())  # type: ignore[attr-defined]
-        for route in application.routes
+        for route in router.routes
         for method in getattr(route, "methods", ())
         if route.path not in hidden and method != "HEAD"  # type: ignore[attr-defined]
     }

@@ -5,15 +5,14 @@ from functools import cache
 from monitored import answer, held_out, reference
 
 from digits.data.perturbations import PERTURBATIONS
-from monitoring import detection_power, drift
+from monitoring import detection_power
 from monitoring.detection_power import INJECTED, DetectionRate
 
 
 @cache
 def measured(count: int) -> dict[tuple[str, str], DetectionRate]:
     images, labels = held_out()
-    policy = drift.DriftPolicy(resamples=600)
-    rates = detection_power.measure(reference(), images, labels, answer, count, policy, windows=20, clean_windows=100)
+    rates = detection_power.measure(reference(), images, labels, answer, count, windows=20)
     return {(rate.perturbation, rate.description): rate for rate in rates}
 
 

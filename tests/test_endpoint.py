@@ -12,7 +12,7 @@ def response(status: int, body: str) -> httpx.Response:
 
 def test_an_answer_is_its_fields_and_a_refusal_its_sentence() -> None:
     assert endpoint.read(response(200, '{"digit": 7}')) == {"digit": 7}
-    with pytest.raises(endpoint.RequestRefused, match=r"^images is 3; expected rows$"):
+    with pytest.raises(ValueError, match=r"^images is 3; expected rows$"):
         endpoint.read(response(422, '{"error": "images is 3; expected rows"}'))
 
 

@@ -101,7 +101,7 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "a full disk": (
         "up",
         {"DIGITS_HOME": "{full}"},
-        "has 0 MB free, and the platform needs 200 MB to start; make room there, or set",
+        "less than 200 MB free; make room there and run the command again",
     ),
     "a full disk, ingesting": (
         "ingest --data bundled",

@@ -1,18 +1,17 @@
 """Labels from feedback: each is ingested once, audits replace complaints, doubtful ones go to quarantine with the reason."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import numpy as np
 import pytest
 from monitored import held_out
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Engine, event, insert, select
+from sqlalchemy.orm import Session
 
 from digits.images import Images
-from digits.storage import database, feedback, predictions
-from digits.storage.feedback import FeedbackPolicy, Labelled, triage
+from digits.storage import feedback, predictions
+from digits.storage.feedback import FeedbackPolicy, IngestedLabel, Part
 from digits.storage.predictions import AUDITOR
 
 NOW = datetime(2026, 1, 5, 8, tzinfo=UTC)
@@ -49,8 +48,22 @@ def predicted(
     return ids
 
 
-def one(number: int, label: int = 3, probability: float = 0.6, source: str = "api") -> Labelled:
-    return Labelled(f"id{number}", feedback.digest(bytes([number])), label, 3, probability, source, source == AUDITOR)
+def one(number: int, label: int = 3, probability: float = 0.6, source: str = "api", id: str = "") -> IngestedLabel:
+    return IngestedLabel(
+        prediction_id=id or f"id{number}",
+        digest=feedback.digest(bytes([number])),
+        label=label,
+        predicted=3,
+        probability=probability,
+        source=source,
+        audited=source == AUDITOR,
+    )
+
+
+def triage(new: list[IngestedLabel], known: dict[str, int], policy: FeedbackPolicy) -> list[Part]:
+    """The part that each label is assigned to."""
+    feedback.triage(new, known, policy)
+    return [one.part for one in new]
 
 
 def test_each_label_is_ingested_once(engine: Engine) -> None:
@@ -67,19 +80,18 @@ def test_each_label_is_ingested_once(engine: Engine) -> None:
     assert np.array_equal(split.images, images[:12]) and np.array_equal(split.labels, labels[:12])
 
 
-def test_an_interrupted_ingestion_leaves_every_label_new(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_ingestion_leaves_every_label_new(engine: Engine) -> None:
     images, labels = held_out()
     for id, digit in zip(predicted(engine, images[:9], labels[:9]), labels, strict=False):
         predictions.label(engine, id, int(digit), "api")
 
-    def interrupted(*arguments: Any) -> None:
-        database.upsert(*arguments)
+    def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(feedback, "upsert", interrupted)
+    event.listen(Session, "after_flush", interrupt)
     with pytest.raises(KeyboardInterrupt):
         feedback.ingest_feedback(engine, ALL_TRAIN)
-    monkeypatch.undo()
+    event.remove(Session, "after_flush", interrupt)
     assert feedback.training(engine) is None and feedback.waiting(engine) == 9
     assert feedback.ingest_feedback(engine, ALL_TRAIN) == {"train": 9}
 
@@ -122,9 +134,7 @@ def test_an_auditors_label_has_precedence_over_a_later_complaint(engine: Engine)
 
 
 @pytest.mark.parametrize(("policy", "part"), [(ALL_TRAIN, "train"), (ALL_HELD_OUT, "hold-out")])
-def test_an_auditors_label_replaces_an_ingested_complaint(
-    engine: Engine, policy: feedback.FeedbackPolicy, part: str
-) -> None:
+def test_an_auditors_label_replaces_an_ingested_complaint(engine: Engine, policy: FeedbackPolicy, part: str) -> None:
     images, _ = held_out()
     (first,) = predicted(engine, images[:1], [1])
     predictions.label(engine, first, 4, "api")
@@ -144,7 +154,7 @@ def test_a_label_that_contradicts_a_confident_prediction_is_quarantined_with_the
     assert feedback.ingest_feedback(engine, ALL_TRAIN) == {"quarantine": 1}
     assert feedback.training(engine) is None
     with engine.connect() as connection:
-        row = connection.execute(select(feedback.ingested)).one()
+        row = connection.execute(select(IngestedLabel)).one()
     assert (row.label, row.source, row.reason) == (7, "page", "the version predicted 1 with 0.9970")
     assert row.image == images[0].tobytes()
 
@@ -172,39 +182,32 @@ def test_an_auditor_confirms_or_corrects_a_quarantined_label(engine: Engine) -> 
 def test_an_auditors_labels_are_neither_doubted_nor_capped() -> None:
     against = [one(i, label=7, probability=1.0, source=AUDITOR) for i in range(5)]
     strict = FeedbackPolicy(hold_out=0, max_per_source=1)
-    assert {decision.part for decision in triage(against, {}, strict)} == {"train"}
+    assert set(triage(against, {}, strict)) == {"train"}
 
 
 def test_the_cap_applies_to_each_source_separately() -> None:
     flood = [one(i, source="bot") for i in range(10)]
     people = [one(100 + i, source="page") for i in range(3)]
-    decisions = triage([*flood, *people], {}, FeedbackPolicy(hold_out=0, max_per_source=4))
-    assert [decision.part for decision in decisions[:10]].count("train") == 4
-    assert {decision.part for decision in decisions[10:]} == {"train"}
-    assert "bot exceeds 4 labels per ingestion" in {decision.reason for decision in decisions}
+    parts = triage([*flood, *people], {}, FeedbackPolicy(hold_out=0, max_per_source=4))
+    assert parts[:10].count("train") == 4
+    assert set(parts[10:]) == {"train"}
+    assert "bot exceeds 4 labels per ingestion" in {label.reason for label in flood}
 
 
 def test_an_image_is_used_once_and_contradicting_labels_are_quarantined() -> None:
-    twice = triage([one(1), replace(one(1), id="later")], {}, ALL_TRAIN)
-    assert [decision.part for decision in twice] == ["train", "left out"]
-    disputed = triage([one(1), replace(one(1), id="other", label=5)], {}, ALL_TRAIN)
-    assert [decision.part for decision in disputed] == ["quarantine", "quarantine"]
-    checked = replace(one(1, source=AUDITOR), id="audit", label=5)
-    settled = triage([one(1), checked], {}, ALL_TRAIN)
-    assert [decision.part for decision in settled] == ["quarantine", "train"]
-    known = triage([one(1)], {one(1).digest: 8}, ALL_TRAIN)
-    assert known[0].part == "quarantine" and "in use as a 8" in known[0].reason
+    assert triage([one(1), one(1, id="later")], {}, ALL_TRAIN) == ["train", "left out"]
+    assert triage([one(1), one(1, id="other", label=5)], {}, ALL_TRAIN) == ["quarantine", "quarantine"]
+    assert triage([one(1), one(1, id="audit", label=5, source=AUDITOR)], {}, ALL_TRAIN) == ["quarantine", "train"]
+    known = one(1)
+    assert triage([known], {known.digest: 8}, ALL_TRAIN) == ["quarantine"] and "in use as a 8" in known.reason
 
 
 def test_the_hold_out_depends_on_the_image_alone() -> None:
     many = [one(i % 256, label=3, source=AUDITOR) for i in range(256)]
-    parts = [decision.part for decision in triage(many, {}, FeedbackPolicy(hold_out=0.3))]
+    parts = triage(many, {}, FeedbackPolicy(hold_out=0.3))
     assert 0.2 < parts.count("hold-out") / len(parts) < 0.4
-    assert {decision.part for decision in triage([one(i) for i in range(256)], {}, FeedbackPolicy(hold_out=0.3))} == {
-        "train"
-    }
-    backwards = [decision.part for decision in triage(many[::-1], {}, FeedbackPolicy(hold_out=0.3))]
-    assert backwards[::-1] == parts
+    assert set(triage([one(i) for i in range(256)], {}, FeedbackPolicy(hold_out=0.3))) == {"train"}
+    assert triage(many[::-1], {}, FeedbackPolicy(hold_out=0.3))[::-1] == parts
 
 
 def test_the_audit_sample_alone_judges_and_a_share_of_it_is_held_out(engine: Engine) -> None:

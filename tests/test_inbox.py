@@ -81,7 +81,7 @@ def test_all_good_files_come_together(tmp_path: Path, drop: Callable[..., Split]
     ]
     taken = read_now(tmp_path / "inbox")
     assert pairs(taken.labelled) == pairs(datasets.join(*dropped))
-    assert taken.names == ("a.csv", "b.csv.gz", "c.npz", "d")
+    assert tuple(taken.stamps) == ("a.csv", "b.csv.gz", "c.npz", "d")
     assert taken.rejected == {}
     assert len(list((tmp_path / "inbox").iterdir())) == 4  # reading moves nothing
 
@@ -118,7 +118,7 @@ def test_a_bad_file_is_set_aside_with_the_reason(tmp_path: Path, drop: Callable[
     (folder / "scans" / "5" / "torn.png").parent.mkdir(exist_ok=True)
     (folder / "scans" / "5" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     taken = read_now(folder)
-    assert taken.names == ("good.csv",) and pairs(taken.labelled) == pairs(good)
+    assert tuple(taken.stamps) == ("good.csv",) and pairs(taken.labelled) == pairs(good)
     assert set(taken.rejected) == {"bad.csv", "notes.txt", "scans"}
     assert sorted(path.name for path in folder.iterdir()) == ["good.csv", "rejected"]
     rejected = folder / "rejected"
@@ -172,7 +172,7 @@ def test_a_folder_in_which_a_file_is_unfinished_is_left(tmp_path: Path, drop: Ca
     unfinished.write_bytes(b"")
     assert read_now(tmp_path / "inbox") == inbox.InboxBatch(None)
     unfinished.unlink()
-    assert read_now(tmp_path / "inbox").names == ("scans",)
+    assert tuple(read_now(tmp_path / "inbox").stamps) == ("scans",)
 
 
 def test_an_empty_folder_is_left(tmp_path: Path) -> None:
@@ -187,9 +187,9 @@ def test_a_young_file_is_left_until_it_has_settled(tmp_path: Path, drop: Callabl
     assert inbox.read_inbox(folder, settle_seconds=60) == inbox.InboxBatch(None)
     now = time.time()
     os.utime(folder / "new.csv", (now, now - 61))
-    assert inbox.read_inbox(folder, settle_seconds=60).names == ("new.csv",)
+    assert tuple(inbox.read_inbox(folder, settle_seconds=60).stamps) == ("new.csv",)
     os.utime(folder / "new.csv", (now, now + 86_400))  # the clock of the machine it was copied from is wrong
-    assert inbox.read_inbox(folder, settle_seconds=60).names == ("new.csv",)
+    assert tuple(inbox.read_inbox(folder, settle_seconds=60).stamps) == ("new.csv",)
 
 
 def test_a_file_being_written_is_neither_taken_nor_rejected(tmp_path: Path, drop: Callable[..., Split]) -> None:

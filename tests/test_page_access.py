@@ -56,7 +56,7 @@ def test_the_page_keeps_every_rule_of_axe(page: Page, scheme: str) -> None:
     assert violations(page) == []
     page.draw(TWO)
     page.answer()
-    page.browser.execute_script("document.getElementById('door').hidden = false")
+    page.browser.execute_script("document.getElementById('key-form').hidden = false")
     assert violations(page) == []  # with an answer, the buttons to correct it, and the question for a key
 
 
@@ -81,16 +81,16 @@ def test_a_page_without_a_key_asks_for_one_and_goes_on_with_it(champion_files: F
         try:
             page = Page(browser, service)
             browser.get(str(service.client.base_url))
-            page.wait_for(lambda: page.find("#door").is_displayed())
+            page.wait_for(lambda: page.find("#key-form").is_displayed())
             assert "An API key is needed" in page.text("version")
             page.find("#key").send_keys("digits_wrong0")
-            page.find("#door button").click()
+            page.find("#key-form button").click()
             page.wait_for(lambda: "no valid API key" in page.text("version"))
             page.find("#key").clear()
             page.find("#key").send_keys(key)
-            page.find("#door button").click()
+            page.find("#key-form button").click()
             page.wait_for(lambda: "version 1" in page.text("version"))
-            assert not page.find("#door").is_displayed()
+            assert not page.find("#key-form").is_displayed()
             page.draw(TWO)
             answer = page.answer()
             page.find("#digits button:nth-child(3)").click()

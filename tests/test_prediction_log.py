@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from bentoml.exceptions import ServiceUnavailable
 from conftest import wait_for
 from logged import NOON, answers, write
 from sqlalchemy import Connection, Engine
 
 from digits.storage import database, predictions
-from services.prediction_log import LogUnavailable, PredictionLog
+from services.prediction_log import PredictionLog
 
 if TYPE_CHECKING:  # a process that only imports this file need not find it
     from postgres import Postgres
@@ -96,7 +97,7 @@ def test_a_database_server_that_stops_and_comes_back_gets_every_answer_once(
         for batch in batches[1:4]:
             log.append(batch)
             assert log.flush(60)  # onto the disk
-        with pytest.raises(LogUnavailable, match="send this again later"):
+        with pytest.raises(ServiceUnavailable, match="send this again later"):
             log.label(batches[0].ids[0], 3, "page")
         assert log.engine is None
     finally:

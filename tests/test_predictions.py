@@ -59,17 +59,15 @@ def test_a_prediction_is_found_by_its_id(database_url: str, engine: Engine, tmp_
     write(database_url, tmp_path, batch)
     found = predictions.find(engine, batch.ids[1])
     assert (found.version, found.route, found.label, found.at) == ("1", "/classify", -1, NOON)
-    assert np.array_equal(found.image, batch.images[1])
-    assert np.array_equal(found.probabilities, batch.probabilities[1])
+    assert found.image == batch.images[1].tobytes()
+    assert found.probabilities == batch.probabilities[1].tobytes()
 
 
-def test_unknown_ids_and_impossible_digits_are_refused(engine: Engine) -> None:
+def test_unknown_ids_are_refused(engine: Engine) -> None:
     with pytest.raises(predictions.UnknownPrediction, match='the id "unknown"'):
         predictions.label(engine, "unknown", 3, "page")
     with pytest.raises(LookupError, match="no prediction"):
         predictions.find(engine, "unknown")
-    with pytest.raises(ValueError, match="digit is 10"):
-        predictions.label(engine, "unknown", 10, "page")
 
 
 def test_ids_are_unique_and_sorted_by_time() -> None:

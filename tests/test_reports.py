@@ -9,10 +9,8 @@ import pytest
 from monitored import START, held_out, reference, window
 
 from digits.data import perturbations
-from monitoring import drift, reports
+from monitoring import reports
 from monitoring.image_statistics import STATISTICS, Statistic
-
-QUICK = drift.DriftPolicy(resamples=300)
 
 
 @pytest.fixture(scope="module")
@@ -20,21 +18,26 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield tmp_path_factory.mktemp("reports")
 
 
-def written(home: Path, name: str, traffic: Any) -> tuple[reports.MonitoringVerdict, reports.ReportFiles]:
-    verdict = reports.assess(reference(), traffic, QUICK)
-    return verdict, reports.write(home / name, home / "workspace", reference(), traffic, verdict)
+def written(home: Path, name: str, traffic: Any) -> tuple[reports.MonitoringVerdict, Path]:
+    return reports.write(home / name, home / "workspace", reference(), traffic)
+
+
+def run_of(report: Path) -> str:
+    """The id of the report's run in the workspace."""
+    return report.with_name("workspace_run").read_text()
 
 
 @pytest.fixture(scope="module")
-def drifted(home: Path) -> tuple[reports.MonitoringVerdict, reports.ReportFiles]:
+def drifted(home: Path) -> tuple[reports.MonitoringVerdict, Path]:
     images, labels = held_out()
     return written(home, "drifted", window(perturbations.shift(images[:300], 2), labels[:300]))
 
 
-def test_the_verdict_file_says_everything(drifted: tuple[reports.MonitoringVerdict, reports.ReportFiles]) -> None:
-    verdict, files = drifted
-    assert reports.MonitoringVerdict.model_validate_json(files.verdict.read_text()) == verdict
-    found = json.loads(files.verdict.read_text())
+def test_the_verdict_file_says_everything(drifted: tuple[reports.MonitoringVerdict, Path]) -> None:
+    verdict, report = drifted
+    path = report.with_name(reports.VERDICT)
+    assert reports.MonitoringVerdict.model_validate_json(path.read_text()) == verdict
+    found = json.loads(path.read_text())
     assert found["drift"]["verdict"] == "drift" and found["drift"]["explanations"][0]["perturbation"] == "shift"
     assert found["count"] == 300 and found["versions"] == ["7"]
     assert found["since"] == START.isoformat().replace("+00:00", "Z")
@@ -43,24 +46,23 @@ def test_the_verdict_file_says_everything(drifted: tuple[reports.MonitoringVerdi
 
 
 def test_the_report_is_one_page_of_at_most_five_megabytes(
-    drifted: tuple[reports.MonitoringVerdict, reports.ReportFiles],
+    drifted: tuple[reports.MonitoringVerdict, Path],
 ) -> None:
-    _, files = drifted
-    assert files.html is not None
-    page = files.html.read_text()
+    _, report = drifted
+    page = report.read_text()
     assert page.lstrip().startswith("<") and "stroke_width" in page and "Kolmogorov-Smirnov distance" in page
-    assert 1e6 < files.html.stat().st_size <= 5e6
+    assert 1e6 < report.stat().st_size <= 5e6
 
 
 def test_evidently_agrees_with_the_verdict_column_by_column(
-    home: Path, drifted: tuple[reports.MonitoringVerdict, reports.ReportFiles]
+    home: Path, drifted: tuple[reports.MonitoringVerdict, Path]
 ) -> None:
     from evidently.ui.workspace import Workspace
 
-    verdict, files = drifted
+    verdict, report = drifted
     workspace = Workspace.create(str(home / "workspace"))
     (project,) = workspace.search_project(reports.PROJECT)
-    run = workspace.get_run(project.id, files.run)
+    run = workspace.get_run(project.id, run_of(report))
     scores, alarms = {}, {}
     for result in run.metric_results.values():
         metric = result.metric_value_location.metric.params
@@ -72,9 +74,7 @@ def test_evidently_agrees_with_the_verdict_column_by_column(
     assert any(alarms.values()) and not all(alarms.values())
 
 
-def test_the_dashboard_shows_each_number_once(
-    home: Path, drifted: tuple[reports.MonitoringVerdict, reports.ReportFiles]
-) -> None:
+def test_the_dashboard_shows_each_number_once(home: Path, drifted: tuple[reports.MonitoringVerdict, Path]) -> None:
     (dashboard,) = (json.loads(path.read_text()) for path in (home / "workspace").glob("*/dashboard.json"))
     assert [tab["title"] for tab in dashboard["tabs"]] == ["Monitoring", "Images"]
     for tab in dashboard["tabs"]:
@@ -91,15 +91,15 @@ def test_a_new_statistic_is_one_function_and_its_entry_and_existing_projects_sho
     before = json.loads(path.read_text())
     top_half = Statistic(lambda chunk: chunk.pixels[:, :14].mean(axis=(1, 2)), "grey levels")
     monkeypatch.setitem(STATISTICS, "top_half", top_half)
-    verdict, files = written(tmp_path, "after", window(perturbations.shift(images[:300], 0, 3)))
+    verdict, report = written(tmp_path, "after", window(perturbations.shift(images[:300], 0, 3)))
     (column,) = [column for column in verdict.drift.columns if column.name == "top_half"]
     assert column.drifted and column.current < column.reference
     after = json.loads(path.read_text())
     assert [panel for panel in after["panels"] if panel not in before["panels"]] == after["panels"][-1:]
     assert after["panels"][-1]["title"] == "top_half: grey levels"
     assert after["tabs"][1]["panels"] == [*before["tabs"][1]["panels"], after["panels"][-1]["id"]]
-    snapshot = (path.parent / "snapshots" / f"{files.run}.json").read_text()
-    assert '"top_half"' in snapshot and files.html is not None and "top_half" in files.html.read_text()
+    snapshot = (path.parent / "snapshots" / f"{run_of(report)}.json").read_text()
+    assert '"top_half"' in snapshot and "top_half" in report.read_text()
 
 
 def test_a_second_report_adds_no_panel_twice(tmp_path: Path) -> None:
@@ -114,11 +114,10 @@ def test_a_second_report_adds_no_panel_twice(tmp_path: Path) -> None:
 def test_a_window_written_again_replaces_its_run(home: Path) -> None:
     images = held_out()[0]
     before = len(list((home / "workspace").glob("*/snapshots/*.json")))
-    _, first = written(home, "again", window(images[:150]))
-    _, second = written(home, "again", window(images[:150]))
-    assert first.run != second.run
+    first, second = (run_of(written(home, "again", window(images[:150]))[1]) for _ in range(2))
+    assert first != second
     names = {path.stem for path in (home / "workspace").glob("*/snapshots/*.json")}
-    assert len(names) == before + 1 and second.run in names and first.run not in names
+    assert len(names) == before + 1 and second in names and first not in names
     assert sorted(path.name for path in (home / "again").iterdir()) == [
         reports.IMAGES,
         reports.REPORT,
@@ -129,16 +128,16 @@ def test_a_window_written_again_replaces_its_run(home: Path) -> None:
 
 def test_too_few_predictions_leave_a_verdict_and_no_report(home: Path) -> None:
     for count in (0, 40):
-        verdict, files = written(home, f"few{count}", window(held_out()[0][:count]))
+        verdict, path = written(home, f"few{count}", window(held_out()[0][:count]))
         assert verdict.drift.verdict == "not enough data" and verdict.count == count
-        assert (files.html, files.images, files.run) == (None, None, None)
-        assert reports.MonitoringVerdict.model_validate_json(files.verdict.read_text()) == verdict
+        assert list(path.parent.iterdir()) == [path]
+        assert reports.MonitoringVerdict.model_validate_json(path.read_text()) == verdict
 
 
 def test_worse_accuracy_without_drift_has_a_recommendation_too() -> None:
     images, labels = held_out()
     wrong = (labels[:300].astype(int) + (np.arange(300) % 3 == 0)) % 10
-    verdict = reports.assess(reference(), window(images[:300], wrong), QUICK)
+    verdict = reports.assess(reference(), window(images[:300], wrong))
     assert (verdict.drift.verdict, verdict.accuracy.verdict) == ("no drift", "worse")
     assert len(verdict.recommendations) == 1
 
@@ -166,20 +165,20 @@ def test_old_reports_go_with_their_runs_and_nothing_else_does(tmp_path: Path) ->
 
 
 def test_the_page_names_the_drifted_columns_and_the_accuracy(
-    drifted: tuple[reports.MonitoringVerdict, reports.ReportFiles],
+    drifted: tuple[reports.MonitoringVerdict, Path],
 ) -> None:
-    verdict, files = drifted
-    page = reports.markdown("7", verdict, files, "http://127.0.0.1:8000")
+    verdict, report = drifted
+    page = reports.markdown("7", verdict, report, "http://127.0.0.1:8000")
     assert page.startswith("# digits v7: drift\n\n" + verdict.message)
     for column in verdict.drift.columns:
         assert (f"| {column.name} |" in page) == column.drifted
     assert f"| labelled predictions | {verdict.accuracy.labelled} | 300 |" in page
     assert f"| audit sample | {verdict.accuracy.audited} | 300 |" in page
-    assert "(http://127.0.0.1:8000)" in page and str(files.html) in page
+    assert "(http://127.0.0.1:8000)" in page and str(report) in page
     assert all(f"- {recommendations}" in page for recommendations in verdict.recommendations)
 
 
-def test_plotly_keeps_its_theme(drifted: tuple[reports.MonitoringVerdict, reports.ReportFiles]) -> None:
+def test_plotly_keeps_its_theme(drifted: tuple[reports.MonitoringVerdict, Path]) -> None:
     import plotly.io
 
     assert plotly.io.templates.default == "plotly"

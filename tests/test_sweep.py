@@ -157,9 +157,9 @@ def test_it_resumes_and_ctrl_c_keeps_finished_trials(sweep: Sweep) -> None:
         _, rest = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in printed + rest
-    assert re.search(r"^trial \d+: queued again after \d of 3 epochs: ", rest, re.M)
+    assert re.search(r"^trial \d+: queued again after \d epochs: interrupted: ", rest, re.M)
     assert re.search(r"^\d+ trials so far, \d+ of them complete$", rest, re.M)
-    assert re.search(r"^  trial \d+: \d+\.\d\d % \[", rest, re.M)
+    assert re.search(r"^- trial \d+: \d+\.\d\d % \[", rest, re.M)
     assert before < {trial.number for trial in sweep.complete()}
     (parent,), trials = sweep.runs()
     assert parent.info.status == "KILLED"
@@ -180,11 +180,10 @@ def test_on_a_cluster_a_killed_worker_costs_time_and_no_result(sweep: Sweep, clu
         said += process.communicate(timeout=120)[1]
     for number in running_trials:
         assert re.search(rf"^trial {number}: (validation accuracy|pruned after)", said, re.M), said
-    assert not re.search(r"^trial \d+: failed", said, re.M)
+    assert not re.search(r"^trial \d+: .*: failed", said, re.M)
     assert victim.pid not in [worker.pid for worker in cluster.workers()]
     spread = [trial for trial in sweep.complete() if trial.number not in before]
-    quickest = min(spread, key=lambda trial: float(trial.user_attrs["train_seconds"]))
-    assert trained_alone(search.recipe_of(quickest), sweep) == quickest.value
+    assert trained_alone(search.recipe_of(spread[0]), sweep) == spread[0].value
 
 
 def test_at_the_end_of_the_time_the_best_is_registered_as_challenger(sweep: Sweep) -> None:

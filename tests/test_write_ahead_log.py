@@ -5,93 +5,116 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from logged import answers
 
 from services import write_ahead_log
-from services.write_ahead_log import WriteAheadLog
+from services.write_ahead_log import ACTIVE, SEALED, WriteAheadLog, segments
 
 ROOT = Path(__file__).parent.parent
+ONE, TWO = answers(1), answers(2, seed=1)
 
 
-def records(folder: Path) -> list[bytes]:
-    return [record for _, found in write_ahead_log.recoverable(folder) for record in found]
+def recovered(folder: Path) -> list[str]:
+    """The ids in the segments that no process writes."""
+    found = write_ahead_log.read(segments(folder, SEALED, ACTIVE))
+    return [id for _, content in found for batch in write_ahead_log.batches(content) for id in batch.ids]
 
 
-def die(folder: Path, program: str) -> None:
-    """Run the program with a write-ahead log `wal` in the folder until it kills itself."""
-    start = f"import os; from pathlib import Path; from services.write_ahead_log import WriteAheadLog; wal = WriteAheadLog(Path({str(folder)!r}))"
-    done = subprocess.run([sys.executable, "-c", f"{start}\n{program}\nos.kill(os.getpid(), 9)"], cwd=ROOT)
-    assert done.returncode == -9
+def die(folder: Path, program: str) -> list[str]:
+    """Run the program with a write-ahead log `wal` in the folder until it kills itself; the words that it printed."""
+    start = f"""
+import os, sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from logged import answers
+from services.write_ahead_log import WriteAheadLog
+wal = WriteAheadLog(Path({str(folder)!r}))
+def append(batch):
+    wal.append(batch)
+    print(*batch.ids, flush=True)
+"""
+    command = [sys.executable, "-c", f"{start}\n{program}\nos.kill(os.getpid(), 9)"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    return done.stdout.split()
 
 
 def test_the_records_of_a_killed_process_are_recovered_in_order(tmp_path: Path) -> None:
-    die(tmp_path, "wal.rotate(0); wal.append(b'one'); wal.append(b''); wal.append(b'x' * 100_000)")
-    assert records(tmp_path) == [b"one", b"", b"x" * 100_000]
+    ids = die(tmp_path, "append(answers(1)); append(answers(3)); append(answers(200))")
+    assert len(ids) == 204 and recovered(tmp_path) == ids
+
+
+def test_a_record_holds_all_that_the_database_needs(tmp_path: Path) -> None:
+    living = WriteAheadLog(tmp_path)
+    assert living.append(TWO)
+    (path,) = living.seal()
+    (batch,) = write_ahead_log.batches(path.read_bytes())
+    assert (batch.ids, batch.at, batch.version, batch.route) == (TWO.ids, TWO.at, TWO.version, TWO.route)
+    assert np.array_equal(batch.images, TWO.images) and np.array_equal(batch.probabilities, TWO.probabilities)
 
 
 def test_the_segment_of_a_running_process_is_not_recovered_by_others(tmp_path: Path) -> None:
     living = WriteAheadLog(tmp_path)
-    living.rotate(0)
-    living.append(b"mine")
-    assert records(tmp_path) == [] and len(list(tmp_path.glob("*.wal"))) == 1
-    living.close(appended=1, durable=0)
-    assert records(tmp_path) == [b"mine"]
+    living.append(ONE)
+    assert recovered(tmp_path) == [] and len(list(tmp_path.glob("*.wal"))) == 1
+    living.seal()
+    assert recovered(tmp_path) == ONE.ids
 
 
-def test_a_segment_is_removed_once_all_its_records_are_stored(tmp_path: Path) -> None:
+def test_a_segment_is_handed_over_once_it_is_long_or_wanted(tmp_path: Path) -> None:
     living = WriteAheadLog(tmp_path)
-    living.rotate(0)
-    living.append(b"1")
-    living.rotate(1)
-    living.rotate(1)  # nothing was written to the new one: it stays
-    living.append(b"2")
-    living.append(b"3")
-    living.rotate(3)
-    assert len(list(tmp_path.iterdir())) == 3
-    living.discard(0)
-    assert len(list(tmp_path.iterdir())) == 3
-    living.discard(2)
-    assert len(list(tmp_path.iterdir())) == 2
-    living.discard(3)
-    assert len(list(tmp_path.iterdir())) == 1
-    living.close(appended=3, durable=3)
-    assert list(tmp_path.iterdir()) == []
+    assert living.seal() == [] and list(tmp_path.iterdir()) == []
+    living.append(ONE)
+    assert living.seal() == segments(tmp_path, SEALED) and living.seal() == []
+    long = answers(1 + write_ahead_log.SEGMENT_BYTES // 784)
+    living.append(long)
+    assert len(segments(tmp_path, SEALED)) == 2
+    living.append(TWO)
+    assert len(living.seal()) == 2 and recovered(tmp_path) == ONE.ids + long.ids + TWO.ids
+    living.seal()
 
 
 def test_a_record_cut_short_ends_the_segment(tmp_path: Path) -> None:
-    die(tmp_path, "wal.rotate(0); wal.append(b'whole'); wal.append(b'torn record')")
+    ids = die(tmp_path, "append(answers(1)); append(answers(2))")
     (path,) = tmp_path.glob("*.wal")
-    for size in range(path.stat().st_size - 1, 4 + len(b"whole") - 1, -1):
-        os.truncate(path, size)
-        assert records(tmp_path) == [b"whole"]
+    size = path.stat().st_size
+    for cut in (1, 1000, 1600):
+        os.truncate(path, size - cut)
+        assert recovered(tmp_path) == ids[:1]
     os.truncate(path, 3)
-    assert records(tmp_path) == []
+    assert recovered(tmp_path) == []
 
 
 def test_a_disk_that_refuses_a_write_raises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     blocked = WriteAheadLog(tmp_path / "file")  # no folder can be made there
-    blocked.rotate(0)
-    blocked.append(b"1")
-    blocked.close(1, 1)
+    assert not blocked.append(ONE)
+    blocked.seal()
     living = WriteAheadLog(tmp_path / "spool")
-    living.rotate(0)
-    living.append(b"1")
+    assert living.append(ONE)
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, frame: write(file, frame[:5]))  # as a full disk does
-    living.append(b"22222")
+    assert not living.append(TWO)
     monkeypatch.undo()
-    living.append(b"3")  # which nobody could read after the torn one
-    living.rotate(3)
-    living.append(b"4")
-    living.close(appended=4, durable=0)
-    assert sorted(records(tmp_path / "spool")) == [b"1", b"4"]
+    assert living.append(TWO)  # once there is room again
+    living.seal()
+    assert recovered(tmp_path / "spool") == ONE.ids + TWO.ids
+
+
+def test_nothing_stays_behind_where_the_disk_accepted_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "write", lambda file, frame: 0)
+    living = WriteAheadLog(tmp_path)
+    assert not living.append(ONE) and living.seal() == []
+    living.seal()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_do_not_recover_the_same_segment(tmp_path: Path) -> None:
-    die(tmp_path, "wal.rotate(0); wal.append(b'one')")
-    first = write_ahead_log.recoverable(tmp_path)
-    path, found = next(first)
-    assert found == [b"one"] and records(tmp_path) == []
+    ids = die(tmp_path, "append(answers(1))")
+    first = write_ahead_log.read(segments(tmp_path, SEALED, ACTIVE))
+    path, content = next(first)
+    assert [batch.ids for batch in write_ahead_log.batches(content)] == [ids] and recovered(tmp_path) == []
     path.unlink()
-    assert list(first) == [] and records(tmp_path) == []
+    assert list(first) == [] and recovered(tmp_path) == []

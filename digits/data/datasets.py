@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from digits import files
 from digits.data import bucket
 from digits.errors import first_line
-from digits.images import PIXELS, Images, Split
+from digits.images import Images, Split
 from digits.settings import Bucket
 
 log = logging.getLogger("digits.data.datasets")
@@ -34,10 +35,12 @@ VALIDATION_SHARE = 0.15
 VALIDATION_SHARE_OF_TRAIN = 1 / 6
 # A fifth of an even share; the rarest digit of MNIST has 0.089.
 MIN_CLASS_SHARE = 0.02
-# MemoryError: a damaged header may request any size. RuntimeError: an encrypted zip. SyntaxError: a damaged npy header.
+# What Python, NumPy and Pillow raise on damaged files; MemoryError because a damaged header may request any size.
 READ_ERRORS = (
-    OSError, EOFError, ValueError, KeyError, MemoryError, RuntimeError, SyntaxError, zlib.error, zipfile.BadZipFile,
+    OSError, EOFError, ValueError, LookupError, MemoryError, RuntimeError, SyntaxError, TypeError, OverflowError,
+    struct.error, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
+FACTS = ("source", "overlap_removed", "parent")  # of a data set beside its arrays
 Storage = Path | Bucket  # a folder of this machine, with or without a bucket that shares it
 
 
@@ -53,7 +56,6 @@ class Dataset:
     validation: Split
     test: Split
     source: str  # "mnist", "bundled", or the name of the file or folder
-    checksum: str | None = None  # SHA-256 of the file or folder it was read from
     overlap_removed: int = 0  # images left out of train and validation because they are also in test
     parent: str | None = None  # fingerprint of the data set from which resplit or extend made this one
 
@@ -89,14 +91,13 @@ def divide(source: str, train: Split, test: Split | None, seed: int) -> Dataset:
     if test is None:
         train, test = _draw(_pick(train, np.random.default_rng(seed).permutation(len(train))), TEST_SHARE, seed)
         share = VALIDATION_SHARE / (1 - TEST_SHARE)
-    in_test = set(_keys(test))
-    keep = np.array([key not in in_test for key in _keys(train)])
+    keep = ~np.isin(digests(train.images), digests(test.images))
     removed = int((~keep).sum())
     if removed == len(train):
         raise BadData(f"{source}: all {removed} training images are also in the test part; no training image remains")
     if removed:
         log.warning("%s: left out %d training images that are also in the test part", source, removed)
-        train = _pick(train, keep)
+    train = _pick(train, keep)
     _check_balance(source, train)
     return _complete(Dataset(*_draw(train, share, seed), test, source, overlap_removed=removed))
 
@@ -113,28 +114,24 @@ def resplit(dataset: Dataset, validation_fraction: float, seed: int) -> Dataset:
 
 
 def extend(dataset: Dataset, more: Split, *, validation_fraction: float, seed: int) -> Dataset:
-    """The data set with new labelled images in train and validation; `dataset` itself where `more` changes nothing.
+    """The data set with new labelled images in train and validation.
 
     Left out are images that are in test (counted in `overlap_removed`) and those already there with the same label, so that
     extending twice by the same images equals extending once. A hash of each image's bytes assigns about
     `validation_fraction` of them to validation: an image that is added again later is assigned to the same part.
     """
-    in_test = set(_keys(dataset.test))
-    known = {pair for split in (dataset.train, dataset.validation) for pair in _pairs(split)}
+    in_test = np.isin(digests(more.images), digests(dataset.test.images))
+    known = {*_pairs(dataset.train), *_pairs(dataset.validation)}
     rows: dict[str, list[int]] = {"train": [], "validation": []}
-    removed = 0
-    for row, (key, label) in enumerate(_pairs(more)):
-        if key in in_test:
-            removed += 1
-        elif (key, label) not in known:
-            known.add((key, label))
-            rows["validation" if _hash_fraction(key, seed) < validation_fraction else "train"].append(row)
-    if not removed and not any(rows.values()):
-        return dataset
+    for row, pair in enumerate(_pairs(more)):
+        if not in_test[row] and pair not in known:
+            known.add(pair)
+            is_validation = _hash_fraction(more.images[row], seed) < validation_fraction
+            rows["validation" if is_validation else "train"].append(row)
     splits = dataset.splits()
     grown: dict[str, Any] = {name: join(splits[name], _pick(more, chosen)) for name, chosen in rows.items() if chosen}
     parent = dataset.fingerprint if grown else dataset.parent
-    return replace(dataset, **grown, overlap_removed=dataset.overlap_removed + removed, parent=parent)
+    return replace(dataset, **grown, overlap_removed=dataset.overlap_removed + int(in_test.sum()), parent=parent)
 
 
 def digests(images: Images) -> NDArray[np.uint64]:
@@ -181,19 +178,14 @@ def _check_balance(source: str, split: Split) -> None:
         raise BadData(f"{source}: digit {digit} has {count} of {len(split)} images, {expected}")
 
 
-def _keys(split: Split) -> list[bytes]:
-    """The bytes of each image, for comparison."""
-    content = split.images.tobytes()
-    return [content[start : start + PIXELS] for start in range(0, len(content), PIXELS)]
+def _pairs(split: Split) -> list[tuple[int, int]]:
+    """The digest of each image with its label."""
+    return list(zip(digests(split.images).tolist(), split.labels.tolist(), strict=True))
 
 
-def _pairs(split: Split) -> list[tuple[bytes, int]]:
-    return list(zip(_keys(split), split.labels.tolist(), strict=True))
-
-
-def _hash_fraction(key: bytes, seed: int) -> float:
+def _hash_fraction(image: NDArray[np.uint8], seed: int) -> float:
     """A number in [0, 1) that depends on the image and the seed alone."""
-    digest = hashlib.sha256(f"{seed} ".encode() + key).digest()
+    digest = hashlib.sha256(f"{seed} ".encode() + image.tobytes()).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
 
@@ -207,19 +199,11 @@ def _pick(split: Split, rows: Any) -> Split:
 def describe(dataset: Dataset) -> dict[str, Any]:
     """The manifest: where the images come from, and how many there are per split and digit."""
     splits = dataset.splits()
-    pool = _pairs(dataset.train) + _pairs(dataset.validation)
-    images = len({key for key, _ in pool})
     return {
         "fingerprint": dataset.fingerprint,
-        "source": dataset.source,
-        "checksum": dataset.checksum,
-        "parent": dataset.parent,
+        **{name: getattr(dataset, name) for name in FACTS},
         "images": {name: len(split) for name, split in splits.items()},
         "images_per_digit": {name: split.counts() for name, split in splits.items()},
-        "smallest_class_share": {name: round(min(split.counts()) / len(split), 4) for name, split in splits.items()},
-        "duplicates": len(pool) - images,  # in train and validation together
-        "contradictions": len(set(pool)) - images,  # the same image with another label
-        "overlap_removed": dataset.overlap_removed,
     }
 
 
@@ -230,30 +214,39 @@ def save(dataset: Dataset, storage: Storage) -> Path:
         if not target.exists():
             for unfinished in target.parent.glob(".*.tmp/"):  # of a killed process
                 shutil.rmtree(unfinished)
-            _write(dataset, target)
+            created = {"created_at": datetime.now(UTC).isoformat(timespec="seconds")}
+            with files.replacing(target) as part:
+                part.mkdir()
+                np.savez(part / "arrays.npz", **dataset.arrays())  # type: ignore[arg-type]  # taken for allow_pickle, too
+                (part / "manifest.json").write_text(json.dumps(describe(dataset) | created, indent=2))
+            counts = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits().items())
+            log.info("stored data set %s (%s): %s images", target.name, dataset.source, counts)
     if isinstance(storage, Bucket):
         bucket.upload(storage, target)
     return target
 
 
-def _write(dataset: Dataset, target: Path) -> None:
-    manifest = describe(dataset) | {"created_at": datetime.now(UTC).isoformat(timespec="seconds")}
-    with files.replacing(target) as part:
-        part.mkdir()
-        np.savez(part / "arrays.npz", **dataset.arrays())  # type: ignore[arg-type]  # mypy takes ** for allow_pickle too
-        (part / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    counts = ", ".join(f"{count:,} {name}" for name, count in manifest["images"].items())
-    log.info("stored data set %s (%s): %s images", dataset.fingerprint, dataset.source, counts)
+def manifest(storage: Storage, fingerprint: str) -> dict[str, Any]:
+    """`describe` of a stored data set and the time of its storage (`created_at`, UTC); raises BadData if there is none."""
+    with reading(_stored(storage, fingerprint) / "manifest.json") as file:
+        return json.loads(file.read_bytes())
 
 
-def has(storage: Storage, fingerprint: str) -> bool:
-    """Whether the data set is stored; one that only the bucket has is downloaded and verified."""
+def load(storage: Storage, fingerprint: str) -> Dataset:
+    """The data set stored under the fingerprint; raises BadData if there is none or its content was changed."""
+    return _read(_stored(storage, fingerprint), fingerprint)
+
+
+def _stored(storage: Storage, fingerprint: str) -> Path:
+    """The folder of a stored data set, downloaded where only the bucket has it; raises BadData if there is none."""
     if not re.fullmatch("[0-9a-f]{16}", fingerprint):
         raise BadData(f"{fingerprint!r} is no fingerprint of a data set, expected 16 hex digits")
     path = _folder(storage) / fingerprint
     if isinstance(storage, Bucket) and not path.is_dir():
         _download(storage, path)
-    return path.is_dir()
+    if not path.is_dir():
+        raise BadData(f"there is no data set {fingerprint} in {storage}; ingest it again")
+    return path
 
 
 def _download(storage: Bucket, target: Path) -> None:
@@ -264,37 +257,20 @@ def _download(storage: Bucket, target: Path) -> None:
         try:
             _read(part, target.name)
         except BadData as error:
-            raise BadData(
-                f"the data set {target.name} in {storage.url} is not what was stored there: {error}"
-            ) from error
+            changed = f"the data set {target.name} in {storage.url} is not what was stored there"
+            raise BadData(f"{changed}: {error}") from error
     log.info("downloaded data set %s from %s", target.name, storage.url)
-
-
-def manifest(storage: Storage, fingerprint: str) -> dict[str, Any]:
-    """`describe` of a stored data set and the time of its storage (`created_at`, UTC); raises BadData if there is none."""
-    return _read_manifest(_stored(storage, fingerprint))
-
-
-def load(storage: Storage, fingerprint: str) -> Dataset:
-    """The data set stored under the fingerprint; raises BadData if there is none or its content was changed."""
-    return _read(_stored(storage, fingerprint), fingerprint)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    with reading(path / "manifest.json") as file:
-        return json.loads(file.read_bytes())
 
 
 def _read(path: Path, fingerprint: str) -> Dataset:
     """The data set of a folder, verified by its fingerprint."""
-    origin = _read_manifest(path)
-    with reading(path / "arrays.npz") as archive:
-        # Opened here, because NumPy does not close a path that it cannot read.
-        with archive.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            names = ("train", "validation", "test")
-            train, validation, test = (Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in names)
-        facts = {name: origin[name] for name in ("source", "checksum", "overlap_removed", "parent")}
-        dataset = Dataset(train, validation, test, **facts)
+    with reading(path / "manifest.json") as file:
+        origin = json.loads(file.read_bytes())
+    # Opened here, because NumPy does not close a path that it cannot read.
+    with reading(path / "arrays.npz") as archive, archive.open("rb") as opened, np.load(opened) as arrays:
+        names = ("train", "validation", "test")
+        train, validation, test = (Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in names)
+        dataset = Dataset(train, validation, test, **{name: origin[name] for name in FACTS})
     if dataset.fingerprint != fingerprint:
         changed = f"the data set {path} was changed after it was stored: its fingerprint is now {dataset.fingerprint}"
         raise BadData(f"{changed}; remove the folder and ingest it again")
@@ -325,13 +301,6 @@ def current(storage: Storage) -> str | None:
 
 def _folder(storage: Storage) -> Path:
     return storage.folder if isinstance(storage, Bucket) else storage
-
-
-def _stored(storage: Storage, fingerprint: str) -> Path:
-    """The folder of a stored data set; raises BadData if there is none."""
-    if not has(storage, fingerprint):
-        raise BadData(f"there is no data set {fingerprint} in {storage}; ingest it again")
-    return _folder(storage) / fingerprint
 
 
 @contextmanager

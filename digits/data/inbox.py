@@ -6,7 +6,7 @@ it is read again; `datasets.extend` leaves out images that a data set already ho
 
 import logging
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
@@ -32,10 +32,6 @@ class InboxBatch:
     stamps: dict[str, Stamp] = field(default_factory=dict)  # of each valid file or folder at the time of reading
     rejected: dict[str, str] = field(default_factory=dict)  # the reason for each other one
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.stamps)
-
 
 def read_inbox(inbox: Path, settle_seconds: float = 1.0) -> InboxBatch:
     """Reads every labelled file and folder; valid ones stay where they are, others move to `rejected/`.
@@ -51,15 +47,13 @@ def read_inbox(inbox: Path, settle_seconds: float = 1.0) -> InboxBatch:
         if path.name in OWN_FOLDERS or not _is_settled(path.name, stamp, settle_seconds):
             continue
         try:
-            split, reason = sources.read_labelled(path), ""
+            split = sources.read_labelled(path)
         except BadData as error:
-            split, reason = None, str(error)
-        if _stamp(path) != stamp:
+            if _stamp(path) == stamp:
+                rejected[path.name] = str(error)
+                _reject(path, str(error))
             continue
-        if split is None:
-            _reject(path, reason)
-            rejected[path.name] = reason
-        else:
+        if _stamp(path) == stamp:
             splits.append(split)
             stamps[path.name] = stamp
     return InboxBatch(datasets.join(*splits) if splits else None, stamps, rejected)
@@ -75,17 +69,13 @@ def archive(batch: InboxBatch, inbox: Path) -> None:
 
 def _stamp(path: Path) -> Stamp:
     """Empty for an empty folder and a missing file."""
-    return frozenset(_entries(path))
-
-
-def _entries(path: Path) -> Iterator[tuple[str, int, int]]:
+    stamp = set()
     for file in chain([path], path.rglob("*")):
-        try:
-            status = file.stat()
-        except FileNotFoundError:  # renamed by its writer
-            continue
-        if file.is_file():
-            yield file.relative_to(path.parent).as_posix(), status.st_size, status.st_mtime_ns
+        with suppress(FileNotFoundError):  # renamed by its writer
+            if file.is_file():
+                status = file.stat()
+                stamp.add((file.relative_to(path.parent).as_posix(), status.st_size, status.st_mtime_ns))
+    return frozenset(stamp)
 
 
 def _is_settled(name: str, stamp: Stamp, settle_seconds: float) -> bool:

@@ -5,16 +5,14 @@ MNIST fits each digit into 20 x 20 pixels with anti-aliasing and puts its centre
 """
 
 import io
-import struct
-import zlib
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageOps, ImageStat, UnidentifiedImageError
 
+from digits.data.datasets import READ_ERRORS
 from digits.images import SIZE, quote
 
 MAX_PIXELS = 24_000_000  # of an uploaded picture: a phone's photo has 12 million
@@ -24,11 +22,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _WORK, _SMALL, _FINE, _DIGIT = 512, 96, 120, 20
 # Stroke widths of MNIST's test digits, as `_stroke_width` estimates them at 20 pixels: 5 % 1.75, median 2.5, 95 % 3.9, 99 % 4.7.
 _THINNEST, _THIN, _THICK, _THICKEST = 1.8, 2.1, 3.7, 4.4
-
-# What Pillow's readers raise on damaged files.
-_READ_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error,
-)  # fmt: skip
 
 Grey = NDArray[np.float32]
 
@@ -54,34 +47,32 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(body), formats=FORMATS)
         kind = f"{picture.format} file"
-        _check_extent(picture, max_pixels)
-        picture.draft("L", (2 * _WORK, 2 * _WORK))  # lets a large JPEG be decoded at a fraction of its size
-        picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
-        return picture
+        refusal = _refusal(picture, max_pixels)
+        if refusal is None:
+            picture.draft("L", (2 * _WORK, 2 * _WORK))  # lets a large JPEG be decoded at a fraction of its size
+            picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)
+            return picture
     except UnidentifiedImageError:
         found = f"the file begins with {body.lstrip()[:12]!r} and is no picture"
         raise ValueError(f"{found}; send a PNG, JPEG, WebP or BMP file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(f"the picture has too many pixels; send one of at most {max_pixels:,}") from None
-    except _Refused:
-        raise
-    except _READ_ERRORS as error:
+        refusal = f"the picture has too many pixels; send one of at most {max_pixels:,}"
+    except READ_ERRORS as error:
         raise ValueError(f"the {kind} cannot be read to its end ({quote(str(error))}); send it again") from error
+    raise ValueError(refusal)
 
 
-class _Refused(ValueError):
-    """A picture that can be read but is not accepted."""
-
-
-def _check_extent(picture: Image.Image, max_pixels: int) -> None:
+def _refusal(picture: Image.Image, max_pixels: int) -> str | None:
+    """Why a picture that can be read is not accepted; None for one that is."""
     width, height = picture.size
     if width * height > max_pixels:
-        raise _Refused(f"the picture has {width:,} x {height:,} pixels; send one of at most {max_pixels:,}")
+        return f"the picture has {width:,} x {height:,} pixels; send one of at most {max_pixels:,}"
     # A phone's JPEG may hold a second picture (depth, gain map) and is no animation.
     frames = getattr(picture, "n_frames", 1)
     if picture.format in ("PNG", "WEBP") and frames > 1:
-        raise _Refused(f"the {picture.format} file is an animation of {frames} frames; send one still picture")
+        return f"the {picture.format} file is an animation of {frames} frames; send one still picture"
+    return None
 
 
 def _already_mnist(picture: Image.Image) -> NDArray[np.uint8] | None:
@@ -108,26 +99,25 @@ def _grey(picture: Image.Image) -> Grey:
     if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip
         values = np.asarray(picture)
         flat = Image.fromarray((values >> 8 if values.max() > 255 else values).astype(np.uint8))
-    elif "A" in picture.getbands() or "transparency" in picture.info:
-        flat = _composite(picture if picture.mode == "RGBA" else picture.convert("RGBA"))
+    elif picture.has_transparency_data:
+        flat = _composite(picture.convert("RGBA"))
     else:
-        flat = picture.convert("RGB").convert("L") if picture.mode == "CMYK" else picture.convert("L")
+        flat = picture.convert("L")
     grey = np.asarray(flat, np.float32) / np.float32(255)
     return _scaled(grey, float(np.clip(max(grey.shape), 4 * SIZE, _WORK) / max(grey.shape)))
 
 
 def _composite(picture: Image.Image) -> Image.Image:
     """A transparent picture on paper: that of its opaque part, or else white for dark ink and black for light ink."""
-    alpha = picture.getchannel("A")
-    light = picture.convert("L")
-    weights = np.asarray(alpha.histogram(), np.float64) @ np.arange(256) / 255
-    if weights == 0:
+    alpha, light = picture.getchannel("A"), picture.convert("L")
+    opacity = ImageStat.Stat(alpha).mean[0]
+    if opacity == 0:
         raise ValueError("the picture is fully transparent; draw one digit in it")
     opaque = np.asarray(alpha) > 127
     if opaque.mean() > 0.5:
         paper = int(np.median(np.asarray(light)[opaque]))
     else:
-        paper = 0 if ImageStat.Stat(ImageChops.multiply(light, alpha)).sum[0] > 127 * weights else 255
+        paper = 0 if ImageStat.Stat(ImageChops.multiply(light, alpha)).mean[0] > opacity / 2 else 255
     return Image.composite(light, Image.new("L", picture.size, paper), alpha)
 
 
@@ -163,14 +153,11 @@ def _light(grey: Grey) -> Grey:
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     terms = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], -1)
     ring = _ring(grey.shape)
-    paper = np.abs(grey[ring] - np.median(grey[ring])) <= max(0.02, 2.5 * _deviation(grey[ring]))
-    if paper.sum() < 24:
-        return np.full_like(grey, np.median(grey[ring]))
+    rest, paper = grey[ring] - np.median(grey[ring]), np.s_[:]
     for _ in range(3):
+        paper = np.abs(rest) <= max(0.02, 2.5 * _deviation(rest[paper]))
         factors = np.linalg.lstsq(terms[ring][paper], grey[ring][paper], rcond=None)[0]
         rest = grey[ring] - terms[ring] @ factors
-        near = np.abs(rest) <= max(0.02, 2.5 * _deviation(rest[paper]))
-        paper = near if near.sum() >= 24 else paper
     return np.clip(terms @ factors, 0, 1)
 
 
@@ -196,40 +183,21 @@ def _square(side: int) -> NDArray[np.uint8]:
     return np.ones((side, side), np.uint8)
 
 
-class _Component(NamedTuple):
-    """A connected piece of ink, in the order of OpenCV's statistics."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-    area: int
-    label: int
-
-    @property
-    def right(self) -> int:
-        """Exclusive."""
-        return self.left + self.width
-
-    @property
-    def bottom(self) -> int:
-        """Exclusive."""
-        return self.top + self.height
+def _box(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The rows and columns of the rectangle around the true pixels."""
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return np.s_[top : top + height, left : left + width]
 
 
 def _crop(ink: Grey) -> Grey:
     """The part of the ink that is the digit, without dust, frames and the paper around; ValueError when there is no single digit."""
-    mask = (ink > 0.5).astype(np.uint8)
+    mask = ink > 0.5
     # Widening joins broken strokes and keeps the soft edge of the ink.
-    wide = cv2.dilate(mask, _square(1 + 2 * -(-max(ink.shape) // 256)))
+    wide = cv2.dilate(mask.astype(np.uint8), _square(1 + 2 * -(-max(ink.shape) // 256)))
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(wide)
-    components = [_Component._make([*row, label]) for label, row in enumerate(statistics.tolist()) if label]
-    kept = _digit_components(sorted(components, key=lambda one: -one.area), ink.shape)
-    keep = np.isin(labels, [one.label for one in kept])
-    digit = mask.astype(bool) & keep
-    rows, columns = np.flatnonzero(digit.any(1)), np.flatnonzero(digit.any(0))
-    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    _refuse_other_shapes(digit[box])
+    keep = np.isin(labels, _digit_labels(statistics, ink.shape))
+    box = _box(mask & keep)
+    _refuse_other_shapes((mask & keep)[box])
     return np.where(keep, ink, 0)[box]
 
 
@@ -247,38 +215,38 @@ def _refuse_other_shapes(digit: NDArray[np.bool_]) -> None:
         raise ValueError(f"the ink is a tangle {length:.0f} times as long as high, which is no digit; draw one digit")
 
 
-def _digit_components(components: list[_Component], shape: tuple[int, ...]) -> list[_Component]:
-    """Those that make up the one digit, of all, largest first; ValueError for several digits, or when none stands out."""
-    height, width = shape
-    inside = [one for one in components if one.top > 0 and one.left > 0 and one.bottom < height and one.right < width]
+def _digit_labels(statistics: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """The labels of the components that make up the one digit; ValueError for several digits, or when none stands out.
+
+    The columns are OpenCV's: left, top, width, height and area of each component, the paper first.
+    """
+    components = np.column_stack([statistics, np.arange(len(statistics))])[1:]
+    components = components[np.argsort(-components[:, cv2.CC_STAT_AREA], kind="stable")]
+    is_inside = (components[:, :2] > 0) & (components[:, :2] + components[:, 2:4] < shape[::-1])
+    inside = components[is_inside.all(axis=1)]
     # What reaches the border is a frame, a shadow or the neighbouring line.
-    if inside and inside[0].area >= 0.2 * components[0].area:
+    if len(inside) and inside[0, cv2.CC_STAT_AREA] >= 0.2 * components[0, cv2.CC_STAT_AREA]:
         components = inside
-    main = components[0]
-    if len(components) > 12 and main.area < 0.5 * sum(one.area for one in components):
-        found = f"{len(components)} pieces of ink and no digit among them"
+    area = components[:, cv2.CC_STAT_AREA]
+    if len(area) > 12 and area[0] < 0.5 * area.sum():
+        found = f"{len(area)} pieces of ink and no digit among them"
         raise ValueError(f"the picture shows {found}; draw one digit on plain paper")
-    margin = round(0.15 * max(main.height, main.width))
-    share = {one: 0.03 if _gap(one, main) <= margin else 0.08 for one in components}
-    kept = [one for one in components if one.area >= share[one] * main.area]
+    start, size = components[:, :2], components[:, 2:4]
+    # Between the bounding boxes, negative when they overlap.
+    gap = (np.maximum(start, start[0]) - np.minimum(start + size, (start + size)[0])).max(axis=1)
+    share = np.where(gap <= round(0.15 * size[0].max()), 0.03, 0.08)
+    kept = components[area >= share * area[0]]
     _refuse_several(kept)
-    return kept
+    return kept[:, -1]
 
 
-def _gap(one: _Component, other: _Component) -> int:
-    """Pixels between the bounding boxes, 0 when they overlap."""
-    across = max(one.left, other.left) - min(one.right, other.right)
-    down = max(one.top, other.top) - min(one.bottom, other.bottom)
-    return max(across, down, 0)
-
-
-def _refuse_several(components: list[_Component]) -> None:
+def _refuse_several(components: NDArray[np.int32]) -> None:
     """ValueError when tall pieces are clearly side by side; a four or a zero drawn in two strokes leaves a smaller gap."""
-    tallest = max(one.height for one in components)
-    tall = [one for one in components if one.height >= 0.7 * tallest and one.area >= 0.25 * components[0].area]
-    for left, right in pairwise(sorted(tall)):
-        if right.left - left.right >= 0.15 * tallest:
-            raise ValueError(f"the picture shows {len(tall)} digits side by side; send one digit per picture")
+    left, _, width, height, area, _ = components[np.argsort(components[:, cv2.CC_STAT_LEFT])].T
+    tall = (height >= 0.7 * height.max()) & (area >= 0.25 * area.max())
+    gaps = left[tall][1:] - np.maximum.accumulate((left + width)[tall])[:-1]
+    if (gaps >= 0.15 * height.max()).any():
+        raise ValueError(f"the picture shows {tall.sum()} digits side by side; send one digit per picture")
 
 
 def _even_stroke(digit: Grey) -> Grey:
@@ -286,16 +254,15 @@ def _even_stroke(digit: Grey) -> Grey:
     fine: Any = np.pad(_scaled(digit, _FINE / max(digit.shape)), 24)
     stroke = _stroke_width(fine) * _DIGIT / _FINE
     if stroke < _THINNEST:
-        fine = cv2.dilate(fine, _square(_odd((_THIN - stroke) * _FINE / _DIGIT)))
+        fine = cv2.dilate(fine, _window(_THIN - stroke))
     elif stroke > _THICKEST and min(digit.shape) > max(digit.shape) // 4:
-        fine = cv2.erode(fine, _square(_odd(min(stroke - _THICK, 0.4 * stroke) * _FINE / _DIGIT)))
-    rows, columns = np.flatnonzero((fine > 0.5).any(1)), np.flatnonzero((fine > 0.5).any(0))
-    return fine[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if rows.size else fine
+        fine = cv2.erode(fine, _window(min(stroke - _THICK, 0.4 * stroke)))
+    return fine[_box(fine > 0.5)] if fine.max() > 0.5 else fine
 
 
-def _odd(pixels: float) -> int:
-    """The window of a dilation or erosion that changes the stroke by about so many pixels."""
-    return 1 + 2 * max(1, min(11, round(pixels / 2)))
+def _window(pixels: float) -> NDArray[np.uint8]:
+    """The window of a dilation or erosion that changes the stroke by about so many of MNIST's pixels."""
+    return _square(1 + 2 * max(1, min(11, round(pixels * _FINE / _DIGIT / 2))))
 
 
 def _stroke_width(ink: Grey) -> float:

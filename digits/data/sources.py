@@ -6,11 +6,8 @@ A new format is one function from a path to its training and test part, and its 
 import gzip
 import hashlib
 import logging
-import math
 import re
-import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +31,10 @@ KERAS_CACHE = Path("~/.keras/datasets/mnist.npz")
 DOWNLOAD_TIMEOUT_SECONDS = 5.0  # for connecting and for each pause, not for the whole file
 MIN_INK = 64  # the brightest pixel of real data is 255; images scaled to 0..1 or 0..16 stay below this
 NPZ_PARTS = (("x_train", "y_train"), ("x_test", "y_test"), ("images", "labels"))
-IDX_PARTS = (("train-images", "train-labels"), ("t10k-images", "t10k-labels"))
+IDX_PARTS = (
+    ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+)
 
 Parts = tuple[Split, Split | None]  # training and test images; no test images where the source has one part only
 
@@ -56,17 +56,13 @@ def read(source: str, *, mnist: Path | None, cache: Path, seed: int = 0, keras_c
     path = Path(source).expanduser()
     if not path.exists():
         raise BadData(f"the source {source!r} does not exist; give {_known_sources()}")
-    return _read_path(path, path.name, seed)
+    return divide(path.name, *_read_parts(path), seed)
 
 
 def read_labelled(path: Path) -> Split:
     """All labelled images of one file or folder, of any number and any digits; raises BadData."""
     train, test = _read_parts(path)
     return train if test is None else join(train, test)
-
-
-def _read_path(path: Path, source: str, seed: int) -> Dataset:
-    return replace(divide(source, *_read_parts(path), seed), checksum=_checksum(path))
 
 
 def _read_parts(path: Path) -> Parts:
@@ -118,16 +114,6 @@ def _check_ink(file: str, name: str, images: NDArray[Any]) -> None:
         raise BadData(f"{file}: the border of {name} is mostly {paper}, {expected}")
 
 
-def _checksum(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and digests of its files."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    lines = [f"{file.relative_to(path).as_posix()} {_checksum(file)}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
 # MNIST and the bundled digits
 
 
@@ -141,22 +127,21 @@ def existing_mnist(path: Path) -> Path:
 def _mnist(given: Path | None, keras_cache: Path, own_cache: Path, seed: int) -> Dataset:
     """MNIST from the first place that has it. A given file that is bad or missing is refused; a bad cache is skipped."""
     if given is not None:
-        return _read_path(existing_mnist(given), "mnist", seed)
-    tried = ["DIGITS_MNIST is not set"]
+        return divide("mnist", *_read_parts(existing_mnist(given)), seed)
     for path in (keras_cache, own_cache):
         try:
             if path.exists():
-                return _read_path(path, "mnist", seed)
-            tried.append(f"there is no {path}")
+                return divide("mnist", *_read_parts(path), seed)
         except BadData as error:
-            tried.append(f"{path} was skipped ({error})")
+            log.warning("skipped %s: %s", path, error)
     try:
         _download(own_cache)
     except (httpx.HTTPError, SourceUnavailable) as error:
-        tried.append(f"{MNIST_URL} could not be downloaded ({first_line(error)})")
+        tried = f"DIGITS_MNIST is not set, there is no valid {keras_cache}"
+        reason = f"{tried}, and {MNIST_URL} could not be downloaded ({first_line(error)})"
         recommendation = "set DIGITS_MNIST to the path of an mnist.npz, or use `--data bundled`"
-        raise SourceUnavailable(f"MNIST is unavailable: {', '.join(tried)}; {recommendation}") from error
-    return _read_path(own_cache, "mnist", seed)
+        raise SourceUnavailable(f"MNIST is unavailable: {reason}; {recommendation}") from error
+    return divide("mnist", *_read_parts(own_cache), seed)
 
 
 def _download(target: Path) -> None:
@@ -196,35 +181,29 @@ def _enlarge(small: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _read_npz(path: Path) -> Parts:
     """Keras's names (`x_train`, `y_train` and, if there is a test part, `x_test`, `y_test`) or `images`, `labels`."""
-    if not zipfile.is_zipfile(path):
-        size = path.stat().st_size
-        raise BadData(f"{path.name} is no complete .npz archive of {size} bytes; write it with numpy.savez")
     # Opened here, because NumPy does not close a path that it cannot read.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for pair in NPZ_PARTS for name in pair if name in archive}
-        names = archive.files
-    for pair in NPZ_PARTS:
-        if len(missing := set(pair) - arrays.keys()) == 1:
-            raise BadData(f"{path.name} has no array {missing.pop()!r}, it holds {names}")
-    splits = {x: _checked(path.name, x, arrays[x], y, arrays[y]) for x, y in NPZ_PARTS if x in arrays}
-    if "x_train" in splits:
-        return splits["x_train"], splits.get("x_test")
-    if "images" in splits:
-        return splits["images"], None
-    raise BadData(f"{path.name} holds the arrays {names}, expected x_train, y_train, x_test, y_test or images, labels")
+    with path.open("rb") as file, np.lib.npyio.NpzFile(file) as archive:
+        pairs = [(x, y) for x, y in NPZ_PARTS if x in archive or y in archive]
+        splits = {x: _checked(path.name, x, archive[x], y, archive[y]) for x, y in pairs}
+    if train := splits.get("x_train") or splits.get("images"):
+        return train, splits.get("x_test")
+    expected = "expected x_train, y_train, x_test, y_test or images, labels"
+    raise BadData(f"{path.name} holds the arrays {archive.files}, {expected}")
 
 
 def _read_csv(path: Path) -> Parts:
     """Kaggle's `train.csv`, plain or gzipped; raises BadData naming row, line and value of the first fault."""
     tables: list[NDArray[np.uint8]] = []
-    for lines in kaggle_csv.chunks(path, kaggle_csv.LABELLED):
-        table, _, faults = kaggle_csv.read(lines.content, kaggle_csv.LABELLED)
+    lines = 0
+    for content in kaggle_csv.chunks(path, kaggle_csv.LABELLED):
+        table, _, faults = kaggle_csv.read(content, kaggle_csv.LABELLED)
         if faults:
             position = min(faults)
-            row, line = sum(map(len, tables)) + position + 1, kaggle_csv.line_number(lines, position)
+            row, line = sum(map(len, tables)) + position + 1, lines + kaggle_csv.line_number(content, position)
             raise BadData(f"{path.name}, row {row} (line {line}) {faults[position]}")
         tables.append(table)
-    if not tables:
+        lines += content.count(b"\n")
+    if not any(map(len, tables)):
         raise BadData(f"{path.name} has no rows, expected a header and lines of {kaggle_csv.LABELLED} numbers")
     table = np.concatenate(tables)
     return _checked(path.name, "the pixels", table[:, 1:].reshape(-1, SIZE, SIZE), "the labels", table[:, 0]), None
@@ -232,58 +211,46 @@ def _read_csv(path: Path) -> Parts:
 
 def _read_idx_folder(folder: Path) -> Parts:
     """The files of MNIST's own format, plain or gzipped: train-images, train-labels, t10k-images, t10k-labels."""
+    files = _idx_files(folder)
     train, test = IDX_PARTS
-    has_test = any(_find_idx(folder, name) for name in test)
-    return _read_idx_pair(folder, *train), _read_idx_pair(folder, *test) if has_test else None
+    has_test = any(name in files for name in test)
+    return _read_idx_split(folder, files, train), _read_idx_split(folder, files, test) if has_test else None
 
 
-def _read_idx_pair(folder: Path, images_name: str, labels_name: str) -> Split:
-    images, labels = _find_idx(folder, images_name), _find_idx(folder, labels_name)
-    if images is None or labels is None:
-        missing = f"{images_name}-idx3-ubyte" if images is None else f"{labels_name}-idx1-ubyte"
-        raise BadData(f"{folder.name} has no {missing}, plain or .gz")
+def _idx_files(folder: Path) -> dict[str, Path]:
+    """By their names; some copies have a dot where the original has a dash (`train-images.idx3-ubyte`)."""
+    files = sorted(folder.iterdir(), reverse=True)
+    named = {file.name.removesuffix(".gz").replace(".idx", "-idx"): file for file in files}
+    return {name: named[name] for part in IDX_PARTS for name in part if name in named}
+
+
+def _read_idx_split(folder: Path, files: dict[str, Path], names: tuple[str, str]) -> Split:
+    if missing := [name for name in names if name not in files]:
+        raise BadData(f"{folder.name} has no {missing[0]}, plain or .gz")
+    images, labels = (files[name] for name in names)
     return _checked(folder.name, images.name, _read_idx(images, 3), labels.name, _read_idx(labels, 1))
-
-
-def _find_idx(folder: Path, name: str) -> Path | None:
-    """The file of that name; some copies have a dot where the original has a dash (`train-images.idx3-ubyte`)."""
-    found = [path for path in folder.iterdir() if re.fullmatch(rf"{name}[-.]idx[13]-ubyte(\.gz)?", path.name)]
-    return min(found, default=None)
-
-
-def _is_idx_folder(path: Path) -> bool:
-    return path.is_dir() and any(_find_idx(path, name) for pair in IDX_PARTS for name in pair)
 
 
 def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Magic `00 00 08 d`, d big-endian sizes, then the bytes (http://yann.lecun.com/exdb/mnist/)."""
+    magic = bytes([0, 0, 8, dimensions])
     with reading(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         body = file.read()
-    start = 4 + 4 * dimensions
-    magic = bytes([0, 0, 8, dimensions])
-    if body[:4] != magic or len(body) < start:
-        begin = body[:4].hex() or "nothing"
-        raise BadData(f"{path.name} begins with {begin}, expected the IDX magic number {magic.hex()}")
-    shape = np.frombuffer(body, ">u4", dimensions, 4).tolist()
-    row_bytes = math.prod(shape[1:])
-    if len(body) - start != row_bytes * shape[0]:
-        rows = (len(body) - start) // max(row_bytes, 1)
-        promised = f"{shape[0]} rows of {row_bytes} bytes each"
-        raise BadData(f"{path.name} promises {promised}, but its {len(body)} bytes hold {rows}")
-    return np.frombuffer(body, np.uint8, offset=start).reshape(shape)
+        if body[:4] != magic:
+            begin = body[:4].hex() or "nothing"
+            raise BadData(f"{path.name} begins with {begin}, expected the IDX magic number {magic.hex()}")
+        shape = np.frombuffer(body, ">u4", dimensions, offset=4).tolist()
+        return np.frombuffer(body, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
 def _read_pictures(folder: Path) -> Parts:
     """Picture files in sub-folders named by their digit; hidden files are ignored."""
     entries = _visible(folder)
-    digits = [path for path in entries if path.is_dir() and re.fullmatch("[0-9]", path.name)]
-    if len(digits) < len(entries) or not digits:
-        unexpected = next((path.name for path in entries if path not in digits), "nothing")
+    unexpected = [path.name for path in entries if not (path.is_dir() and re.fullmatch("[0-9]", path.name))]
+    if unexpected or not entries:
         expected = "expected sub-folders 0 to 9 with pictures, or the IDX files of MNIST"
-        raise BadData(f"{folder.name} holds {unexpected!r}, {expected}")
-    files = [path for digit in digits for path in _visible(digit)]
-    if not files:
-        raise BadData(f"{folder.name} holds no picture in its sub-folders")
+        raise BadData(f"{folder.name} holds {next(iter(unexpected), 'nothing')!r}, {expected}")
+    files = [path for digit in entries for path in _visible(digit)]
     images = np.stack([_read_picture(path) for path in files])
     labels = np.array([int(path.parent.name) for path in files])
     return _checked(folder.name, "the pictures", images, "the folders", labels), None
@@ -316,6 +283,6 @@ def _ends_with(*endings: str) -> Callable[[Path], bool]:
 FORMATS = (
     Format("an .npz", _ends_with(".npz"), _read_npz),
     Format("a .csv[.gz]", _ends_with(".csv", ".csv.gz"), _read_csv),
-    Format("a folder of IDX files", _is_idx_folder, _read_idx_folder),
+    Format("a folder of IDX files", lambda path: path.is_dir() and bool(_idx_files(path)), _read_idx_folder),
     Format("a folder of pictures by digit", Path.is_dir, _read_pictures),
 )

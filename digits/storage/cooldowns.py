@@ -2,25 +2,28 @@
 
 from datetime import datetime
 
-from sqlalchemy import Column, Engine, String, Table, select
+from sqlalchemy import Engine, String, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from digits.storage.database import UtcDateTime, metadata, upsert
+from digits.storage.database import Base
 
-_cooldowns = Table(
-    "cooldowns",
-    metadata,
-    Column("name", String(255), primary_key=True),
-    Column("at", UtcDateTime, nullable=False),
-)
+
+class Cooldown(Base):
+    """The time of an event."""
+
+    __tablename__ = "cooldowns"
+
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    at: Mapped[datetime]
 
 
 def at(engine: Engine, name: str) -> datetime | None:
     """The time of the event, UTC; None before the first."""
-    with engine.connect() as connection:
-        return connection.scalar(select(_cooldowns.c.at).where(_cooldowns.c.name == name))
+    with Session(engine) as session:
+        return session.scalar(select(Cooldown.at).where(Cooldown.name == name))
 
 
 def put(engine: Engine, name: str, at: datetime) -> None:
     """Record the time of the event."""
-    with engine.begin() as connection:
-        upsert(connection, _cooldowns, [{"name": name, "at": at}])
+    with Session(engine) as session, session.begin():
+        session.merge(Cooldown(name=name, at=at))

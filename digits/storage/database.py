@@ -1,18 +1,16 @@
 """The database of predictions, feedback, ledger and API keys: SQLite on a laptop, PostgreSQL in production."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
-from sqlalchemy import URL, Connection, Engine, Table, TypeDecorator, create_engine, event, text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import URL, Connection, Engine, TypeDecorator, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase
 
 from digits.errors import first_line
 
@@ -26,16 +24,11 @@ POSTGRESQL_OPTIONS = {
     "application_name": "digits",
 }
 
-metadata = sa.MetaData()
 ERRORS = (SQLAlchemyError, OSError)  # what an unreachable database raises
 
 
 class DatabaseUnavailable(ConnectionError):
-    """The database is unreachable."""
-
-
-class SchemaTooNew(ConnectionError):
-    """A newer version of this code has upgraded the schema."""
+    """The database is unreachable, or a newer version of this code has upgraded its schema."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -51,11 +44,20 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
+class Base(DeclarativeBase):
+    """The base class of mapped rows."""
+
+    type_annotation_map: ClassVar = {datetime: UtcDateTime}
+
+
+metadata = Base.metadata
+
+
 def connect(url: str, busy_seconds: float = 30) -> Engine:
     """An engine on a database that is upgraded to the schema of this code; creates the folder of a SQLite file.
 
     `busy_seconds` is how long a writer waits for the lock of another one. Raises ValueError for the URL of another kind of
-    database, DatabaseUnavailable, or SchemaTooNew.
+    database, DatabaseUnavailable.
     """
     engine = make_engine(url, busy_seconds)
     try:
@@ -98,16 +100,6 @@ def checked(url: str) -> URL:
     return parsed
 
 
-def upsert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
-    """Insert rows; those whose primary key is in the table replace the row there."""
-    if not rows:
-        return
-    statement = (postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert)(table)
-    keys = [column.name for column in table.primary_key]
-    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), rows)
-
-
 def _write_ahead(connection: Any, _record: Any) -> None:
     """Readers do not block the writer (https://www.sqlite.org/wal.html); NORMAL loses nothing when the process crashes."""
     connection.execute("PRAGMA journal_mode=WAL")
@@ -124,14 +116,14 @@ def _revisions() -> list[str]:
 
 
 def _revision(connection: Connection) -> str | None:
-    """The latest migration of the database, None before the first; raises SchemaTooNew for one that this code lacks."""
+    """The latest migration of the database, None before the first; raises DatabaseUnavailable for one that this code lacks."""
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
     current: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
     if current is not None and current not in _revisions():
         known = f"this version of digits knows those up to {_revisions()[-1]}"
         found = f"the database {connection.engine.url!r} has the schema {current}, and {known}"
-        raise SchemaTooNew(f"{found}; install a newer version, or set DIGITS_DATABASE_URL to another database")
+        raise DatabaseUnavailable(f"{found}; install a newer version, or set DIGITS_DATABASE_URL to another database")
     return current
 
 
@@ -143,7 +135,10 @@ def _upgrade(engine: Engine) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    with _exclusive(engine) as connection:
+    is_sqlite = engine.dialect.name == "sqlite"
+    with engine.begin() as connection:
+        # Python's driver for SQLite begins a transaction only before the first insert, too late for one around CREATE TABLE.
+        connection.execute(text("BEGIN IMMEDIATE" if is_sqlite else f"SELECT pg_advisory_xact_lock({UPGRADE_LOCK})"))
         before = _revision(connection)
         if before == _revisions()[-1]:
             return
@@ -151,22 +146,3 @@ def _upgrade(engine: Engine) -> None:
         command.upgrade(config, "head")
     if before:
         log.info("upgraded the schema of %r from %s to %s", engine.url, before, _revisions()[-1])
-
-
-@contextmanager
-def _exclusive(engine: Engine) -> Iterator[Connection]:
-    """A transaction during which no other process can upgrade the schema."""
-    if engine.dialect.name != "sqlite":
-        with engine.begin() as connection:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
-            yield connection
-        return
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        # Python's driver begins a transaction only before the first insert, too late for one around CREATE TABLE.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        try:
-            yield connection
-        except BaseException:
-            connection.exec_driver_sql("ROLLBACK")
-            raise
-        connection.exec_driver_sql("COMMIT")

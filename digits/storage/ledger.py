@@ -3,62 +3,51 @@
 import getpass
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import JSON, Column, Engine, Integer, String, Table, Text, insert, select
+from sqlalchemy import JSON, Engine, String, Text, select
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from digits.storage.database import UtcDateTime, metadata
+from digits.storage.database import Base
 
 Action = Literal["promotion", "rollback"]
 
-_ledger = Table(
-    "ledger",
-    metadata,
-    Column("number", Integer, primary_key=True, autoincrement=True),
-    Column("at", UtcDateTime, nullable=False),
-    Column("action", String(16), nullable=False),
-    Column("from_version", String(32)),
-    Column("to_version", String(32), nullable=False),
-    Column("by", String(128), nullable=False),
-    Column("why", Text, nullable=False),
-    Column("evidence", JSON, nullable=False),
-)
 
-
-@dataclass(frozen=True)
-class Entry:
+class Entry(Base):
     """One change of the champion."""
 
-    at: datetime  # UTC
-    action: Action
-    from_version: str | None
-    to_version: str
-    by: str
-    why: str
-    evidence: Mapping[str, Any]
+    __tablename__ = "ledger"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    at: Mapped[datetime]
+    action: Mapped[Action] = mapped_column(String(16))
+    from_version: Mapped[str | None] = mapped_column(String(32))
+    to_version: Mapped[str] = mapped_column(String(32))
+    by: Mapped[str] = mapped_column(String(128))
+    why: Mapped[str] = mapped_column(Text)
+    evidence: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
 def append(
     engine: Engine, action: Action, from_version: str | None, to_version: str, why: str, evidence: Mapping[str, Any]
 ) -> None:
     """Record a change of the champion that the user of this process made just now."""
-    entry = Entry(datetime.now(UTC), action, from_version, to_version, _user(), why, dict(evidence))
+    entry = Entry(at=datetime.now(UTC), action=action, from_version=from_version, to_version=to_version, why=why)
+    entry.by, entry.evidence = _user(), dict(evidence)
     try:
-        with engine.begin() as connection:
-            connection.execute(insert(_ledger), vars(entry))
+        with Session(engine) as session, session.begin():
+            session.add(entry)
     except SQLAlchemyError as error:
         change = f"{action} of v{to_version} (before: {from_version}), {why}"
         raise ConnectionError(f"the champion has changed, but the ledger does not record it: {change}") from error
 
 
-def entries(engine: Engine) -> list[Entry]:
+def entries(engine: Engine) -> Sequence[Entry]:
     """All entries, oldest first."""
-    columns = [column for column in _ledger.columns if column.name != "number"]
-    with engine.connect() as connection:
-        return [Entry(*row) for row in connection.execute(select(*columns).order_by(_ledger.c.number))]
+    with Session(engine) as session:
+        return session.scalars(select(Entry).order_by(Entry.number)).all()
 
 
 def previous_champion(entries: Sequence[Entry], current: str) -> str | None:

@@ -3,10 +3,11 @@
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,9 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy import Dialect, Engine, Select, and_, delete, func, insert, select
 
-from digits.images import SIZE, Images, Labels
+from digits.images import PIXELS, SIZE, Images, Labels
 from digits.storage import database
 
-Row = dict[str, Any]
 BATCH_SIZE = 1024  # rows of 9 values per statement; SQLite accepts 32,766 values, PostgreSQL 65,535
 AUDITOR = "audit"  # the source of all feedback from auditors
 
@@ -83,67 +83,39 @@ class PredictionBatch(NamedTuple):
     route: str
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One prediction."""
-
-    id: str
-    at: datetime
-    version: str
-    digit: int
-    probabilities: NDArray[np.float32]  # (10,)
-    image: NDArray[np.uint8]  # (28, 28)
-    route: str
-    audit: bool
-    label: int  # -1 when unknown
-
-
 def new_ids(count: int = 1) -> list[str]:
     """Ids of 32 hex digits: time in milliseconds, the last four digits of the position, and 64 random bits against guessing."""
-    now, drawn = f"{time.time_ns() // 1_000_000:012x}", os.urandom(8 * count).hex()
-    return [f"{now}{position & 0xFFFF:04x}{drawn[16 * position : 16 * position + 16]}" for position in range(count)]
+    now, drawn = time.time_ns() // 1_000_000 << 16, os.urandom(8 * count).hex(" ", 8).split()
+    return [f"{now | position & 0xFFFF:016x}{random_digits}" for position, random_digits in enumerate(drawn)]
 
 
-def to_rows(batches: Iterable[PredictionBatch], audit_sample_rate: float) -> Iterator[Row]:
-    """Rows for `append`, a random share of them in the audit sample; raises ValueError where the lengths differ."""
-    for batch in batches:
-        digits = batch.probabilities.argmax(1).tolist()
-        for index, (id, digit) in enumerate(zip(batch.ids, digits, strict=True)):
-            yield {
-                "id": id,
-                "at": batch.at,
-                "version": batch.version,
-                "digit": digit,
-                "probability": float(batch.probabilities[index, digit]),
-                "probabilities": batch.probabilities[index].tobytes(),
-                "image": batch.images[index].tobytes(),
-                "route": batch.route,
-                "audit": random.random() < audit_sample_rate,
-            }
-
-
-def append(engine: Engine, rows: list[Row]) -> None:
-    """Add the rows that are not there yet, in one statement for many rows.
+def append(engine: Engine, batches: Iterable[PredictionBatch], audit_sample_rate: float) -> None:
+    """Add the predictions that are not there yet, a random share of them to the audit sample, in one statement for many rows.
 
     Row by row, a driver acquires and releases Python's lock each time; the requests waiting for it halved the service's speed
     (`python -m bench.serving`).
     """
-    values = _bind_processors(engine.dialect)
+    as_bound: Any = predictions.c.at.type.dialect_impl(engine.dialect).bind_processor(engine.dialect)
+    rows = [row for batch in batches for row in _rows(batch, as_bound(batch.at), audit_sample_rate)]
     with engine.begin() as connection:
         start = 0
         while start < len(rows):
             # A power of two, because drivers cache prepared statements, and those for a thousand lengths took 200 MB.
             count = 1 << (min(len(rows) - start, BATCH_SIZE).bit_length() - 1)
-            chunk = rows[start : start + count]
+            parameters = tuple(chain.from_iterable(rows[start : start + count]))
+            connection.exec_driver_sql(_insert_statement(engine.dialect, count), parameters)
             start += count
-            parameters = tuple(value(row[name]) for row in chunk for name, value in values)
-            connection.exec_driver_sql(_insert_statement(engine.dialect, len(chunk)), parameters)
 
 
-def _bind_processors(dialect: Dialect) -> list[tuple[str, Callable[[Any], Any]]]:
-    """The name of each column, and the function that converts a value for the driver."""
-    processors = ((column.name, column.type.dialect_impl(dialect).bind_processor(dialect)) for column in _COLUMNS)
-    return [(name, processor or (lambda value: value)) for name, processor in processors]
+def _rows(batch: PredictionBatch, at: Any, audit_sample_rate: float) -> Iterator[tuple[Any, ...]]:
+    """Values in the order of the columns, as drivers take them; `at` as this driver does."""
+    digits = batch.probabilities.argmax(1).tolist()
+    probabilities = np.maximum.reduce(batch.probabilities, axis=1).tolist()
+    vectors, images = batch.probabilities.tobytes(), batch.images.tobytes()
+    for n, (id, digit, probability) in enumerate(zip(batch.ids, digits, probabilities, strict=True)):
+        vector, image = vectors[40 * n : 40 * (n + 1)], images[PIXELS * n : PIXELS * (n + 1)]
+        is_audit = random.random() < audit_sample_rate
+        yield id, at, batch.version, digit, probability, vector, image, batch.route, is_audit
 
 
 @lru_cache
@@ -175,13 +147,12 @@ def read_window(
     if labelled:
         which.append(predictions.c.id.in_(select(feedback.c.prediction_id)))
     chosen = with_labels().where(*which).order_by(predictions.c.at, predictions.c.id)
+    if limit is not None:
+        place = func.row_number().over(order_by=(predictions.c.at, predictions.c.id)).label("place")
+        placed = select(predictions.c.id, place, func.count().over().label("found")).where(*which).subquery()
+        step = (placed.c.found + limit - 1) // limit
+        chosen = chosen.where(predictions.c.id.in_(select(placed.c.id).where(placed.c.place % step == 0)))
     with engine.connect() as connection:
-        if limit is not None:
-            found = connection.scalar(select(func.count()).select_from(predictions).where(*which)) or 0
-            if (step := -(-found // limit)) > 1:
-                place = func.row_number().over(order_by=(predictions.c.at, predictions.c.id)).label("place")
-                placed = select(predictions.c.id, place).where(*which).subquery()
-                chosen = chosen.where(predictions.c.id.in_(select(placed.c.id).where(placed.c.place % step == 0)))
         rows = connection.execute(chosen).all()
     return Window(
         ids=[row.id for row in rows],
@@ -195,18 +166,11 @@ def read_window(
     )
 
 
-def count(engine: Engine, since: datetime, version: str) -> int:
-    """The number of the version's predictions since then."""
-    chosen = select(func.count()).where(predictions.c.at >= since, predictions.c.version == version)
+def counts(engine: Engine, since: datetime, until: datetime) -> dict[str, int]:
+    """The number of predictions of each version from `since` up to but not including `until`."""
+    chosen = select(predictions.c.version, func.count()).where(predictions.c.at >= since, predictions.c.at < until)
     with engine.connect() as connection:
-        return connection.scalar(chosen) or 0
-
-
-def versions_between(engine: Engine, since: datetime, until: datetime) -> list[str]:
-    """The versions that predicted from `since` up to but not including `until`."""
-    chosen = select(predictions.c.version).distinct().where(predictions.c.at >= since, predictions.c.at < until)
-    with engine.connect() as connection:
-        return sorted(connection.scalars(chosen))
+        return dict(row._tuple() for row in connection.execute(chosen.group_by(predictions.c.version)))
 
 
 def with_labels() -> Select[Any]:
@@ -215,19 +179,16 @@ def with_labels() -> Select[Any]:
     `audited` says that the prediction was drawn for the audit sample and an auditor labelled it: labels that others volunteer
     would bias the sample towards complaints.
     """
-    last = select(func.max(feedback.c.sequence)).group_by(feedback.c.prediction_id)
-    latest, audit = (
-        select(feedback).where(feedback.c.sequence.in_(chosen)).subquery(name)
-        for name, chosen in (("latest", last), ("audits", last.where(feedback.c.source == AUDITOR)))
-    )
-    joined = predictions.outerjoin(latest, predictions.c.id == latest.c.prediction_id)
-    joined = joined.outerjoin(audit, predictions.c.id == audit.c.prediction_id)
+    given = feedback.alias()
+    decisive = select(given.c.sequence).where(given.c.prediction_id == predictions.c.id).correlate(predictions).limit(1)
+    decisive = decisive.order_by(given.c.source != AUDITOR, given.c.sequence.desc())
     return select(
         predictions,
-        func.coalesce(audit.c.label, latest.c.label, -1).label("label"),
-        *(func.coalesce(audit.c[name], latest.c[name]).label(name) for name in ("sequence", "source")),
-        and_(predictions.c.audit, audit.c.label.is_not(None)).label("audited"),
-    ).select_from(joined)
+        func.coalesce(feedback.c.label, -1).label("label"),
+        feedback.c.sequence,
+        feedback.c.source,
+        and_(predictions.c.audit, feedback.c.source.is_not_distinct_from(AUDITOR)).label("audited"),
+    ).select_from(predictions.outerjoin(feedback, feedback.c.sequence == decisive.scalar_subquery()))
 
 
 def stack(rows: Sequence[Any], column: str, dtype: type[Any], length: int) -> NDArray[Any]:
@@ -240,36 +201,25 @@ def stack(rows: Sequence[Any], column: str, dtype: type[Any], length: int) -> ND
     return np.frombuffer(b"".join(contents), dtype).reshape(len(rows), length)
 
 
-def find(engine: Engine, id: str) -> Prediction:
-    """The prediction with this id; raises UnknownPrediction when there is none."""
+def find(engine: Engine, id: str) -> sa.Row[Any]:
+    """The prediction with this id and its label; raises UnknownPrediction when there is none."""
     with engine.connect() as connection:
-        row = connection.execute(with_labels().where(predictions.c.id == id)).one_or_none()
-    if row is None:
-        raise _unknown(id)
-    probabilities = stack([row], "probabilities", np.float32, 10)[0]
-    image = stack([row], "image", np.uint8, SIZE * SIZE).reshape(SIZE, SIZE)
-    return Prediction(row.id, row.at, row.version, row.digit, probabilities, image, row.route, row.audit, row.label)
+        found = connection.execute(with_labels().where(predictions.c.id == id)).one_or_none()
+    if found is None:
+        raise UnknownPrediction(f'no prediction has the id "{id[:40]}"; send the id of a prediction')
+    return found
 
 
 def label(engine: Engine, id: str, digit: int, source: str) -> None:
-    """Record the true digit of a prediction. The most recent label wins, earlier ones are kept, a repeated one changes nothing.
+    """Record the true digit of a prediction. Earlier labels are kept, and repeating the one that counts changes nothing.
 
-    Raises UnknownPrediction when no prediction has this id, ValueError when the digit is not from 0 to 9.
+    Raises UnknownPrediction when no prediction has this id.
     """
-    if not 0 <= digit <= 9:
-        raise ValueError(f"digit is {digit}; expected a whole number from 0 to 9")
-    labels = select(feedback.c.label, feedback.c.source).where(feedback.c.prediction_id == id)
-    with engine.begin() as connection:
-        if connection.execute(select(predictions.c.id).where(predictions.c.id == id)).one_or_none() is None:
-            raise _unknown(id)
-        latest = connection.execute(labels.order_by(feedback.c.sequence.desc()).limit(1)).one_or_none()
-        if latest is None or tuple(latest) != (digit, source):
+    found = find(engine, id)
+    if (found.label, found.source) != (digit, source):
+        with engine.begin() as connection:
             row = {"prediction_id": id, "label": digit, "at": datetime.now(UTC), "source": source}
             connection.execute(insert(feedback), row)
-
-
-def _unknown(id: str) -> UnknownPrediction:
-    return UnknownPrediction(f'no prediction has the id "{id[:40]}"; send the id of a prediction')
 
 
 def label_times(engine: Engine, source: str) -> dict[str, datetime]:

@@ -1,13 +1,16 @@
 """`digits predict`, `score` and `traffic`: predictions for files and test digits."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from digits.settings import Settings, load_settings
+from digits.settings import load_settings
 from ops.commands.options import CurrentSource, Seed
+from ops.flow_runs import run_flow
+
+if TYPE_CHECKING:
+    from models.model_store import VerifiedModel
 
 
 def predict(
@@ -15,16 +18,23 @@ def predict(
     direct: Annotated[bool, typer.Option("--direct", help="Load the champion, without the endpoint.")] = False,
 ) -> None:
     """Classify image files."""
-    classify = (_champion if direct else _endpoint)(load_settings())
-    failures = 0
+    from flows.connections import Platform
+    from ops import endpoint
+
+    platform = Platform()
+    model = platform.models.fetch() if direct else None
+    client, failed = endpoint.open_client(platform.settings), False
     for file in files:
         try:
-            answer = classify(file.read_bytes())
+            upload = {"file": file.read_bytes()}
+            answer = (
+                _classify(model, **upload) if model else endpoint.call(client, "POST", "/classify_file", files=upload)
+            )
             print(f"{file}: {answer['digit']} ({answer['probability']:.1%}, digits v{answer['model_version']})")
         except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            failures += 1
+            failed = True
             print(f"{file}: {error.strerror if isinstance(error, OSError) else error}")
-    raise SystemExit(1 if failures else 0)
+    raise SystemExit(1 if failed else 0)
 
 
 def score(
@@ -32,17 +42,11 @@ def score(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="`submission.csv`, or a .parquet file.")],
 ) -> None:
     """Classify every row of a file with the champion; invalid rows go to OUT's `.rejected.csv` with the reason."""
-    from ops.flow_runs import flows_in_this_process
-
     if not source.is_file():
         raise ValueError(f"there is no file {source}; give a Kaggle test.csv, test.csv.gz or a .parquet")
     if not target.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {target.absolute().parent} to write {target.name} into; make it first")
-    with flows_in_this_process() as run_flow:
-        from flows.score import score
-
-        count = run_flow(score, source, target)
-    raise SystemExit(0 if count.answered else 1)
+    raise SystemExit(0 if run_flow("score", source, target).answered else 1)
 
 
 def traffic(
@@ -56,36 +60,17 @@ def traffic(
     seed: Seed = 0,
 ) -> None:
     """Send real test digits, unchanged or perturbed, to the endpoint."""
-    from tqdm import tqdm
-
-    from ops import traffic as requests
+    from ops import traffic
 
     settings = load_settings()
-    test = requests.test_images(data, settings)
-    sending = requests.send(settings, requests.perturb(test, perturbation, amount), n, seed, labels)
-    for sent in tqdm(sending, total=n, unit="request", disable=None):  # noqa: B007  # the last one is printed
-        pass
-    print(f"{sent.answers} answers, {sent.right / sent.answers:.1%} right, {sent.labelled} labelled")
+    test = traffic.perturb(traffic.test_images(data, settings), perturbation, amount)
+    print(traffic.send(settings, test, n, seed, labels))
 
 
-def _endpoint(settings: Settings) -> Callable[[bytes], dict[str, Any]]:
-    """Classification by the running service, which logs the predictions."""
-    from ops import endpoint
-
-    client = endpoint.open_client(settings)
-    return lambda body: endpoint.post(client, "/classify_file", files={"file": body})
-
-
-def _champion(settings: Settings) -> Callable[[bytes], dict[str, Any]]:
-    """Classification by the champion in this process, which logs nothing."""
+def _classify(model: "VerifiedModel", file: bytes) -> dict[str, Any]:
+    """The answer of a model in this process, which logs nothing."""
     from digits.data import rectification
-    from flows.connections import Platform
 
-    model = Platform(settings).models.fetch()
-
-    def classify(body: bytes) -> dict[str, Any]:
-        (probabilities,) = model.predict_proba(rectification.decode(body)[None])
-        digit = int(probabilities.argmax())
-        return {"digit": digit, "probability": probabilities[digit], "model_version": model.version}
-
-    return classify
+    (probabilities,) = model.predict_proba(rectification.decode(file)[None])
+    digit = int(probabilities.argmax())
+    return {"digit": digit, "probability": probabilities[digit], "model_version": model.version}

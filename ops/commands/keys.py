@@ -8,14 +8,11 @@ from ops.tables import format_time, print_table
 
 app = typer.Typer(help="Manage the API keys of the service.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="Client name, recorded with its feedback; `audit` for auditors.")]
-Roles = Annotated[list[str], typer.Option("--role", help="predict, feedback or admin; may be repeated.")]
-
 
 @app.command("create")
 def create(
-    name: Name,
-    role: Roles,
+    name: Annotated[str, typer.Argument(help="Client name, recorded with its feedback; `audit` for auditors.")],
+    role: Annotated[list[str], typer.Option("--role", help="predict, feedback or admin; may be repeated.")],
     rate: Annotated[int | None, typer.Option(min=1, help="Requests per minute, if not the setting's.")] = None,
 ) -> None:
     """Create a key and print it once; only its hash is stored."""
@@ -35,7 +32,7 @@ def list_keys() -> None:
     for key in api_keys.by_hash(platform.engine).values():
         rate = f"{key.rate_per_minute or platform.settings.rate_per_minute:,}"
         times = format_time(key.created_at), format_time(key.revoked_at)
-        rows.append((key.name, ", ".join(sorted(key.roles)), rate, *times))
+        rows.append((key.name, key.roles.replace(" ", ", "), rate, *times))
     print_table(("name", "roles", "requests a minute", "created (UTC)", "revoked (UTC)"), rows)
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from digits.settings import load_settings
 from ops.commands.options import Since
+from ops.flow_runs import run_flow
 from ops.tables import print_table
 
 
@@ -19,22 +19,18 @@ def monitor(
     power: Annotated[bool, typer.Option("--power", help="Report which changes the drift test detects.")] = False,
 ) -> None:
     """Report drift and accuracy of recent predictions compared with the champion's reference sample."""
-    from ops.flow_runs import flows_in_this_process
-
     if power:
-        _print_power(since)
-        return
+        from ops.detection_power import measure
+
+        count, rows = measure(since)
+        print(f"windows of {count} answers")
+        return print_table(("perturbation", "description", "detected", "windows"), rows)
     if (begin is None) != (end is None):
         raise ValueError("--from and --to go together; give both, or neither for the latest answers")
-    with flows_in_this_process() as run_flow:
-        if begin and end:
-            from flows.backfill import backfill
-
-            run_flow(backfill, begin, end, since)
-        else:
-            from flows.monitor import monitor
-
-            run_flow(monitor, since)
+    if begin:
+        run_flow("backfill", begin, end, since)
+    else:
+        run_flow("monitor", since)
 
 
 def audit(
@@ -61,12 +57,3 @@ def audit(
     print(f"images labelled by the sub-folders of {folder}: {labelled}; images without a label: {waiting}")
     if waiting:
         print("move each image into the sub-folder of its digit, then run this command again")
-
-
-def _print_power(since: str) -> None:
-    from ops.detection_power import measure
-
-    count, found = measure(since, load_settings())
-    print(f"windows of {count} answers")
-    rows = [(one.perturbation, one.description, f"{one.rate:.1%}", str(one.windows)) for one in found]
-    print_table(("perturbation", "description", "detected", "windows"), rows)

@@ -5,14 +5,13 @@ from typing import Annotated
 import typer
 
 from ops.commands.options import CurrentSource, Seed, Source
+from ops.flow_runs import prepare, run_flow
 from ops.tables import print_table
 
 
 def ingest(data: Source = "mnist") -> None:
     """Read, check and store a data set, and make it the current one, which the next retraining uses."""
-    from ops import flow_runs
-
-    flow_runs.silence_prefect()
+    prepare()
     from flows.connections import Platform
     from flows.ingest import set_source
 
@@ -27,14 +26,10 @@ def train(
 ) -> None:
     """Train a recipe once and register the model as a candidate."""
     from models import recipes
-    from ops.flow_runs import flows_in_this_process
 
     changes = {"seed": seed} | ({"epochs": epochs} if epochs else {})
     chosen = recipes.find(recipe).model_copy(update=changes)
-    with flows_in_this_process() as run_flow:
-        from flows.train import train
-
-        _print_version(run_flow(train, chosen, data))
+    _print_version(run_flow("train", chosen, data))
 
 
 def retrain(
@@ -43,12 +38,7 @@ def retrain(
     seed: Seed = 0,
 ) -> None:
     """Ingest new data, train a candidate, and promote it if the gate finds it better than the champion."""
-    from ops.flow_runs import flows_in_this_process
-
-    with flows_in_this_process() as run_flow:
-        from flows.retrain import retrain
-
-        run_flow(retrain, recipe, data, seed)
+    run_flow("retrain", recipe, data, seed)
 
 
 def sweep(
@@ -59,27 +49,16 @@ def sweep(
     workers: Annotated[int | None, typer.Option(min=1, help="Parallel trials; by default what fits.")] = None,
 ) -> None:
     """Search for a good recipe within a time budget, in parallel, and register the best one as challenger; Ctrl-C keeps finished trials."""
-    from ops.flow_runs import flows_in_this_process
-    from ops.processes import interrupt_on_signals
+    prepare()
+    from flows.sweep import SweepPlan
 
-    interrupt_on_signals()
-    with flows_in_this_process() as run_flow:
-        from flows.sweep import sweep
-        from flows.sweep_executor import SweepPlan
-
-        plan = SweepPlan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)
-        _print_version(run_flow(sweep, plan))
+    plan = SweepPlan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)
+    _print_version(run_flow("sweep", plan))
 
 
 def replay(run: Annotated[str, typer.Argument(help="A version, a run id, or the beginning of a run id.")]) -> None:
     """Train a run again from its recorded recipe, data and seed, and compare the weights."""
-    from ops.flow_runs import flows_in_this_process
-
-    with flows_in_this_process() as run_flow:
-        from flows.replay import replay
-
-        outcome = run_flow(replay, run)
-    raise SystemExit(0 if outcome.identical else 1)
+    raise SystemExit(0 if run_flow("replay", run).identical else 1)
 
 
 def recipes() -> None:

@@ -1,14 +1,11 @@
 """`digits promote`, `rollback`, `ledger`, `leaderboard` and `diff`: versions and the runs that trained them."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Column
 
 from ops.tables import format_time, print_table
-
-if TYPE_CHECKING:
-    from flows.connections import Platform
 
 Reason = Annotated[str, typer.Option("--why", help="The reason that the ledger records.")]
 LEADERBOARD: list[str | Column] = [
@@ -21,17 +18,19 @@ LEADERBOARD: list[str | Column] = [
 
 def promote(version: str, why: Reason = "by hand") -> None:
     """Make VERSION the champion, after checking that it loads and predicts."""
-    platform = _connect()
+    from flows.connections import Platform
     from models import promotion
 
+    platform = Platform()
     promotion.promote(platform.registry, platform.models, platform.engine, version, why)
 
 
 def rollback(why: Reason = "by hand") -> None:
     """Make the previous champion the champion again."""
-    platform = _connect()
+    from flows.connections import Platform
     from models import promotion
 
+    platform = Platform()
     promotion.roll_back(platform.registry, platform.models, platform.engine, why)
 
 
@@ -48,25 +47,17 @@ def ledger() -> None:
 
 def leaderboard() -> None:
     """Compare recipes by the accuracy over their seeds with what the projects that they reproduce report."""
-    platform = _connect()
+    from flows.connections import Platform
     from models import leaderboard
 
-    print_table(LEADERBOARD, [row.cells for row in leaderboard.read(platform.registry)])
+    print_table(LEADERBOARD, [row.cells for row in leaderboard.read(Platform().registry)])
 
 
 def diff(run_a: str, run_b: str) -> None:
     """Explain how two runs (versions or run ids) differ: data, code, recipe, environment, and a paired test of their predictions."""
-    platform = _connect()
+    from flows.connections import Platform
     from models import run_diff, runs
 
+    platform = Platform()
     a, b = runs.find(platform.registry, run_a), runs.find(platform.registry, run_b)
     print(run_diff.compare(platform.registry, a, b, platform.datasets, platform.models).text)
-
-
-def _connect() -> "Platform":
-    """Raises RegistryUnreachable before the 4 s that importing MLflow takes."""
-    from flows.connections import Platform
-
-    platform = Platform()
-    platform.models.registry.version()
-    return platform

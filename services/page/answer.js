@@ -1,19 +1,20 @@
-// The answer: the digit, honest words about it, what cannot be ruled out, ten bars, and the image that the model saw.
+// The answer: the digit, a sentence on its certainty, the prediction set, ten bars, and the image that the model saw.
 
-import { toImageData } from "/page/paper.js";
+import { toImageData } from "/page/canvas.js";
 
 const element = (id) => document.getElementById(id);
-let coverage = null; // of the prediction sets, as the version states it
+// Coverage of the prediction sets, as stated by the model version.
+let coverage = null;
 
-export function state(conformal) {
+export function setCoverage(conformal) {
   coverage = conformal?.coverage ?? null;
 }
 
 export function show(answer) {
   element("digit").textContent = answer.digit;
   element("digit").classList.toggle("uncertain", answer.uncertain);
-  element("message").textContent = words(answer);
-  element("set").textContent = setWords(answer.prediction_set);
+  element("message").textContent = describe(answer);
+  element("set").textContent = describeSet(answer.prediction_set);
   answer.probabilities.forEach((probability, digit) => {
     bar(digit, probability, digit === answer.digit, answer.prediction_set.includes(digit));
   });
@@ -29,7 +30,7 @@ export function showNothing(sentence) {
   showSeen(null);
 }
 
-function words(answer) {
+function describe(answer) {
   const [first, second] = answer.probabilities.map((p, digit) => [p, digit]).sort((a, b) => b[0] - a[0]);
   if (!answer.uncertain) return `That is ${article(answer.digit)} (${percent(answer.probability)}).`;
   if (first[0] < 0.5) return `I cannot tell. At best ${article(first[1])} (${percent(first[0])}), perhaps ${article(second[1])}.`;
@@ -40,7 +41,7 @@ export function article(digit) {
   return `${digit === 8 ? "an" : "a"} ${digit}`;
 }
 
-function setWords(digits) {
+function describeSet(digits) {
   if (digits.length === 10) return "No digit is ruled out.";
   const left = digits.length === 1 ? `${digits[0]}` : `${digits.slice(0, -1).join(", ")} and ${digits.at(-1)}`;
   const promise = coverage === null ? "." : `; that is right for ${percent(coverage)} of digits like those it was trained with.`;

@@ -1,6 +1,6 @@
-// The API key that the service may ask for: entered once, kept until the tab is closed.
+// The API key, if the service requires one: entered once, kept until the tab is closed.
 
-const form = document.getElementById("door");
+const form = document.getElementById("key-form");
 const field = document.getElementById("key");
 
 let entered = () => {};
@@ -9,8 +9,8 @@ export function onKey(listener) {
   entered = listener;
 }
 
-// fetch with the key; where the service wants another one, the page asks for it.
-export async function ask(address, options = {}) {
+// fetch with the key; shows the form where the service answers 401.
+export async function fetchWithKey(address, options = {}) {
   const key = load();
   const headers = key ? { ...options.headers, "X-API-Key": key } : options.headers;
   const response = await fetch(address, { ...options, headers });
@@ -22,7 +22,8 @@ function load() {
   try {
     return sessionStorage.getItem("key");
   } catch {
-    return field.value; // a forbidden storage costs only the key after a reload
+    // Without session storage the key is lost at a reload.
+    return field.value;
   }
 }
 
@@ -31,7 +32,7 @@ form.addEventListener("submit", (event) => {
   try {
     sessionStorage.setItem("key", field.value.trim());
   } catch {
-    // said above
+    // See `load`.
   }
   form.hidden = true;
   entered();

@@ -1,45 +1,48 @@
-// The drawing page: asks the service while you draw (a preview) and once more when you pause (an answer that is logged).
+// The drawing page: requests a preview while you draw, and an answer that is logged when you pause.
 
 import * as answers from "/page/answer.js";
 import * as key from "/page/key.js";
-import * as paper from "/page/paper.js";
-import * as visit from "/page/visit.js";
+import * as canvas from "/page/canvas.js";
+import * as session from "/page/session.js";
 
-const PREVIEW_MS = 90; // at most one preview per this time
-const PAUSE_MS = 800; // a pause this long ends a drawing
-const INVITATION = "Draw with mouse, finger or pen, or paste a picture.";
+// The shortest time between two previews.
+const PREVIEW_MS = 90;
+// A pause of this length ends a drawing.
+const PAUSE_MS = 800;
+const INITIAL_MESSAGE = "Draw with mouse, finger or pen, or paste a picture.";
 
 const element = (id) => document.getElementById(id);
-// dirty: there is ink; turn: counts papers, so that an answer to an earlier one is not shown; id: of the answer that can be corrected
+// dirty: there is ink; asking: a request is in flight, and `again` follows it; turn: number of the drawing, so that an answer to an
+// earlier one is not shown; id: of the answer that can be corrected; drawn: id of the last answer for this drawing
 const state = { dirty: false, asking: false, again: null, turn: 0, id: null, drawn: null, pause: 0, lastPreview: 0, version: null };
 
 function clear() {
-  paper.clear();
+  canvas.clear();
   clearTimeout(state.pause);
   state.turn += 1;
   Object.assign(state, { dirty: false, again: null, drawn: null });
-  forget();
-  answers.showNothing(INVITATION);
+  disableCorrection();
+  answers.showNothing(INITIAL_MESSAGE);
 }
 
-paper.listen({
+canvas.listen({
   stroke() {
     state.dirty = true;
     clearTimeout(state.pause);
-    forget();
+    disableCorrection();
     if (performance.now() - state.lastPreview < PREVIEW_MS) return;
     state.lastPreview = performance.now();
-    ask("preview");
+    request("preview");
   },
   lift() {
-    ask("preview");
+    request("preview");
     clearTimeout(state.pause);
-    state.pause = setTimeout(() => ask("answer"), PAUSE_MS);
+    state.pause = setTimeout(() => request("answer"), PAUSE_MS);
   },
 });
 
-// One question at a time: while one is under way, only the newest that comes up is kept.
-async function ask(kind) {
+// Sends one request at a time; while one is in flight, only the newest is kept.
+async function request(kind) {
   if (!state.dirty) return;
   if (state.asking) {
     state.again = state.again === "answer" ? "answer" : kind;
@@ -47,17 +50,17 @@ async function ask(kind) {
   }
   state.asking = true;
   const turn = state.turn;
-  await send(await paper.toPng(), kind, turn);
+  await send(await canvas.toPng(), kind, turn);
   state.asking = false;
   const again = state.again;
   state.again = null;
-  if (again) ask(again);
+  if (again) request(again);
 }
 
 async function send(picture, kind, turn) {
   let response, answer;
   try {
-    response = await key.ask(`/classify_file${kind === "preview" ? "?preview=true" : ""}`, { method: "POST", body: picture });
+    response = await key.fetchWithKey(`/classify_file${kind === "preview" ? "?preview=true" : ""}`, { method: "POST", body: picture });
     answer = await response.json();
   } catch {
     if (turn === state.turn) answers.showNothing("The service does not answer. Try again in a moment.");
@@ -65,16 +68,16 @@ async function send(picture, kind, turn) {
   }
   if (turn !== state.turn) return null;
   if (!response.ok) {
-    forget();
-    answers.showNothing(kind === "preview" && paper.isDrawing() ? "Go on …" : sentence(answer.error));
+    disableCorrection();
+    answers.showNothing(kind === "preview" && canvas.isDrawing() ? "Go on …" : sentence(answer.error));
     return null;
   }
   answers.show(answer);
   if (answer.model_version !== state.version) showVersion();
-  if (answer.id !== null && !paper.isDrawing()) {
-    visit.remember(answer, state.drawn);
+  if (answer.id !== null && !canvas.isDrawing()) {
+    session.remember(answer, state.drawn);
     state.drawn = answer.id;
-    askBack(answer);
+    offerCorrection(answer);
   }
   return answer;
 }
@@ -83,41 +86,41 @@ function sentence(text) {
   return `${text[0].toUpperCase()}${text.slice(1)}.`;
 }
 
-// A picture from a file or the clipboard goes to the service as it is, and is shown on the paper.
-async function take(picture) {
+// Sends a picture from a file or the clipboard unchanged, and shows it on the canvas.
+async function sendPicture(picture) {
   clear();
   const turn = state.turn;
   try {
-    await paper.showPicture(picture);
+    await canvas.showPicture(picture);
   } catch {
-    // the service says what is wrong with it
+    // The service's answer names the error.
   }
   element("message").textContent = "Looking at the picture …";
   const typed = picture.type.startsWith("image/") ? picture : new Blob([picture], { type: "application/octet-stream" });
   await send(typed, "answer", turn);
 }
 
-// A sample is answered from its very pixels, and not logged: its label is known.
-async function tryOut(sample) {
+// Classifies the pixels of a sample without logging them, because its label is known.
+async function trySample(sample) {
   clear();
   const turn = state.turn;
-  await paper.showImage(sample.image);
+  await canvas.showImage(sample.image);
   const original = document.createElement("canvas");
   original.width = original.height = 28;
-  original.getContext("2d").putImageData(paper.toImageData(sample.image), 0, 0);
+  original.getContext("2d").putImageData(canvas.toImageData(sample.image), 0, 0);
   const answer = await send(await new Promise((resolve) => original.toBlob(resolve, "image/png")), "preview", turn);
   if (answer) element("message").append(answer.digit === sample.label ? ` Right: it is ${answers.article(sample.label)}.` : ` Wrong: it is ${answers.article(sample.label)}.`);
 }
 
 async function showAgain(answer) {
   clear();
-  await paper.showImage(answer.image);
+  await canvas.showImage(answer.image);
   answers.show(answer);
   state.drawn = answer.id;
-  askBack(answer);
+  offerCorrection(answer);
 }
 
-function askBack(answer) {
+function offerCorrection(answer) {
   state.id = answer.id;
   element("thanks").textContent = "label" in answer ? `You said it was ${answers.article(answer.label)}.` : "";
   buttons().forEach((button, digit) => {
@@ -126,7 +129,7 @@ function askBack(answer) {
   });
 }
 
-function forget() {
+function disableCorrection() {
   if (state.id === null && buttons()[0].disabled) return;
   state.id = null;
   element("thanks").textContent = "";
@@ -142,12 +145,12 @@ async function correct(digit) {
   let error = "The service does not answer. Try again in a moment.";
   try {
     const body = JSON.stringify({ id, digit, source: "page" });
-    const response = await key.ask("/feedback", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    const response = await key.fetchWithKey("/feedback", { method: "POST", headers: { "Content-Type": "application/json" }, body });
     error = response.ok ? null : sentence((await response.json()).error);
   } catch {
-    // said below
+    // Reported below.
   }
-  if (error === null) visit.correct(id, digit);
+  if (error === null) session.correct(id, digit);
   if (id !== state.id) return;
   buttons().forEach((button, other) => button.setAttribute("aria-pressed", String(error === null && other === digit)));
   element("thanks").textContent = error ?? `Noted: it was ${answers.article(digit)}. Thank you.`;
@@ -161,31 +164,32 @@ for (let digit = 0; digit < 10; digit += 1) {
   const button = document.createElement("button");
   button.type = "button";
   button.textContent = digit;
-  button.disabled = digit > 0; // `forget` disables the rest
+  // `disableCorrection` returns early when the first button is disabled.
+  button.disabled = digit > 0;
   button.addEventListener("click", () => correct(digit));
   element("digits").append(button);
 }
 
 element("file").addEventListener("change", (event) => {
-  if (event.target.files.length) take(event.target.files[0]);
+  if (event.target.files.length) sendPicture(event.target.files[0]);
   event.target.value = "";
 });
 document.addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((item) => item.type.startsWith("image/"));
-  if (file) take(file);
+  if (file) sendPicture(file);
 });
 document.addEventListener("dragover", (event) => event.preventDefault());
 document.addEventListener("drop", (event) => {
   event.preventDefault();
-  if (event.dataTransfer.files.length) take(event.dataTransfer.files[0]);
+  if (event.dataTransfer.files.length) sendPicture(event.dataTransfer.files[0]);
 });
 element("clear").addEventListener("click", clear);
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=password]")) return;
   if (["Delete", "Backspace", "Escape"].includes(event.key)) clear();
-  else if (event.key === "p" || event.key === "P") paper.choose("pen");
-  else if (event.key === "e" || event.key === "E") paper.choose("eraser");
+  else if (event.key === "p" || event.key === "P") canvas.choose("pen");
+  else if (event.key === "e" || event.key === "E") canvas.choose("eraser");
   else if (/^[0-9]$/.test(event.key)) correct(Number(event.key));
 });
 
@@ -193,21 +197,22 @@ async function showVersion() {
   const line = element("version");
   let response, about;
   try {
-    response = await key.ask("/about");
+    response = await key.fetchWithKey("/about");
     about = await response.json();
   } catch {
     return void setTimeout(showVersion, 3000);
   }
   if (!response.ok) {
     line.textContent = sentence(about.error);
-    if (response.status !== 401) setTimeout(showVersion, 3000); // a new key is looked at when it is entered
+    // After a 401, `onKey` asks again.
+    if (response.status !== 401) setTimeout(showVersion, 3000);
     return;
   }
   if (about.model_version === null) {
     line.textContent = sentence(about.warning);
     return void setTimeout(showVersion, 3000);
   }
-  answers.state(about.conformal);
+  answers.setCoverage(about.conformal);
   if (about.model_version === state.version) return;
   state.version = about.model_version;
   const accuracy = about.metrics?.test_accuracy;
@@ -219,10 +224,10 @@ async function showVersion() {
     link.textContent = "its training run";
     line.append(" · ", link);
   }
-  visit.showSamples(tryOut);
+  session.showSamples(trySample);
 }
 
 key.onKey(showVersion);
-visit.onOpen(showAgain);
+session.onOpen(showAgain);
 clear();
 showVersion();

@@ -1,15 +1,17 @@
-// The paper: drawing with mouse, finger, pen and keyboard, and showing a picture. It knows nothing of the service.
+// The canvas: drawing with mouse, finger, pen and keyboard, and showing a picture. It does not call the service.
 
 const canvas = document.getElementById("canvas");
 const paper = canvas.getContext("2d", { willReadFrequently: true });
 const cursor = document.getElementById("cursor");
 const size = document.getElementById("size");
-const point = { x: canvas.width / 2, y: canvas.height / 2, down: false }; // of the keyboard
-let last = null; // where the pointer was, while it draws
+// The pen that the arrow keys move.
+const point = { x: canvas.width / 2, y: canvas.height / 2, down: false };
+// The last position of the pointer while it draws, otherwise null.
+let last = null;
 
 let listeners = { stroke: () => {}, lift: () => {} };
 
-// stroke() is called while somebody draws, lift() when the pen leaves the paper.
+// Calls stroke() for each segment drawn and lift() at the end of a line.
 export function listen(wanted) {
   listeners = wanted;
 }
@@ -34,16 +36,17 @@ export function choose(tool) {
   document.querySelector(`input[name=tool][value=${tool}]`).checked = true;
 }
 
-// A picture of any size, as large as the paper takes it; throws what the browser cannot show.
+// Shows a picture of any size, scaled to the canvas; throws what the browser cannot decode.
 export async function showPicture(picture) {
   const bitmap = await createImageBitmap(picture);
   const scale = Math.min(canvas.width / bitmap.width, canvas.height / bitmap.height);
   const [width, height] = [bitmap.width * scale, bitmap.height * scale];
   paper.drawImage(bitmap, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
-  canvas.classList.add("picture"); // its colours are not turned for a dark page
+  // Dark mode does not invert the colours of a picture.
+  canvas.classList.add("picture");
 }
 
-// A 28 x 28 image in dark ink on the white paper.
+// Shows a 28 x 28 image in dark ink on white.
 export async function showImage(image) {
   const bitmap = await createImageBitmap(toImageData(image, (ink) => 255 - ink));
   paper.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
@@ -73,7 +76,8 @@ function position(event) {
 }
 
 canvas.addEventListener("pointerdown", (event) => {
-  if (event.button !== 0 || !event.isPrimary) return; // a second finger does not draw
+  // A second finger does not draw.
+  if (event.button !== 0 || !event.isPrimary) return;
   canvas.setPointerCapture(event.pointerId);
   last = position(event);
   stroke(last, last);
@@ -103,7 +107,8 @@ canvas.addEventListener("keydown", (event) => {
   if (event.key in STEPS) move(STEPS[event.key], event.shiftKey ? 7 : 28);
   else if (event.key === " ") press();
   else return;
-  event.preventDefault(); // the page does not scroll
+  // Otherwise the page scrolls.
+  event.preventDefault();
 });
 canvas.addEventListener("focus", showCursor);
 canvas.addEventListener("blur", () => {
@@ -129,7 +134,7 @@ function clamp(value) {
   return Math.min(canvas.width, Math.max(0, value));
 }
 
-// Only for somebody at the keyboard: a mouse does not make the focus visible.
+// Shown for keyboard use only: a mouse does not make the focus visible.
 function showCursor() {
   cursor.hidden = !canvas.matches(":focus-visible");
   cursor.classList.toggle("down", point.down);

@@ -1,12 +1,13 @@
-// What this visit brought: the answers so far, kept until the tab is closed, and samples to try.
+// The answers of this session, kept until the tab is closed, and samples to try.
 
 import { article } from "/page/answer.js";
-import { ask } from "/page/key.js";
-import { toImageData } from "/page/paper.js";
+import { fetchWithKey } from "/page/key.js";
+import { toImageData } from "/page/canvas.js";
 
-const MOST = 24;
+const MAX_ANSWERS = 24;
 const element = (id) => document.getElementById(id);
-const answers = load(); // newest first
+// Newest first.
+const answers = load();
 
 function load() {
   try {
@@ -16,26 +17,26 @@ function load() {
   }
 }
 
-// An answer is kept under its id; one that replaces another (more strokes of the same drawing) takes its place.
+// Adds an answer, or puts it in the place of the one it replaces (more strokes of the same drawing).
 export function remember(answer, replaced) {
   const place = answers.findIndex((one) => one.id === replaced);
   if (place >= 0) answers.splice(place, 1, answer);
   else answers.unshift(answer);
-  answers.length = Math.min(answers.length, MOST);
-  keep();
+  answers.length = Math.min(answers.length, MAX_ANSWERS);
+  save();
 }
 
 export function correct(id, digit) {
   const answer = answers.find((one) => one.id === id);
   if (answer) answer.label = digit;
-  keep();
+  save();
 }
 
-function keep() {
+function save() {
   try {
     sessionStorage.setItem("answers", JSON.stringify(answers));
   } catch {
-    // a full or forbidden storage costs only the history after a reload
+    // Without session storage the history is lost at a reload.
   }
   draw();
 }
@@ -48,7 +49,7 @@ export function onOpen(listener) {
 }
 
 function draw() {
-  element("visit").hidden = answers.length === 0;
+  element("session").hidden = answers.length === 0;
   const corrected = answers.filter((one) => "label" in one);
   const right = corrected.filter((one) => one.label === one.digit).length;
   element("tally").textContent = corrected.length ? `you judged ${corrected.length}, ${right} ${right === 1 ? "was" : "were"} right` : "";
@@ -61,8 +62,8 @@ function caption(answer) {
 }
 
 function title(answer) {
-  const said = "label" in answer ? `, and you said it was ${article(answer.label)}` : "";
-  return `answered ${answer.digit}${answer.uncertain ? ", not sure" : ""}${said}; show it again`;
+  const label = "label" in answer ? `, and you said it was ${article(answer.label)}` : "";
+  return `answered ${answer.digit}${answer.uncertain ? ", not sure" : ""}${label}; show it again`;
 }
 
 function thumbnail(image, text, title, listener) {
@@ -79,7 +80,7 @@ function thumbnail(image, text, title, listener) {
 }
 
 export async function showSamples(listener) {
-  const response = await ask("/samples");
+  const response = await fetchWithKey("/samples");
   if (!response.ok) return;
   const { samples } = await response.json();
   const buttons = samples.map((sample) => thumbnail(sample.image, "", `try this ${sample.label}`, () => listener(sample)));

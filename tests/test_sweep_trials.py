@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from optuna.trial import TrialState
 
 from digits.data import datasets, sources
 from digits.data.datasets import Dataset
-from flows import sweep, sweep_executor
+from flows import sweep
 from flows.connections import Platform
-from flows.sweep_executor import MAX_FAILURES, SweepExecutor, SweepPlan
+from flows.sweep import MAX_FAILURES, SweepExecutor, SweepPlan
 from models import registry as registries
 from models import search
 from models.recipes import COMPACT
@@ -62,7 +63,7 @@ def test_trials_in_threads_of_one_process_keep_their_seeds_and_report_their_epoc
     reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
     client.subscribe_topic("topic", lambda event: reports.put(event[1]))
     futures = [
-        client.submit(sweep_executor.run_trial, small(seed), seed, folder, dataset.fingerprint, "topic", pure=False)
+        client.submit(sweep.run_trial, small(seed), seed, folder, dataset.fingerprint, "topic", pure=False)
         for seed in range(2)
     ]
     assert [future.result(timeout=60)[0].history for future in futures] == alone
@@ -77,7 +78,7 @@ def test_a_stopped_trial_ends_after_its_epoch_and_the_other_one_does_not(
     folder, dataset = stored
     Event("stops-0", client=client).set()
     futures = [
-        client.submit(sweep_executor.run_trial, small(seed), seed, folder, dataset.fingerprint, "stops", pure=False)
+        client.submit(sweep.run_trial, small(seed), seed, folder, dataset.fingerprint, "stops", pure=False)
         for seed in range(2)
     ]
     (stopped, _, memory_bytes), (complete, _, _) = (future.result(timeout=60) for future in futures)
@@ -119,17 +120,17 @@ def executor(
     return SweepExecutor(Platform(), plan, study, stored[1].fingerprint, "parent", client)
 
 
-def test_three_failures_in_a_row_end_the_sweep_and_are_retried_by_the_next(
+def test_failures_in_a_row_end_the_sweep_and_are_enqueued_again(
     executor: SweepExecutor, study: Study, tmp_path: Path
 ) -> None:
     executor.datasets = tmp_path / "elsewhere"
     with pytest.raises(
-        RuntimeError, match=r"3 trials in a row failed, the last one with: the worker on .* cannot read"
+        RuntimeError, match=r"4 trials in a row failed, the last one with: there is no data set .* in .*elsewhere"
     ):
         executor.run()
-    states = [trial.state for trial in study.trials]
-    assert states[:MAX_FAILURES] == [TrialState.FAIL] * MAX_FAILURES
-    assert states[-MAX_FAILURES:] == [TrialState.WAITING] * MAX_FAILURES
+    failed, waiting = (study.get_trials(states=(state,)) for state in (TrialState.FAIL, TrialState.WAITING))
+    assert len(failed) == MAX_FAILURES
+    assert {search.recipe_of(trial).seed for trial in failed} == {search.recipe_of(trial).seed for trial in waiting}
     assert set(executor.registry.status.values()) == {"FAILED"}  # type: ignore[attr-defined]
 
 
@@ -141,13 +142,15 @@ def test_a_trial_below_the_median_is_pruned_and_repeated_epochs_are_recorded_onc
         for epoch in range(EPOCHS):
             trial.report(1.1, epoch)
         study.tell(trial, 1.1)
-    executor._submit_trials()
+    executor._submit_trial()
     ((number, one),) = executor.running.items()
     while executor.running:
-        executor._receive_report()
+        with suppress(queue.Empty):
+            executor._report(*executor.reports.get(timeout=1))
         if one.history:
-            executor._report(one, 0, {"val_accuracy": 0.0})  # the worker that replaces a dead one repeats its epochs
-        executor._collect_results()
+            executor._report(number, 0, {"val_accuracy": 0.0})  # the worker that replaces a dead one repeats its epochs
+        if one.future.done():
+            executor._collect(one)
     pruned = study.trials[number]
     assert pruned.state == TrialState.PRUNED
     assert EPOCHS // 4 < len(pruned.intermediate_values) < EPOCHS
@@ -168,24 +171,10 @@ def test_the_end_of_the_time_interrupts_the_running_trials_and_queues_them_again
     assert set(executor.registry.status.values()) == {"KILLED"}  # type: ignore[attr-defined]
 
 
-def test_workers_that_are_all_gone_end_the_sweep(executor: SweepExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor.client, "nthreads", dict)
-    executor.workers_seen_at -= 61
-    with pytest.raises(ConnectionError, match="all workers of the Dask cluster are gone; finished trials are kept"):
-        executor.run()
-
-
-def test_a_worker_that_cannot_read_the_data_names_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"cannot read .*/0123456789abcdef; let DIGITS_HOME be a folder that all"
-    ):
-        sweep_executor.load_dataset(tmp_path, "0123456789abcdef")
-
-
 def test_data_is_read_once_in_a_process(stored: tuple[Path, Dataset]) -> None:
     folder, dataset = stored
-    first = sweep_executor.load_dataset(folder, dataset.fingerprint)
-    assert sweep_executor.load_dataset(folder, dataset.fingerprint) is first
+    first = sweep.load_once(folder, dataset.fingerprint)
+    assert sweep.load_once(folder, dataset.fingerprint) is first
 
 
 def test_only_one_process_works_on_a_study(study: Study, tmp_path: Path) -> None:
@@ -193,7 +182,7 @@ def test_only_one_process_works_on_a_study(study: Study, tmp_path: Path) -> None
     with sweep.study_lock(tmp_path, study), sweep.study_lock(tmp_path, other):
         refused = sweep.study_lock(tmp_path, study)
         with pytest.raises(
-            RuntimeError, match=r"the sweep sweep-0123456789abcdef-.* is running; wait for its end or choose another"
+            RuntimeError, match=r"sweep-0123456789abcdef-.* is running; wait for its end or choose another"
         ):
             refused.__enter__()
     with sweep.study_lock(tmp_path, study):
