@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import httpx
 from prefect import flow
@@ -14,7 +13,7 @@ from prefect.concurrency.sync import concurrency
 from digits.data import datasets, inbox
 from digits.data.datasets import Dataset
 from digits.settings import Settings
-from digits.storage import cooldowns, feedback, ledger
+from digits.storage import cooldowns, database, feedback, ledger
 from flows import alerts, crashed_runs
 from flows.alerts import Alert
 from flows.connections import Platform
@@ -25,19 +24,12 @@ from models import gate, recipes
 from models.gate import GateVerdict
 from models.training import Recipe
 
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
 log = logging.getLogger("digits.retrain")
 
 LIMIT = "digits-retrain"  # Prefect's concurrency limit, of one slot
 SLOT_TIMEOUT_SECONDS = 60  # on SQLite, Prefect's writers wait for each other, 10 s and more on a busy machine
 LEASE_SECONDS = 60  # the shortest that Prefect gives; after it, the slot of a killed retraining is free again
 COOLDOWN = "retrained"  # the name under which the end of the last retraining is stored
-
-
-class AlreadyRetraining(RuntimeError):
-    """Another retraining is running."""
 
 
 @flow(name="retrain")
@@ -50,11 +42,11 @@ def retrain(
     nothing is done for a while after the last retraining.
     """
     platform = Platform()
-    with retraining_slot(), alert_on_failure(platform.settings):
+    with retraining_slot():
         crashed_runs.tag(reason)
         if cooldown and (waiting := cooldown_message(platform)):
             return waiting
-        with record_finish(platform.engine):
+        with report_end(platform):
             check_policies(platform.settings)
             server_task(repair_crashed)(platform)
             chosen = recipes.find(recipe or platform.settings.recipe).model_copy(update={"seed": seed})
@@ -71,11 +63,11 @@ def retrain(
 
 @contextmanager
 def retraining_slot() -> Iterator[None]:
-    """Hold the only slot for retraining that Prefect gives out, on all machines; raises AlreadyRetraining.
+    """Hold the only slot for retraining that Prefect gives out, on all machines; raises RuntimeError.
 
     Without Prefect the lease ends, and the retraining goes on: a server that does not answer gives the slot to no other one.
     """
-    taken = AlreadyRetraining("another retraining is running; wait for its end, or cancel it in the Prefect UI")
+    taken = RuntimeError("another retraining is running; wait for its end, or cancel it in the Prefect UI")
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
         if client.read_global_concurrency_limit_by_name(LIMIT).active_slots:
@@ -93,37 +85,33 @@ def retraining_slot() -> Iterator[None]:
 
 
 @contextmanager
-def alert_on_failure(settings: Settings) -> Iterator[None]:
-    """Send an alert about an error in the block, and raise it again."""
+def report_end(platform: Platform) -> Iterator[None]:
+    """Record when the block ends, so that no event starts it again at once, and send an alert about its error.
+
+    A block that is killed records nothing and is repeated by the next event.
+    """
+    settings = platform.settings
     try:
         yield
     except Exception as error:
         log.error("the retraining failed: %s", error)
         alert = Alert("retraining failed", type(error).__name__, f"The retraining failed: {error}")
         alerts.send(settings, alert)
+        cooldowns.put(platform.engine, COOLDOWN, datetime.now(UTC))
         raise
-
-
-@contextmanager
-def record_finish(engine: "Engine") -> Iterator[None]:
-    """Record when the block ended or failed, so that no event starts it again at once; a killed one is repeated."""
-    try:
-        yield
-    except Exception:
-        cooldowns.put(engine, COOLDOWN, datetime.now(UTC))
-        raise
-    cooldowns.put(engine, COOLDOWN, datetime.now(UTC))
+    cooldowns.put(platform.engine, COOLDOWN, datetime.now(UTC))
 
 
 def cooldown_message(platform: Platform) -> str | None:
-    """Why an event starts no retraining yet; None when the last one ended long enough ago."""
-    last = cooldowns.at(platform.engine, COOLDOWN)
+    """Why an event starts no retraining yet; None when the last one ended long enough ago, or the database is unreachable."""
+    last = None
+    with suppress(*database.ERRORS):
+        last = cooldowns.at(platform.engine, COOLDOWN)
     again = last and last + timedelta(hours=platform.settings.retrain_cooldown_hours)
     if again is None or datetime.now(UTC) >= again:
         return None
-    message = (
-        f"the last retraining ended at {last:%Y-%m-%d %H:%M} UTC, events start the next from {again:%Y-%m-%d %H:%M} on"
-    )
+    ended, start = f"{last:%Y-%m-%d %H:%M} UTC", f"{again:%Y-%m-%d %H:%M}"
+    message = f"the last retraining ended at {ended}, events start the next from {start} on"
     log.info("%s", message)
     return message
 

@@ -24,7 +24,6 @@ class JudgedModel:
     """A verified version and the digests of its training images."""
 
     model: VerifiedModel
-    size_bytes: int
     trained_on: NDArray[np.uint64]  # sorted or not, one per training image
 
     def facts(self, test: Split) -> gate.ModelFacts:
@@ -32,7 +31,7 @@ class JudgedModel:
         calls = [partial(self.model.predict_proba, image[None]) for image in test.images[:TIMED_IMAGES]]
         return gate.ModelFacts(
             corruption_accuracy=evaluation.corruption_accuracy(self.model.predict_proba, test),
-            size_bytes=self.size_bytes,
+            size_bytes=len(self.model.model.content),
             milliseconds=1000 * statistics.median(timeit.timeit(call, number=1) for call in calls),
             trained_on=int(np.isin(digests(test.images), self.trained_on).sum()),
         )
@@ -46,7 +45,7 @@ def fetch(store: ModelStore, version: str) -> JudgedModel:
     """The version from the registry; raises VersionNotFound, InvalidArtifact or RegistryUnreachable."""
     model = store.fetch_version(version)
     trained_on = np.load(io.BytesIO(store.download(model, "trained_on.npy")), allow_pickle=False)
-    return JudgedModel(model, len(store.download(model, "model.onnx")), trained_on)
+    return JudgedModel(model, trained_on)
 
 
 def judge(

@@ -69,15 +69,16 @@ def evaluate(recipe: Recipe, fingerprint: str, dataset: Dataset, trained: Traine
 def log_results(registry: RegistryWriter, candidate: Candidate) -> None:
     """Log metrics, figures and the model's summary to the current MLflow run."""
     test, probabilities = candidate.dataset.test, candidate.evaluation.probabilities
-    texts = {"model_summary.txt": candidate.trained.summary, "most_confused.txt": candidate.evaluation.confusions}
-    drawn = {
-        "learning_curves": figures.curves(candidate.trained.history),
-        "confusion_matrix": figures.confusion(candidate.evaluation.counts),
-        "samples": figures.samples(candidate.dataset.train),
-        "answers": figures.answers(test, probabilities),
-        "mistakes": figures.mistakes(test, probabilities),
+    files: dict[str, Any] = {
+        "model_summary.txt": candidate.trained.summary,
+        "most_confused.txt": candidate.evaluation.confusions,
+        "figures/learning_curves.png": figures.curves(candidate.trained.history),
+        "figures/confusion_matrix.png": figures.confusion(candidate.evaluation.counts),
+        "figures/samples.png": figures.samples(candidate.dataset.train),
+        "figures/answers.png": figures.answers(test, probabilities),
+        "figures/mistakes.png": figures.mistakes(test, probabilities),
     }
-    registry.log_results(candidate.card["metrics"], {"weights_hash": candidate.trained.weights_hash}, texts, drawn)
+    registry.log_results(candidate.card["metrics"], {"weights_hash": candidate.trained.weights_hash}, files)
 
 
 def register(registry: RegistryWriter, candidate: Candidate, run_id: str) -> str:

@@ -139,19 +139,14 @@ class RegistryWriter:
 
     @_translate_errors()
     def log_results(
-        self,
-        metrics: Mapping[str, float],
-        tags: Mapping[str, str],
-        texts: Mapping[str, str],
-        figures: "Mapping[str, Figure]",
+        self, metrics: Mapping[str, float], tags: Mapping[str, str], files: "Mapping[str, str | Figure]"
     ) -> None:
-        """The final figures, tags, text files and drawings of the current run, after the points that are still queued."""
+        """The final figures, tags, texts and drawings of the current run, after the points that are still queued."""
         self._send_all()
         self.client.log_batch(self.run_id, metrics=self._metrics([(0, metrics)]), tags=self._tags(tags))
-        for name, text in texts.items():
-            self.client.log_text(self.run_id, text, name)
-        for name, figure in figures.items():
-            self.client.log_figure(self.run_id, figure, f"figures/{name}.png")
+        for name, content in files.items():
+            log_file = self.client.log_text if isinstance(content, str) else self.client.log_figure
+            log_file(self.run_id, content, name)
 
     def _metrics(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> list[Any]:
         now = int(time.time() * 1000)
@@ -225,19 +220,14 @@ class RegistryWriter:
     def _log_model(self, onnx_model: bytes) -> Any:
         """The ONNX model in MLflow's own format, linked to the current run; an `mlflow.models.model.ModelInfo`."""
         import onnx
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
+        from mlflow.models import infer_signature
 
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, SIZE, SIZE), "images")]),
-            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 10))]),
-        )
         # MLflow links the model to the run that is active in this thread, and a task may run in another one.
         with self.mlflow.start_run(run_id=self.run_id, nested=True):
             return self.mlflow.onnx.log_model(
                 onnx.load_model_from_string(onnx_model),
                 name="model",
-                signature=signature,
+                signature=infer_signature(np.zeros((1, SIZE, SIZE), np.uint8), np.zeros((1, 10), np.float32)),
                 pip_requirements=[f"{library}=={installed(library)}" for library in ("onnxruntime", "numpy")],
                 save_as_external_data=False,
                 onnx_execution_providers=["CPUExecutionProvider"],

@@ -97,14 +97,11 @@ def test_a_flipped_byte_of_the_copy_is_noticed(
 ) -> None:
     registry.versions["1"] = champion_files
     registry.aliases["champion"] = "1"
-    fetched = ModelStore(registry.uri, tmp_path).fetch()
+    ModelStore(registry.uri, tmp_path).fetch()
     copy = tmp_path / "1" / name
     copy.write_bytes(flipped(copy.read_bytes(), copy.stat().st_size // 2))
     with pytest.raises(InvalidArtifact, match=f"the checksum of {name}"):
         model_store.last_good("champion", tmp_path)
-    if name == "reference.npz":
-        with pytest.raises(InvalidArtifact, match=r"copy of reference\.npz in .* is damaged; remove"):
-            model_store.reference_of(fetched, tmp_path)
     ModelStore(registry.uri, tmp_path).fetch()  # takes the registry's again
     assert copy.read_bytes() == champion_files[name]
 

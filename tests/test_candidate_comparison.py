@@ -13,7 +13,7 @@ from digits import reference
 from digits.data.datasets import digests
 from digits.images import Split
 from models import gate
-from models.candidate_comparison import JudgedModel, samples
+from models.candidate_comparison import fetch, samples
 from models.model_store import ModelStore
 from models.onnx_model import InvalidArtifact
 
@@ -38,7 +38,7 @@ def test_traffic_that_one_of_the_two_trained_on_judges_neither(
     test, traffic = (Split(sample.images[part], sample.labels[part]) for part in (slice(0, 100), slice(100, 300)))
     publish(registry, "1", champion_files, digests(traffic.images[:40]))
     publish(registry, "2", champion_files, digests(traffic.images[30:90]))
-    first, second = (JudgedModel.fetch(ModelStore(registry.uri, tmp_path), version) for version in "12")
+    first, second = (fetch(ModelStore(registry.uri, tmp_path), version) for version in "12")
     found = samples(test, traffic, second, first, gate.GatePolicy())
     assert [(one.name, len(one.labels)) for one in found] == [("test images", 100), ("new traffic", 110)]
     assert first.facts(test).trained_on == 0 and second.facts(traffic).trained_on == 60
@@ -53,4 +53,4 @@ def test_a_changed_list_of_training_images_is_noticed(
     content[-1] ^= 1
     registry.versions["1"]["trained_on.npy"] = bytes(content)
     with pytest.raises(InvalidArtifact, match=r"v1: the checksum of trained_on.npy is not the one on its card"):
-        JudgedModel.fetch(ModelStore(registry.uri, tmp_path), "1")
+        fetch(ModelStore(registry.uri, tmp_path), "1")

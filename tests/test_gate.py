@@ -48,7 +48,9 @@ def test_a_real_improvement_is_promoted_with_its_counts() -> None:
 
 def test_the_same_answers_are_no_evidence() -> None:
     found = verdict(answers(200), answers(200))
-    assert found.sentence == ("not enough evidence: candidate and champion predict the same digit for every image")
+    assert found.sentence == (
+        "not enough evidence: test images: only the candidate is right on 0 of 10000, only the champion on 0, p = 1"
+    )
 
 
 def test_a_small_gain_within_the_noise_is_no_evidence() -> None:
@@ -71,7 +73,7 @@ def test_a_significant_but_tiny_gain_is_held() -> None:
 def test_a_worse_candidate_is_held() -> None:
     found = verdict(answers(300), answers(200))
     assert found.decision == "hold"
-    assert "a loss of 1.00 points" in found.sentence
+    assert "accuracy on test images falls from 0.980 to 0.970" in found.sentence
 
 
 def test_harm_to_one_digit_is_held_whatever_the_total() -> None:

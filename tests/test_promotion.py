@@ -68,12 +68,10 @@ def test_who_is_overtaken_while_a_version_is_checked_changes_nothing(
     assert stand_in.memory.aliases == {"champion": "3"} and len(ledger.entries(engine)) == 1
 
 
-def test_an_earlier_comparison_counts_beside_the_same_champion_alone(stand_in: Any, tmp_path: Path) -> None:
-    stand_in.set_alias("champion", "1")
-    store = stand_in.store(tmp_path)
+def test_an_earlier_comparison_counts_beside_the_same_champion_alone(stand_in: Any) -> None:
     evidence = {gate.COMPARISON: 2.0, "new traffic: images": 60.0}
-    promotion.record_verdict(stand_in, store, "2", "1", GateVerdict(UNDECIDED, ["who knows"], evidence))
+    promotion.record_verdict(stand_in, "2", "1", GateVerdict(UNDECIDED, ["who knows"], evidence))
     assert promotion.last_evidence(stand_in, "2", "1") == evidence
     assert promotion.last_evidence(stand_in, "2", "3") == promotion.last_evidence(stand_in, "3", "1") == {}
-    promotion.record_verdict(stand_in, store, "2", "1", GateVerdict("promote", ["better"], evidence))
+    promotion.record_verdict(stand_in, "2", "1", GateVerdict("promote", ["better"], evidence))
     assert promotion.last_evidence(stand_in, "2", "1") == {}

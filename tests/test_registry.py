@@ -9,7 +9,7 @@ import pytest
 from conftest import Runs, find_free_port, running_mlflow
 from matplotlib.figure import Figure
 
-from digits.data import sources
+from digits.data import datasets, sources
 from models import runs
 from models.model_store import ModelStore
 from models.recipes import SIGMOID
@@ -31,17 +31,16 @@ def test_recording_survives_a_restart_of_mlflow(trained_runs: Runs, tmp_path: Pa
     uri = f"http://127.0.0.1:{port}"
     with running_mlflow(home, port):
         writer = RegistryWriter(uri)
-        run = writer.run(SIGMOID, dataset.fingerprint, dataset, {})
+        run = writer.run(SIGMOID, datasets.describe(dataset), dataset, {})
         run_id = run.__enter__()
         writer.log_epoch(0, EPOCHS[0])
-        writer.log_metrics({"early": 1.0})
+        writer.log_results({"early": 1.0}, {}, {})
     for epoch in (1, 2):
         writer.log_epoch(epoch, EPOCHS[epoch])
     calls = (
-        lambda: writer.log_metrics({"test_accuracy": 0.9}),
-        lambda: writer.log_tags({"weights_hash": "abc"}),
-        lambda: writer.log_text("summary", "summary.txt"),
-        lambda: writer.log_figures({"curve": Figure()}),
+        lambda: writer.log_results(
+            {"test_accuracy": 0.9}, {"weights_hash": "abc"}, {"summary.txt": "summary", "figures/curve.png": Figure()}
+        ),
         lambda: writer.register({**model.card, "run_id": run_id}, files),
         lambda: writer.set_alias("champion", "1"),
     )
@@ -72,7 +71,7 @@ def test_a_failed_training_raises_its_own_error_when_mlflow_is_stopped(
         port = find_free_port()
         stopping.enter_context(running_mlflow(tmp_path, port))
         writer = RegistryWriter(f"http://127.0.0.1:{port}")
-        with pytest.raises(ZeroDivisionError), writer.run(SIGMOID, dataset.fingerprint, dataset, {}):
+        with pytest.raises(ZeroDivisionError), writer.run(SIGMOID, datasets.describe(dataset), dataset, {}):
             stopping.close()
             1 / 0  # noqa: B018
     assert f"the end of run {writer.run_id} (FAILED) is not recorded: MLflow does not answer" in caplog.text

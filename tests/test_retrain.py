@@ -14,7 +14,7 @@ from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
 from flows import retrain
 from flows.connections import Platform
 from flows.ingest import set_source
-from flows.retrain import assemble_dataset, check_policies, cooldown_message, record_finish
+from flows.retrain import assemble_dataset, check_policies, cooldown_message, report_end
 from models import gate, promotion
 from models import registry as registries
 from models.registry_reader import RegistryReader
@@ -134,9 +134,9 @@ def test_a_corrected_label_replaces_the_one_that_was_trained_on(settings: Settin
         (
             "gate",
             {"minimum_gian": 0.1},
-            r"DIGITS_GATE: minimum_gian is 0\.1 .*it takes significance, min_error_reduction",
+            r"for DIGITS_GATE\nminimum_gian\n.*not permitted .*input_value=0\.1",
         ),
-        ("feedback", {"hold_out": 2}, r"DIGITS_FEEDBACK: hold_out is 2 .*less than 1"),
+        ("feedback", {"hold_out": 2}, r"for DIGITS_FEEDBACK\nhold_out\n.*less than 1 .*input_value=2"),
     ],
 )
 def test_a_wrong_policy_is_named_before_anything_is_trained(
@@ -150,7 +150,7 @@ def test_a_wrong_policy_is_named_before_anything_is_trained(
 def test_events_wait_after_a_failed_retraining_too(settings: Settings) -> None:
     platform = Platform(settings)
     assert cooldown_message(platform) is None
-    with pytest.raises(ValueError, match="broken"), record_finish(platform.engine):
+    with pytest.raises(ValueError, match="broken"), report_end(platform):
         raise ValueError("broken")
     assert "events start the next from" in (cooldown_message(platform) or "")
 

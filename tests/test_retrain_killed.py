@@ -119,7 +119,7 @@ def test_undisturbed(settings: Settings, undisturbed: dict[str, Any]) -> None:
 
 STEPS = {
     "trained": (export, "to_onnx"),
-    "registered": (candidate_comparison.JudgedModel, "fetch"),
+    "registered": (candidate_comparison, "fetch"),
     "judged": (RegistryWriter, "set_alias"),
     "promoted": (ledger, "append"),
     "recorded": (cooldowns, "put"),

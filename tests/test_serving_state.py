@@ -147,7 +147,7 @@ BAD = {
     "another certainty": "no readable conformal predictor",
     "no ONNX": "model.onnx does not load",
     "another model": "golden query is answered",
-    "float model": "expected tensor\\(uint8\\)",
+    "float model": "golden query fails: .*expected: \\(tensor\\(float\\)\\)",
     "no reference": "expected an npz",
 }
 
