@@ -79,7 +79,7 @@ def test_the_dashboard_shows_each_number_once(home: Path, drifted: tuple[reports
     assert [tab["title"] for tab in dashboard["tabs"]] == ["Monitoring", "Images"]
     for tab in dashboard["tabs"]:
         assert len(set(tab["panels"])) == len(tab["panels"])
-    assert len(dashboard["panels"]) == 5 + 13
+    assert len(dashboard["panels"]) == 5 + len(STATISTICS)
 
 
 def test_a_new_statistic_is_one_function_and_its_entry_and_existing_projects_show_it(
@@ -108,7 +108,7 @@ def test_a_second_report_adds_no_panel_twice(tmp_path: Path) -> None:
         written(tmp_path, name, window(images[:150]))
     (path,) = (tmp_path / "workspace").glob("*/dashboard.json")
     titles = [panel["title"] for panel in json.loads(path.read_text())["panels"]]
-    assert len(set(titles)) == len(titles) == 5 + 13
+    assert len(set(titles)) == len(titles) == 5 + len(STATISTICS)
 
 
 def test_a_window_written_again_replaces_its_run(home: Path) -> None:
