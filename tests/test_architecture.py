@@ -194,7 +194,7 @@ def _reads_a_variable(node: ast.AST) -> bool:
 
 
 def _is_name_only(node: ast.stmt) -> bool:
-    """`from sqlalchemy import Engine`: only the name of a type, for a signature."""
-    return (
-        isinstance(node, ast.ImportFrom) and node.module == "sqlalchemy" and [a.name for a in node.names] == ["Engine"]
-    )
+    """`from sqlalchemy import Engine, Row`: only names of types, for a signature."""
+    if not isinstance(node, ast.ImportFrom) or node.module != "sqlalchemy":
+        return False
+    return {alias.name for alias in node.names} <= {"Engine", "Row"}

@@ -50,7 +50,7 @@ def test_nothing_imports_a_pickler() -> None:
 
 def test_arrays_are_read_without_pickles_and_models_in_safe_mode() -> None:
     loads = [(place, call) for place, call in calls() if ast.unparse(call.func) in ("np.load", "numpy.load")]
-    assert len(loads) >= 4  # it has looked
+    assert len(loads) >= 3  # it has looked
     assert not [place for place, call in loads if keyword(call, "allow_pickle") is not False]
     unsafe = [
         place

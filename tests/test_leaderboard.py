@@ -9,7 +9,7 @@ from models import leaderboard
 from models.architectures import Convolutional, Dense
 from models.leaderboard import HeldOut
 from models.recipes import AUGMENTED, COMPACT, RECIPES, SIGMOID
-from models.registry import RegistryWriter, flat
+from models.registry import RegistryWriter, flatten
 from models.runs import Run
 from models.training import Recipe
 
@@ -23,7 +23,7 @@ def run(recipe: Recipe, accuracy: float, dataset: str = "d1", **metrics: float) 
         status="FINISHED",
         started_at=datetime(2026, 1, 1, tzinfo=UTC),
         tags={"dataset": dataset, "recipe": recipe.name},
-        params={name: str(value) for name, value in flat(recipe).items()},
+        params={name: str(value) for name, value in flatten(recipe.model_dump(mode="json")).items()},
         metrics={"test_accuracy": accuracy, **metrics},
     )
 

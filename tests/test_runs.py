@@ -74,7 +74,8 @@ def test_an_interrupted_training_is_killed_and_a_failed_one_failed(
 ) -> None:
     fingerprint = runs.find(registry, trained_runs.first).tags["dataset"]
     dataset = datasets.load(trained_runs.datasets, fingerprint)
+    manifest = datasets.manifest(trained_runs.datasets, fingerprint)
     for error, status in ((KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")):
-        with pytest.raises(error), registry.run(SIGMOID, fingerprint, dataset, {}) as run_id:
+        with pytest.raises(error), registry.run(SIGMOID, manifest, dataset, {}) as run_id:
             raise error
         assert runs.find(registry, run_id).status == status

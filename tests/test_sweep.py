@@ -19,7 +19,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from models import search
-from models.registry import RegistryWriter, flat
+from models.registry import RegistryWriter, flatten
 from models.training import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -197,7 +197,9 @@ def test_at_the_end_of_the_time_the_best_is_registered_as_challenger(sweep: Swee
     challenger = registry.client.get_model_version_by_alias("digits", "challenger")
     assert challenger.version == version[1]
     run = registry.client.get_run(challenger.run_id)
-    assert run.data.params == {name: str(value) for name, value in flat(search.recipe_of(best)).items()}
+    assert run.data.params == {
+        name: str(value) for name, value in flatten(search.recipe_of(best).model_dump(mode="json")).items()
+    }
     assert run.data.metrics["test_accuracy"] > 0.8
     assert run.data.metrics["val_accuracy"] == pytest.approx(best.value, abs=0.02)  # other threads, other bits
     (parent,), trials = sweep.runs()
@@ -234,7 +236,9 @@ def test_every_trial_is_a_run_with_its_recipe_and_curves(sweep: Sweep) -> None:
     client = sweep.registry().client
     for trial in sweep.complete():
         run = numbered[trial.number]
-        assert run.data.params == {name: str(value) for name, value in flat(search.recipe_of(trial)).items()}
+        assert run.data.params == {
+            name: str(value) for name, value in flatten(search.recipe_of(trial).model_dump(mode="json")).items()
+        }
         assert run.data.metrics["validation_accuracy"] == trial.value
         assert "test_accuracy" not in run.data.metrics
         steps = [point.step for point in client.get_metric_history(run.info.run_id, "val_accuracy")]

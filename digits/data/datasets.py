@@ -267,7 +267,11 @@ def _read(path: Path, fingerprint: str) -> Dataset:
     with reading(path / "manifest.json") as file:
         origin = json.loads(file.read_bytes())
     # Opened here, because NumPy does not close a path that it cannot read.
-    with reading(path / "arrays.npz") as archive, archive.open("rb") as opened, np.load(opened) as arrays:
+    with (
+        reading(path / "arrays.npz") as archive,
+        archive.open("rb") as opened,
+        np.load(opened, allow_pickle=False) as arrays,
+    ):
         names = ("train", "validation", "test")
         train, validation, test = (Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in names)
         dataset = Dataset(train, validation, test, **{name: origin[name] for name in FACTS})
