@@ -3,13 +3,14 @@
 Images are checked at three borders (a file ingested, a request, a log read) and trusted inside.
 """
 
-import json
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from digits.errors import quote
 
 SIZE = 28
 PIXELS = SIZE * SIZE
@@ -102,11 +103,3 @@ def _row(row: Any, name: str) -> list[int]:
         if not (is_number and 0 <= pixel <= 255 and pixel == int(pixel)):
             raise ValueError(f"{name}, column {column} is {quote(pixel)}; expected a whole number from 0 to 255")
     return [int(pixel) for pixel in row]
-
-
-def quote(value: Any) -> str:
-    """A JSON value, shortened, for an error message."""
-    if isinstance(value, (list, dict)):
-        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
-    text = json.dumps(value[:40] if isinstance(value, str) else value, default=repr)
-    return text if len(text) <= 44 else f"{text[:40]}..."

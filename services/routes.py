@@ -17,7 +17,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
-from digits.images import quote
+from digits.errors import quote
 from digits.storage.api_keys import ApiKey
 from services.serving_context import ServingContext, classification
 

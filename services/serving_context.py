@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from digits import images as pixels
 from digits.data import rectification
+from digits.errors import quote
 from digits.images import PIXELS, SIZE, Images
 from digits.reference import Reference
 from digits.settings import Settings
@@ -156,12 +157,12 @@ class ServingContext:
     def feedback(self, id: Any, digit: Any, source: Any) -> Content:
         """Record the true digit of an earlier prediction; the most recent label wins."""
         if not isinstance(id, str):
-            raise UnprocessableEntity(f"id is {pixels.quote(id)}; expected the id of a prediction")
+            raise UnprocessableEntity(f"id is {quote(id)}; expected the id of a prediction")
         if not isinstance(digit, int) or isinstance(digit, bool) or not 0 <= digit <= 9:
-            raise UnprocessableEntity(f"digit is {pixels.quote(digit)}; expected a whole number from 0 to 9")
+            raise UnprocessableEntity(f"digit is {quote(digit)}; expected a whole number from 0 to 9")
         if not isinstance(source, str) or not 0 < len(source) <= 64 or not source.isprintable():
             expected = "expected a name of 1 to 64 printable characters"
-            raise UnprocessableEntity(f"source is {pixels.quote(source)}; {expected}")
+            raise UnprocessableEntity(f"source is {quote(source)}; {expected}")
         self.log.label(id, digit, source)
         return {"id": id, "digit": digit, "source": source}
 

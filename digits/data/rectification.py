@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageOps, ImageStat, UnidentifiedImageError
 
 from digits.data.datasets import READ_ERRORS
-from digits.images import SIZE, quote
+from digits.errors import quote
+from digits.images import SIZE
 
 MAX_PIXELS = 24_000_000  # of an uploaded picture: a phone's photo has 12 million
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
