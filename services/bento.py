@@ -1,7 +1,7 @@
 """A release: a Bento (https://docs.bentoml.com) with the champion in it, which answers without a registry. `make bento` builds one.
 
 `python -m services.bento REQUIREMENTS`, where REQUIREMENTS is a file of pinned packages; the path of the Bento is printed. The
-champion comes from the registry, or is the last good copy of it where the registry is away.
+champion comes from the registry, or is the last good copy of it where the registry is unreachable.
 """
 
 import os
@@ -15,12 +15,12 @@ from models.model_store import ModelStore, VerifiedModel, last_good, remember
 from models.registry_reader import RegistryUnreachable, VersionNotFound
 
 ROOT = Path(__file__).parent.parent
-RECIPE = ROOT / "docker" / "bentofile.yaml"
+BENTOFILE = ROOT / "docker" / "bentofile.yaml"
 ROOMS = ("digits", "models", "services")
 
 
 def main() -> None:
-    """Build and say where it is."""
+    """Build the Bento and print its path."""
     if len(sys.argv) != 2:
         raise SystemExit("expected one file of pinned packages: python -m services.bento requirements.txt")
     try:
@@ -42,7 +42,7 @@ def build(settings: Settings, requirements: Path) -> Path:
         shutil.copy(requirements, context / "requirements.txt")
         champion = _copy_champion(settings, context / "services" / "release")
         labels = {"model_version": champion.version, "dataset": str(champion.card.get("dataset"))}
-        bento = bentoml.bentos.build_bentofile(str(RECIPE), labels=labels, build_ctx=str(context))
+        bento = bentoml.bentos.build_bentofile(str(BENTOFILE), labels=labels, build_ctx=str(context))
     return Path(bento.path)
 
 

@@ -20,7 +20,7 @@ from digits.storage.predictions import PredictionBatch, UnknownPrediction
 from services import write_ahead_log
 from services.write_ahead_log import ACTIVE, SEALED, WriteAheadLog, segments
 
-log = logging.getLogger("digits.storage.predictions")
+log = logging.getLogger("digits.prediction_log")
 
 T = TypeVar("T")
 RECOVERY_SECONDS = 0.5
@@ -98,25 +98,28 @@ class PredictionLog:
             return self._progress.wait_for(lambda: self._durable >= target, timeout_seconds)
 
     def label(self, id: str, digit: int, source: str) -> None:
-        """As `predictions.label`, also for a prediction that is not written yet; raises NotFound or ServiceUnavailable."""
+        """Like `predictions.label`, but also finds predictions that are not stored yet; raises NotFound or ServiceUnavailable."""
         self._query(predictions.label, id, digit, source)
 
     def find(self, id: str) -> Row[Any]:
-        """As `predictions.find`, also for a prediction that is not written yet; raises NotFound or ServiceUnavailable."""
+        """Like `predictions.find`, but also finds predictions that are not stored yet; raises NotFound or ServiceUnavailable."""
         return self._query(predictions.find, id)
 
     def _query(self, query: Callable[..., T], *arguments: Any) -> T:
-        """Run the query, and for an unknown id again after this worker and then the others have written what waits."""
-        waits: list[Callable[[], object]] = [self.flush, partial(time.sleep, 2 * self._interval_seconds)]
-        while (engine := self.engine) is not None:
+        """Run the query; repeat it for an unknown id after this worker, and then the others, have stored their predictions."""
+        waits: list[Callable[[], object]] = [lambda: None, self.flush, partial(time.sleep, 2 * self._interval_seconds)]
+        for wait in waits:
+            wait()
+            if (engine := self.engine) is None:
+                break
             try:
                 return query(engine, *arguments)
             except UnknownPrediction as error:
-                if not waits:
-                    raise NotFound(str(error)) from error
-                waits.pop(0)()
+                unknown = error
             except database.ERRORS:
                 break
+        else:
+            raise NotFound(str(unknown)) from unknown
         raise ServiceUnavailable("the database of the prediction log is unreachable; send this again later")
 
     def close(self, timeout_seconds: float = 10.0) -> None:

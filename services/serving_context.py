@@ -56,7 +56,9 @@ class ServingContext:
         # checked here, because the threads that use the database survive every error
         database.checked(settings.database_url)
         url, retention = settings.database_url, timedelta(days=settings.retention_days)
-        self.log = PredictionLog(url, settings.spool, settings.audit_sample_rate, retention, settings.log_limit)
+        self.prediction_log = PredictionLog(
+            url, settings.spool, settings.audit_sample_rate, retention, settings.log_limit
+        )
         self.access = Access(url, settings.auth, settings.rate_per_minute, settings.service_workers)
         self.metrics = Metrics()
         self.batcher = Batcher(lambda images: self.predict(images, "/classify"))
@@ -71,7 +73,7 @@ class ServingContext:
         else:
             # a worker that replaces a dead one begins to answer when it has its champion
             self._watcher.start(FIRST_POLL_SECONDS)
-        threading.Thread(target=self._report, name="gauges", daemon=True).start()
+        threading.Thread(target=self._update_gauges, name="gauges", daemon=True).start()
 
     @property
     def is_ready(self) -> bool:
@@ -142,7 +144,7 @@ class ServingContext:
             images, probabilities = images[chosen], probabilities[chosen]
         drawn = new_ids(len(images))
         batch = PredictionBatch(drawn, datetime.now(UTC), version, images, probabilities, route)
-        if drawn and self.log.append(batch):
+        if drawn and self.prediction_log.append(batch):
             for index, id in zip(chosen, drawn, strict=True):
                 ids[index] = id
         return ids
@@ -150,7 +152,7 @@ class ServingContext:
     async def wait_for_log(self) -> None:
         """Let a prediction log that is filling up catch up before a bulk request; single images never wait."""
         waited = 0.0
-        while self.log.depth > MAX_LOG_FILL * self.settings.log_limit and waited < LOG_WAIT_SECONDS:
+        while self.prediction_log.depth > MAX_LOG_FILL * self.settings.log_limit and waited < LOG_WAIT_SECONDS:
             await asyncio.sleep(0.05)
             waited += 0.05
 
@@ -163,12 +165,12 @@ class ServingContext:
         if not isinstance(source, str) or not 0 < len(source) <= 64 or not source.isprintable():
             expected = "expected a name of 1 to 64 printable characters"
             raise UnprocessableEntity(f"source is {quote(source)}; {expected}")
-        self.log.label(id, digit, source)
+        self.prediction_log.label(id, digit, source)
         return {"id": id, "digit": digit, "source": source}
 
     def stored_prediction(self, id: str) -> Content:
         """A prediction from the log."""
-        found = self.log.find(id)
+        found = self.prediction_log.find(id)
         return {
             "id": found.id,
             **_answer(found.version, found.digit, np.frombuffer(found.probabilities, np.float32)),
@@ -201,9 +203,13 @@ class ServingContext:
         return {"model_version": champion.version, "samples": self._samples[1]}
 
     def _log_state(self) -> dict[str, int]:
-        return {"waiting": self.log.depth, "spooled_batches": self.log.spooled, "lost": self.log.lost}
+        return {
+            "waiting": self.prediction_log.depth,
+            "spooled_batches": self.prediction_log.spooled,
+            "lost": self.prediction_log.lost,
+        }
 
-    def _report(self) -> None:
+    def _update_gauges(self) -> None:
         """Share the metrics that are states rather than events with the worker that answers /metrics."""
         while not self._closing.wait(GAUGE_SECONDS):
             version = self._champion.version if self.is_ready else "0"
@@ -215,7 +221,7 @@ class ServingContext:
         self._closing.set()
         self.access.stop()
         self._watcher.stop()
-        self.log.close()
+        self.prediction_log.close()
 
 
 def choose_samples(reference: Reference) -> list[Content]:

@@ -167,7 +167,7 @@ def declared(registry_of_one: Registry, tmp_path_factory: pytest.TempPathFactory
         patch.setattr(DigitClassifier, "middlewares", [])
         with TestClient(DigitClassifier.to_asgi(), raise_server_exceptions=False) as client:  # type: ignore[attr-defined]
             wait_for(lambda: client.get("/readyz").status_code == 200)
-            wait_for(lambda: bentoml.get_current_service().context.log.engine)
+            wait_for(lambda: bentoml.get_current_service().context.prediction_log.engine)
             yield client
 
 
@@ -235,7 +235,7 @@ class Doubled:
 
 home, doubled = Path(sys.argv[1]), Doubled()
 digits, images = doubled.digits, np.load(home / "images.npy")
-while digits.about().model_version is None or digits.context.log.engine is None:
+while digits.about().model_version is None or digits.context.prediction_log.engine is None:
     time.sleep(0.1)
 one = digits.classify(images[0])
 try:
