@@ -248,7 +248,7 @@ def _is_recovered(settings: Settings) -> bool:
     if not harness.answers(f"{settings.service_url}/readyz"):
         return False
     about = httpx.get(f"{settings.service_url}/about", timeout=10).json()
-    return bool(about["log"]["spooled_batches"] == 0 and about["log"]["waiting"] < RATE)
+    return bool(about["log"]["sealed_segments"] == 0 and about["log"]["waiting"] < RATE)
 
 
 def _wait(condition: Callable[[], bool]) -> None:

@@ -22,10 +22,10 @@ BUCKETS_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 # name, merging of the workers' values, help
 GAUGES: tuple[tuple[str, Literal["livemin", "livemax", "livesum"], str], ...] = (
+    # A value and not a label, because prometheus_client cannot remove the label of a replaced version in multiprocess mode.
     ("champion_version", "livemin", "Served version, 0 before the first."),
-    ("log_waiting", "livesum", "Predictions waiting to be logged."),
-    ("log_spooled_batches", "livemax", "Batches on disk waiting for the database."),
-    ("log_lost", "livesum", "Predictions that neither database nor disk accepted."),
+    ("log_waiting", "livesum", "Predictions that wait for the database, or for the disk while it is unreachable."),
+    ("log_sealed_segments", "livemax", "Write-ahead log files that wait for the database."),
 )
 # prometheus_client writes one file for each process and kind of metric, of this size, which is enough for all metrics here
 FILE_KINDS = ("counter", "histogram", "gauge_livemin", "gauge_livemax", "gauge_livesum")
@@ -72,9 +72,10 @@ class Metrics:
         self._prometheus = prometheus
         self._requests = prometheus.Counter("digits_requests", "Requests answered.", ["route", "status"])
         histogram = partial(prometheus.Histogram, buckets=BUCKETS_SECONDS)
-        self._seconds = histogram("digits_request_seconds", "Time to answer.", ["route"])
+        self._seconds = histogram("digits_request_duration_seconds", "Time to answer.", ["route"])
         self._answers = prometheus.Counter("digits_answers", "Images classified.", ["version", "digit"])
         self._uncertain = prometheus.Counter("digits_uncertain_answers", "Uncertain predictions.", ["version"])
+        self._lost = prometheus.Counter("digits_log_lost", "Predictions not logged, because too many were waiting.")
         self._gauges = {
             name: prometheus.Gauge(f"digits_{name}", help, multiprocess_mode=mode) for name, mode, help in GAUGES
         }
@@ -91,6 +92,10 @@ class Metrics:
         for digit, count in enumerate(np.bincount(digits).tolist()):
             if count:
                 self._answers.labels(version, digit).inc(count)
+
+    def count_lost(self, count: int) -> None:
+        """Count predictions that were not logged."""
+        self._lost.inc(count)
 
     def set_gauges(self, **values: int) -> None:
         """Set gauges by their names without the prefix."""

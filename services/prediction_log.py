@@ -66,8 +66,8 @@ class PredictionLog:
         return self._appended - self._durable
 
     @property
-    def spooled(self) -> int:
-        """Batches on disk that wait for the database."""
+    def sealed_segments(self) -> int:
+        """Number of write-ahead log files that wait for the database."""
         return len(segments(self.spool, SEALED))
 
     @property

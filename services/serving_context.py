@@ -147,6 +147,8 @@ class ServingContext:
         if drawn and self.prediction_log.append(batch):
             for index, id in zip(chosen, drawn, strict=True):
                 ids[index] = id
+        else:
+            self.metrics.count_lost(len(drawn))
         return ids
 
     async def wait_for_log(self) -> None:
@@ -182,7 +184,7 @@ class ServingContext:
 
     def about(self) -> Content:
         """The served version, where it comes from, and what is wrong if anything is."""
-        state = self._watcher.state
+        state, prediction_log = self._watcher.state, self.prediction_log
         card = state.champion.card if state.champion else {}
         # a release has no MLflow
         has_run = not self._is_release and {"run_id", "experiment_id"} <= card.keys()
@@ -192,7 +194,11 @@ class ServingContext:
             "warning": state.warning,
             **{name: card.get(name) for name in ("recipe", "dataset", "metrics", "conformal", "created_at", "run_id")},
             "run_url": self.settings.run_url(card["experiment_id"], card["run_id"]) if has_run else None,
-            "log": self._log_state(),
+            "log": {
+                "waiting": prediction_log.depth,
+                "sealed_segments": prediction_log.sealed_segments,
+                "lost": prediction_log.lost,
+            },
         }
 
     def samples(self) -> Content:
@@ -202,19 +208,15 @@ class ServingContext:
             self._samples = champion.version, choose_samples(champion.reference)
         return {"model_version": champion.version, "samples": self._samples[1]}
 
-    def _log_state(self) -> dict[str, int]:
-        return {
-            "waiting": self.prediction_log.depth,
-            "spooled_batches": self.prediction_log.spooled,
-            "lost": self.prediction_log.lost,
-        }
-
     def _update_gauges(self) -> None:
         """Share the metrics that are states rather than events with the worker that answers /metrics."""
         while not self._closing.wait(GAUGE_SECONDS):
             version = self._champion.version if self.is_ready else "0"
-            log_state = {f"log_{name}": value for name, value in self._log_state().items()}
-            self.metrics.set_gauges(champion_version=int(version) if version.isdigit() else 0, **log_state)
+            self.metrics.set_gauges(
+                champion_version=int(version) if version.isdigit() else 0,
+                log_waiting=self.prediction_log.depth,
+                log_sealed_segments=self.prediction_log.sealed_segments,
+            )
 
     def close(self) -> None:
         """Stop the threads and write what waits in the log."""

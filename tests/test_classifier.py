@@ -242,8 +242,10 @@ def test_metrics_count_requests_and_do_not_grow_with_unknown_addresses(service: 
     assert re.search(r'digits_requests_total\{route="/predictions/\{id\}",status="404"\} [1-9]', text)
     assert re.search(r'digits_requests_total\{route="/classify",status="200"\} [1-9]', text)
     assert re.search(r'digits_answers_total\{digit="\d",version="1"\} [1-9]', text)
-    assert re.search(r'digits_request_seconds_bucket\{le="0.01",route="/classify"\} [1-9]', text)
-    assert "digits_champion_version 1.0" in text and "digits_log_waiting" in text
+    assert re.search(r'digits_request_duration_seconds_bucket\{le="0.01",route="/classify"\} [1-9]', text)
+    assert (
+        "digits_champion_version 1.0" in text and "digits_log_waiting" in text and "digits_log_lost_total 0.0" in text
+    )
     assert "unknown" not in text
 
 
@@ -378,9 +380,9 @@ def test_without_registry_and_database_it_answers_from_its_copy_and_keeps_what_i
         answer = classify(service, sample.images[0])
         assert answer["model_version"] == "1" and "does not answer" in service.client.get("/about").json()["warning"]
         assert service.client.post("/feedback", json={"id": answer["id"], "digit": 1}).status_code == 503
-        service.wait_for(lambda: service.client.get("/about").json()["log"]["spooled_batches"] == 1)
+        service.wait_for(lambda: service.client.get("/about").json()["log"]["sealed_segments"] == 1)
         (tmp_path / "digits.db").rmdir()
-        service.wait_for(lambda: service.client.get("/about").json()["log"]["spooled_batches"] == 0)
+        service.wait_for(lambda: service.client.get("/about").json()["log"]["sealed_segments"] == 0)
         assert service.client.get(f"/predictions/{answer['id']}").json()["image"] == sample.images[0].tolist()
 
 

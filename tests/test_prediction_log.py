@@ -53,9 +53,9 @@ def test_appending_does_not_wait_for_a_locked_database(database_url: str, engine
     for batch in batches:
         log.append(batch)
     assert time.monotonic() - started < 1  # the writer waits two for the lock
-    wait_for(lambda: log.spooled)  # the writer gave up waiting for the lock
+    wait_for(lambda: log.sealed_segments)  # the writer gave up waiting for the lock
     lock.close()
-    wait_for(lambda: log.depth == 0 and log.spooled == 0)
+    wait_for(lambda: log.depth == 0 and log.sealed_segments == 0)
     log.close()
     assert len(predictions.read_window(engine, NOON)) == 200
 
@@ -70,12 +70,12 @@ def test_predictions_are_spooled_while_the_database_is_unreachable_and_written_o
     log = PredictionLog(f"sqlite:///{blocked}/digits.db", spool, interval_seconds=0.01, retry_seconds=0.05)
     first, second = answers(3), answers(2, seed=1)
     log.append(first)
-    wait_for(lambda: log.spooled == 1 and log.depth == 0)
+    wait_for(lambda: log.sealed_segments == 1 and log.depth == 0)
     assert log.engine is None
     log.append(second)
-    wait_for(lambda: log.spooled == 2)
+    wait_for(lambda: log.sealed_segments == 2)
     blocked.unlink()
-    wait_for(lambda: log.spooled == 0 and log.engine is not None)
+    wait_for(lambda: log.sealed_segments == 0 and log.engine is not None)
     log.close()
     window = predictions.read_window(database.connect(f"sqlite:///{blocked}/digits.db"), NOON)
     assert sorted(window.ids) == sorted(first.ids + second.ids)
@@ -103,7 +103,7 @@ def test_a_database_server_that_stops_and_comes_back_gets_every_answer_once(
     finally:
         postgres.start()
     log.append(batches[4])
-    wait_for(lambda: log.engine is not None and log.spooled == 0 and log.depth == 0, seconds=60)
+    wait_for(lambda: log.engine is not None and log.sealed_segments == 0 and log.depth == 0, seconds=60)
     log.label(batches[0].ids[0], 3, "page")
     log.close()
     engine = database.connect(database_url)
@@ -207,9 +207,9 @@ def test_neither_database_nor_disk_and_then_the_disk(
     for batch in batches:
         log.append(batch)
         time.sleep(0.02)
-    assert (log.depth, log.spooled) == (20, 0)
+    assert (log.depth, log.sealed_segments) == (20, 0)
     monkeypatch.undo()
-    wait_for(lambda: log.depth == 0 and log.spooled)
+    wait_for(lambda: log.depth == 0 and log.sealed_segments)
     log.close()
     write(database_url, spool)
     assert sorted(predictions.read_window(engine, NOON).ids) == sorted(id for batch in batches for id in batch.ids)
