@@ -13,6 +13,7 @@ from typing import Literal
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
@@ -108,7 +109,8 @@ class Access:
             try:
                 engine = engine or database.connect(self._url, busy_seconds=2)
                 self._keys, warning = api_keys.by_hash(engine), ""
-            except Exception as error:  # the thread must survive every error, so that it sees the database return
+            # The thread must survive every error, so that it sees the database return.
+            except Exception as error:
                 if not warning:
                     warning = first_line(error)
                     log.warning("the API keys cannot be read (%s); the keys known so far stay valid", warning)
@@ -124,7 +126,7 @@ def first_segment(path: str) -> str:
 def _is_local(scope: Scope) -> bool:
     """Whether the connection came to the loopback address, whichever addresses the server is bound to.
 
-    Only a process of this machine can connect from a loopback address; behind a wildcard address, that decides.
+    If the server is bound to a wildcard address, the client's address is used instead: only this machine has a loopback one.
     """
     server, client = (scope.get(end) or ("",) for end in ("server", "client"))
     return server[0] in LOOPBACK or (server[0] in UNSPECIFIED and client[0] in LOOPBACK)
@@ -132,9 +134,7 @@ def _is_local(scope: Scope) -> bool:
 
 def _sent_key(scope: Scope) -> bytes:
     """The key in the request's headers, empty without one."""
-    for name, value in scope["headers"]:
-        if name == b"x-api-key":
-            return bytes(value)
-        if name == b"authorization" and value[:7].lower() == b"bearer ":
-            return bytes(value[7:].strip())
-    return b""
+    headers = Headers(scope=scope)
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    bearer = token.strip() if scheme.lower() == "bearer" else ""
+    return headers.get("x-api-key", bearer).encode("latin-1")

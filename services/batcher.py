@@ -29,7 +29,10 @@ class BatchResult(NamedTuple):
 
 
 class Batcher:
-    """Calls `predict` with the images (n, 28, 28) of all requests that are waiting."""
+    """Calls `predict` with the images (n, 28, 28) of all requests that are waiting.
+
+    It runs on the event loop, because handing a few images to a thread and back takes longer than the model takes for them.
+    """
 
     def __init__(self, predict: Callable[[Images], BatchResult]) -> None:
         self._predict = predict
@@ -48,7 +51,7 @@ class Batcher:
         waiting, self._waiting = self._waiting, []
         try:
             result = self._predict(np.concatenate([images for images, _ in waiting]))
-        except Exception as error:  # any failure must reach every request of the batch
+        except Exception as error:
             for _, future in waiting:
                 if not future.done():
                     future.set_exception(error)

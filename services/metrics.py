@@ -9,7 +9,6 @@ import os
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +19,6 @@ log = logging.getLogger("digits.service")
 
 BUCKETS_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-# name, merging of the workers' values, help
-GAUGES: tuple[tuple[str, Literal["livemin", "livemax", "livesum"], str], ...] = (
-    # A value and not a label, because prometheus_client cannot remove the label of a replaced version in multiprocess mode.
-    ("champion_version", "livemin", "Served version, 0 before the first."),
-    ("log_waiting", "livesum", "Predictions that wait for the database, or for the disk while it is unreachable."),
-    ("log_sealed_segments", "livemax", "Write-ahead log files that wait for the database."),
-)
 # prometheus_client writes one file for each process and kind of metric, of this size, which is enough for all metrics here
 FILE_KINDS = ("counter", "histogram", "gauge_livemin", "gauge_livemax", "gauge_livesum")
 FILE_BYTES = 1 << 16
@@ -75,10 +67,14 @@ class Metrics:
         self._seconds = histogram("digits_request_duration_seconds", "Time to answer.", ["route"])
         self._answers = prometheus.Counter("digits_answers", "Images classified.", ["version", "digit"])
         self._uncertain = prometheus.Counter("digits_uncertain_answers", "Uncertain predictions.", ["version"])
-        self._lost = prometheus.Counter("digits_log_lost", "Predictions not logged, because too many were waiting.")
-        self._gauges = {
-            name: prometheus.Gauge(f"digits_{name}", help, multiprocess_mode=mode) for name, mode, help in GAUGES
-        }
+        self._lost = prometheus.Counter("digits_log_lost", "Predictions not logged because too many were waiting.")
+        # Not an info metric, because prometheus_client cannot remove the label of a replaced version in multiprocess mode.
+        served = "Served version, 0 before the first."
+        self._champion_version = prometheus.Gauge("digits_champion_version", served, multiprocess_mode="livemin")
+        waiting = "Predictions that wait for the database, or for the disk while it is unreachable."
+        self._waiting = prometheus.Gauge("digits_log_waiting", waiting, multiprocess_mode="livesum")
+        sealed = "Write-ahead log files that wait for the database."
+        self._sealed_segments = prometheus.Gauge("digits_log_sealed_segments", sealed, multiprocess_mode="livemax")
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count one request; `route` must come from a fixed set."""
@@ -97,10 +93,11 @@ class Metrics:
         """Count predictions that were not logged."""
         self._lost.inc(count)
 
-    def set_gauges(self, **values: int) -> None:
-        """Set gauges by their names without the prefix."""
-        for name, value in values.items():
-            self._gauges[name].set(value)
+    def set_gauges(self, champion_version: int, log_waiting: int, log_sealed_segments: int) -> None:
+        """Set the state of this worker."""
+        self._champion_version.set(champion_version)
+        self._waiting.set(log_waiting)
+        self._sealed_segments.set(log_sealed_segments)
 
     def render(self) -> tuple[bytes, str]:
         """The metrics of all workers in the Prometheus text format, and its content type."""

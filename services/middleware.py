@@ -8,6 +8,7 @@ from typing import Any
 
 from bentoml import get_current_service
 from bentoml.exceptions import BentoMLException
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from digits.settings import Settings
 from services.access import first_segment
-from services.routes import json, router
+from services.routes import ORJSONResponse, router
 from services.serving_context import ServingContext
 
 log = logging.getLogger("digits.service")
@@ -57,7 +58,7 @@ class RequestMiddleware:
         self._in_flight += 1
         try:
             limit = context.settings.concurrency_limit
-            # /metrics is answered even then
+            # the liveness check and monitoring are answered even then
             if self._in_flight > limit and scope["path"] not in ("/metrics", "/livez"):
                 sentence = f"the service has {limit} requests under way; ask again in a second"
                 raise HTTPException(503, sentence, {"Retry-After": "1"})
@@ -68,7 +69,8 @@ class RequestMiddleware:
         except ClientDisconnect:
             # as nginx counts clients that closed the connection
             status = 499
-        except Exception as error:  # a bug, too, is answered by a sentence
+        except Exception as error:
+            # a bug, too, is answered by a sentence
             response = _problem(scope, error)
             if not status:
                 await body.drain()
@@ -86,8 +88,8 @@ class _Body:
     def __init__(self, settings: Settings, scope: Scope, receive: Receive) -> None:
         self._settings, self._receive = settings, receive
         self._deadline = asyncio.get_running_loop().time() + settings.body_timeout_seconds
-        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        self._announced = int(announced) if announced.isdigit() else 0
+        announced = Headers(scope=scope).get("content-length", "")
+        self._announced = int(announced) if announced.isdecimal() else 0
         self._received, self._is_complete = 0, False
 
     async def receive(self) -> Message:
@@ -113,7 +115,7 @@ class _Body:
         return message
 
     async def drain(self) -> None:
-        """Read the rest and drop it, so that the client comes to reading the response."""
+        """Read the rest and drop it, so that the client begins to read the response."""
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._deadline):
                 while not self._is_complete and self._received < MAX_DRAINED_BYTES:
@@ -123,13 +125,14 @@ class _Body:
 def _problem(scope: Scope, error: Exception) -> Response:
     """The response for an HTTPException, for an exception of an operation, which has BentoML's status, or for a bug."""
     if isinstance(error, BentoMLException):
-        return json({"error": str(error)}, error.error_code, {"Retry-After": "5"} if error.error_code == 503 else None)
+        retry = {"Retry-After": "5"} if error.error_code == 503 else None
+        return ORJSONResponse({"error": str(error)}, error.error_code, retry)
     if not isinstance(error, HTTPException):
         log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
-        return json({"error": "the service failed at this request"}, 500)
+        return ORJSONResponse({"error": "the service failed at this request"}, 500)
     path, headers = scope["path"][:80], dict(error.headers or {})
     sentences = {
         404: f"there is nothing at {path}; the routes are described at /docs",
         405: f"{path} does not support {scope['method']}; send {headers.get('Allow', 'GET')}",
     }
-    return json({"error": sentences.get(error.status_code, error.detail)}, error.status_code, headers)
+    return ORJSONResponse({"error": sentences.get(error.status_code, error.detail)}, error.status_code, headers)

@@ -1,9 +1,9 @@
 """The HTTP routes: each reads its input from the request and calls the operation of its name.
 
-The middleware sets the `state` of every request, and answers for the exceptions.
+The middleware sets the `state` of every request, and converts exceptions to responses.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from bentoml.exceptions import UnprocessableEntity
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
@@ -23,7 +23,7 @@ from services.serving_context import ServingContext, classification
 
 PAGE = Path(__file__).parent / "page"
 # A picture of 24 million pixels takes 250 MB while it is decoded.
-MAX_DECODING = 2
+MAX_CONCURRENT_DECODES = 2
 # Larger bodies are parsed on a thread, because they would delay other requests.
 LARGE_BYTES = 100_000
 PICTURE_TYPES = ("image/", "application/octet-stream")
@@ -41,7 +41,7 @@ SECURITY_HEADERS = {
 }
 DOCS_HEADERS = {**SECURITY_HEADERS, "Content-Security-Policy": f"{_POLICY}; style-src 'self' 'unsafe-inline'"}
 
-_decoding = anyio.CapacityLimiter(MAX_DECODING)
+_decoding = anyio.CapacityLimiter(MAX_CONCURRENT_DECODES)
 
 
 def to_json(content: Any) -> bytes:
@@ -49,9 +49,9 @@ def to_json(content: Any) -> bytes:
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A response with `content` as JSON."""
-    return Response(to_json(content), status, headers, "application/json")
+class ORJSONResponse(JSONResponse):
+    def render(self, content: Any) -> bytes:
+        return to_json(content)
 
 
 async def classify(request: Request) -> Response:
@@ -61,14 +61,15 @@ async def classify(request: Request) -> Response:
     if len(body) > LARGE_BYTES:
         return await _in_thread(lambda: context.classify(_images(body)))
     images, is_single = context.read_images(_images(body))
-    return json(classification(await context.batcher.predict(images), is_single))
+    return ORJSONResponse(classification(await context.batcher.predict(images), is_single))
 
 
 def _images(body: bytes) -> Any:
-    # Python counts true and false as 1 and 0. A number contains an "e" only as in 1e2, so most bodies are searched once.
+    images = _fields(body, {"images"}, {"images"}, '{"images": [28 rows of 28 whole numbers]}')["images"]
+    # bytes() accepts booleans, so they are rejected here; testing for "e" first spares most bodies two searches.
     if body.find(b"e", max(body.find(b"["), 0)) >= 0 and (b"true" in body or b"false" in body):
         raise UnprocessableEntity("images contains true or false; expected whole numbers from 0 to 255")
-    return _fields(body, {"images"}, {"images"}, '{"images": [28 rows of 28 whole numbers]}')["images"]
+    return images
 
 
 async def classify_file(request: Request) -> Response:
@@ -114,13 +115,16 @@ async def feedback(request: Request) -> Response:
     return await _in_thread(request.state.context.feedback, fields["id"], fields["digit"], source)
 
 
-def _operation(name: str) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint of an operation whose only arguments are in the path."""
+async def stored_prediction(request: Request) -> Response:
+    return await _in_thread(request.state.context.stored_prediction, request.path_params["id"])
 
-    async def answer(request: Request) -> Response:
-        return await _in_thread(getattr(request.state.context, name), *request.path_params.values())
 
-    return answer
+async def about(request: Request) -> Response:
+    return await _in_thread(request.state.context.about)
+
+
+async def samples(request: Request) -> Response:
+    return await _in_thread(request.state.context.samples)
 
 
 async def metrics(request: Request) -> Response:
@@ -129,7 +133,7 @@ async def metrics(request: Request) -> Response:
 
 
 async def document(request: Request) -> Response:
-    return json(request.state.document)
+    return ORJSONResponse(request.state.document)
 
 
 async def page(request: Request) -> Response:
@@ -159,19 +163,21 @@ async def _in_thread(
     operation: Callable[..., Any], *arguments: Any, limiter: anyio.CapacityLimiter | None = None
 ) -> Response:
     """The response of an operation that would delay other requests on the event loop."""
-    return await anyio.to_thread.run_sync(lambda: json(operation(*arguments)), limiter=limiter)
+    return await anyio.to_thread.run_sync(lambda: ORJSONResponse(operation(*arguments)), limiter=limiter)
 
 
+# For unknown routes and methods it raises HTTPException, because BentoML's application has put "app" in the scope; otherwise
+# Starlette answers its own text.
 router = Router(
     routes=[
         Route("/classify", classify, methods=["POST"]),
         Route("/classify_file", classify_file, methods=["POST"]),
         Route("/classify_bulk", classify_bulk, methods=["POST"]),
         Route("/feedback", feedback, methods=["POST"]),
-        Route("/predictions/{id}", _operation("stored_prediction")),
+        Route("/predictions/{id}", stored_prediction),
         # BentoML's client sends POST
-        Route("/about", _operation("about"), methods=["GET", "POST"]),
-        Route("/samples", _operation("samples")),
+        Route("/about", about, methods=["GET", "POST"]),
+        Route("/samples", samples),
         Route("/metrics", metrics),
         Route("/openapi.json", document),
         Route("/docs.json", document),

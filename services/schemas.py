@@ -114,10 +114,9 @@ Images = Annotated[
 ]
 Picture = Annotated[Path, Field(description="PNG, JPEG, WebP or BMP file of any size.")]
 Preview = Annotated[bool, Field(description="Answer without logging the prediction.")]
-LABELLER = "Who labelled it; an API key's name takes its place."
-# the pattern is described only: ServingContext.feedback checks it
-PRINTABLE = Field(json_schema_extra={"pattern": "^[ -~]+$"})
-Source = Annotated[str, Field(min_length=1, max_length=64, description=LABELLER), PRINTABLE]
+# No regular expression of JSON Schema says "printable": ServingContext.feedback checks it.
+LABELLER = "Who labelled it, in printable characters; an API key's name takes its place."
+Source = Annotated[str, Field(min_length=1, max_length=64, description=LABELLER)]
 Pixels = Annotated[bytes, ContentType("application/octet-stream")]
 # BentoML's schema generator follows the first entry of an anyOf; a discriminated union is a oneOf.
 OneOrMany = Annotated[
@@ -130,6 +129,7 @@ PROBLEMS = {
     401: "An API key is required, or the one sent is not valid.",
     403: "The API key is revoked, or lacks the role for this route.",
     404: "No prediction has this id.",
+    405: "The route does not support this method.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The content type is not supported.",
@@ -149,6 +149,7 @@ def openapi_document(apis: Mapping[str, Any], max_images: int) -> Schema:
     """OpenAPI 3.1 (https://spec.openapis.org/oas/v3.1.0) of BentoML's declared `apis` and the routes beside them."""
     schemas: dict[str, Schema] = {}
     paths: dict[str, Schema] = {}
+    # Each is a `_bentoml_sdk.APIMethod`; BentoML documents neither its attributes nor `root_input` in its schemas.
     for api in apis.values():
         operation = _operation(api.doc, _schema(api.output_spec, schemas))
         body = _schema(api.input_spec, schemas)

@@ -31,8 +31,6 @@ from services.metrics import Metrics
 from services.prediction_log import PredictionLog
 from services.serving_state import AliasWatcher
 
-log = logging.getLogger("digits.service")
-
 Content = dict[str, Any]
 
 # In a Bento: the version that it was built with.
@@ -55,9 +53,9 @@ class ServingContext:
         self.settings = settings
         # checked here, because the threads that use the database survive every error
         database.checked(settings.database_url)
-        url, retention = settings.database_url, timedelta(days=settings.retention_days)
+        url, max_age = settings.database_url, timedelta(days=settings.retention_days)
         self.prediction_log = PredictionLog(
-            url, settings.spool, settings.audit_sample_rate, retention, settings.log_limit
+            url, settings.spool, settings.audit_sample_rate, max_age, settings.log_limit
         )
         self.access = Access(url, settings.auth, settings.rate_per_minute, settings.service_workers)
         self.metrics = Metrics()
@@ -184,7 +182,7 @@ class ServingContext:
 
     def about(self) -> Content:
         """The served version, where it comes from, and what is wrong if anything is."""
-        state, prediction_log = self._watcher.state, self.prediction_log
+        state, log = self._watcher.state, self.prediction_log
         card = state.champion.card if state.champion else {}
         # a release has no MLflow
         has_run = not self._is_release and {"run_id", "experiment_id"} <= card.keys()
@@ -194,11 +192,7 @@ class ServingContext:
             "warning": state.warning,
             **{name: card.get(name) for name in ("recipe", "dataset", "metrics", "conformal", "created_at", "run_id")},
             "run_url": self.settings.run_url(card["experiment_id"], card["run_id"]) if has_run else None,
-            "log": {
-                "waiting": prediction_log.depth,
-                "sealed_segments": prediction_log.sealed_segments,
-                "lost": prediction_log.lost,
-            },
+            "log": {"waiting": log.depth, "sealed_segments": log.sealed_segments, "lost": log.lost},
         }
 
     def samples(self) -> Content:
@@ -212,11 +206,8 @@ class ServingContext:
         """Share the metrics that are states rather than events with the worker that answers /metrics."""
         while not self._closing.wait(GAUGE_SECONDS):
             version = self._champion.version if self.is_ready else "0"
-            self.metrics.set_gauges(
-                champion_version=int(version) if version.isdigit() else 0,
-                log_waiting=self.prediction_log.depth,
-                log_sealed_segments=self.prediction_log.sealed_segments,
-            )
+            number, log = int(version) if version.isdigit() else 0, self.prediction_log
+            self.metrics.set_gauges(number, log.depth, log.sealed_segments)
 
     def close(self) -> None:
         """Stop the threads and write what waits in the log."""

@@ -33,7 +33,8 @@ class AliasWatcher:
         self.state = ServingState(warning=f"the service has just started and looks for the {alias}")
         self._alias, self._store, self._interval_seconds = alias, ModelStore(uri, cache), interval_seconds
         self._served: AliasTarget | None = None
-        self._refused: tuple[AliasTarget | None, float] = (None, 0.0)  # and when it may be tried again
+        # The target that failed verification, and when it may be tried again.
+        self._refused: tuple[AliasTarget | None, float] = (None, 0.0)
         self._polled, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"watch-{alias}", daemon=True)
 
@@ -73,7 +74,8 @@ class AliasWatcher:
         while True:
             try:
                 self.poll()
-            except Exception:  # whatever it is, the version in place goes on answering and the next poll may succeed
+            # Whatever it is, the version in place goes on answering, and the next poll may succeed.
+            except Exception:
                 log.exception("polling the alias %s failed", self._alias)
             self._polled.set()
             if self._stop.wait(self._interval_seconds):
@@ -100,7 +102,7 @@ class AliasWatcher:
         self._warn(warning)
 
     def _warn(self, warning: str | None) -> None:
-        """Logged once, however often it recurs."""
+        """Set the warning, and log it if it changed."""
         state = self.state
         if warning != state.warning:
             self.state = ServingState(state.champion, state.since, warning)
