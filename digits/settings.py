@@ -1,4 +1,4 @@
-"""All settings of the platform: the only reader of the environment and of `.env`."""
+"""All settings of the platform; no other module reads a setting from the environment or `.env`."""
 
 import re
 from dataclasses import dataclass
@@ -129,12 +129,12 @@ class Settings(BaseSettings):
     registry_poll_seconds: float = Field(2.0, gt=0, description="How often the service looks for a new champion.")
 
     service_workers: int = Field(1, ge=1, description="Number of processes that answer requests.")
-    body_limit_bytes: int = Field(16_000_000, gt=0, description="Largest request body; larger ones are refused.")
-    body_timeout_seconds: float = Field(10.0, gt=0, description="Longest time for a request body to arrive.")
-    batch_limit: int = Field(1_000, ge=1, description="Most images in a JSON request; `/classify_bulk` takes more.")
-    picture_limit_pixels: int = Field(24_000_000, ge=784, description="Most pixels of an uploaded picture.")
-    concurrency_limit: int = Field(128, ge=1, description="Most concurrent requests of a worker; others get a 503.")
-    log_limit: int = Field(20_000, ge=1, description="Most predictions in memory while database and disk refuse them.")
+    body_limit_bytes: int = Field(16_000_000, gt=0, description="Maximum size of a request body; others get a 413.")
+    body_timeout_seconds: float = Field(10.0, gt=0, description="Maximum time for a request body to arrive.")
+    batch_limit: int = Field(1_000, ge=1, description="Maximum number of images in a `/classify` request.")
+    picture_limit_pixels: int = Field(24_000_000, ge=784, description="Maximum number of pixels of a picture.")
+    concurrency_limit: int = Field(128, ge=1, description="Maximum number of concurrent requests per worker; else 503.")
+    log_limit: int = Field(20_000, ge=1, description="Maximum number of unstored predictions; others are not logged.")
     access_log: bool = Field(False, description="Whether the service logs every request.")
     traces: bool = Field(False, description="Whether the service records OpenTelemetry traces.")
     bulk_log_sample_rate: Share = Field(1.0, description="Share of the `/classify_bulk` predictions that is logged.")

@@ -24,7 +24,7 @@ SQUARE = np.ones((10, 10), np.uint8)
 
 
 def collect(engine: Engine, folder: Path) -> int:
-    """Label the predictions whose images are in the sub-folders; the number of images, without those the log no longer has."""
+    """Label the predictions whose images are in the sub-folders; returns their number, without those the log no longer has."""
     labelled = 0
     labelled_at = predictions.label_times(engine, AUDITOR)
     for path in sorted(folder.glob("[0-9]/*.png")):
@@ -37,7 +37,7 @@ def collect(engine: Engine, folder: Path) -> int:
 
 
 def write_images(answers: Iterable[tuple[str, NDArray[np.uint8]]], folder: Path, max_images: int) -> int:
-    """Write images by their prediction ids, dark on light, up to `max_images` without a label; how many there are.
+    """Write images by their prediction ids, dark on light, until `max_images` have no label; returns the number of these.
 
     They are drawn at random, because the first ones in time would show the digits of one hour.
     """

@@ -35,8 +35,8 @@ Files = dict[str, dict[str, Any]]
 def back_up(settings: Settings, target: Path) -> str:
     """Copy databases, artifacts, data sets and champions to a folder, or into one file if the name ends in .tar.
 
-    What refers to something is copied before it: predictions move from the spool into the database, which names versions of
-    MLflow, which name artifacts and data sets, and these never change. So all that a copy refers to is in a later copy.
+    What refers to something is copied before it: predictions move from the write-ahead log into the database, which names versions
+    of MLflow, which name artifacts and data sets, and these never change. So all that a copy refers to is in a later copy.
     Returns a summary. Raises ValueError when the target exists or there is nothing to copy.
     """
     target = target.expanduser().absolute()

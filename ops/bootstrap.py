@@ -98,7 +98,7 @@ def _first_source(settings: Settings) -> str | None:
 
 
 def print_status(settings: Settings) -> bool:
-    """Print the address and state of each process and the serving version; whether all processes are healthy."""
+    """Print the address and state of each process and the serving version; returns whether all processes are healthy."""
     rows = []
     for process in processes.processes(settings):
         state = "up" if processes.is_healthy(settings, process) else processes.state(settings, process.name).lower()

@@ -51,7 +51,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("digits: interrupted\n")
         raise SystemExit(130) from None
-    except Exception as error:  # the outermost handler: a user sees a sentence, never a traceback
+    # The outermost handler: a user sees a sentence, never a traceback.
+    except Exception as error:
         sys.stderr.write(f"digits: {_sentence(error)}\n")
         raise SystemExit(1) from None
     finally:

@@ -15,8 +15,8 @@ from monitoring.windows import begin
 
 log = logging.getLogger("digits.detection_power")
 
-MIN_COUNT = 100  # with fewer predictions the detector gives no verdict
-DEFAULT_COUNT = 500  # where the window has fewer
+# With fewer predictions, the detector gives no verdict, and the default is used.
+MIN_COUNT, DEFAULT_COUNT = 100, 500
 
 
 def measure(since: str) -> tuple[int, list[tuple[str, str, str, str]]]:

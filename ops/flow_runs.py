@@ -8,7 +8,7 @@ from digits.settings import load_settings
 
 
 def run_flow(name: str, *arguments: Any) -> Any:
-    """Run the flow `flows.NAME.NAME` with Prefect's log lines off the terminal; its result.
+    """Run the flow `flows.NAME.NAME` with Prefect's log lines off the terminal; returns its result.
 
     Raises ConnectionError when the Prefect server does not answer.
     """
@@ -25,7 +25,7 @@ def run_flow(name: str, *arguments: Any) -> Any:
 
 
 def prepare() -> None:
-    """Set Prefect's environment, with its log lines off the terminal; to be called before anything imports Prefect."""
+    """Set Prefect's environment, with its log lines off the terminal; must be called before anything imports Prefect."""
     from flows import terminal
     from ops import processes
 

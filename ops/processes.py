@@ -98,7 +98,7 @@ def processes(settings: Settings) -> list[Process]:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The environment variables of the platform's processes."""
+    """This process's environment variables, with those that the platform's processes need."""
     return {
         **os.environ,
         **ENVIRONMENT,
@@ -114,7 +114,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 @contextmanager
 def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the platform's processes and give Supervisor's; stop all of them at the end.
+    """Start the platform's processes and yield Supervisor's; stop all of them at the end.
 
     Raises ValueError for a path that Supervisor cannot read, OSError for a full disk or a port in use.
     """
@@ -197,14 +197,14 @@ def process_info(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def stop(settings: Settings) -> bool:
-    """Stop the platform on this `DIGITS_HOME`, or what is left of one whose Supervisor was killed; False when none runs."""
+    """Stop the platform on this `DIGITS_HOME`, or what is left of one whose Supervisor was killed; returns False when none runs."""
     # Supervisor ends after all its processes.
     had_supervisor = _end(_supervisor(settings) | SUPERVISORD, STARTUP_TIMEOUT_SECONDS)
     return _end(_supervisor(settings)) or had_supervisor
 
 
 def _end(variables: dict[str, str], timeout_seconds: float = 5) -> bool:
-    """Terminate the processes with these environment variables, and kill those that do not end; whether there were any."""
+    """Terminate the processes with these environment variables, and kill those that do not end; returns whether there were any."""
     found = first = _find_processes(variables)
     for method in ("terminate", "kill"):
         for process in found:

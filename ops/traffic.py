@@ -34,7 +34,7 @@ def perturb(test: Split, name: str, amount: float | None) -> Split:
 
 
 def send(settings: Settings, test: Split, n: int, seed: int, label_share: float) -> str:
-    """Send n random test images one after the other and feedback on a share of them; the counts in a sentence."""
+    """Send n random test images one after the other and feedback on a share of them; returns the counts in a sentence."""
     random = np.random.default_rng(seed)
     rows = random.choice(len(test), n, replace=n > len(test))
     right = labelled = 0

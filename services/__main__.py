@@ -11,6 +11,7 @@ from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops
 
 from digits.settings import load_settings
+from services.metrics import FOLDER_VARIABLE
 
 # BentoML configures its loggers only under `bentoml serve`.
 LOGGING: dict[str, Any] = {
@@ -58,7 +59,7 @@ def share_metrics(folder: Path) -> None:
     """Empty the folder in which the workers share their metrics, and name it to them as prometheus_client expects."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    os.environ[FOLDER_VARIABLE] = str(folder)
 
 
 if __name__ == "__main__":

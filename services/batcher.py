@@ -29,10 +29,7 @@ class BatchResult(NamedTuple):
 
 
 class Batcher:
-    """Calls `predict` with the images (n, 28, 28) of all requests that are waiting.
-
-    It runs on the event loop, because handing a few images to a thread and back takes longer than the model takes for them.
-    """
+    """Calls `predict` with the images (n, 28, 28) of all requests that are waiting."""
 
     def __init__(self, predict: Callable[[Images], BatchResult]) -> None:
         self._predict = predict
@@ -50,6 +47,7 @@ class Batcher:
     def _run(self) -> None:
         waiting, self._waiting = self._waiting, []
         try:
+            # On the event loop, because handing a few images to a thread takes longer than the model needs for them.
             result = self._predict(np.concatenate([images for images, _ in waiting]))
         except Exception as error:
             for _, future in waiting:

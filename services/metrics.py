@@ -67,11 +67,11 @@ class Metrics:
         self._seconds = histogram("digits_request_duration_seconds", "Time to answer.", ["route"])
         self._answers = prometheus.Counter("digits_answers", "Images classified.", ["version", "digit"])
         self._uncertain = prometheus.Counter("digits_uncertain_answers", "Uncertain predictions.", ["version"])
-        self._lost = prometheus.Counter("digits_log_lost", "Predictions not logged because too many were waiting.")
+        self._lost = prometheus.Counter("digits_log_lost", "Predictions not logged because too many were unstored.")
         # Not an info metric, because prometheus_client cannot remove the label of a replaced version in multiprocess mode.
         served = "Served version, 0 before the first."
         self._champion_version = prometheus.Gauge("digits_champion_version", served, multiprocess_mode="livemin")
-        waiting = "Predictions that wait for the database, or for the disk while it is unreachable."
+        waiting = "Unstored predictions: not yet in the database, nor on disk while it is unreachable."
         self._waiting = prometheus.Gauge("digits_log_waiting", waiting, multiprocess_mode="livesum")
         sealed = "Write-ahead log files that wait for the database."
         self._sealed_segments = prometheus.Gauge("digits_log_sealed_segments", sealed, multiprocess_mode="livemax")

@@ -1,4 +1,4 @@
-"""The service's prediction log: a prediction is on disk before it is answered, and in the database soon after."""
+"""The service's prediction log: a prediction is in the write-ahead log before it is answered, and in the database soon after."""
 
 import logging
 import threading
@@ -29,9 +29,10 @@ RECOVERY_SECONDS = 0.5
 class PredictionLog:
     """Appending takes microseconds; a thread writes to the database in batches.
 
-    A batch of predictions is in the write-ahead log before it is answered; the thread stores its segments and those of killed
-    processes, each prediction once, as soon as the database is reachable. What the disk does not accept waits in memory. Above
-    `limit` predictions that neither are in the database nor stay on disk because it is unreachable, `append` refuses.
+    A batch of predictions is handed to the operating system before it is answered (not fsynced); the thread writes the segments
+    of this process and of killed ones to the database, each prediction once. What the disk does not accept waits in memory.
+    A prediction is stored when it is in the database, or on disk while the database is unreachable (not while it is slow); with
+    `limit` or more unstored predictions, `append` refuses others.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class PredictionLog:
         self._wal = WriteAheadLog(spool)
         # those that the disk did not accept
         self._in_memory: deque[PredictionBatch] = deque()
-        # Numbers of predictions since the start: appended; in the database, or on disk while it is unreachable.
+        # Numbers of predictions since the start: appended, and stored.
         self._appended = self._durable = 0
         self._engine: Engine | None = None
         self._retry_at = self._delete_at = 0.0
@@ -62,7 +63,7 @@ class PredictionLog:
 
     @property
     def depth(self) -> int:
-        """Predictions that wait to be written."""
+        """Number of unstored predictions."""
         return self._appended - self._durable
 
     @property

@@ -166,8 +166,7 @@ async def _in_thread(
     return await anyio.to_thread.run_sync(lambda: ORJSONResponse(operation(*arguments)), limiter=limiter)
 
 
-# For unknown routes and methods it raises HTTPException, because BentoML's application has put "app" in the scope; otherwise
-# Starlette answers its own text.
+# Unknown routes and methods raise HTTPException because BentoML's Starlette application has put "app" in the scope.
 router = Router(
     routes=[
         Route("/classify", classify, methods=["POST"]),

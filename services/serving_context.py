@@ -134,7 +134,7 @@ class ServingContext:
     def _log(
         self, version: str, images: Images, probabilities: NDArray[np.float32], route: str, sample_rate: float
     ) -> list[str | None]:
-        """Log a random sample of the predictions; the ids of all, None for one that is not logged."""
+        """Log a random sample of the predictions; returns the ids of all, None for one that is not logged."""
         ids: list[str | None] = [None] * len(images)
         chosen: Iterable[int] = range(len(images))
         if sample_rate < 1:
