@@ -149,7 +149,7 @@ def _project(workspace: Path) -> Iterator[tuple[Any, Any]]:
     """The Evidently workspace and our project in it, which is created where it is missing.
 
     Without the deprecation warnings of Evidently's own imports, and without Plotly's theme, which is repeated in every figure:
-    with two figures for each of 37 columns it adds 0.5 MB of HTML.
+    with two figures for each column it adds 0.5 MB of HTML.
     """
     with warnings.catch_warnings(action="ignore"):
         import plotly.io  # type: ignore[import-untyped]  # ships no types; comes with Evidently

@@ -20,7 +20,7 @@ ROOMS = ("digits", "models", "services")
 
 
 def main() -> None:
-    """Build the Bento and print its path."""
+    """Build the release and print its path."""
     if len(sys.argv) != 2:
         raise SystemExit("expected one file of pinned packages: python -m services.bento requirements.txt")
     try:
