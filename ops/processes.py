@@ -56,8 +56,6 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Process:
-    """One long-running process of the platform."""
-
     name: str
     description: str
     command: list[str]

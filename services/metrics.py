@@ -69,12 +69,10 @@ class Metrics:
         self._uncertain = prometheus.Counter("digits_uncertain_answers", "Uncertain predictions.", ["version"])
         self._lost = prometheus.Counter("digits_log_lost", "Predictions not logged because too many were unstored.")
         # Not an info metric, because prometheus_client cannot remove the label of a replaced version in multiprocess mode.
-        served = "Served version, 0 before the first."
-        self._champion_version = prometheus.Gauge("digits_champion_version", served, multiprocess_mode="livemin")
-        waiting = "Unstored predictions: not yet in the database, nor on disk while it is unreachable."
-        self._waiting = prometheus.Gauge("digits_log_waiting", waiting, multiprocess_mode="livesum")
-        sealed = "Write-ahead log files that wait for the database."
-        self._sealed_segments = prometheus.Gauge("digits_log_sealed_segments", sealed, multiprocess_mode="livemax")
+        gauge = prometheus.Gauge
+        self._version = gauge("digits_champion_version", "Served version, 0 at first.", multiprocess_mode="livemin")
+        self._waiting = gauge("digits_log_waiting", "Unstored predictions.", multiprocess_mode="livesum")
+        self._sealed = gauge("digits_log_sealed_segments", "Unstored log segments.", multiprocess_mode="livemax")
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count one request; `route` must come from a fixed set."""
@@ -95,9 +93,9 @@ class Metrics:
 
     def set_gauges(self, champion_version: int, log_waiting: int, log_sealed_segments: int) -> None:
         """Set the state of this worker."""
-        self._champion_version.set(champion_version)
+        self._version.set(champion_version)
         self._waiting.set(log_waiting)
-        self._sealed_segments.set(log_sealed_segments)
+        self._sealed.set(log_sealed_segments)
 
     def render(self) -> tuple[bytes, str]:
         """The metrics of all workers in the Prometheus text format, and its content type."""

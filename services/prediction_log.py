@@ -30,9 +30,8 @@ class PredictionLog:
     """Appending takes microseconds; a thread writes to the database in batches.
 
     A batch of predictions is handed to the operating system before it is answered (not fsynced); the thread writes the segments
-    of this process and of killed ones to the database, each prediction once. What the disk does not accept waits in memory.
-    A prediction is stored when it is in the database, or on disk while the database is unreachable (not while it is slow); with
-    `limit` or more unstored predictions, `append` refuses others.
+    of this process and of killed ones to the database, each prediction once. What the disk does not accept waits in memory. A
+    prediction is stored when it is in the database, or on disk while that is unreachable; `limit` may be unstored at a time.
     """
 
     def __init__(

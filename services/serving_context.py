@@ -163,8 +163,7 @@ class ServingContext:
         if not isinstance(digit, int) or isinstance(digit, bool) or not 0 <= digit <= 9:
             raise UnprocessableEntity(f"digit is {quote(digit)}; expected a whole number from 0 to 9")
         if not isinstance(source, str) or not 0 < len(source) <= 64 or not source.isprintable():
-            expected = "expected a name of 1 to 64 printable characters"
-            raise UnprocessableEntity(f"source is {quote(source)}; {expected}")
+            raise UnprocessableEntity(f"source is {quote(source)}; expected 1 to 64 printable characters")
         self.prediction_log.label(id, digit, source)
         return {"id": id, "digit": digit, "source": source}
 
