@@ -1,4 +1,4 @@
-"""The first line of an exception, which every room quotes in its own errors."""
+"""The first line of an exception, which every package quotes in its own errors."""
 
 
 def first_line(error: BaseException) -> str:
