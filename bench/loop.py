@@ -260,7 +260,7 @@ def close(platform: Platform, digits: Digits, requests: int) -> None:
     platform.report(f"accuracy on held-out changed digits: {before:.2%}")
     platform.wait_for_retraining(1)
     check(platform.version() == first, "a retraining without new labels changed the champion")
-    platform.report("the drift event started a retraining; without labels platform was nothing new to learn")
+    platform.report("the drift event started a retraining; without labels there was nothing new to learn")
 
     labelled = platform.label(population, since)
     printed, verdict = platform.monitor(since)

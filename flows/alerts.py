@@ -20,7 +20,7 @@ class Alert:
     """One alert; another one with the same `event` and `about` is not sent within the cooldown."""
 
     event: str  # "drift", "accuracy", "retraining failed"
-    about: str  # the version and its causes, or the type of the error
+    about: str  # the version and the explanations of its drift, or the type of the error
     message: str
     details: Mapping[str, Any] = field(default_factory=dict)  # JSON values
 

@@ -1,1 +1,1 @@
-"""How pixels become an answer: recipes, training, evaluation, the gate, the registry, the champion."""
+"""How pixels become an answer: recipes, training, evaluation, the gate, the registry, verified versions."""

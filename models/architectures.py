@@ -1,6 +1,7 @@
 """The network architectures: each is one class whose fields are validated and whose `build` makes the Keras layers.
 
-A new architecture is one such class, added to the union `Architecture`; every recipe, flow, sweep and export can then use it.
+A new architecture is one such class, added to the union `Architecture`; every recipe, flow and export can then use it. Sweeps search
+dense networks only (`suggest_recipe` in `models/search.py`).
 """
 
 from collections.abc import Callable

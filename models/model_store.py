@@ -1,7 +1,8 @@
 """Registered versions on this machine: fetched from the registry, verified, warmed and cached.
 
-A version has `model.onnx`, `card.json` with checksums, and `reference.npz`. The first images and probabilities of the
-reference are the golden query: a fetched model must answer it as it did when it was registered.
+A version has `model.onnx`, `reference.npz` and `card.json` with the checksums of all its files; `model.keras` and `trained_on.npy`
+are not cached. The first images and probabilities of the reference are the golden query: a fetched model must answer it as it did
+when it was registered.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """The recipes: each describes one training completely, so that anybody can repeat it.
 
-A new recipe is one `Preset` in `RECIPES`; a new architecture is one class in `models/architectures.py`.
+A new recipe is one `Preset` in `_PRESETS`; a new architecture is one class in `models/architectures.py`.
 """
 
 from dataclasses import dataclass

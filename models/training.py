@@ -92,7 +92,8 @@ class TrainingResult:
 def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda epoch, metrics: None) -> TrainingResult:
     """Train the recipe's networks, average them and calibrate the result on the validation images.
 
-    The same recipe, data and seed give the same weights on the same machine and library versions.
+    The data set is trained on as it is split: `candidates.split` applies the recipe's `validation_fraction` before. The same
+    recipe, data and seed give the same weights on the same machine and library versions.
     """
     models: list[Any] = []
     history: list[EpochMetrics] = []

@@ -157,7 +157,7 @@ def _project(workspace: Path) -> Iterator[tuple[Any, Any]]:
     """Open the Evidently workspace and our project in it, which is created where it is missing.
 
     The block runs without warnings, of which Evidently's own imports cause many, and without Plotly's theme, which is repeated in
-    every figure: with two figures for each of 37 columns it adds 0.5 MB of HTML.
+    every figure: with two figures for each column it adds 0.5 MB of HTML.
     """
     with warnings.catch_warnings(action="ignore"):
         import plotly.io  # type: ignore[import-untyped]  # ships no types; comes with Evidently

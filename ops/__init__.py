@@ -1,1 +1,1 @@
-"""Running the platform: the command line, local processes, bootstrap, backup and health."""
+"""Running the platform: the command line, local processes and their health, bootstrap, backup, audits and test traffic."""

@@ -17,7 +17,7 @@ from digits.settings import load_settings
 from ops.commands import answers, keys, local_platform, monitoring, training, versions
 
 app = typer.Typer(
-    help="Trains, promotes, serves and watches handwritten-digit recognisers.",
+    help="Trains, promotes, serves and monitors handwritten-digit recognisers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -1,7 +1,7 @@
 """A release: a Bento (https://docs.bentoml.com) with the champion in it, which answers without a registry. `make bento` builds one.
 
 `python -m services.bento REQUIREMENTS`, where REQUIREMENTS is a file of pinned packages; the path of the Bento is printed. The
-champion comes from the registry, or is the last good copy of it where the registry is away.
+champion comes from the registry, or is the last good copy of it where the registry is unreachable.
 """
 
 import os
@@ -20,7 +20,7 @@ ROOMS = ("digits", "models", "services")
 
 
 def main() -> None:
-    """Build and say where it is."""
+    """Build the release and print its path."""
     if len(sys.argv) != 2:
         raise SystemExit("expected one file of pinned packages: python -m services.bento requirements.txt")
     try:

@@ -1,4 +1,4 @@
-"""The service's prediction log: a prediction is on disk before it is answered, and in the database soon after."""
+"""The service's prediction log: a prediction is in the write-ahead log before it is answered, and in the database soon after."""
 
 import logging
 import threading

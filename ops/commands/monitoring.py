@@ -13,9 +13,9 @@ from ops.tables import print_table
 def monitor(
     since: Since = "24h",
     begin: Annotated[
-        str | None, typer.Option("--from", help="First day (UTC) of past windows to report again.")
+        str | None, typer.Option("--from", help="Start (UTC) of past windows to report again, each as long as --since.")
     ] = None,
-    end: Annotated[str | None, typer.Option("--to", help="Last day (UTC) of the past windows.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="End (UTC) of the past windows, exclusive.")] = None,
     power: Annotated[bool, typer.Option("--power", help="Report which changes the drift test detects.")] = False,
 ) -> None:
     """Report drift and accuracy of recent predictions compared with the champion's reference sample."""
