@@ -114,7 +114,7 @@ def differing_data(before: Dataset, now: Dataset) -> list[str]:
     relabelled = kept[kept.label != kept.label_now].sort_values(["split_now", "row_now"]).itertuples()
     moved = kept[kept.split != kept.split_now]
     changes = {
-        "labels": [f"{one.split_now} image {one.row_now} is {one.label_now}, was {one.label}" for one in relabelled],
+        "labels": [f"{row.split_now} image {row.row_now} is {row.label_now}, was {row.label}" for row in relabelled],
         "moved": _counted("from " + moved.split + " to " + moved.split_now),
         "only in A": _counted(removed.split),
         "only in B": _counted(added.split_now),

@@ -94,7 +94,7 @@ def _loss(images: Images, current: Columns) -> float:
 def _candidates(images: Images, current: Columns) -> Iterator[tuple[Explanation, Images]]:
     """The images after every perturbation, by the amounts that the medians suggest, else by the default one."""
     measured = image_statistics.measure(images)
-    before, now = ({name: float(np.median(values)) for name, values in one.items()} for one in (measured, current))
+    before, now = ({name: float(np.median(values)) for name, values in table.items()} for table in (measured, current))
     amounts = _amounts(before, now)
     for name, perturbation in PERTURBATIONS.items():
         for amount in amounts.get(name, (perturbation.default,)):

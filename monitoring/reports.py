@@ -191,7 +191,7 @@ def _run(expected: Columns, current: Columns, verdict: MonitoringVerdict) -> Any
     tested = pd.DataFrame({**expected, **dict.fromkeys(measured, known.expected.value), _DRIFTED: 0.0})
     numeric = [name for name in frame if name != drift.DIGIT]
     definition = DataDefinition(numerical_columns=numeric, categorical_columns=[drift.DIGIT])
-    frames = (one.astype({drift.DIGIT: int}).astype({drift.DIGIT: str}) for one in (frame, tested))
+    frames = (table.astype({drift.DIGIT: int}).astype({drift.DIGIT: str}) for table in (frame, tested))
     limits = {column.name: column.threshold for column in verdict.drift.columns}
     parameters = {"columns": list(limits), "method": _SCORE, "per_column_threshold": limits}
     # One drifted column is drift, because the thresholds hold for all columns together: half of its share is the limit.
@@ -200,7 +200,7 @@ def _run(expected: Columns, current: Columns, verdict: MonitoringVerdict) -> Any
     means = [MeanValue(column=column, tests=[]) for *_, column in _panels() if column in frame]
     metadata = {"versions": ", ".join(verdict.versions), "verdict": verdict.drift.verdict, "message": verdict.message}
     report = Report([count, RowCount(tests=[]), *drifts, *means], include_tests=True)
-    datasets = (Dataset.from_pandas(one, data_definition=definition) for one in frames)
+    datasets = (Dataset.from_pandas(table, data_definition=definition) for table in frames)
     return report.run(*datasets, timestamp=verdict.until, metadata=metadata, tags=["monitor"])
 
 
@@ -212,7 +212,7 @@ def _panels() -> list[tuple[str, str, str]]:
         ("Monitoring", "Accuracy on the audit sample", _AUDITED),
         ("Monitoring", "Mean confidence", drift.CONFIDENCE),
         ("Monitoring", "Predictions in the window", ""),
-        *(("Images", f"{name}: {one.unit}", name) for name, one in STATISTICS.items()),
+        *(("Images", f"{name}: {statistic.unit}", name) for name, statistic in STATISTICS.items()),
     ]
 
 
