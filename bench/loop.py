@@ -271,8 +271,8 @@ def close(platform: Platform, digits: Digits, requests: int) -> None:
     second = platform.version()
     after, test_after = platform.accuracy(written), platform.accuracy(digits.test)
     recovered = (after - before) / (plain - before)
-    why = ledger.entries(database.connect(f"sqlite:///{platform.home}/digits.db"))[-1].why
-    platform.report(f"digits v{second} was promoted: {why}")
+    reason = ledger.entries(database.connect(f"sqlite:///{platform.home}/digits.db"))[-1].reason
+    platform.report(f"digits v{second} was promoted: {reason}")
     platform.report(f"on held-out changed digits {before:.2%} → {after:.2%}, {recovered:.0%} of the loss recovered")
     platform.report(f"on test images {test_before:.2%} → {test_after:.2%}")
     check(recovered >= MIN_RECOVERED, f"only {recovered:.0%} of the loss came back")

@@ -1,1 +1,1 @@
-"""What every room agrees on: settings, the image contract, the reference sample, intervals; with the sub-packages data and storage."""
+"""What every package shares: settings, the image contract, the reference sample, intervals; with the sub-packages data and storage."""

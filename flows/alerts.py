@@ -26,10 +26,10 @@ class Alert:
 
 
 def send(settings: Settings, alert: Alert) -> bool:
-    """POST the alert unless no webhook is set or the same alert was sent within the cooldown; whether it was delivered.
+    """POST the alert unless no webhook is set or the same alert was sent within the cooldown.
 
-    A failed delivery raises nothing: it is logged, and the next alert is sent again. While the database is unreachable
-    the cooldowns are unknown, and the alert is sent.
+    Returns whether it was delivered; a failed delivery is logged, and the next alert is sent again. While the database is
+    unreachable the cooldowns are unknown, and the alert is sent.
     """
     if settings.alert_url is None:
         return False

@@ -14,7 +14,7 @@ log = logging.getLogger("digits.backfill")
 
 @flow(name="backfill")
 def backfill(begin: str, end: str, every: str = "24h") -> list[str]:
-    """Report on every window from one day (2026-01-05) or moment (2026-01-05T08:00) to another, UTC; a line for each.
+    """Report on every window from one day (2026-01-05) or time (2026-01-05T08:00) to another, UTC. Returns a line for each.
 
     Existing reports of these windows are replaced. Past windows cause no alert and no retraining.
     """

@@ -3,7 +3,7 @@
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from digits.data.datasets import Storage
+from digits.data.datasets import DatasetStore
 from digits.settings import Settings, load_settings
 from digits.storage import database
 
@@ -21,8 +21,7 @@ class Platform:
         self.settings = settings or load_settings()
 
     @property
-    def datasets(self) -> Storage:
-        """Where data sets are stored."""
+    def datasets(self) -> DatasetStore:
         return self.settings.datasets
 
     @cached_property

@@ -41,7 +41,7 @@ def mark_crashed(registry: "RegistryWriter", lease: timedelta) -> None:
             if str(run.id) != flow_run.id and now - (run.start_time or now) > lease:
                 _crash(client, run, "its process died")
         for run_id, tags in registry.active_runs().items():
-            # without a link, or with one to another Prefect server, nothing is known about the process
+            # Without a link, or with one to another Prefect server, nothing is known about the process.
             with suppress(ValueError, ObjectNotFound):
                 state = client.read_flow_run(UUID(tags.get("prefect_run", "")[-36:])).state
                 if state is not None and state.is_final():
@@ -60,6 +60,7 @@ def mark_orphans(pool: str, worker: str) -> None:
         if any(other.status == WorkerStatus.ONLINE and other.name != worker for other in workers):
             return
         environments = [process.info["environ"] or {} for process in psutil.process_iter(["environ"])]
+        # Prefect sets this variable for each run's process, but only `prefect.runtime` reads it, for the current process.
         alive = {environment.get("PREFECT__FLOW_RUN_ID") for environment in environments}
         of_pool = filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[pool]))
         for run in _started_runs(client, work_pool_filter=of_pool):

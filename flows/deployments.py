@@ -118,7 +118,7 @@ def register(settings: Settings) -> None:
 
 
 def missing_heartbeats(gap: timedelta = MAX_HEARTBEAT_GAP) -> Automation:
-    """Marks a run as crashed that sent heartbeats and then neither sends more nor ends, on any machine."""
+    """The automation that marks a run as crashed when it sent heartbeats and then neither sends more nor ends, on any machine."""
     return Automation(
         name="no heartbeat: crashed",
         trigger=EventTrigger(
@@ -135,7 +135,7 @@ def missing_heartbeats(gap: timedelta = MAX_HEARTBEAT_GAP) -> Automation:
 
 
 def run_retraining(reason: str, data: str | None) -> str:
-    """Run the deployed retraining, as soon as it is registered, and wait for its end; its final state and message."""
+    """Run the deployed retraining, as soon as it is registered, and wait for its end. Returns its final state and message."""
     parameters = {"reason": reason, "data": data}
     while True:
         with suppress(ObjectNotFound):

@@ -16,12 +16,12 @@ log = logging.getLogger("digits.ingest")
 
 @flow(name="ingest")
 def ingest(data: str = "mnist") -> str:
-    """Read, check and store SOURCE, and let the next retraining start from it; the fingerprint of the data set."""
+    """Read, check and store SOURCE, and let the next retraining start from it. Returns the fingerprint of the data set."""
     return server_task(set_source)(Platform(), data)
 
 
 def set_source(platform: Platform, data: str) -> str:
-    """Store the source as the data set that the next retraining starts from; its fingerprint."""
+    """Store the source as the data set that the next retraining starts from. Returns its fingerprint."""
     dataset = read_source(platform, data)
     datasets.save(dataset, platform.datasets)
     datasets.set_current(platform.datasets, dataset.fingerprint)
@@ -29,7 +29,7 @@ def set_source(platform: Platform, data: str) -> str:
 
 
 def load_dataset(platform: Platform, data: str | None) -> Dataset:
-    """The source, or where none is named the current data set with the labels of feedback; stored."""
+    """Store and return the source, or where none is named the current data set with the labels of feedback."""
     current = datasets.current(platform.datasets)
     if data is None and current:
         dataset = with_feedback(platform, datasets.load(platform.datasets, current))

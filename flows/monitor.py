@@ -18,7 +18,7 @@ from flows.connections import Platform
 from flows.tasks import server_task, task
 from monitoring import reports, windows
 from monitoring.reports import MonitoringVerdict
-from monitoring.windows import Window
+from monitoring.windows import TimeRange
 
 log = logging.getLogger("digits.monitor")
 
@@ -28,10 +28,10 @@ DRIFT_EVENT, LABELS_EVENT = "digits.drift.detected", "digits.labels.arrived"  # 
 
 @flow(name="monitor")
 def monitor(since: str = "24h") -> str:
-    """Report drift and accuracy of the champion's answers in the last 30m, 24h or 7d, or since a moment; the verdict in words."""
+    """Report drift and accuracy of the champion's answers in the last 30m, 24h or 7d, or since a time. Returns the verdict in words."""
     platform, until = Platform(), datetime.now(UTC)
     version, created_at, reference = server_task(load)(platform)
-    window = max(windows.begin(since, until), created_at), until
+    window = max(windows.parse_since(since, until), created_at), until
     verdict, path = server_task(report)(platform, version, window, reference)
     publish(platform.settings, version, verdict, path)
     for alert in alerts_of(version, verdict, path):
@@ -48,8 +48,8 @@ def load(platform: Platform, version: str | None = None) -> tuple[str, datetime,
     return found.version, datetime.fromisoformat(found.card["created_at"]), found.reference
 
 
-def report(platform: Platform, version: str, window: Window, reference: Reference) -> tuple[MonitoringVerdict, Path]:
-    """Report on the version's answers in the window, of more than `MAX_ANSWERS` on a sample; the verdict and the path of the report.
+def report(platform: Platform, version: str, window: TimeRange, reference: Reference) -> tuple[MonitoringVerdict, Path]:
+    """Report on the version's answers in the window, of more than `MAX_ANSWERS` on a sample. Returns the verdict and the report's path.
 
     The report's folder is named after the window, and the history of the Evidently UI gets a point.
     """
@@ -62,13 +62,14 @@ def report(platform: Platform, version: str, window: Window, reference: Referenc
 
 
 def publish(settings: Settings, version: str, verdict: MonitoringVerdict, path: Path) -> None:
-    """Log the verdict, and show it with its figures on the page of the Prefect run."""
-    said = f"digits v{version}, {verdict.count} answers: {verdict.message}"
-    for line in (said, *verdict.recommendations, f"report: {path}"):
+    """Log the verdict, and show it with its image on the page of the Prefect run."""
+    summary = f"digits v{version}, {verdict.count} answers: {verdict.message}"
+    for line in (summary, *verdict.recommendations, f"report: {path}"):
         log.info("%s", line)
     history = local_url(settings.private_host, settings.reports_port)
     images, png = path.with_name(reports.IMAGES), None
-    if images.exists():  # embedded, because the Prefect UI cannot read files of this machine
+    # Embedded, because the Prefect UI cannot read files of this machine.
+    if images.exists():
         png = f"data:image/png;base64,{base64.b64encode(images.read_bytes()).decode()}"
     text = reports.markdown(version, verdict, path, history)
     tasks.publish("drift", f"digits v{version}: {verdict.drift.verdict}", text, png)
@@ -110,6 +111,6 @@ def _facts(verdict: MonitoringVerdict) -> dict[str, Any]:
     return {
         "severity": verdict.drift.severity,
         "count": verdict.count,
-        "explanations": [one.perturbation for one in verdict.drift.explanations],
+        "explanations": [explanation.perturbation for explanation in verdict.drift.explanations],
         "accuracy": verdict.accuracy.verdict,
     }

@@ -34,9 +34,9 @@ COOLDOWN = "retrained"  # the name under which the end of the last retraining is
 
 @flow(name="retrain")
 def retrain(
-    recipe: str | None = None, data: str | None = None, seed: int = 0, reason: str = "by hand", cooldown: bool = False
+    recipe: str | None = None, data: str | None = None, seed: int = 0, reason: str = "manual", cooldown: bool = False
 ) -> str:
-    """Take in new data, train a candidate, and promote it or say why not; the decision in a sentence.
+    """Take in new data, train a candidate, and promote it or say why not. Returns the decision in a sentence.
 
     The recipe is the setting `DIGITS_RECIPE` and the data set the current one unless given. With `cooldown`, as for events,
     nothing is done for a while after the last retraining.
@@ -49,34 +49,34 @@ def retrain(
         with report_end(platform):
             check_policies(platform.settings)
             server_task(repair_crashed)(platform)
-            chosen = recipes.find(recipe or platform.settings.recipe).model_copy(update={"seed": seed})
+            seeded = recipes.find(recipe or platform.settings.recipe).model_copy(update={"seed": seed})
             dataset = server_task(assemble_dataset)(platform, data)
-            version = server_task(platform.registry.trained_before)(dataset.fingerprint, chosen)
+            version = server_task(platform.registry.trained_before)(dataset.fingerprint, seeded)
             if version is None:
-                version = train_on(platform, dataset, chosen, {"reason": reason})
+                version = train_on(platform, dataset, seeded, {"reason": reason})
             elif decided := decided_before(platform, version):
                 return decided
-            champion, verdict = server_task(judge)(platform, version, dataset, chosen)
+            champion, verdict = server_task(judge)(platform, version, dataset, seeded)
             server_task(apply_verdict)(platform, version, champion, verdict)
     return f"digits v{version}: {verdict.sentence}"
 
 
 @contextmanager
 def retraining_slot() -> Iterator[None]:
-    """Hold the only slot for retraining that Prefect gives out, on all machines; raises RuntimeError.
+    """Hold the only slot for retraining that Prefect gives out, on all machines; raises RuntimeError where it is held.
 
-    Without Prefect the lease ends, and the retraining goes on: a server that does not answer gives the slot to no other one.
+    If Prefect becomes unreachable, the lease ends and the retraining continues; until Prefect is back, no other one gets the slot.
     """
-    taken = RuntimeError("another retraining is running; wait for its end, or cancel it in the Prefect UI")
+    slot_taken = RuntimeError("another retraining is running; wait for its end, or cancel it in the Prefect UI")
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
         if client.read_global_concurrency_limit_by_name(LIMIT).active_slots:
-            raise taken
+            raise slot_taken
     held = ExitStack()
     try:
         held.enter_context(concurrency(LIMIT, timeout_seconds=SLOT_TIMEOUT_SECONDS, lease_duration=LEASE_SECONDS))
     except TimeoutError as error:
-        raise taken from error
+        raise slot_taken from error
     try:
         yield
     finally:
@@ -131,7 +131,7 @@ def repair_crashed(platform: Platform) -> None:
 
 
 def assemble_dataset(platform: Platform, data: str | None) -> Dataset:
-    """The data set to train on, stored: the source or the current one, with what lies in the inbox and with feedback.
+    """Store and return the data set to train on: the source or the current one, with the inbox and with feedback.
 
     Files leave the inbox last, and labels are read from the database every time: a retraining that dies on the way is
     repeated by the next one, with the same result.
@@ -143,8 +143,8 @@ def assemble_dataset(platform: Platform, data: str | None) -> Dataset:
     start = extend(start, batch.labelled, ", ".join(batch.stamps))
     _ingest_feedback(platform)
     dataset = with_feedback(platform, start)
-    for made in {start.fingerprint: start, dataset.fingerprint: dataset}.values():
-        datasets.save(made, storage)
+    for new in {start.fingerprint: start, dataset.fingerprint: dataset}.values():
+        datasets.save(new, storage)
     datasets.set_current(storage, start.fingerprint)
     inbox.archive(batch, settings.inbox)
     return dataset
@@ -170,7 +170,7 @@ def decided_before(platform: Platform, version: str) -> str | None:
         message = f"digits v{version} stays the champion: there is nothing new to learn"
     elif entry:
         message = (
-            f"digits v{version} was the champion until the {entry.action} of v{entry.to_version} ({entry.why}) and is not "
+            f"digits v{version} was the champion until the {entry.action} of v{entry.to_version} ({entry.reason}) and is not "
             f"promoted again without new data; `digits promote {version}` brings it back"
         )
     else:
@@ -180,12 +180,18 @@ def decided_before(platform: Platform, version: str) -> str | None:
 
 
 def judge(platform: Platform, version: str, dataset: Dataset, recipe: Recipe) -> tuple[str | None, GateVerdict]:
-    """The champion's version, None before the first, and the gate's verdict on a candidate to replace it."""
-    from models import candidate_comparison  # ONNX Runtime and scikit-learn
+    """Judge a candidate and tag it with the verdict. Returns the champion's version, None before the first, and the verdict."""
+    from models import candidate_comparison, promotion  # ONNX Runtime and scikit-learn
 
-    policy = gate.GatePolicy.model_validate(platform.settings.gate)
-    traffic, floor = feedback.audited_traffic(platform.engine), recipes.floor(recipe.name)
-    return candidate_comparison.judge(platform.registry, platform.models, version, dataset.test, traffic, floor, policy)
+    store, policy = platform.models, gate.GatePolicy.model_validate(platform.settings.gate)
+    current, test, floor = store.registry.version(), dataset.test, recipes.floor(recipe.name)
+    traffic = feedback.audited_traffic(platform.engine)
+    before = promotion.last_evidence(platform.registry, version, current) if current else {}
+    verdict = candidate_comparison.judge(store, version, current, test, traffic, floor, policy, before)
+    # Without another comparison, the tags of the last one remain.
+    if verdict.evidence != before:
+        promotion.record_verdict(platform.registry, version, current, verdict)
+    return current, verdict
 
 
 def apply_verdict(platform: Platform, version: str, champion: str | None, verdict: GateVerdict) -> None:

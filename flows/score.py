@@ -26,7 +26,7 @@ log = logging.getLogger("digits.score")
 
 @flow(name="score")
 def score(source: Path, target: Path) -> "Count":
-    """Answer every row of a Kaggle `test.csv[.gz]` or of a Parquet file, set aside what is no image; the counts."""
+    """Answer every row of a Kaggle `test.csv[.gz]` or of a Parquet file, set aside what is no image. Returns the counts."""
     platform = Platform()
     champion = server_task(platform.models.fetch)()
     count = task(write_answers)(source, target, champion, platform.settings)
@@ -37,7 +37,6 @@ def score(source: Path, target: Path) -> "Count":
 
 
 def write_answers(source: Path, target: Path, champion: "VerifiedModel", settings: Settings) -> "Count":
-    """Write the answers and the rejected rows."""
     from models import scoring  # with pyarrow 1 s
 
     if settings.dask_address is None:
@@ -55,7 +54,8 @@ def on_cluster(client: "Client", function: Callable[[Any], Any], chunks: Iterabl
 
     from models import scoring
 
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}):  # an ensemble has 40 MB
+    # An ensemble has 40 MB.
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}):
         shared = client.submit(partial, function, pure=False)
         submit = partial(client.submit, operator.call, shared, pure=False)
         for future in scoring.in_order(submit, chunks, limit=lambda: 4 * sum(client.nthreads().values())):

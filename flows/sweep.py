@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from digits import intervals
 from digits.data import datasets
-from digits.data.datasets import Dataset, Storage
+from digits.data.datasets import Dataset, DatasetStore
 from flows import dask_cluster
 from flows.connections import Platform
 from flows.ingest import load_dataset
@@ -33,7 +33,7 @@ from flows.train import prefect_run, train_on
 from models import search
 from models.provenance import git_commit
 from models.registry import RegistryWriter
-from models.training import Epoch, Recipe
+from models.training import EpochMetrics, Recipe
 
 log = logging.getLogger("digits.sweep")
 
@@ -58,7 +58,7 @@ DEFAULT_PLAN = SweepPlan()
 
 @flow(name="sweep")
 def sweep(plan: SweepPlan = DEFAULT_PLAN) -> str:
-    """Run trials until the time is up, then train the best recipe as `digits train` does; the version of the challenger.
+    """Run trials until the time is up, then train the best recipe as `digits train` does. Returns the challenger's version.
 
     A sweep with the same name, data and number of epochs resumes the study of the last one, even if that was killed.
     """
@@ -89,7 +89,7 @@ def study_lock(folder: Path, study: Study) -> Iterator[None]:
 
 @contextmanager
 def parent_run(registry: RegistryWriter, study: Study, dataset: Dataset) -> Iterator[str]:
-    """The MLflow run around all trials of the study, reopened if an earlier call has made one; its id."""
+    """Open the MLflow run around all trials of the study, again if an earlier call created it, and yield its id."""
     if n_running := search.retry_running(study):
         log.info("queued %d trials again that were running when the last call was killed", n_running)
     run_id: str | None = study.user_attrs.get("run")
@@ -99,7 +99,8 @@ def parent_run(registry: RegistryWriter, study: Study, dataset: Dataset) -> Iter
         study.set_user_attr("run", run_id)
     try:
         yield run_id
-    except BaseException as error:  # an interrupt, too
+    # Also for an interrupt.
+    except BaseException as error:
         registry.close_run(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {})
         raise
     registry.close_run(run_id, "FINISHED", {})
@@ -135,7 +136,7 @@ load_once = lru_cache(maxsize=1)(datasets.load)  # in each worker
 
 
 def run_trial(
-    recipe: Recipe, number: int, storage: Storage, fingerprint: str, topic: str
+    recipe: Recipe, number: int, storage: DatasetStore, fingerprint: str, topic: str
 ) -> tuple[search.TrainedTrial, str, int]:
     """One trial in a worker: the training, the worker's address and the memory of its process in bytes."""
     # Before TensorFlow is imported. One thread for each worker: more would only take turns on the same cores.
@@ -143,8 +144,8 @@ def run_trial(
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     worker, stop = get_worker(), Event(f"{topic}-{number}")
 
-    def proceed(epoch: int, figures: Epoch) -> bool:
-        worker.log_event(topic, (number, epoch, figures))
+    def proceed(epoch: int, metrics: EpochMetrics) -> bool:
+        worker.log_event(topic, (number, epoch, metrics))
         return not stop.is_set()
 
     trained = search.train(recipe, load_once(storage, fingerprint), proceed)
@@ -159,7 +160,7 @@ class RunningTrial:
     run_id: str
     future: Future
     stop: Event
-    history: list[Epoch] = field(default_factory=list)
+    history: list[EpochMetrics] = field(default_factory=list)
 
 
 class SweepExecutor:
@@ -173,7 +174,7 @@ class SweepExecutor:
         self.tags = {"recipe": plan.name, "dataset": fingerprint, **git_commit(), **prefect_run()}
         self.running: dict[int, RunningTrial] = {}
         self.failures = 0  # in a row
-        self.reports: queue.SimpleQueue[tuple[int, int, Epoch]] = queue.SimpleQueue()
+        self.reports: queue.SimpleQueue[tuple[int, int, EpochMetrics]] = queue.SimpleQueue()
         self.topic = f"digits-{uuid4().hex}"
         client.subscribe_topic(self.topic, lambda event: self.reports.put(event[1]))
 
@@ -187,13 +188,14 @@ class SweepExecutor:
                     self._submit_trial()
                 with suppress(queue.Empty):
                     self._report(*self.reports.get(timeout=1))
-                for one in [one for one in self.running.values() if one.future.done()]:
-                    self._collect(one)
+                for finished in [running for running in self.running.values() if running.future.done()]:
+                    self._collect(finished)
         finally:
-            for one in list(self.running.values()):
-                with suppress(OSError):  # the scheduler may be unreachable
-                    one.stop.set()
-                self._enqueue_again(one, "KILLED", "interrupted")
+            for running in list(self.running.values()):
+                # The scheduler may be unreachable.
+                with suppress(OSError):
+                    running.stop.set()
+                self._enqueue_again(running, "KILLED", "interrupted")
 
     def _submit_trial(self) -> None:
         trial, recipe = search.ask(self.study, self.plan.name, self.plan.epochs)
@@ -203,48 +205,50 @@ class SweepExecutor:
         future = self.client.submit(run_trial, recipe, number, self.datasets, self.fingerprint, self.topic, pure=False)
         self.running[number] = RunningTrial(trial, run_id, future, stop)
 
-    def _report(self, number: int, epoch: int, figures: Epoch) -> None:
+    def _report(self, number: int, epoch: int, metrics: EpochMetrics) -> None:
         """Record and judge an epoch, once: the worker that replaces a dead one repeats its epochs."""
-        one = self.running.get(number)
-        if one is None or epoch < len(one.history):
+        running = self.running.get(number)
+        if running is None or epoch < len(running.history):
             return
-        one.history.append(figures)
-        one.trial.report(figures["val_accuracy"], epoch)
-        if epoch + 1 < self.plan.epochs and one.trial.should_prune():
-            one.stop.set()
+        running.history.append(metrics)
+        running.trial.report(metrics["val_accuracy"], epoch)
+        if epoch + 1 < self.plan.epochs and running.trial.should_prune():
+            running.stop.set()
 
-    def _collect(self, one: RunningTrial) -> None:
+    def _collect(self, running: RunningTrial) -> None:
         """Record the result of a trial; raises RuntimeError after `MAX_FAILURES` in a row."""
-        if error := one.future.exception():
-            self._enqueue_again(one, "FAILED", f"failed with {error}")
+        if error := running.future.exception():
+            self._enqueue_again(running, "FAILED", f"failed with {error}")
             self.failures += 1
             if self.failures == MAX_FAILURES:
                 raise RuntimeError(f"{MAX_FAILURES} trials in a row failed, the last one with: {error}") from error
             return
-        trained, worker, memory_bytes = one.future.result()
-        one.future.release()  # or Dask repeats the trial when the worker that holds its result dies
+        trained, worker, memory_bytes = running.future.result()
+        running.future.release()  # or Dask repeats the trial when the worker that holds its result dies
         self.failures = 0
-        for epoch, figures in enumerate(trained.history):  # the result can arrive before the last reports
-            self._report(one.trial.number, epoch, figures)
+        # The result can arrive before the last reports.
+        for epoch, metrics in enumerate(trained.history):
+            self._report(running.trial.number, epoch, metrics)
         if trained.stopped:
-            self.study.tell(one.trial, state=TrialState.PRUNED)
-            self._close(one, "KILLED", f"pruned after {len(one.history)} epochs at {trained.accuracy:.2%}")
+            self.study.tell(running.trial, state=TrialState.PRUNED)
+            self._close(running, "KILLED", f"pruned after {len(running.history)} epochs at {trained.accuracy:.2%}")
         else:
-            self.study.tell(one.trial, trained.accuracy)
-            self.registry.log_points(one.run_id, [(len(one.history), trained.metrics)])
-            self._close(one, "FINISHED", f"validation accuracy {trained.accuracy:.2%}")
-        if memory_bytes > dask_cluster.WORKER_BYTES:  # TensorFlow keeps every program that it compiled
-            with suppress(TimeoutError, ValueError):  # ValueError: no nanny would start the worker again
+            self.study.tell(running.trial, trained.accuracy)
+            self.registry.log_points(running.run_id, [(len(running.history), trained.metrics)])
+            self._close(running, "FINISHED", f"validation accuracy {trained.accuracy:.2%}")
+        # TensorFlow keeps every program that it compiled. ValueError: no nanny would start the worker again.
+        if memory_bytes > dask_cluster.WORKER_BYTES:
+            with suppress(TimeoutError, ValueError):
                 self.client.restart_workers([worker], timeout=dask_cluster.NO_WORKERS_TIMEOUT_SECONDS)
 
-    def _enqueue_again(self, one: RunningTrial, status: str, reason: str) -> None:
+    def _enqueue_again(self, running: RunningTrial, status: str, reason: str) -> None:
         """Record a trial without a result, for this call or the next one to repeat."""
-        state = "queued again" if search.retry(self.study, one.trial.number) else "given up"
-        self._close(one, status, f"{state} after {len(one.history)} epochs: {reason}")
+        state = "queued again" if search.retry(self.study, running.trial.number) else "given up"
+        self._close(running, status, f"{state} after {len(running.history)} epochs: {reason}")
 
-    def _close(self, one: RunningTrial, status: str, outcome: str) -> None:
+    def _close(self, running: RunningTrial, status: str, outcome: str) -> None:
         """End the trial and its run in MLflow, with its curves, and log one line about it."""
-        del self.running[one.trial.number]
-        self.registry.log_points(one.run_id, enumerate(one.history, start=1))
-        self.registry.close_run(one.run_id, status, {"outcome": outcome[:5000]})
-        log.info("trial %d: %s: %s", one.trial.number, outcome, search.summarize(search.recipe_of(one.trial)))
+        del self.running[running.trial.number]
+        self.registry.log_points(running.run_id, enumerate(running.history, start=1))
+        self.registry.close_run(running.run_id, status, {"outcome": outcome[:5000]})
+        log.info("trial %d: %s: %s", running.trial.number, outcome, search.summarize(search.recipe_of(running.trial)))

@@ -17,7 +17,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 RETRIES = 7
-BACKOFF_SECONDS = 5  # doubled after each attempt: ten minutes in all
+BACKOFF_SECONDS = 5  # doubled after each attempt: 635 s, about ten minutes, in all
 
 
 def is_unreachable(task: prefect.Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -23,14 +23,14 @@ log = logging.getLogger("digits.train")
 
 @flow(name="train")
 def train(recipe: Recipe = COMPACT, data: str | None = None) -> str:
-    """Train the recipe on SOURCE or else on the current data set, and register the result as a candidate; its version."""
+    """Train the recipe on SOURCE or else on the current data set, and register the result. Returns the version."""
     platform = Platform()
     dataset = server_task(load_dataset)(platform, data)
     return train_on(platform, dataset, recipe)
 
 
 def train_on(platform: Platform, dataset: Dataset, recipe: Recipe, tags: Mapping[str, str] | None = None) -> str:
-    """Train the recipe on a stored data set inside the current flow; the version of the candidate."""
+    """Train the recipe on a stored data set inside the current flow. Returns the version of the candidate."""
     from models import candidates, training
 
     registry, fingerprint = platform.registry, dataset.fingerprint
@@ -40,9 +40,8 @@ def train_on(platform: Platform, dataset: Dataset, recipe: Recipe, tags: Mapping
         candidate = task(candidates.evaluate)(recipe, fingerprint, prepared, trained)
         server_task(candidates.log_results)(registry, candidate)
         version = server_task(candidates.register)(registry, candidate, run_id)
-    log.info(
-        "registered digits v%s: recipe %s, test accuracy %.4f", version, recipe.name, candidate.evaluation.accuracy
-    )
+    accuracy = candidate.evaluation.accuracy
+    log.info("registered digits v%s: recipe %s, test accuracy %.4f", version, recipe.name, accuracy)
     publish("candidate", f"digits v{version}", _markdown(platform, version, run_id, candidate))
     return version
 

@@ -100,7 +100,7 @@ Architecture = Annotated[Dense | Convolutional, Field(discriminator="kind")]
 
 def kinds() -> dict[str, type[BaseModel]]:
     """The class of each `kind`."""
-    return {one.model_fields["kind"].default: one for one in get_args(get_args(Architecture)[0])}
+    return {kind.model_fields["kind"].default: kind for kind in get_args(get_args(Architecture)[0])}
 
 
 def _dense(flow: Any, width: int, next_seed: Seeds, use_bias: bool = True) -> Any:

@@ -3,6 +3,7 @@
 import io
 import statistics
 import timeit
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,10 +12,9 @@ from numpy.typing import NDArray
 
 from digits.data.datasets import digests
 from digits.images import Labels, Split
-from models import evaluation, gate, promotion
+from models import evaluation, gate
 from models.gate import GatePolicy, GateVerdict
 from models.model_store import ModelStore, VerifiedModel
-from models.registry import RegistryWriter
 
 TIMED_IMAGES = 200
 
@@ -24,7 +24,7 @@ class JudgedModel:
     """A verified version and the digests of its training images."""
 
     model: VerifiedModel
-    trained_on: NDArray[np.uint64]  # sorted or not, one per training image
+    training_digests: NDArray[np.uint64]  # sorted or not, one per training image
 
     def facts(self, test: Split) -> gate.ModelFacts:
         """What the gate needs besides the predictions."""
@@ -33,7 +33,7 @@ class JudgedModel:
             corruption_accuracy=evaluation.corruption_accuracy(self.model.predict_proba, test),
             size_bytes=len(self.model.model.content),
             milliseconds=1000 * statistics.median(timeit.timeit(call, number=1) for call in calls),
-            trained_on=int(np.isin(digests(test.images), self.trained_on).sum()),
+            images_trained_on=int(np.isin(digests(test.images), self.training_digests).sum()),
         )
 
     def answers(self, split: Split) -> Labels:
@@ -44,38 +44,36 @@ class JudgedModel:
 def fetch(store: ModelStore, version: str) -> JudgedModel:
     """The version from the registry; raises VersionNotFound, InvalidArtifact or RegistryUnreachable."""
     model = store.fetch_version(version)
-    trained_on = np.load(io.BytesIO(store.download(model, "trained_on.npy")), allow_pickle=False)
-    return JudgedModel(model, trained_on)
+    training_digests = np.load(io.BytesIO(store.download(model, "trained_on.npy")), allow_pickle=False)
+    return JudgedModel(model, training_digests)
 
 
 def judge(
-    registry: RegistryWriter,
     store: ModelStore,
     version: str,
+    current: str | None,
     test: Split,
     traffic: Split | None,
     floor: float,
     policy: GatePolicy,
-) -> tuple[str | None, GateVerdict]:
-    """Compare candidate and champion on the test images and on labelled traffic, and record the verdict.
+    before: Mapping[str, float],
+) -> GateVerdict:
+    """Compare a candidate with the current champion, if there is one, on the test images and on labelled traffic.
 
-    The champion's version, None before the first, and the verdict.
+    `before` is the evidence of the last comparison of the two, or empty; while there is too little new traffic for another
+    one, it is the evidence of the verdict.
     """
-    current, candidate = store.registry.version(), fetch(store, version)
+    candidate = fetch(store, version)
     if current is None:
         accuracy = float((candidate.answers(test) == test.labels).mean())
-        verdict = gate.judge_first(accuracy, floor, candidate.facts(test), policy)
-    else:
-        champion = fetch(store, current)
-        compared = samples(test, traffic, candidate, champion, policy)
-        before = promotion.last_evidence(registry, version, current)
-        comparison = gate.comparison_number(compared, before)
-        if comparison is None:
-            reason = "there are less than twice as many labelled answers as in the last comparison of the two"
-            return current, GateVerdict(gate.UNDECIDED, [reason], before)
-        verdict = gate.judge(compared, candidate.facts(test), champion.facts(test), policy, comparison)
-    promotion.record_verdict(registry, version, current, verdict)
-    return current, verdict
+        return gate.judge_first(accuracy, floor, candidate.facts(test), policy)
+    champion = fetch(store, current)
+    compared = samples(test, traffic, candidate, champion, policy)
+    comparison = gate.comparison_number(compared, before)
+    if comparison is None:
+        reason = "there are less than twice as many labelled answers as in the last comparison of the two"
+        return GateVerdict(gate.UNDECIDED, [reason], dict(before))
+    return gate.judge(compared, candidate.facts(test), champion.facts(test), policy, comparison)
 
 
 def samples(
@@ -84,7 +82,8 @@ def samples(
     """The test images and, if there is enough of it, the labelled traffic that neither model was trained on."""
     splits = {"test images": test}
     if traffic is not None:
-        fresh = ~np.isin(digests(traffic.images), np.concatenate([candidate.trained_on, champion.trained_on]))
+        known = np.concatenate([candidate.training_digests, champion.training_digests])
+        fresh = ~np.isin(digests(traffic.images), known)
         if fresh.sum() >= policy.min_sample:
             splits["new traffic"] = Split(traffic.images[fresh], traffic.labels[fresh])
     return [

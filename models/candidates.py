@@ -1,18 +1,17 @@
 """From a trained model to a registered version: its evaluation, its exported files, and what its MLflow run shows."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from digits.data import datasets
-from digits.data.datasets import Dataset, Storage
+from digits.data.datasets import Dataset, DatasetStore
 from digits.reference import Reference
 from models import conformal, evaluation, export, figures, onnx_model, training
 from models.evaluation import Evaluation
-from models.provenance import inputs
+from models.provenance import inputs_hash
 from models.registry import RegistryWriter
-from models.training import Recipe, Trained
+from models.training import Recipe, TrainingResult
 
 REFERENCE_SIZE = 5_000  # images of the reference sample
 
@@ -23,7 +22,7 @@ class Candidate:
 
     recipe: Recipe
     dataset: Dataset  # as the recipe splits it
-    trained: Trained
+    trained: TrainingResult
     evaluation: Evaluation  # on the test images
     card: dict[str, Any]  # without the run that it belongs to
     files: dict[str, bytes]
@@ -36,7 +35,7 @@ def split(dataset: Dataset, recipe: Recipe) -> Dataset:
     return datasets.resplit(dataset, recipe.validation_fraction, recipe.seed)
 
 
-def evaluate(recipe: Recipe, fingerprint: str, dataset: Dataset, trained: Trained) -> Candidate:
+def evaluate(recipe: Recipe, fingerprint: str, dataset: Dataset, trained: TrainingResult) -> Candidate:
     """Measure the model on the test images and export it; raises ValueError where the export answers differently.
 
     `fingerprint` names the stored data set, which `dataset` was split from.
@@ -52,7 +51,7 @@ def evaluate(recipe: Recipe, fingerprint: str, dataset: Dataset, trained: Traine
     card = {
         "recipe": recipe.model_dump(mode="json"),
         "dataset": fingerprint,
-        "inputs": inputs(fingerprint, recipe),
+        "inputs": inputs_hash(fingerprint, recipe),
         "metrics": {**evaluated.metrics, **trained.metrics},
         "conformal": asdict(calibrated),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -82,17 +81,15 @@ def log_results(registry: RegistryWriter, candidate: Candidate) -> None:
 
 
 def register(registry: RegistryWriter, candidate: Candidate, run_id: str) -> str:
-    """Register the candidate as a new version of the run; its version."""
+    """Register the candidate as a new version of the run. Returns the version."""
     card = {**candidate.card, "run_id": run_id, "experiment_id": registry.experiment_id}
     return registry.register(card, candidate.files)
 
 
-def train(
-    registry: RegistryWriter, storage: Storage, dataset: Dataset, recipe: Recipe, tags: Mapping[str, str] | None = None
-) -> str:
-    """Train on a stored data set and register the result, without Prefect; the version."""
+def train(registry: RegistryWriter, storage: DatasetStore, dataset: Dataset, recipe: Recipe) -> str:
+    """Train on a stored data set and register the result, without Prefect. Returns the version."""
     prepared, manifest = split(dataset, recipe), datasets.manifest(storage, dataset.fingerprint)
-    with registry.run(recipe, manifest, prepared, tags or {}) as run_id:
+    with registry.run(recipe, manifest, prepared, {}) as run_id:
         trained = training.fit(recipe, prepared, registry.log_epoch)
         candidate = evaluate(recipe, dataset.fingerprint, prepared, trained)
         log_results(registry, candidate)

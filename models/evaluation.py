@@ -1,4 +1,4 @@
-"""Evaluation of a model on test images: accuracy with its interval, calibration, figures per digit, a corruption suite."""
+"""Evaluation of a model on test images: accuracy with its interval, calibration, precision and recall per digit, a corruption suite."""
 
 import os
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from digits.intervals import Proportion
 
 Probabilities = NDArray[np.float32]  # (n, 10)
 
-# the perturbation and the amount of each corruption; another one here makes the metrics of earlier versions incomparable
+# The perturbation and the amount of each corruption; another one here makes the metrics of earlier versions incomparable
 CORRUPTIONS = {
     "shift_1": ("jitter", 1.0),
     "shift_2": ("jitter", 2.0),
@@ -47,7 +47,6 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """On the test images."""
         return self.metrics["test_accuracy"]
 
 
@@ -56,7 +55,7 @@ def evaluate(predict_proba: Callable[[Images], Probabilities], test: Split) -> E
     probabilities = predict_proba(test.images)
     exact = accuracy(probabilities, test.labels)
     corrupted = corruption_accuracies(predict_proba, test)
-    figures = {
+    measured = {
         "test_accuracy": exact.value,
         "test_accuracy_low": exact.low,
         "test_accuracy_high": exact.high,
@@ -66,7 +65,7 @@ def evaluate(predict_proba: Callable[[Images], Probabilities], test: Split) -> E
         **corrupted,
         **per_digit(probabilities, test.labels),
     }
-    return Evaluation(figures, probabilities, confusion(probabilities, test.labels))
+    return Evaluation(measured, probabilities, confusion(probabilities, test.labels))
 
 
 def corruption_accuracies(predict_proba: Callable[[Images], Probabilities], test: Split) -> dict[str, float]:
@@ -87,8 +86,8 @@ def accuracy(probabilities: Probabilities, labels: Labels) -> Proportion:
 
 def log_loss(probabilities: Probabilities, labels: Labels) -> float:
     """Mean negative log of the true digit's probability, in nats."""
-    wide = probabilities.astype(np.float64)
-    return float(metrics.log_loss(labels, wide / wide.sum(axis=1, keepdims=True), labels=range(10)))
+    exact = probabilities.astype(np.float64)
+    return float(metrics.log_loss(labels, exact / exact.sum(axis=1, keepdims=True), labels=range(10)))
 
 
 def expected_calibration_error(probabilities: Probabilities, labels: Labels, bins: int = 15) -> float:
@@ -128,6 +127,6 @@ def corruptions(images: Images) -> dict[str, Images]:
         perturbation, amount = CORRUPTIONS[name]
         return PERTURBATIONS[perturbation].apply(images, amount)
 
-    # NumPy releases the interpreter lock
+    # NumPy releases the interpreter lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(CORRUPTIONS, pool.map(apply, CORRUPTIONS), strict=True))

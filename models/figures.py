@@ -1,5 +1,6 @@
 """Figures of a run: learning curves, confusion matrix, training samples, predictions, most confident mistakes."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,7 @@ def _answered(split: Split, probabilities: NDArray[np.float32], chosen: NDArray[
 
 def _gallery(images: Images, titles: list[str], colours: list[str], columns: int) -> "Figure":
     """All images in one mosaic with titles; an axes per image would take seconds to draw."""
-    rows = max(1, -(-len(images) // columns))
+    rows = max(1, math.ceil(len(images) / columns))
     figure, (axes,) = _axes(1, 1, (1.25 * columns, 1.4 * rows))
     height, width = SIZE + TITLE, SIZE + GAP
     mosaic = np.full((rows * height, columns * width), 255, np.uint8)

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from digits.images import Labels
 
 UNDECIDED: Final = "not enough evidence"
-COMPARISON = "comparison"  # in the evidence: how many times these two versions were compared
+# The name in the evidence of how many times these two versions were compared.
+COMPARISON = "comparison"
 
 
 class GatePolicy(BaseModel):
@@ -61,35 +62,34 @@ class EvaluationSample:
         return (self.gained - self.lost) / len(self.labels)
 
     @property
-    def error_reduction(self) -> float:
+    def relative_error_reduction(self) -> float:
         """The fraction of the champion's errors that is gone; a point means little at 90 % and much at 99 %."""
         return (self.gained - self.lost) / max(1, int((self.champion != self.labels).sum()))
 
     @property
-    def p_better(self) -> float:
+    def p_value(self) -> float:
         return mcnemar(self.gained, self.lost)
 
     @property
     def evidence(self) -> dict[str, float]:
         champion, candidate = self.accuracies
-        figures = {
+        facts = {
             "images": len(self.labels),
             "accuracy": candidate,
             "champion accuracy": champion,
             "only candidate right": self.gained,
             "only champion right": self.lost,
-            "p better": self.p_better,
+            "p-value": self.p_value,
         }
-        return {f"{self.name}: {name}": value for name, value in figures.items()}
+        return {f"{self.name}: {name}": value for name, value in facts.items()}
 
     def loses(self, max_loss: float, significance: float) -> bool:
         """Whether more accuracy is lost, and not by chance: one image can be percents of a small sample."""
         return -self.gain > max_loss and mcnemar(self.lost, self.gained) <= significance
 
     def of_digit(self, digit: int) -> "EvaluationSample":
-        """The images of one digit."""
-        chosen = self.labels == digit
-        return EvaluationSample(str(digit), self.labels[chosen], self.candidate[chosen], self.champion[chosen])
+        rows = self.labels == digit
+        return EvaluationSample(str(digit), self.labels[rows], self.candidate[rows], self.champion[rows])
 
     def __str__(self) -> str:
         counts = f"on {self.gained} of {len(self.labels)}, only the champion on {self.lost}"
@@ -103,7 +103,7 @@ class ModelFacts:
     corruption_accuracy: float
     size_bytes: int
     milliseconds: float  # median for one image
-    trained_on: int = 0  # how many of the evaluation images were among its training images
+    images_trained_on: int = 0  # how many of the evaluation images were among its training images
 
     def evidence(self, role: str) -> dict[str, float]:
         return {f"{role}: {name}": value for name, value in asdict(self).items()}
@@ -142,7 +142,7 @@ def judge(
     policy: GatePolicy,
     comparison: int = 1,
 ) -> GateVerdict:
-    """Compare candidate and champion; the first sample are the test images, on which no digit's recall may fall.
+    """Compare candidate and champion; the first sample is the test images, on which no digit's recall may fall.
 
     To be promoted, the candidate must be better on one of the samples by more than chance and do no harm on any. The
     significance is divided by the number of samples, and further for the repeated comparison of the same two versions.
@@ -153,15 +153,15 @@ def judge(
     if harm := [*_unservable(candidate, policy), *_losses(samples, candidate, champion, policy)]:
         return GateVerdict("hold", harm, evidence)
     repeated = comparison * (comparison + 1) if comparison > 1 else 1
-    better = [sample for sample in samples if sample.p_better <= policy.significance / len(samples) / repeated]
+    better = [sample for sample in samples if sample.p_value <= policy.significance / len(samples) / repeated]
     if not better:
-        return GateVerdict(UNDECIDED, [f"{sample}, p = {sample.p_better:.2g}" for sample in samples], evidence)
-    enough = [sample for sample in better if sample.error_reduction >= policy.min_error_reduction]
+        return GateVerdict(UNDECIDED, [f"{sample}, p = {sample.p_value:.2g}" for sample in samples], evidence)
+    enough = [sample for sample in better if sample.relative_error_reduction >= policy.min_error_reduction]
     if not enough:
         required = f"of the champion's errors gone, {policy.min_error_reduction:.1%} are required"
-        reasons = [f"{sample}, {sample.error_reduction:.1%} {required}" for sample in better]
+        reasons = [f"{sample}, {sample.relative_error_reduction:.1%} {required}" for sample in better]
         return GateVerdict("hold", reasons, evidence)
-    reasons = [f"{sample}, a gain of {100 * sample.gain:.2f} points, p = {sample.p_better:.2g}" for sample in enough]
+    reasons = [f"{sample}, a gain of {100 * sample.gain:.2f} points, p = {sample.p_value:.2g}" for sample in enough]
     return GateVerdict("promote", reasons, evidence)
 
 
@@ -187,15 +187,12 @@ def mcnemar(more: int, fewer: int) -> float:
 
 def _unservable(candidate: ModelFacts, policy: GatePolicy) -> list[str]:
     """Why the candidate may not be served, or not be judged, whatever it predicts."""
-    size, milliseconds = candidate.size_bytes, candidate.milliseconds
-    duration = f"{milliseconds:.1f} ms for one image"
+    size, milliseconds, seen = candidate.size_bytes, candidate.milliseconds, candidate.images_trained_on
+    duration, limit = f"{milliseconds:.1f} ms for one image", policy.max_milliseconds
     checks = [
-        (candidate.trained_on > 0, f"the candidate trained on {candidate.trained_on} of the evaluation images"),
+        (seen > 0, f"the candidate trained on {seen} of the evaluation images"),
         (size > policy.max_bytes, f"the candidate's file has {size:,} bytes, allowed are {policy.max_bytes:,}"),
-        (
-            milliseconds > policy.max_milliseconds,
-            f"the candidate takes {duration}, allowed are {policy.max_milliseconds:g}",
-        ),
+        (milliseconds > limit, f"the candidate takes {duration}, allowed are {limit:g}"),
     ]
     return [reason for failed, reason in checks if failed]
 
@@ -204,8 +201,8 @@ def _losses(
     samples: Sequence[EvaluationSample], candidate: ModelFacts, champion: ModelFacts, policy: GatePolicy
 ) -> Iterator[str]:
     """What the candidate does worse than the champion, and whether that can be judged."""
-    if champion.trained_on:
-        yield f"the champion trained on {champion.trained_on} of the evaluation images"
+    if champion.images_trained_on:
+        yield f"the champion trained on {champion.images_trained_on} of the evaluation images"
     by_digit = [(f"recall of {digit}", samples[0].of_digit(digit)) for digit in np.unique(samples[0].labels)]
     checks = [
         *((f"accuracy on {sample.name}", sample, policy.max_accuracy_loss) for sample in samples),

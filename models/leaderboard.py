@@ -47,7 +47,7 @@ class Row:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The row in words: recipe, data, seeds, accuracy, best, reported, then the other figures."""
+        """The row in words: recipe, data, seeds, accuracy, best, reported, then the other metrics."""
         version = f" (v{self.best_version})" if self.best_version else ""
         return (
             self.recipe,
@@ -69,7 +69,7 @@ def read(registry: RegistryWriter) -> list[Row]:
     found = [run for run in runs.finished(registry) if "dataset" in run.tags]
     newest = {run.tags["dataset"]: run for run in reversed(found)}
     manifests = {fingerprint: runs.read_json(registry, run, "dataset.json") for fingerprint, run in newest.items()}
-    return rows(found, {name: HeldOut(one["source"], one["images"]["test"]) for name, one in manifests.items()})
+    return rows(found, {name: HeldOut(facts["source"], facts["images"]["test"]) for name, facts in manifests.items()})
 
 
 def rows(found: Sequence[Run], held_out: Mapping[str, HeldOut]) -> list[Row]:
@@ -81,10 +81,10 @@ def rows(found: Sequence[Run], held_out: Mapping[str, HeldOut]) -> list[Row]:
     for run in found:
         groups[run.tags["dataset"], _name(run.params)].setdefault(int(run.params["seed"]), run)
     order = list(dict.fromkeys(run.tags["dataset"] for run in found))
-    made = [_row(name, list(seeds.values()), held_out[fingerprint]) for (fingerprint, name), seeds in groups.items()]
-    made.sort(key=lambda row: (order.index(row.dataset or ""), -(row.accuracy.value if row.accuracy else 0)))
-    trained = {run.params["name"] for run in found}
-    return [*made, *(Row(name, preset.reported) for name, preset in RECIPES.items() if name not in trained)]
+    trained = [_row(name, list(seeds.values()), held_out[fingerprint]) for (fingerprint, name), seeds in groups.items()]
+    trained.sort(key=lambda row: (order.index(row.dataset or ""), -(row.accuracy.value if row.accuracy else 0)))
+    names = {run.params["name"] for run in found}
+    return [*trained, *(Row(name, preset.reported) for name, preset in RECIPES.items() if name not in names)]
 
 
 def _row(name: str, seeds: list[Run], held_out: HeldOut) -> Row:

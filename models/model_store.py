@@ -24,7 +24,7 @@ from digits.reference import Reference
 from models import onnx_model
 from models.conformal import UNCALIBRATED, ConformalPredictor
 from models.onnx_model import InvalidArtifact, OnnxModel
-from models.registry_reader import NAME, RegistryReader, VersionNotFound
+from models.registry_reader import MODEL_NAME, RegistryReader, VersionNotFound
 
 FILES = ("model.onnx", "reference.npz")
 GOLDEN_COUNT = 32
@@ -98,7 +98,7 @@ def last_good(alias: str, cache: Path) -> VerifiedModel:
 
 def verify(version: str, card: bytes, files: dict[str, bytes]) -> VerifiedModel:
     """The version made of these files, its checksums compared, its golden query answered; raises InvalidArtifact."""
-    title = f"{NAME} v{version}"
+    title = f"{MODEL_NAME} v{version}"
     try:
         facts = json.loads(card)
         conformal = ConformalPredictor(**facts["conformal"]) if "conformal" in facts else UNCALIBRATED
@@ -117,7 +117,8 @@ def verify(version: str, card: bytes, files: dict[str, bytes]) -> VerifiedModel:
 
 def remember(model: VerifiedModel, alias: str, cache: Path) -> None:
     """Record the version as the last good one of its alias, and delete the oldest copies that no alias needs."""
-    with suppress(OSError):  # a full disk must not keep a verified model from answering
+    # A full disk must not keep a verified model from answering.
+    with suppress(OSError):
         write_atomically(cache / f"{alias}.txt", model.version.encode())
         kept = {note.read_text() for note in cache.glob("*.txt")}
         copies = sorted(cache.glob("*/card.json"), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -133,15 +134,16 @@ def _read(folder: Path) -> dict[str, bytes]:
 def _check(content: bytes, name: str, card: dict[str, Any], version: str) -> None:
     if hashlib.sha256(content).hexdigest() != card["files"].get(name):
         problem = f"the checksum of {name} is not the one on its card"
-        raise InvalidArtifact(f"{NAME} v{version}: {problem}; register it again")
+        raise InvalidArtifact(f"{MODEL_NAME} v{version}: {problem}; register it again")
 
 
 def _run_golden_query(model: OnnxModel, images: Images, expected: NDArray[np.float32]) -> None:
-    """Raise ValueError unless the model answers as registered; this also warms it up for the first request."""
+    """Raise ValueError unless the model answers as registered. The query also prepares the session for the first request."""
     try:
         answered = model.predict_proba(images)
         single = model.predict_proba(images[:1])
-    except Exception as error:  # ONNX Runtime's exceptions have no common class but this
+    # ONNX Runtime's exceptions have no other common class.
+    except Exception as error:
         raise ValueError(f"the golden query fails: {first_line(error)}") from error
     difference = float(np.abs(answered - expected).max())
     if not (difference <= TOLERANCE and np.abs(single - expected[:1]).max() <= TOLERANCE):

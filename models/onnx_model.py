@@ -46,6 +46,7 @@ def load(content: bytes) -> OnnxModel:
     options.log_severity_level = 3  # errors only
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions have no common class but this
+    # ONNX Runtime's exceptions have no other common class.
+    except Exception as error:
         raise InvalidArtifact(f"model.onnx does not load: {first_line(error)}") from error
     return OnnxModel(content, session, session.get_inputs()[0].name)

@@ -18,8 +18,8 @@ import numpy as np
 from digits.data.datasets import Dataset
 from digits.images import SIZE
 from digits.settings import without_password
-from models.provenance import environment, git_commit, inputs
-from models.registry_reader import NAME, RegistryUnreachable
+from models.provenance import environment, git_commit, inputs_hash
+from models.registry_reader import MODEL_NAME, RegistryUnreachable
 from models.training import Recipe
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("digits.registry")
 
+EXPERIMENT_NAME = "digits"
 # Without it MLflow's UI opens its pages for language models.
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_UV_AUTO_DETECT": "false",  # else every logged model records all packages of uv.lock as its requirements
+    # Otherwise every logged model records all packages of uv.lock as its requirements.
+    "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 retry a server that is down for four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -41,7 +43,7 @@ ENVIRONMENT = {
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    """Raise RegistryUnreachable where MLflow's client says that its server did not answer, or answered 429 or 5xx."""
+    """Raise RegistryUnreachable for a connection that failed, status 429 or 5xx, and errors of MLflow without a code."""
     import mlflow
     import requests
 
@@ -51,15 +53,18 @@ def _translate_errors() -> Iterator[None]:
         status = error.get_http_status_code() if isinstance(error, mlflow.exceptions.MlflowException) else 503
         if status < 500 and status != 429:
             raise
-        server = without_password(mlflow.get_tracking_uri())
-        fix = "start it with `digits up` or set MLFLOW_TRACKING_URI"
-        raise RegistryUnreachable(f"MLflow does not answer at {server}; {fix}") from error
+        uri, fix = mlflow.get_tracking_uri(), "start it with `digits up` or set MLFLOW_TRACKING_URI"
+        server = without_password(uri)
+        reason = str(error).replace(uri.rstrip("/"), server).partition("\n")[0][:200]
+        raise RegistryUnreachable(f"MLflow at {server} failed or is unreachable: {reason}; {fix}") from error
 
 
 class RegistryWriter:
-    """Writes to one MLflow server: runs, and versions of the registered model with their aliases.
+    """A connection that writes to one MLflow server: runs, and versions of the registered model with their aliases.
 
-    Every method raises RegistryUnreachable when the server does not answer, and can then be called again with the same arguments.
+    Every method but `log_epoch` raises RegistryUnreachable where the server failed or is unreachable, and can then be called
+    again with the same arguments. If the server had done its work and only the response was lost, `run` and `open_run` create
+    a second run, and `log_results` and `log_points` record the same values once more.
     """
 
     def __init__(self, uri: str) -> None:
@@ -76,18 +81,18 @@ class RegistryWriter:
         self._sending: Future[None] = self._sender.submit(lambda: None)
         try:
             with _translate_errors():
-                experiment = mlflow.set_experiment(NAME)
+                experiment = mlflow.set_experiment(EXPERIMENT_NAME)
                 if EXPERIMENT_KIND[0] not in experiment.tags:
                     self.client.set_experiment_tag(experiment.experiment_id, *EXPERIMENT_KIND)
         except mlflow.exceptions.MlflowException as error:
             # The experiment was deleted, or access is denied.
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"MLflow at {without_password(uri)} refuses the experiment {NAME}: {reason}") from error
+            server, reason = without_password(uri), str(error).splitlines()[0]
+            raise ValueError(f"MLflow at {server} refuses the experiment {EXPERIMENT_NAME}: {reason}") from error
         self.experiment_id: str = experiment.experiment_id
 
     @contextmanager
     def run(self, recipe: Recipe, manifest: dict[str, Any], dataset: Dataset, tags: Mapping[str, str]) -> Iterator[str]:
-        """An MLflow run around a training on the data set that is stored with the manifest; its id.
+        """Open an MLflow run around a training on the data set that is stored with the manifest, and yield its id.
 
         It is marked as failed when the block raises, and as killed on Ctrl-C.
         Recording its end never raises: a run left open because MLflow was unreachable is closed by the next retraining.
@@ -99,7 +104,8 @@ class RegistryWriter:
             self._log_recipe(self.run_id, recipe)
             self.mlflow.log_dict(environment(), "environment.json")
             self.mlflow.log_dict(manifest, "dataset.json")
-            images, labels = dataset.train.images[:100], dataset.train.labels[:100]  # which MLflow's UI shows
+            # MLflow's UI shows these.
+            images, labels = dataset.train.images[:100], dataset.train.labels[:100]
             data = self.mlflow.data.from_numpy(images, targets=labels, name=dataset.source, digest=fingerprint)
             self.mlflow.log_input(data, context="training")
         status = "FAILED"
@@ -117,31 +123,31 @@ class RegistryWriter:
             except RegistryUnreachable as error:
                 log.warning("the end of run %s (%s) is not recorded: %s", self.run_id, status, error)
 
-    def log_epoch(self, epoch: int, figures: Mapping[str, float]) -> None:
-        """Queue one point on each learning curve for a background thread; it neither waits for MLflow nor raises.
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Queue one point on each learning curve for a background thread, without waiting for MLflow; raises nothing.
 
         Points that MLflow does not accept stay queued; the next epoch and `log_results` send them again.
         """
-        self._queue += self._metrics([(epoch + 1, figures)])
+        self._queue += self._metrics([(epoch + 1, metrics)])
         if self._sending.done():
             self._sending = self._sender.submit(self._send_queue)
 
     @_translate_errors()
     def _send_queue(self) -> None:
-        """Send what is queued; MLflow ignores a point that it has already."""
+        """Send what is queued; MLflow ignores a point that it already has."""
         while batch := self._queue[:]:
             self.client.log_batch(self.run_id, metrics=batch)
             del self._queue[: len(batch)]
 
     def _send_all(self) -> None:
-        """Wait until the queue is sent; in the thread of the sender, so that no two send the same points."""
+        """Wait until the queue is sent, by the thread of the sender: two threads would send the same points."""
         self._sender.submit(self._send_queue).result()
 
     @_translate_errors()
     def log_results(
         self, metrics: Mapping[str, float], tags: Mapping[str, str], files: "Mapping[str, str | Figure]"
     ) -> None:
-        """The final figures, tags, texts and drawings of the current run, after the points that are still queued."""
+        """Log the final metrics, tags, texts and figures of the current run, after the points that are still queued."""
         self._send_all()
         self.client.log_batch(self.run_id, metrics=self._metrics([(0, metrics)]), tags=self._tags(tags))
         for name, content in files.items():
@@ -151,14 +157,14 @@ class RegistryWriter:
     def _metrics(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> list[Any]:
         now = int(time.time() * 1000)
         metric = self.mlflow.entities.Metric
-        return [metric(name, value, now, step) for step, figures in points for name, value in figures.items()]
+        return [metric(name, value, now, step) for step, metrics in points for name, value in metrics.items()]
 
     def _tags(self, tags: Mapping[str, str]) -> list[Any]:
         return [self.mlflow.entities.RunTag(name, value) for name, value in tags.items()]
 
     @_translate_errors()
     def open_run(self, name: str, tags: Mapping[str, str], recipe: Recipe | None = None, parent: str = "") -> str:
-        """A run beside the current one, as several trials of a sweep are open at once; its id."""
+        """Open a run beside the current one, as several trials of a sweep are open at once. Returns its id."""
         nested = {"mlflow.parentRunId": parent} if parent else {}
         run_id: str = self.client.create_run(self.experiment_id, run_name=name, tags={**tags, **nested}).info.run_id
         if recipe is not None:
@@ -173,7 +179,7 @@ class RegistryWriter:
 
     @_translate_errors()
     def reopen_run(self, run_id: str) -> bool:
-        """Open a run again, and end the runs nested in it; False where it does not exist or was deleted."""
+        """Open a run again, and end the runs nested in it. Returns False where it does not exist or was deleted."""
         if not self._runs(f"attributes.run_id = '{run_id}'"):
             return False
         self.client.update_run(run_id, status="RUNNING")
@@ -186,7 +192,7 @@ class RegistryWriter:
 
     @_translate_errors()
     def log_points(self, run_id: str, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Points (step, figures) on the curves of an open run."""
+        """Log points (step, metrics) on the curves of an open run."""
         self.client.log_batch(run_id, metrics=self._metrics(points))
 
     @_translate_errors()
@@ -197,28 +203,29 @@ class RegistryWriter:
 
     @_translate_errors()
     def register(self, card: dict[str, Any], files: Mapping[str, bytes]) -> str:
-        """A new version out of the current run: its ONNX model, the other files and a card that lists their checksums.
+        """Register the current run as a new version: the ONNX model, the other files and a card that lists their checksums.
 
-        Called again for the same run, it returns the version that is there.
+        Returns the version; called again for the same run, the one that exists.
         """
-        made = self.client.search_model_versions(f"name='{NAME}' and run_id='{self.run_id}'")
-        if made:
-            return str(made[0].version)
+        existing = self.client.search_model_versions(f"name='{MODEL_NAME}' and run_id='{self.run_id}'")
+        if existing:
+            return str(existing[0].version)
         full_card = {**card, "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
         model = self._log_model(files["model.onnx"])
         with TemporaryDirectory() as folder:
             for name, content in {**files, "card.json": json.dumps(full_card, indent=2).encode()}.items():
                 Path(folder, name).write_bytes(content)
             self.client.log_model_artifacts(model.model_id, folder)
-        with suppress(self.mlflow.exceptions.MlflowException):  # it is there from the second version on
-            self.client.create_registered_model(NAME, description="Handwritten-digit recognisers.")
+        # The model exists from the second version on.
+        with suppress(self.mlflow.exceptions.MlflowException):
+            self.client.create_registered_model(MODEL_NAME, description="Handwritten-digit recognisers.")
         tags = {name: card[name] for name in ("dataset", "inputs")}
         tags |= {"recipe": card["recipe"]["name"], "test_accuracy": f"{card['metrics']['test_accuracy']:.4f}"}
         source, model_id = model.model_uri, model.model_id
-        return str(self.client.create_model_version(NAME, source, self.run_id, tags, model_id=model_id).version)
+        return str(self.client.create_model_version(MODEL_NAME, source, self.run_id, tags, model_id=model_id).version)
 
     def _log_model(self, onnx_model: bytes) -> Any:
-        """The ONNX model in MLflow's own format, linked to the current run; an `mlflow.models.model.ModelInfo`."""
+        """Log the ONNX model in MLflow's own format, linked to the current run. Returns an `mlflow.models.model.ModelInfo`."""
         import onnx
         from mlflow.models import infer_signature
 
@@ -236,18 +243,16 @@ class RegistryWriter:
     @_translate_errors()
     def set_alias(self, alias: str, version: str) -> None:
         """Move an alias; MLflow does this in one transaction."""
-        self.client.set_registered_model_alias(NAME, alias, version)
+        self.client.set_registered_model_alias(MODEL_NAME, alias, version)
 
     @_translate_errors()
     def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
-        """Tags of a version."""
         for name, value in tags.items():
-            self.client.set_model_version_tag(NAME, version, name, value)
+            self.client.set_model_version_tag(MODEL_NAME, version, name, value)
 
     @_translate_errors()
     def version_tags(self, version: str) -> dict[str, str]:
-        """All tags of a version."""
-        return dict(self.client.get_model_version(NAME, version).tags)
+        return dict(self.client.get_model_version(MODEL_NAME, version).tags)
 
     @_translate_errors()
     def active_runs(self) -> dict[str, dict[str, str]]:
@@ -257,9 +262,9 @@ class RegistryWriter:
     @_translate_errors()
     def trained_before(self, fingerprint: str, recipe: Recipe) -> str | None:
         """The newest version with the same data, recipe, code and libraries, whose weights would come out again."""
-        wanted = inputs(fingerprint, recipe)
-        found = [one for one in self.client.search_model_versions(f"name='{NAME}'") if one.tags.get("inputs") == wanted]
-        version = max((str(one.version) for one in found), key=int, default=None)
+        inputs, versions = inputs_hash(fingerprint, recipe), self.client.search_model_versions(f"name='{MODEL_NAME}'")
+        numbers = [str(version.version) for version in versions if version.tags.get("inputs") == inputs]
+        version = max(numbers, key=int, default=None)
         if version:
             log.info("nothing new to learn: digits v%s has the same data, recipe, code and libraries", version)
         return version

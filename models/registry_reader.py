@@ -1,4 +1,4 @@
-"""Read access to the model registry over MLflow's REST API (https://mlflow.org/docs/latest/api_reference/rest-api.html).
+"""Read access to the model registry over HTTP: aliases by MLflow's REST API, files of versions by a route of its UI.
 
 The service, the gate and monitoring read the registry here; importing MLflow takes 4 s and is not needed for it.
 """
@@ -12,7 +12,7 @@ from digits.errors import first_line
 from digits.settings import without_password
 from models.onnx_model import InvalidArtifact
 
-NAME = "digits"  # of the registered model
+MODEL_NAME = "digits"
 TIMEOUT = httpx.Timeout(10, connect=3)  # seconds
 
 
@@ -21,7 +21,7 @@ class VersionNotFound(LookupError):
 
 
 class RegistryUnreachable(ConnectionError):
-    """The registry does not answer."""
+    """The registry failed or is unreachable."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class AliasTarget:
 
 
 class RegistryReader:
-    """A connection to one MLflow server; every method raises RegistryUnreachable when the server does not answer."""
+    """A connection to one MLflow server; its methods raise RegistryUnreachable where the server fails or is unreachable."""
 
     def __init__(self, uri: str) -> None:
         url = httpx.URL(uri)
@@ -51,14 +51,13 @@ class RegistryReader:
 
     def alias_target(self, alias: str) -> AliasTarget:
         """What an alias points to; raises VersionNotFound."""
-        response = self._get("/api/2.0/mlflow/registered-models/alias", name=NAME, alias=alias)
+        response = self._get("/api/2.0/mlflow/registered-models/alias", name=MODEL_NAME, alias=alias)
         try:
             fields = response.json()
             # MLflow answers 404 without the model, 400 without the alias.
             if response.status_code in (400, 404) and "error_code" in fields:
-                raise VersionNotFound(
-                    f"no version of {NAME} has the alias {alias} yet; train and promote one with `digits retrain`"
-                )
+                fix = "train and promote one with `digits retrain`"
+                raise VersionNotFound(f"no version of {MODEL_NAME} has the alias {alias} yet; {fix}")
             found = fields["model_version"]
             return AliasTarget(str(found["version"]), found.get("run_id"))
         except (ValueError, KeyError, TypeError) as error:
@@ -67,12 +66,14 @@ class RegistryReader:
 
     def download(self, version: str, path: str) -> bytes:
         """One file of a version as it is; raises VersionNotFound or InvalidArtifact."""
-        response = self._get("/model-versions/get-artifact", name=NAME, version=version, path=path)
+        # This route is not documented, which is one reason to pin MLflow. The documented ones take two requests for each file
+        # (`get-download-uri`, then `mlflow-artifacts`) and deliver only what the server proxies.
+        response = self._get("/model-versions/get-artifact", name=MODEL_NAME, version=version, path=path)
         if response.status_code == 404 and "Model Version" in response.text:
-            raise VersionNotFound(f"the registry has no {NAME} v{version}; see `digits leaderboard`")
+            raise VersionNotFound(f"the registry has no {MODEL_NAME} v{version}; see `digits leaderboard`")
         if response.is_error:
             problem = f"the registry answered {response.status_code} for {path}"
-            raise InvalidArtifact(f"{NAME} v{version}: {problem}; register it again")
+            raise InvalidArtifact(f"{MODEL_NAME} v{version}: {problem}; register it again")
         return response.content
 
     def _get(self, route: str, **parameters: str) -> httpx.Response:
@@ -81,10 +82,8 @@ class RegistryReader:
         try:
             response = self._http.get(route, params=parameters)
         except httpx.HTTPError as error:
-            raise RegistryUnreachable(
-                f"the registry at {server} does not answer ({first_line(error)}); "
-                "start it with `digits up` or set MLFLOW_TRACKING_URI"
-            ) from error
+            problem, fix = first_line(error), "start it with `digits up` or set MLFLOW_TRACKING_URI"
+            raise RegistryUnreachable(f"the registry at {server} does not answer ({problem}); {fix}") from error
         if response.status_code in (401, 403) or response.is_server_error:
             status = f"{response.status_code} {response.reason_phrase}"
             fix = "check the MLflow server, or the name and password in MLFLOW_TRACKING_URI"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from digits.data import datasets
-from digits.data.datasets import Storage
+from digits.data.datasets import DatasetStore
 from models import candidates, provenance, run_diff, runs, training
 from models.registry import RegistryWriter
 from models.runs import Run
@@ -60,7 +60,7 @@ def look_up(registry: RegistryWriter, run: str) -> Recorded:
     return Recorded(found, recipe, runs.read_json(registry, found, "environment.json"))
 
 
-def train_again(recorded: Recorded, storage: Storage) -> Replay:
+def train_again(recorded: Recorded, storage: DatasetStore) -> Replay:
     """The same training on the stored data set; raises BadData when the data set is not stored here any more."""
     run, dataset = recorded.run, datasets.load(storage, recorded.run.tags["dataset"])
     trained = training.fit(recorded.recipe, candidates.split(dataset, recorded.recipe))

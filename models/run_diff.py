@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from digits.data import datasets
-from digits.data.datasets import Dataset, Storage
+from digits.data.datasets import Dataset, DatasetStore
 from digits.images import Labels, Split
 from models import provenance, runs
 from models.model_store import ModelStore, VerifiedModel
@@ -33,7 +33,6 @@ class RunDiff:
 
     @property
     def text(self) -> str:
-        """A title and its lines after the other."""
         heads = {"A": [_head(self.a)], "B": [_head(self.b)]}
         return "\n".join(
             f"{title if number == 0 else '':<13}{line}"
@@ -69,7 +68,7 @@ class Agreement:
         return f"{counts}, both wrong {self.both_wrong:,}; {test}: {means}"
 
 
-def compare(registry: RegistryWriter, a: Run, b: Run, storage: Storage, store: ModelStore) -> RunDiff:
+def compare(registry: RegistryWriter, a: Run, b: Run, storage: DatasetStore, store: ModelStore) -> RunDiff:
     """Run A against run B; data sets are looked for in `storage`, models are fetched through `store`."""
     recipes, environments = (
         [runs.read_json(registry, run, name) for run in (a, b)] for name in ("recipe.json", "environment.json")
@@ -115,7 +114,7 @@ def differing_data(before: Dataset, now: Dataset) -> list[str]:
     relabelled = kept[kept.label != kept.label_now].sort_values(["split_now", "row_now"]).itertuples()
     moved = kept[kept.split != kept.split_now]
     changes = {
-        "labels": [f"{one.split_now} image {one.row_now} is {one.label_now}, was {one.label}" for one in relabelled],
+        "labels": [f"{row.split_now} image {row.row_now} is {row.label_now}, was {row.label}" for row in relabelled],
         "moved": _counted("from " + moved.split + " to " + moved.split_now),
         "only in A": _counted(removed.split),
         "only in B": _counted(added.split_now),
@@ -155,7 +154,7 @@ def _weights(a: Run, b: Run) -> str:
     return "identical" if before == now else "different"
 
 
-def _data(registry: RegistryWriter, a: Run, b: Run, storage: Storage) -> list[str]:
+def _data(registry: RegistryWriter, a: Run, b: Run, storage: DatasetStore) -> list[str]:
     """The images where both data sets are stored here, and otherwise what the runs recorded about them."""
     before, now = (run.tags.get("dataset", "–") for run in (a, b))
     if before == now:
@@ -169,7 +168,7 @@ def _data(registry: RegistryWriter, a: Run, b: Run, storage: Storage) -> list[st
     return [f"{before} → {now}", *differing_data(*stored)]
 
 
-def _answers(a: Run, b: Run, storage: Storage, store: ModelStore) -> list[str]:
+def _answers(a: Run, b: Run, storage: DatasetStore, store: ModelStore) -> list[str]:
     """The paired test, on the test images common to both."""
     unregistered = [run.title for run in (a, b) if run.version is None]
     if unregistered:
@@ -183,7 +182,7 @@ def _answers(a: Run, b: Run, storage: Storage, store: ModelStore) -> list[str]:
     return [f"on {len(images):,} {what}", counts.sentence]
 
 
-def _test_images(a: Run, b: Run, models: list[VerifiedModel], storage: Storage) -> tuple[Split | None, str]:
+def _test_images(a: Run, b: Run, models: list[VerifiedModel], storage: DatasetStore) -> tuple[Split | None, str]:
     """From the stored data sets, or from the samples kept with the versions where these are not here."""
     try:
         tests = [datasets.load(storage, run.tags["dataset"]).test for run in (a, b)]

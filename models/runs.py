@@ -11,7 +11,7 @@ from typing import Any
 
 from digits.settings import without_password
 from models.registry import RegistryWriter
-from models.registry_reader import NAME
+from models.registry_reader import MODEL_NAME
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _all(registry: RegistryWriter, versions: Mapping[str, str]) -> list[Run]:
 
 def _versions(registry: RegistryWriter) -> dict[str, str]:
     """The version registered from each run, by run id."""
-    found: Sequence[Any] = registry.client.search_model_versions(f"name='{NAME}'", max_results=10_000)
+    found: Sequence[Any] = registry.client.search_model_versions(f"name='{MODEL_NAME}'", max_results=10_000)
     return {str(version.run_id): str(version.version) for version in found}
 
 

@@ -47,7 +47,6 @@ class Count:
 
     @property
     def sentence(self) -> str:
-        """The count on one line."""
         reasons = f" (reasons in {self.side_file})" if self.rejected else ""
         answered = f"{self.answered:,} answered in {self.target}"
         return f"{self.answered + self.rejected:,} rows in = {answered} + {self.rejected:,} rejected{reasons}"
@@ -139,7 +138,8 @@ def _read_strictly(batch: pa.RecordBatch) -> NDArray[np.uint8] | None:
             values = column.cast(pa.list_(column.type.value_type, PIXELS)).flatten().to_numpy()
         else:
             values = np.frombuffer(b"".join(column.cast(pa.binary(PIXELS)).to_pylist()), np.uint8)
-    except (pa.ArrowException, AttributeError, TypeError):  # a column of structs, null among bytes
+    # AttributeError for a column of structs, TypeError for null among bytes.
+    except (pa.ArrowException, AttributeError, TypeError):
         return None
     pixels = values.astype(np.uint8)
     is_valid = values.dtype.kind in "iu" and values.size == PIXELS * len(batch) and np.array_equal(pixels, values)

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from digits.data.datasets import Dataset
 from models.architectures import Dense
 from models.augmentation import Augmentation
-from models.training import Epoch, Network, Recipe
+from models.training import EpochMetrics, Network, Recipe
 
 # Raise it when `suggest_recipe` or `Recipe` changes: trials of different search spaces belong to different studies.
 SPACE_VERSION = 1
@@ -122,7 +122,7 @@ def summarize(recipe: Recipe) -> str:
 
 
 def retry(study: optuna.Study, number: int) -> bool:
-    """Fail a running trial and enqueue it again with its recipe; False after `MAX_ATTEMPTS`."""
+    """Fail a running trial and enqueue it again with its recipe. Returns False after `MAX_ATTEMPTS`."""
     study.tell(number, state=TrialState.FAIL)
     trial = study.trials[number]
     callback = RetryHeartbeatStaleTrialCallback(max_retry=MAX_ATTEMPTS - 1)
@@ -132,7 +132,7 @@ def retry(study: optuna.Study, number: int) -> bool:
 
 
 def retry_running(study: optuna.Study) -> int:
-    """Fail and enqueue again the running trials, which a killed process left behind; their number."""
+    """Fail and enqueue again the running trials, which a killed process left behind. Returns their number."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in running:
         retry(study, trial.number)
@@ -149,23 +149,23 @@ def ranked(study: optuna.Study) -> list[FrozenTrial]:
 class TrainedTrial:
     """The training of one trial, complete or stopped early."""
 
-    history: list[Epoch]
+    history: list[EpochMetrics]
     accuracy: float  # on the validation images, of the weights that training keeps
     metrics: dict[str, float]
     stopped: bool
 
 
-def train(recipe: Recipe, dataset: Dataset, proceed: Callable[[int, Epoch], bool]) -> TrainedTrial:
+def train(recipe: Recipe, dataset: Dataset, proceed: Callable[[int, EpochMetrics], bool]) -> TrainedTrial:
     """Train while the loss is finite and `proceed` returns True after each epoch; the test images are not used."""
-    history: list[Epoch] = []
+    history: list[EpochMetrics] = []
     stopped = False
     network = Network(recipe, dataset)
-    for epoch, figures in enumerate(network.epochs()):
-        history.append(figures)
-        stopped = not (proceed(epoch, figures) and math.isfinite(figures["loss"]))
+    for epoch, metrics in enumerate(network.epochs()):
+        history.append(metrics)
+        stopped = not (proceed(epoch, metrics) and math.isfinite(metrics["loss"]))
         if stopped:
             break
-    accuracies = [figures["val_accuracy"] for figures in history]
+    accuracies = [metrics["val_accuracy"] for metrics in history]
     accuracy = max(accuracies) if recipe.patience else accuracies[-1]
-    metrics = {"train_seconds": network.seconds, "parameters": network.model.count_params()}
-    return TrainedTrial(history, accuracy, {**metrics, "validation_accuracy": accuracy}, stopped)
+    costs = {"train_seconds": network.seconds, "parameters": network.model.count_params()}
+    return TrainedTrial(history, accuracy, {**costs, "validation_accuracy": accuracy}, stopped)

@@ -6,6 +6,7 @@ images stay on the device and the whole epoch is one compiled function (measured
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,8 +28,8 @@ from models.augmentation import Augmentation, augment, ranges
 
 log = logging.getLogger("digits.training")
 
-Epoch = dict[str, float]
-OnEpoch = Callable[[int, Epoch], None]
+EpochMetrics = dict[str, float]
+OnEpoch = Callable[[int, EpochMetrics], None]
 
 
 class Recipe(BaseModel):
@@ -56,11 +57,11 @@ class Recipe(BaseModel):
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """A trained model, from `uint8` images to calibrated probabilities, and the record of its training."""
 
     model: Any  # keras.Model, (n, 28, 28) uint8 -> (n, 10) probabilities
-    history: list[Epoch]  # one per network and epoch: loss, accuracy, val_loss, val_accuracy
+    history: list[EpochMetrics]  # one per network and epoch: loss, accuracy, val_loss, val_accuracy
     seconds: float  # in the epochs, compilation included
     images_seen: int
     temperature: float  # the logits are divided by it
@@ -88,42 +89,42 @@ class Trained:
         return hashlib.sha256(b"".join(weights.tobytes() for weights in self.model.get_weights())).hexdigest()
 
 
-def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda epoch, figures: None) -> Trained:
+def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda epoch, metrics: None) -> TrainingResult:
     """Train the recipe's networks, average them and calibrate the result on the validation images.
 
     The data set is trained on as it is split: `candidates.split` applies the recipe's `validation_fraction` before. The same
     recipe, data and seed give the same weights on the same machine and library versions.
     """
     models: list[Any] = []
-    history: list[Epoch] = []
+    history: list[EpochMetrics] = []
     seconds = 0.0
     epochs = recipe.n_models * recipe.epochs
-    every = -(-epochs // 10)
+    log_interval = math.ceil(epochs / 10)
     with tqdm(total=epochs, unit="epoch", desc=recipe.name, disable=None) as progress:
         for number in range(recipe.n_models):
             network = Network(recipe.model_copy(update={"seed": recipe.seed + number}), dataset)
-            for figures in network.epochs():
-                on_epoch(len(history), figures)
-                history.append(figures)
-                reached = f"validation accuracy {figures['val_accuracy']:.4f}"
+            for metrics in network.epochs():
+                on_epoch(len(history), metrics)
+                history.append(metrics)
+                reached = f"validation accuracy {metrics['val_accuracy']:.4f}"
                 progress.update()
                 progress.set_postfix_str(reached)
                 # Without a terminal there is no progress bar.
-                if progress.disable and len(history) % every == 0:
+                if progress.disable and len(history) % log_interval == 0:
                     log.info("%s: epoch %d of %d, %s", recipe.name, len(history), epochs, reached)
             models.append(network.model)
             seconds += network.seconds
     logits = _average(models)
     temperature = fit_temperature(forward(logits, dataset.validation.images), dataset.validation.labels)
     model, images_seen = _with_probabilities(logits, temperature), len(history) * len(dataset.train)
-    return Trained(model, history, seconds, images_seen, temperature)
+    return TrainingResult(model, history, seconds, images_seen, temperature)
 
 
 def build(recipe: Recipe) -> Any:
     """The untrained `keras.Model`: (n, 28, 28) `uint8` images -> (n, 10) logits."""
     keras, _ = backend.load()
 
-    # The seeds that Keras draws after `set_random_seed`, but not from the global generator, which other threads share.
+    # The seeds that Keras would draw after `set_random_seed`, but not from the global generator, which other threads share.
     next_seed = partial(Random(recipe.seed).randint, 1, int(1e9))
     images = keras.Input((SIZE, SIZE), dtype="uint8", name="images")
     logits = recipe.architecture.build(keras.layers.Rescaling(1 / 255)(images), next_seed)
@@ -134,40 +135,37 @@ class Network:
     """One network in training: its weights, its optimiser and the compiled epoch."""
 
     def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
-        keras, _ = backend.load()
-
-        keras.utils.set_random_seed(recipe.seed)
         self.recipe, self.train, self.validation = recipe, dataset.train, dataset.validation
         self.model = build(recipe)
         self.seconds = 0.0
-        steps = -(-len(self.train) // recipe.batch_size) * recipe.epochs
+        steps = math.ceil(len(self.train) / recipe.batch_size) * recipe.epochs
         optimizer = _optimizer(recipe, steps)
         optimizer.build(self.model.trainable_variables)
         self._run_epoch = _compile_epoch(self.model, optimizer, min(recipe.batch_size, len(self.train)))
 
-    def epochs(self) -> Iterator[Epoch]:
+    def epochs(self) -> Iterator[EpochMetrics]:
         """Train and yield the metrics of each epoch; the model ends with the last or, with patience, the best weights."""
         best, best_epoch, best_weights = -1.0, 0, None
         for epoch, images in enumerate(self._epochs_of_images()):
             started = time.perf_counter()
-            figures = self._train(epoch, images) | self._validate()
+            metrics = self._train(epoch, images) | self._validate()
             self.seconds += time.perf_counter() - started
-            yield figures
+            yield metrics
             if self.recipe.patience is None:
                 continue
-            if figures["val_accuracy"] > best:
-                best, best_epoch, best_weights = figures["val_accuracy"], epoch, self.model.get_weights()
+            if metrics["val_accuracy"] > best:
+                best, best_epoch, best_weights = metrics["val_accuracy"], epoch, self.model.get_weights()
             elif epoch - best_epoch >= self.recipe.patience:
                 break
         if best_weights is not None:
             self.model.set_weights(best_weights)
 
-    def _train(self, epoch: int, images: Images) -> Epoch:
+    def _train(self, epoch: int, images: Images) -> EpochMetrics:
         order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(images)).astype(np.int32)
         loss, correct = self._run_epoch(images, self.train.labels, order)
         return {"loss": float(loss) / len(images), "accuracy": float(correct) / len(images)}
 
-    def _validate(self) -> Epoch:
+    def _validate(self) -> EpochMetrics:
         _, tf = backend.load()
 
         logits, labels = forward(self.model, self.validation.images), self.validation.labels
@@ -261,10 +259,10 @@ def fit_temperature(logits: NDArray[np.float32], labels: Labels) -> float:
     from scipy.optimize import minimize_scalar  # takes 1 s to import, and only training needs it
     from scipy.special import log_softmax
 
-    wide, rows = logits.astype(np.float64), np.arange(len(labels))
+    logits64, rows = logits.astype(np.float64), np.arange(len(labels))
 
     def log_loss(log_temperature: float) -> float:
-        return -float(log_softmax(wide / np.exp(log_temperature), axis=1)[rows, labels].mean())
+        return -float(log_softmax(logits64 / np.exp(log_temperature), axis=1)[rows, labels].mean())
 
     return float(np.exp(minimize_scalar(log_loss, bounds=(np.log(0.1), np.log(10)), method="bounded").x))
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from digits import intervals
 from digits.intervals import Proportion
 from digits.reference import Reference
-from digits.storage.predictions import Window
+from digits.storage.predictions import PredictionWindow
 
 MIN_LABELS = 50  # of the audit sample; with fewer there is no verdict
 
@@ -42,7 +42,7 @@ class Accuracy(BaseModel, frozen=True):
         return f"Accuracy is {verdict}: {measured} are correct, expected: {expected}.{estimate}, on the audit sample {too}."
 
 
-def assess(reference: Reference, window: Window, labelled: Window | None = None) -> Accuracy:
+def assess(reference: Reference, window: PredictionWindow, labelled: PredictionWindow | None = None) -> Accuracy:
     """The window's accuracy against the version's own on held-out images.
 
     `labelled` holds all labelled predictions of that time where the window is a sample. *Worse* when the 95 % interval of the

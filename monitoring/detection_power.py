@@ -52,13 +52,13 @@ def measure(
     axes = image_statistics.principal_axes(reference.images)
     expected = drift.table(reference.images, reference.probabilities, axes)
     limits = drift.thresholds(expected, count)
-    # sorted once instead of for every window
+    # Sorted once instead of for every window.
     expected = {name: np.sort(values) for name, values in expected.items()}
 
     def rate(name: str, description: str, images: Images, samples: Iterable[NDArray[np.int64]]) -> DetectionRate:
         table = drift.table(images, predict_proba(images), axes)
         tables = ({name: values[sample] for name, values in table.items()} for sample in samples)
-        drifted = [any(column.drifted for column in drift.compare(expected, one, limits)) for one in tables]
+        drifted = [any(column.drifted for column in drift.compare(expected, current, limits)) for current in tables]
         return DetectionRate(name, description, sum(drifted), len(drifted))
 
     def uniform(times: int) -> Iterator[NDArray[np.int64]]:

@@ -19,9 +19,9 @@ RECOMMENDATIONS = {
 }
 MAX_EXPLANATIONS = 3
 
-# images of each side: applying a perturbation and measuring the result then take about 40 ms
+# Images of each side: applying a perturbation and measuring the result then take about 40 ms.
 _MAX_IMAGES = 1000
-# shares of the initial loss: by which an explanation must reduce it, which all together must explain, and that may remain
+# Shares of the initial loss: by which an explanation must reduce it, which all together must explain, and that may remain.
 _MIN_GAIN = 0.05
 _MIN_EXPLAINED = 0.5
 _NEGLIGIBLE = 0.04
@@ -62,7 +62,7 @@ def explain(
     while len(found) < MAX_EXPLANATIONS and remaining > _NEGLIGIBLE * first:
         weights = label_shift.importance_weights(digits, current_digits)
         drawn = random.choice(len(weights), len(weights), p=weights / weights.sum())
-        # explanations, each with the reference perturbed likewise and its digits
+        # Explanations, each with the reference perturbed likewise and its digits.
         trials: list[tuple[Explanation, Images, Values]] = [(shifted_labels, images[drawn], digits[drawn])]
         trials += [(explanation, perturbed, digits) for explanation, perturbed in _candidates(images, target)]
         known = {explanation.perturbation for explanation in found}
@@ -94,7 +94,7 @@ def _loss(images: Images, current: Columns) -> float:
 def _candidates(images: Images, current: Columns) -> Iterator[tuple[Explanation, Images]]:
     """The images after every perturbation, by the amounts that the medians suggest, else by the default one."""
     measured = image_statistics.measure(images)
-    before, now = ({name: float(np.median(values)) for name, values in one.items()} for one in (measured, current))
+    before, now = ({name: float(np.median(values)) for name, values in table.items()} for table in (measured, current))
     amounts = _amounts(before, now)
     for name, perturbation in PERTURBATIONS.items():
         for amount in amounts.get(name, (perturbation.default,)):
@@ -116,15 +116,15 @@ def _amounts(reference: Mapping[str, float], current: Mapping[str, float]) -> di
     size = round(float(np.sqrt(ratio["spread_x"] * ratio["spread_y"])), 2)
     widths = (0.25, 0.5, 1.0, 1.5, 2.0)
     return {
-        # in two directions, by `_candidates`
+        # `_candidates` tries two directions.
         "shift": (),
         "slant": {round(angle * factor) for factor in (0.8, 1.0, 1.25)} if abs(angle) >= 1.5 else (),
-        # a rotation slants wide digits by less than its angle
+        # A rotation slants wide digits by less than its angle.
         "rotate": {round(angle * factor) for factor in (0.8, 1.0, 1.25, 1.5, 1.8)} if abs(angle) >= 1.5 else (),
         "scale": (size,) if 0.3 < size < 3 and abs(size - 1) >= 0.03 else (),
         "dim": (1.2, 1.5, 2.0) if level > 1.01 else (round(level, 2),) if 0.03 < level < 0.97 else (),
         "grey_paper": (border,) if border >= 3 else (),
-        # the half of the noise below paper is clipped, so the statistic shows between half and all of it
+        # The half of the noise below paper is clipped, so the statistic shows between half and all of it.
         "noise": {round(change["noise"] * factor) for factor in (1.0, 1.5, 2.0)} if change["noise"] >= 0.5 else (),
         "quarter_turn": (1.0, 2.0, 3.0),
         "thicken": widths,

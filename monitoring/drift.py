@@ -2,7 +2,7 @@
 
 Every column (image statistics, block means, principal axes, confidence) is compared by its Kolmogorov-Smirnov distance, the
 predicted digits by the largest change of one digit's share. The distribution of these scores without drift is found by resampling
-the reference at the two actual sizes; the thresholds keep the chance of *any* false alarm at `alpha`, whatever the number and
+the reference at the two actual sizes; the thresholds keep the chance of *any* false alarm near `alpha`, whatever the number and
 correlation of the columns. Evidently gets the same scores and thresholds, so its report agrees.
 """
 
@@ -15,17 +15,18 @@ from pydantic import BaseModel
 
 from digits.images import Images
 from digits.reference import Reference
-from digits.storage.predictions import Window
+from digits.storage.predictions import PredictionWindow
 from monitoring import image_statistics, label_shift
 from monitoring.diagnosis import Explanation, explain
 from monitoring.image_statistics import STATISTICS, Columns, Values
 
+Tables = tuple[Columns, Columns]  # of the reference and of the window: same names, one value per image
 DIGIT = "digit"  # the column of predicted digits, 0 to 9; every other column is numeric
 CONFIDENCE = "confidence"
 MIN_COUNT = 100  # with fewer predictions there is no verdict
-ALPHA = 0.02  # the chance of any false alarm, half for images, half for digits
+ALPHA = 0.02  # the nominal chance of any false alarm, half for images, half for digits
 RESAMPLES = 1000  # of the reference, which estimate the thresholds
-# of a Kolmogorov-Smirnov distance and of the change of one digit's share: up to which nothing is drift, from which drift is strong
+# Kolmogorov-Smirnov distances and changes of one digit's share: up to the smallest nothing is drift, from the strong on drift is strong.
 SMALLEST_DISTANCE, SMALLEST_SHARE = 0.05, 0.02
 STRONG_DISTANCE, STRONG_SHARE = 0.3, 0.15
 
@@ -53,8 +54,8 @@ class Drift(BaseModel, frozen=True):
     message: str
 
 
-def detect(reference: Reference, window: Window, tables: tuple[Columns, Columns] | None = None) -> Drift:
-    """Compare the window with the reference sample of the version that answered it; `tables` where they are measured already."""
+def detect(reference: Reference, window: PredictionWindow, tables: Tables | None = None) -> Drift:
+    """Compare the window with the reference sample of its version; `tables` where they are measured already."""
     if min(len(window), len(reference)) < MIN_COUNT:
         found = f"{len(window)} predictions and {len(reference)} reference images"
         few = f"Not enough data: {found}; at least {MIN_COUNT} of each are needed."
@@ -70,7 +71,7 @@ def detect(reference: Reference, window: Window, tables: tuple[Columns, Columns]
     explanations = explain(reference.images, window.images, expected[DIGIT], current[DIGIT], only_label_shift)
     strong = any(column.score >= (STRONG_SHARE if column.name == DIGIT else STRONG_DISTANCE) for column in drifted)
     if explanations[0].perturbation == "unknown":
-        changed = (f"{one.name} {one.reference:.3g} → {one.current:.3g} ({one.unit})" for one in drifted[:3])
+        changed = (f"{found.name} {found.reference:.3g} → {found.current:.3g} ({found.unit})" for found in drifted[:3])
         reason = f" that no known perturbation explains: {', '.join(changed)}"
     else:
         reason = f", most likely: {'; '.join(explanation.message for explanation in explanations)}"
@@ -84,10 +85,9 @@ def detect(reference: Reference, window: Window, tables: tuple[Columns, Columns]
     )
 
 
-def measure(reference: Reference, window: Window) -> tuple[Columns, Columns]:
-    """The columns of the reference and of the window: same names, one value per image."""
+def measure(reference: Reference, window: PredictionWindow) -> Tables:
     axes = image_statistics.principal_axes(reference.images)
-    expected, current = (table(one.images, one.probabilities, axes) for one in (reference, window))
+    expected, current = (table(source.images, source.probabilities, axes) for source in (reference, window))
     return expected, current
 
 
@@ -177,7 +177,7 @@ def _resampled_scores(reference: Columns, names: list[str], count: int) -> tuple
     size = values.shape[1]
     order = np.argsort(values, axis=1, kind="stable")
     ordered = np.take_along_axis(values, order, axis=1)
-    # of equal values only the last has the running sum that is the distribution function
+    # Of equal values only the last has the running sum that is the distribution function.
     last = np.ones(values.shape)
     last[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
     digits = np.eye(10)[reference[DIGIT].astype(int)]

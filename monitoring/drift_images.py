@@ -38,7 +38,7 @@ def render(reference: Images, current: Images, titles: Mapping[int, str]) -> byt
 
     change = drift_map(reference, current)
     largest = np.abs(change).max()
-    # a change of fewer grey levels is not drawn in the full colour
+    # A change of fewer grey levels is not drawn in the full colour.
     full = max(largest, 32.0)
     ink = {"cmap": "gray_r", "vmin": 0, "vmax": 255}
     means = [
@@ -46,13 +46,13 @@ def render(reference: Images, current: Images, titles: Mapping[int, str]) -> byt
         ("mean of the window", current.mean(axis=0), ink),
         (f"ink gained (red), lost (blue), at most {largest:.0f}", change, {"cmap": "bwr", "vmin": -full, "vmax": full}),
     ]
-    chosen = [(title, current[index], ink) for index, title in titles.items()]
+    examples = [(title, current[index], ink) for index, title in titles.items()]
     figure = Figure(figsize=(9, 6))
     layout = figure.add_gridspec(2, 1, height_ratios=(3, 2))
     above, below = (figure.add_subfigure(layout[row]) for row in (0, 1))
     below.suptitle("least like the reference, with the predicted digits", y=1.1)
     grids = above.subplots(1, 3), below.subplots(2, MAX_UNUSUAL // 2)
-    for grid, drawn in zip(grids, (means, chosen), strict=True):
+    for grid, drawn in zip(grids, (means, examples), strict=True):
         for axes, (title, image, colours) in zip(grid.flat, drawn, strict=False):
             axes.imshow(image, **colours)
             axes.set_title(title, fontsize=9)

@@ -16,7 +16,7 @@ Floats = NDArray[np.float32]
 GRID = 4
 BLOCKS = [f"block_{row}_{column}" for row in range(1, GRID + 1) for column in range(1, GRID + 1)]
 
-# images measured at once: 1.6 MB as float32, which stays in the cache
+# Images measured at once: 1.6 MB as float32, which stays in the cache.
 _CHUNK_SIZE = 512
 
 
@@ -43,17 +43,17 @@ class Chunk:
         flat = self.pixels.reshape(len(images), -1)
         sums = flat @ _WEIGHTS
         self.total, self.border, self.blocks = sums[:, 0], sums[:, 6], sums[:, 7:]  # blocks: (n, 16)
-        # means over the ink, in px from the centre of the image
+        # Means over the ink, in px from the centre of the image.
         self.x, self.y, xx, yy, xy = (_ratio(sums[:, i], self.total) for i in range(1, 6))
         self.variance_x = np.maximum(xx - self.x * self.x, 0)
         self.variance_y = np.maximum(yy - self.y * self.y, 0)
         self.shear = _ratio(self.x * self.y - xy, self.variance_y)
-        # mean grey level of the ink: the pixels weighted by themselves
+        # Mean grey level of the ink: the pixels weighted by themselves.
         self.level = _ratio(np.einsum("ij,ij->i", flat, flat), self.total)
         across = self.pixels[:, :-1, 1:] - self.pixels[:, :-1, :-1]
         down = self.pixels[:, 1:, :-1] - self.pixels[:, :-1, :-1]
         squares = (across * across + down * down).reshape(len(images), -1)
-        # sums of the gradient's length (the total variation) and of its square
+        # Sums of the gradient's length (the total variation) and of its square.
         self.gradient, self.squared_gradient = np.sqrt(squares).sum(axis=1), squares.sum(axis=1)
 
 
@@ -84,16 +84,16 @@ STATISTICS = {
     "centre_y": Statistic(lambda chunk: chunk.y, "px below the middle"),
     "spread_x": Statistic(lambda chunk: np.sqrt(chunk.variance_x), "px"),
     "spread_y": Statistic(lambda chunk: np.sqrt(chunk.variance_y), "px"),
-    # angle of the shear that would set the digit upright (Teague, J. Opt. Soc. Am. 70, 1980)
+    # Angle of the shear that would set the digit upright (Teague, J. Opt. Soc. Am. 70, 1980).
     "slant": Statistic(lambda chunk: np.degrees(np.arctan(chunk.shear)), "degrees, leaning right is positive"),
-    # twice the inked area over the length of its outline
+    # Twice the inked area over the length of its outline.
     "stroke_width": Statistic(lambda chunk: _ratio(2 * chunk.total, chunk.gradient), "px"),
     "stroke_level": Statistic(lambda chunk: chunk.level, "grey levels"),
     "contrast": Statistic(lambda chunk: chunk.pixels.std(axis=(1, 2)), "grey levels"),
-    # mean of the outer two pixels
+    # Mean of the outer two pixels.
     "border": Statistic(lambda chunk: chunk.border, "grey levels"),
     "edges": Statistic(lambda chunk: chunk.gradient / (SIZE - 1) ** 2, "grey levels per px"),
-    # distance in which paper becomes ink
+    # Distance in which paper becomes ink.
     "edge_width": Statistic(lambda chunk: _ratio(chunk.gradient * chunk.level, chunk.squared_gradient), "px"),
     "noise": Statistic(noise, "grey levels"),
 }
@@ -109,7 +109,7 @@ def measure(images: Images) -> Columns:
 def _measure(images: Images) -> Floats:
     """One chunk, shape (n, statistics + 16); its arrays are freed before the next chunk needs memory, which halves the time."""
     chunk = Chunk(images)
-    return np.column_stack([*(one.function(chunk) for one in STATISTICS.values()), chunk.blocks])
+    return np.column_stack([*(statistic.function(chunk) for statistic in STATISTICS.values()), chunk.blocks])
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:

@@ -14,8 +14,9 @@ from pydantic import BaseModel
 
 from digits.files import replacing, write_atomically
 from digits.reference import Reference
-from digits.storage.predictions import Window
+from digits.storage.predictions import PredictionWindow
 from monitoring import _evidently, accuracy, drift, drift_images, image_statistics
+from monitoring.drift import Tables
 from monitoring.image_statistics import STATISTICS, Columns
 
 PROJECT = "digits"  # in the Evidently workspace
@@ -26,7 +27,7 @@ IMAGES = "drift_images.png"
 _RUN = "workspace_run"  # the file in a report's folder that names its run in the workspace
 _TIME = "%Y-%m-%dT%H-%M-%SZ"
 _SCORE = "digits_score"  # the name under which Evidently knows our scores
-# columns with the same value in every row, of which the dashboard shows the mean
+# Columns with the same value in every row, of which the dashboard shows the mean.
 _CORRECT, _AUDITED, _DRIFTED = "correct", "audit_correct", "drifted_share"
 
 
@@ -44,7 +45,10 @@ class MonitoringVerdict(BaseModel, frozen=True):
 
 
 def assess(
-    reference: Reference, window: Window, labelled: Window | None = None, tables: tuple[Columns, Columns] | None = None
+    reference: Reference,
+    window: PredictionWindow,
+    labelled: PredictionWindow | None = None,
+    tables: Tables | None = None,
 ) -> MonitoringVerdict:
     """Drift and accuracy of a window, against the reference sample of the version that answered it.
 
@@ -74,7 +78,11 @@ def folder_name(since: datetime, until: datetime, version: str) -> str:
 
 
 def write(
-    folder: Path, workspace: Path, reference: Reference, window: Window, labelled: Window | None = None
+    folder: Path,
+    workspace: Path,
+    reference: Reference,
+    window: PredictionWindow,
+    labelled: PredictionWindow | None = None,
 ) -> tuple[MonitoringVerdict, Path]:
     """Assess a window, write its report into the folder, and its run into the workspace that the Evidently UI shows.
 
@@ -146,10 +154,10 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 @contextmanager
 def _project(workspace: Path) -> Iterator[tuple[Any, Any]]:
-    """The Evidently workspace and our project in it, which is created where it is missing.
+    """Open the Evidently workspace and our project in it, which is created where it is missing.
 
-    Without the deprecation warnings of Evidently's own imports, and without Plotly's theme, which is repeated in every figure:
-    with two figures for each column it adds 0.5 MB of HTML.
+    The block runs without warnings, of which Evidently's own imports cause many, and without Plotly's theme, which is repeated in
+    every figure: with two figures for each column it adds 0.5 MB of HTML.
     """
     with warnings.catch_warnings(action="ignore"):
         import plotly.io  # type: ignore[import-untyped]  # ships no types; comes with Evidently
@@ -167,9 +175,8 @@ def _project(workspace: Path) -> Iterator[tuple[Any, Any]]:
 def _run(expected: Columns, current: Columns, verdict: MonitoringVerdict) -> Any:
     """Evidently's snapshot of the window; it sends nothing anywhere.
 
-    The dashboard's numbers come first, then the drift of each column by score over threshold. One drifted column is drift: the
-    thresholds hold for all columns together. Evidently's dashboard draws one line for each set of a metric's parameters, and the
-    thresholds differ in every run: over time it shows means, which have no parameters.
+    The dashboard's numbers come first, then the drift of each column by score over threshold. Each run has its own thresholds,
+    and Evidently draws one line per set of parameters; the dashboard therefore plots MeanValue, which has none.
     """
     import pandas as pd  # 1.4 s
     from evidently import DataDefinition, Dataset, Report  # 3 to 8 s
@@ -184,15 +191,16 @@ def _run(expected: Columns, current: Columns, verdict: MonitoringVerdict) -> Any
     tested = pd.DataFrame({**expected, **dict.fromkeys(measured, known.expected.value), _DRIFTED: 0.0})
     numeric = [name for name in frame if name != drift.DIGIT]
     definition = DataDefinition(numerical_columns=numeric, categorical_columns=[drift.DIGIT])
-    frames = (one.astype({drift.DIGIT: int}).astype({drift.DIGIT: str}) for one in (frame, tested))
+    frames = (table.astype({drift.DIGIT: int}).astype({drift.DIGIT: str}) for table in (frame, tested))
     limits = {column.name: column.threshold for column in verdict.drift.columns}
     parameters = {"columns": list(limits), "method": _SCORE, "per_column_threshold": limits}
+    # One drifted column is drift, because the thresholds hold for all columns together: half of its share is the limit.
     count = DriftedColumnsCount(**parameters, drift_share=0.5 / len(limits))
     drifts = [ValueDrift(column=name, method=_SCORE, threshold=limit) for name, limit in limits.items()]
     means = [MeanValue(column=column, tests=[]) for *_, column in _panels() if column in frame]
     metadata = {"versions": ", ".join(verdict.versions), "verdict": verdict.drift.verdict, "message": verdict.message}
     report = Report([count, RowCount(tests=[]), *drifts, *means], include_tests=True)
-    datasets = (Dataset.from_pandas(one, data_definition=definition) for one in frames)
+    datasets = (Dataset.from_pandas(table, data_definition=definition) for table in frames)
     return report.run(*datasets, timestamp=verdict.until, metadata=metadata, tags=["monitor"])
 
 
@@ -204,7 +212,7 @@ def _panels() -> list[tuple[str, str, str]]:
         ("Monitoring", "Accuracy on the audit sample", _AUDITED),
         ("Monitoring", "Mean confidence", drift.CONFIDENCE),
         ("Monitoring", "Predictions in the window", ""),
-        *(("Images", f"{name}: {one.unit}", name) for name, one in STATISTICS.items()),
+        *(("Images", f"{name}: {statistic.unit}", name) for name, statistic in STATISTICS.items()),
     ]
 
 

@@ -6,15 +6,15 @@ from datetime import UTC, datetime, timedelta
 
 MAX_WINDOWS = 2_000
 
-Window = tuple[datetime, datetime]
+TimeRange = tuple[datetime, datetime]
 
 
-def begin(since: str, until: datetime) -> datetime:
-    """When a window of `24h`, or one since `2026-01-05T08:00`, begins; raises ValueError."""
-    return until - duration(since) if re.fullmatch(r"\d+\w", since) else moment(since)
+def parse_since(since: str, until: datetime) -> datetime:
+    """The start of a window of `24h`, or of one since `2026-01-05T08:00`; raises ValueError."""
+    return until - parse_duration(since) if re.fullmatch(r"\d+\w", since) else parse_time(since)
 
 
-def moment(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
     """The time that `2026-01-05` or `2026-01-05T08:00` stands for, UTC unless it says otherwise; raises ValueError."""
     try:
         found = datetime.fromisoformat(text)
@@ -23,7 +23,7 @@ def moment(text: str) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def duration(text: str) -> timedelta:
+def parse_duration(text: str) -> timedelta:
     """The time that `30m`, `24h` or `7d` stands for; raises ValueError."""
     match = re.fullmatch(r"(\d{1,5})([mhd])", text)
     if not match or not int(match[1]):
@@ -31,9 +31,9 @@ def duration(text: str) -> timedelta:
     return int(match[1]) * {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}[match[2]]
 
 
-def split(begin: str, end: str, every: str) -> Iterator[Window]:
+def split(begin: str, end: str, every: str) -> Iterator[TimeRange]:
     """Windows from `begin` to `end`, the last one shorter where the length does not divide; raises ValueError."""
-    start, stop, step = moment(begin), moment(end), duration(every)
+    start, stop, step = parse_time(begin), parse_time(end), parse_duration(every)
     if start >= stop:
         raise ValueError(f"{begin} is not before {end}; nothing lies between them")
     if (stop - start) / step > MAX_WINDOWS:

@@ -11,7 +11,7 @@ from digits.reference import Reference
 from digits.storage import predictions
 from flows.connections import Platform
 from flows.monitor import MAX_ANSWERS
-from monitoring.windows import begin
+from monitoring.windows import parse_since
 
 log = logging.getLogger("digits.detection_power")
 
@@ -31,7 +31,7 @@ def measure(since: str) -> tuple[int, list[tuple[str, str, str, str]]]:
     test = datasets.load(platform.datasets, champion.card["dataset"]).test
     reference, held_out = hold_out(champion.reference, test)
     now = datetime.now(UTC)
-    found = predictions.counts(platform.engine, begin(since, now), now).get(champion.version, 0)
+    found = predictions.counts(platform.engine, parse_since(since, now), now).get(champion.version, 0)
     count = min(found, MAX_ANSWERS) if found >= MIN_COUNT else DEFAULT_COUNT
     rates = detection_power.measure(reference, held_out.images, held_out.labels, champion.predict_proba, count)
     return count, [(one.perturbation, one.description, f"{one.rate:.1%}", str(one.windows)) for one in rates]

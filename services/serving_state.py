@@ -10,7 +10,7 @@ from pathlib import Path
 
 from models.model_store import ModelStore, VerifiedModel, last_good, remember
 from models.onnx_model import InvalidArtifact
-from models.registry_reader import NAME, TIMEOUT, AliasTarget, RegistryUnreachable, VersionNotFound
+from models.registry_reader import MODEL_NAME, TIMEOUT, AliasTarget, RegistryUnreachable, VersionNotFound
 
 log = logging.getLogger("digits.champion")
 
@@ -90,7 +90,7 @@ class AliasWatcher:
         self.state = ServingState(model, datetime.now(UTC))
         self._served = target
         remember(model, self._alias, self._store.cache)
-        log.info("serving %s v%s (before: %s)", NAME, target.version, before and f"v{before.version}")
+        log.info("serving %s v%s (before: %s)", MODEL_NAME, target.version, before and f"v{before.version}")
 
     def _fall_back(self, warning: str) -> None:
         """Keep the version in place; without one, serve the last good copy."""
@@ -98,7 +98,7 @@ class AliasWatcher:
             with suppress(VersionNotFound, InvalidArtifact):
                 model = last_good(self._alias, self._store.cache)
                 self.state = ServingState(model, datetime.now(UTC), self.state.warning)
-                log.warning("serving %s v%s from its copy in %s", NAME, model.version, self._store.cache)
+                log.warning("serving %s v%s from its copy in %s", MODEL_NAME, model.version, self._store.cache)
         self._warn(warning)
 
     def _warn(self, warning: str | None) -> None:

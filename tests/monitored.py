@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from digits.data import datasets, sources
 from digits.images import Images, Labels
 from digits.reference import Reference
-from digits.storage.predictions import Window
+from digits.storage.predictions import PredictionWindow
 
 START = datetime(2026, 1, 5, 8, tzinfo=UTC)
 
@@ -70,12 +70,12 @@ def held_out() -> tuple[Images, Labels]:
 
 def window(
     images: Images, labels: NDArray[np.integer] | None = None, audited: NDArray[np.bool_] | None = None
-) -> Window:
+) -> PredictionWindow:
     """These images as answered traffic, one a second; the labels are an auditor's unless `audited` says which are."""
     count = len(images)
     probabilities = answer(images)
     known = np.full(count, -1, np.int8) if labels is None else labels.astype(np.int8)
-    return Window(
+    return PredictionWindow(
         ids=[f"id{i}" for i in range(count)],
         at=[START + timedelta(seconds=i) for i in range(count)],
         versions=["7"] * count,

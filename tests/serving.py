@@ -48,7 +48,7 @@ class Service:
     def version(self) -> Any:
         return self.client.get("/about").json()["model_version"]
 
-    def window(self) -> predictions.Window:
+    def window(self) -> predictions.PredictionWindow:
         engine = database.connect(f"sqlite:///{self.home}/digits.db")
         try:
             return predictions.read_window(engine, datetime.now(UTC) - timedelta(hours=1))

@@ -41,7 +41,7 @@ def test_traffic_that_one_of_the_two_trained_on_judges_neither(
     first, second = (fetch(ModelStore(registry.uri, tmp_path), version) for version in "12")
     found = samples(test, traffic, second, first, gate.GatePolicy())
     assert [(one.name, len(one.labels)) for one in found] == [("test images", 100), ("new traffic", 110)]
-    assert first.facts(test).trained_on == 0 and second.facts(traffic).trained_on == 60
+    assert first.facts(test).images_trained_on == 0 and second.facts(traffic).images_trained_on == 60
     assert len(samples(test, traffic, second, first, gate.GatePolicy(min_sample=111))) == 1
 
 

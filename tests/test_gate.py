@@ -43,7 +43,7 @@ def test_a_real_improvement_is_promoted_with_its_counts() -> None:
     assert found.evidence["test images: only candidate right"] == 100
     assert found.evidence["test images: only champion right"] == 50
     # P(X >= 100) for X ~ binomial(150, 1/2)
-    assert found.evidence["test images: p better"] == pytest.approx(2.7e-5, rel=0.05)
+    assert found.evidence["test images: p-value"] == pytest.approx(2.7e-5, rel=0.05)
 
 
 def test_the_same_answers_are_no_evidence() -> None:
@@ -65,7 +65,7 @@ def test_a_small_loss_within_the_noise_is_no_evidence_either() -> None:
 
 def test_a_significant_but_tiny_gain_is_held() -> None:
     found = verdict(answers(180), answers(190))
-    assert found.evidence["test images: p better"] < 0.01
+    assert found.evidence["test images: p-value"] < 0.01
     assert found.decision == "hold"
     assert "5.3% of the champion's errors gone, 12.5% are required" in found.sentence
 
@@ -116,7 +116,7 @@ def test_better_on_new_traffic_is_enough_when_nothing_else_suffers() -> None:
 
 @pytest.mark.parametrize("who", ["candidate", "champion"])
 def test_images_that_either_trained_on_judge_nothing(who: str) -> None:
-    seen = ModelFacts(0.8, 400_000, 0.05, trained_on=12)
+    seen = ModelFacts(0.8, 400_000, 0.05, images_trained_on=12)
     found = verdict(
         answers(100),
         answers(200),

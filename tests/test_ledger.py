@@ -19,7 +19,7 @@ def test_entries_are_returned_in_order_with_their_evidence(database_url: str) ->
         "1",
         {"accuracy": 0.97},
     )
-    assert (second.action, second.from_version, second.to_version, second.why) == (
+    assert (second.action, second.from_version, second.to_version, second.reason) == (
         "rollback",
         "2",
         "1",
@@ -46,7 +46,7 @@ def test_rolling_back_twice_goes_back_two_champions(
 ) -> None:
     engine = database.connect(database_url)
     for action, before, after in changes:
-        ledger.append(engine, action, before, after, "why", {})
+        ledger.append(engine, action, before, after, "reason", {})
     assert ledger.previous_champion(ledger.entries(engine), changes[-1][2]) == previous
     assert ledger.previous_champion(ledger.entries(engine), "99") is None
 
@@ -58,7 +58,7 @@ def test_the_last_replacement_of_a_version_is_found_with_its_reason(database_url
     ledger.append(engine, "promotion", "1", "2", "better", {})
     ledger.append(engine, "rollback", "2", "1", "wrong on the new forms", {})
     replacement = ledger.last_replacement(ledger.entries(engine), "2")
-    assert replacement is not None and (replacement.action, replacement.to_version, replacement.why) == (
+    assert replacement is not None and (replacement.action, replacement.to_version, replacement.reason) == (
         "rollback",
         "1",
         "wrong on the new forms",

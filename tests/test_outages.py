@@ -83,7 +83,7 @@ def test_mlflow_stops_between_training_and_recording(
             version = train(recipe, "bundled")
             EventsWorker.drain_all()
         client = _client(ports[0])
-        run = client.get_run(client.get_model_version(registry_reader.NAME, version).run_id)
+        run = client.get_run(client.get_model_version(registry_reader.MODEL_NAME, version).run_id)
     assert fits == 1
     assert run.info.status == "FINISHED"
     assert run.data.metrics["test_accuracy"] > 0.5 and "weights_hash" in run.data.tags

@@ -222,9 +222,9 @@ def test_the_inbox_is_taken_in_once_and_one_retraining_runs_at_a_time(platform: 
 
 
 def test_promote_and_rollback_are_followed_by_the_service_and_recorded(platform: Platform) -> None:
-    assert platform.run("promote", "2", "--why", "to see it move").returncode == 0
+    assert platform.run("promote", "2", "--reason", "to see it move").returncode == 0
     _wait_for_version(platform, "2")
-    back = platform.run("rollback", "--why", "to see it back")
+    back = platform.run("rollback", "--reason", "to see it back")
     assert back.returncode == 0, back.stderr
     _wait_for_version(platform, "1")
     ledger = platform.run("ledger").stdout

@@ -241,7 +241,7 @@ def test_a_candidate_that_gets_more_right_is_judged_no_worse(
     before, after = verdict(candidate, champion), verdict(mended, champion)
     if before.decision == "promote":
         assert after.decision == "promote"
-    assert after.evidence["test images: p better"] <= before.evidence["test images: p better"]
+    assert after.evidence["test images: p-value"] <= before.evidence["test images: p-value"]
 
 
 @quick

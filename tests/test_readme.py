@@ -1,4 +1,4 @@
-"""The README is true: its first screen works, its commands, links and rooms exist, and its figures are those of the benchmarks."""
+"""The README is true: its first screen works, its commands, links and packages exist, and its figures are those of the benchmarks."""
 
 import re
 import resource
@@ -71,7 +71,7 @@ def test_every_figure_of_the_bullets_is_one_of_the_benchmarks() -> None:
         assert figure in printed, figure
 
 
-def test_every_room_of_the_tree_exists() -> None:
+def test_every_package_of_the_tree_exists() -> None:
     rooms = re.findall(r"^( *)([a-z]+)/  ", README, re.MULTILINE)
     assert len(rooms) > 10
     parent = ROOT

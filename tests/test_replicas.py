@@ -56,14 +56,14 @@ class Platform:
         self.answered.add(answer["id"])
         return answer
 
-    def logged(self) -> predictions.Window:
+    def logged(self) -> predictions.PredictionWindow:
         engine = database.connect(self.url)
         try:
             return predictions.read_window(engine, datetime.now(UTC) - timedelta(hours=1))
         finally:
             engine.dispose()
 
-    def wait_until_logged(self, asked_again: int = 0) -> predictions.Window:
+    def wait_until_logged(self, asked_again: int = 0) -> predictions.PredictionWindow:
         """Everything that was answered, each once, and of what was asked again what a second replica may have answered."""
         deadline = time.monotonic() + 60
         while not self.answered <= set((window := self.logged()).ids):

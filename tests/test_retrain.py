@@ -163,7 +163,7 @@ def test_a_champion_that_came_meanwhile_is_not_replaced(
     done: list[str] = []
     monkeypatch.setattr(registries, "RegistryWriter", lambda uri: None)
     monkeypatch.setattr(RegistryReader, "version", lambda reader: current)
-    monkeypatch.setattr(promotion, "promote", lambda registry, store, engine, version, *why: done.append(version))
+    monkeypatch.setattr(promotion, "promote", lambda registry, store, engine, version, *reason: done.append(version))
     monkeypatch.setattr(retrain, "publish", lambda *_: None)
     retrain.apply_verdict(Platform(settings), "3", "1", gate.GateVerdict("promote", ["better"], {}))
     assert done == promoted

@@ -43,8 +43,9 @@ def settings(
 ) -> Settings:
     """A home with the bundled digits, thirty new ones in the inbox and forty audited answers; an empty registry."""
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
-    monkeypatch.setattr(registries, "NAME", name)
-    monkeypatch.setattr(registry_reader, "NAME", name)
+    monkeypatch.setattr(registries, "EXPERIMENT_NAME", name)
+    monkeypatch.setattr(registries, "MODEL_NAME", name)
+    monkeypatch.setattr(registry_reader, "MODEL_NAME", name)
     monkeypatch.setattr(recipes, "find", lambda _: QUICK)
     monkeypatch.setattr(recipes, "floor", lambda _: 0.3)
     read = inbox.read_inbox
@@ -87,14 +88,14 @@ def state(settings: Settings) -> dict[str, Any]:
     version = RegistryReader(settings.mlflow_tracking_uri).version()
     assert version is not None
     registry = RegistryWriter(settings.mlflow_tracking_uri)
-    run = registry.client.get_run(registry.client.get_model_version(registries.NAME, version).run_id)
+    run = registry.client.get_run(registry.client.get_model_version(registries.MODEL_NAME, version).run_id)
     training, judging = feedback.training(engine), feedback.audited_traffic(engine)
     assert training is not None and judging is not None
     return {
         "data": fingerprint,
         "weights": run.data.tags["weights_hash"],
         "gate": registry.version_tags(version)["gate"],
-        "ledger": [(entry.action, entry.from_version, entry.why.split(",")[0]) for entry in ledger.entries(engine)],
+        "ledger": [(entry.action, entry.from_version, entry.reason.split(",")[0]) for entry in ledger.entries(engine)],
         "evidence": [sorted(entry.evidence) for entry in ledger.entries(engine)],
         "points to the champion": ledger.entries(engine)[-1].to_version == version,
         "taken": sorted(path.name for path in (settings.inbox / "taken").iterdir()),

@@ -15,7 +15,7 @@ from digits.images import Split
 from models import search
 from models.recipes import ADAM, AUGMENTED, COMPACT
 from models.search import INITIAL_PARAMS, MAX_ATTEMPTS, STARTUP_TRIALS
-from models.training import Epoch, Recipe, fit
+from models.training import EpochMetrics, Recipe, fit
 
 EPOCHS = 8
 
@@ -202,9 +202,9 @@ def recipe() -> Recipe:
 
 def test_a_trial_trains_as_fit_does_without_the_test_images(dataset: Dataset, recipe: Recipe) -> None:
     fitted = fit(recipe, dataset)
-    reported: list[tuple[int, Epoch]] = []
+    reported: list[tuple[int, EpochMetrics]] = []
     blank = replace(dataset, test=Split(np.zeros_like(dataset.test.images[:1]), dataset.test.labels[:1]))
-    trained = search.train(recipe, blank, lambda epoch, figures: reported.append((epoch, figures)) is None)
+    trained = search.train(recipe, blank, lambda epoch, metrics: reported.append((epoch, metrics)) is None)
     assert trained.history == fitted.history
     assert reported == list(enumerate(fitted.history))
     assert trained.accuracy == fitted.history[-1]["val_accuracy"]
@@ -213,20 +213,20 @@ def test_a_trial_trains_as_fit_does_without_the_test_images(dataset: Dataset, re
 
 
 def test_a_trial_stops_on_request(dataset: Dataset, recipe: Recipe) -> None:
-    trained = search.train(recipe.model_copy(update={"epochs": 50}), dataset, lambda epoch, figures: epoch < 1)
+    trained = search.train(recipe.model_copy(update={"epochs": 50}), dataset, lambda epoch, metrics: epoch < 1)
     assert len(trained.history) == 2 and trained.stopped
 
 
 def test_a_diverging_trial_stops(dataset: Dataset, recipe: Recipe) -> None:
     diverging = recipe.model_copy(update={"optimizer": "sgd", "learning_rate": 1e30})
-    trained = search.train(diverging, dataset, lambda epoch, figures: True)
+    trained = search.train(diverging, dataset, lambda epoch, metrics: True)
     assert len(trained.history) == 1 and trained.stopped
     assert not math.isfinite(trained.history[0]["loss"])
 
 
 def test_with_patience_the_accuracy_is_the_best(dataset: Dataset, recipe: Recipe) -> None:
     impatient = recipe.model_copy(update={"patience": 1, "epochs": 50})
-    trained = search.train(impatient, dataset, lambda epoch, figures: True)
-    accuracies = [figures["val_accuracy"] for figures in trained.history]
+    trained = search.train(impatient, dataset, lambda epoch, metrics: True)
+    accuracies = [metrics["val_accuracy"] for metrics in trained.history]
     assert trained.accuracy == max(accuracies) == accuracies[-2]  # the epoch before the one without an improvement
     assert len(accuracies) < 50 and not trained.stopped

@@ -59,7 +59,7 @@ def test_trials_in_threads_of_one_process_keep_their_seeds_and_report_their_epoc
     client: Client, stored: tuple[Path, Dataset]
 ) -> None:
     folder, dataset = stored
-    alone = [search.train(small(seed), dataset, lambda epoch, figures: True).history for seed in range(2)]
+    alone = [search.train(small(seed), dataset, lambda epoch, metrics: True).history for seed in range(2)]
     reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
     client.subscribe_topic("topic", lambda event: reports.put(event[1]))
     futures = [
@@ -69,7 +69,7 @@ def test_trials_in_threads_of_one_process_keep_their_seeds_and_report_their_epoc
     assert [future.result(timeout=60)[0].history for future in futures] == alone
     received = sorted((reports.get(timeout=10) for _ in range(6)), key=lambda report: tuple(report[:2]))
     assert [(number, epoch) for number, epoch, _ in received] == [(n, epoch) for n in range(2) for epoch in range(3)]
-    assert all(figures == alone[number][epoch] for number, epoch, figures in received)
+    assert all(metrics == alone[number][epoch] for number, epoch, metrics in received)
 
 
 def test_a_stopped_trial_ends_after_its_epoch_and_the_other_one_does_not(
@@ -99,7 +99,7 @@ class Runs:
         return tags["trial"]
 
     def log_points(self, run_id: str, points: Any) -> None:
-        self.steps.setdefault(run_id, []).extend(step for step, figures in points if "val_accuracy" in figures)
+        self.steps.setdefault(run_id, []).extend(step for step, metrics in points if "val_accuracy" in metrics)
 
     def close_run(self, run_id: str, status: str, tags: dict[str, str]) -> None:
         self.status[run_id] = status

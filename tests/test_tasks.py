@@ -20,7 +20,7 @@ def test_the_attempts_bridge_an_outage_of_five_minutes() -> None:
 @pytest.mark.parametrize(
     ("error", "repeated"),
     [
-        (RegistryUnreachable("MLflow does not answer"), True),
+        (RegistryUnreachable("MLflow at http://127.0.0.1:5000 is unreachable"), True),
         (DatabaseUnavailable("the database does not answer"), True),
         (TimeoutError("too slow"), True),
         (ValueError("DIGITS_GATE: minimum_gian"), False),

@@ -23,11 +23,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def trained(dataset: Dataset) -> training.Trained:
+def trained(dataset: Dataset) -> training.TrainingResult:
     return training.fit(QUICK, dataset)
 
 
-def test_it_learns_real_digits(dataset: Dataset, trained: training.Trained) -> None:
+def test_it_learns_real_digits(dataset: Dataset, trained: training.TrainingResult) -> None:
     probabilities = training.forward(trained.model, dataset.test.images)
     assert evaluation.accuracy(probabilities, dataset.test.labels).value > 0.9
     assert len(trained.history) == 3
@@ -35,7 +35,7 @@ def test_it_learns_real_digits(dataset: Dataset, trained: training.Trained) -> N
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
 
 
-def test_the_same_seed_gives_the_same_weights(dataset: Dataset, trained: training.Trained) -> None:
+def test_the_same_seed_gives_the_same_weights(dataset: Dataset, trained: training.TrainingResult) -> None:
     assert training.fit(QUICK, dataset).weights_hash == trained.weights_hash
     other = training.fit(QUICK.model_copy(update={"seed": 1}), dataset)
     assert other.weights_hash != trained.weights_hash
@@ -67,7 +67,7 @@ def test_an_epoch_equals_keras_fit(dataset: Dataset, optimizer: str) -> None:
     network = training.Network(recipe, dataset)
     assert len(dataset.train) % recipe.batch_size  # a partial batch is there
     start = network.model.get_weights()
-    figures = next(iter(network.epochs()))
+    metrics = next(iter(network.epochs()))
     order = np.random.default_rng((recipe.seed, 0)).permutation(len(dataset.train))
     model = training.build(recipe)
     model.set_weights(start)
@@ -80,8 +80,8 @@ def test_an_epoch_equals_keras_fit(dataset: Dataset, optimizer: str) -> None:
     )
     for ours, theirs in zip(network.model.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-4)
-    assert figures["loss"] == pytest.approx(fitted.history["loss"][0], rel=1e-3)
-    assert figures["accuracy"] == pytest.approx(fitted.history["accuracy"][0], abs=0.002)
+    assert metrics["loss"] == pytest.approx(fitted.history["loss"][0], rel=1e-3)
+    assert metrics["accuracy"] == pytest.approx(fitted.history["accuracy"][0], abs=0.002)
 
 
 def test_patience_stops_early_and_restores_the_best_weights(dataset: Dataset) -> None:

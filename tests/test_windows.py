@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from monitoring.windows import begin, moment, split
+from monitoring.windows import parse_since, parse_time, split
 
 
 def test_days_are_cut_into_windows_and_the_last_one_is_what_remains() -> None:
@@ -14,17 +14,17 @@ def test_days_are_cut_into_windows_and_the_last_one_is_what_remains() -> None:
 
 
 def test_a_moment_is_utc_unless_it_says_otherwise() -> None:
-    assert moment("2026-01-05T08:00") == datetime(2026, 1, 5, 8, tzinfo=UTC)
-    assert moment("2026-01-05T08:00+02:00") == datetime(2026, 1, 5, 6, tzinfo=UTC)
+    assert parse_time("2026-01-05T08:00") == datetime(2026, 1, 5, 8, tzinfo=UTC)
+    assert parse_time("2026-01-05T08:00+02:00") == datetime(2026, 1, 5, 6, tzinfo=UTC)
 
 
 def test_a_window_begins_so_long_ago_or_at_a_moment() -> None:
     now = datetime(2026, 1, 5, 8, tzinfo=UTC)
-    assert begin("90m", now) == datetime(2026, 1, 5, 6, 30, tzinfo=UTC)
-    assert begin("2026-01-05T07:59:30", now) == datetime(2026, 1, 5, 7, 59, 30, tzinfo=UTC)
+    assert parse_since("90m", now) == datetime(2026, 1, 5, 6, 30, tzinfo=UTC)
+    assert parse_since("2026-01-05T07:59:30", now) == datetime(2026, 1, 5, 7, 59, 30, tzinfo=UTC)
     for wrong in ("24x", "0h", "soon"):
         with pytest.raises(ValueError, match=wrong):
-            begin(wrong, now)
+            parse_since(wrong, now)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def upload(bucket: Bucket, path: Path) -> None:
 
 
 def download(bucket: Bucket, fingerprint: str, path: Path) -> bool:
-    """Copy a data set into a new folder; False where the bucket does not have it."""
+    """Copy a data set into a new folder. Returns False where the bucket does not have it."""
     with _connected(bucket) as (client, name, prefix):
         if not _exists(client, name, f"{prefix}{fingerprint}/{FILES[-1]}"):
             return False

@@ -40,8 +40,8 @@ READ_ERRORS = (
     OSError, EOFError, ValueError, LookupError, MemoryError, RuntimeError, SyntaxError, TypeError, OverflowError,
     struct.error, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
-FACTS = ("source", "overlap_removed", "parent")  # of a data set beside its arrays
-Storage = Path | Bucket  # a folder of this machine, with or without a bucket that shares it
+FACTS = ("source", "overlap_removed", "parent")  # the fields of a data set beside its arrays
+DatasetStore = Path | Bucket  # a folder of this machine, with or without a bucket that shares it
 
 
 class BadData(ValueError):
@@ -99,7 +99,7 @@ def divide(source: str, train: Split, test: Split | None, seed: int) -> Dataset:
         log.warning("%s: left out %d training images that are also in the test part", source, removed)
     train = _pick(train, keep)
     _check_balance(source, train)
-    return _complete(Dataset(*_draw(train, share, seed), test, source, overlap_removed=removed))
+    return _require_all_digits(Dataset(*_draw(train, share, seed), test, source, overlap_removed=removed))
 
 
 def resplit(dataset: Dataset, validation_fraction: float, seed: int) -> Dataset:
@@ -110,7 +110,7 @@ def resplit(dataset: Dataset, validation_fraction: float, seed: int) -> Dataset:
     if not 0 < validation_fraction < 1:
         raise ValueError(f"expected a validation fraction between 0 and 1, got {validation_fraction}")
     train, validation = _draw(join(dataset.train, dataset.validation), validation_fraction, seed)
-    return _complete(replace(dataset, train=train, validation=validation, parent=dataset.fingerprint))
+    return _require_all_digits(replace(dataset, train=train, validation=validation, parent=dataset.fingerprint))
 
 
 def extend(dataset: Dataset, more: Split, *, validation_fraction: float, seed: int) -> Dataset:
@@ -129,7 +129,7 @@ def extend(dataset: Dataset, more: Split, *, validation_fraction: float, seed: i
             is_validation = _hash_fraction(more.images[row], seed) < validation_fraction
             rows["validation" if is_validation else "train"].append(row)
     splits = dataset.splits()
-    grown: dict[str, Any] = {name: join(splits[name], _pick(more, chosen)) for name, chosen in rows.items() if chosen}
+    grown: dict[str, Any] = {name: join(splits[name], _pick(more, new)) for name, new in rows.items() if new}
     parent = dataset.fingerprint if grown else dataset.parent
     return replace(dataset, **grown, overlap_removed=dataset.overlap_removed + int(in_test.sum()), parent=parent)
 
@@ -163,7 +163,7 @@ def _draw(split: Split, share: float, seed: int) -> tuple[Split, Split]:
     return _pick(split, ~drawn), _pick(split, drawn)
 
 
-def _complete(dataset: Dataset) -> Dataset:
+def _require_all_digits(dataset: Dataset) -> Dataset:
     for name, split in dataset.splits().items():
         if 0 in split.counts():
             digit = split.counts().index(0)
@@ -207,12 +207,13 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def save(dataset: Dataset, storage: Storage) -> Path:
-    """Stores the data set once as `<fingerprint>/` (`arrays.npz`, `manifest.json`); returns that folder on this machine."""
+def save(dataset: Dataset, storage: DatasetStore) -> Path:
+    """Store the data set once as `<fingerprint>/` (`arrays.npz`, `manifest.json`). Returns that folder on this machine."""
     target = _folder(storage) / dataset.fingerprint
     with _locked(target.parent):
         if not target.exists():
-            for unfinished in target.parent.glob(".*.tmp/"):  # of a killed process
+            # A killed process leaves these behind.
+            for unfinished in target.parent.glob(".*.tmp/"):
                 shutil.rmtree(unfinished)
             created = {"created_at": datetime.now(UTC).isoformat(timespec="seconds")}
             with files.replacing(target) as part:
@@ -226,18 +227,18 @@ def save(dataset: Dataset, storage: Storage) -> Path:
     return target
 
 
-def manifest(storage: Storage, fingerprint: str) -> dict[str, Any]:
+def manifest(storage: DatasetStore, fingerprint: str) -> dict[str, Any]:
     """`describe` of a stored data set and the time of its storage (`created_at`, UTC); raises BadData if there is none."""
     with reading(_stored(storage, fingerprint) / "manifest.json") as file:
         return json.loads(file.read_bytes())
 
 
-def load(storage: Storage, fingerprint: str) -> Dataset:
+def load(storage: DatasetStore, fingerprint: str) -> Dataset:
     """The data set stored under the fingerprint; raises BadData if there is none or its content was changed."""
     return _read(_stored(storage, fingerprint), fingerprint)
 
 
-def _stored(storage: Storage, fingerprint: str) -> Path:
+def _stored(storage: DatasetStore, fingerprint: str) -> Path:
     """The folder of a stored data set, downloaded where only the bucket has it; raises BadData if there is none."""
     if not re.fullmatch("[0-9a-f]{16}", fingerprint):
         raise BadData(f"{fingerprint!r} is no fingerprint of a data set, expected 16 hex digits")
@@ -281,8 +282,8 @@ def _read(path: Path, fingerprint: str) -> Dataset:
     return dataset
 
 
-def set_current(storage: Storage, fingerprint: str) -> None:
-    """Makes a stored data set the one from which the next retraining starts."""
+def set_current(storage: DatasetStore, fingerprint: str) -> None:
+    """Make a stored data set the one from which the next retraining starts."""
     path = _stored(storage, fingerprint)
     if isinstance(storage, Bucket):
         bucket.upload(storage, path)
@@ -290,7 +291,7 @@ def set_current(storage: Storage, fingerprint: str) -> None:
     files.write_atomically(path.parent / "current", fingerprint.encode())
 
 
-def current(storage: Storage) -> str | None:
+def current(storage: DatasetStore) -> str | None:
     """The fingerprint of the data set from which the next retraining starts; None before the first."""
     if isinstance(storage, Bucket):
         shared = bucket.current(storage)
@@ -303,13 +304,13 @@ def current(storage: Storage) -> str | None:
     return pointer.read_text().strip() if pointer.exists() else None
 
 
-def _folder(storage: Storage) -> Path:
+def _folder(storage: DatasetStore) -> Path:
     return storage.folder if isinstance(storage, Bucket) else storage
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time; the kernel releases the lock when its process ends."""
+    """Admit one writer at a time; the kernel releases the lock when its process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -318,7 +319,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[Path]:
-    """Turns the errors of a damaged or unreadable file into BadData with its name."""
+    """Turn the errors of a damaged or unreadable file into BadData with its name."""
     try:
         yield path
     except BadData:

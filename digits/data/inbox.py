@@ -34,7 +34,7 @@ class InboxBatch:
 
 
 def read_inbox(inbox: Path, settle_seconds: float = 1.0) -> InboxBatch:
-    """Reads every labelled file and folder; valid ones stay where they are, others move to `rejected/`.
+    """Read every labelled file and folder; valid ones stay where they are, others move to `rejected/`.
 
     Ignored are hidden and unfinished names, empty folders, and files that changed within the last `settle_seconds` or while
     they were read.
@@ -60,7 +60,7 @@ def read_inbox(inbox: Path, settle_seconds: float = 1.0) -> InboxBatch:
 
 
 def archive(batch: InboxBatch, inbox: Path) -> None:
-    """Moves the ingested files to `taken/`; a file that has changed since stays for the next retraining."""
+    """Move the ingested files to `taken/`; a file that has changed since stays for the next retraining."""
     for name, stamp in batch.stamps.items():
         if _stamp(inbox / name) == stamp:
             (inbox / name).rename(_unused(inbox / "taken", name))
@@ -71,7 +71,8 @@ def _stamp(path: Path) -> Stamp:
     """Empty for an empty folder and a missing file."""
     stamp = set()
     for file in chain([path], path.rglob("*")):
-        with suppress(FileNotFoundError):  # renamed by its writer
+        # Its writer may have renamed it.
+        with suppress(FileNotFoundError):
             if file.is_file():
                 status = file.stat()
                 stamp.add((file.relative_to(path.parent).as_posix(), status.st_size, status.st_mtime_ns))
@@ -88,7 +89,7 @@ def _is_settled(name: str, stamp: Stamp, settle_seconds: float) -> bool:
 
 
 def _reject(path: Path, reason: str) -> None:
-    """Writes the reason first: after a crash in between the file is rejected again."""
+    """Move a file to `rejected/`, its reason first: after a crash in between the file is rejected again."""
     target = _unused(path.parent / "rejected", path.name)
     target.with_name(f"{target.name}.reason.txt").write_text(f"{reason}\n")
     path.rename(target)

@@ -64,7 +64,8 @@ def read_strictly(content: bytes, columns: int) -> NDArray[np.uint8] | None:
     import pyarrow as pa  # 1 s to import, and not installed where the service runs
     from pyarrow import csv
 
-    if b"x" in content or b"X" in content or content.isspace():  # Arrow reads 0x10 as 16
+    # Arrow reads 0x10 as 16.
+    if b"x" in content or b"X" in content or content.isspace():
         return None
     names = _names(columns)
     try:

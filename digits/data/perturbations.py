@@ -35,7 +35,7 @@ PERTURBATIONS: dict[str, Perturbation] = {}
 
 
 def perturbation(*facts: Any, **more: Any) -> Callable[[Apply], Apply]:
-    """Adds a function to the table under its name, with these fields of a `Perturbation`."""
+    """Add a function to the table under its name, with these fields of a `Perturbation`."""
 
     def add(apply: Apply) -> Apply:
         PERTURBATIONS[apply.__name__] = Perturbation(apply, *facts, **more)
@@ -63,7 +63,7 @@ def jitter(images: Images, distance: float) -> Images:
 def rotate(images: Images, degrees: float) -> Images:
     """About the centre; a positive angle makes an upright digit lean right."""
     angle = np.radians(degrees)
-    # of (y, x), y pointing down
+    # Of (y, x), with y pointing down.
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     return _affine(images, rotation, np.zeros(2))
 
@@ -116,7 +116,7 @@ def blur(images: Images, sigma: float) -> Images:
     """A Gaussian filter with this standard deviation; the frame is surrounded by paper."""
     offsets = np.subtract.outer(np.arange(SIZE), np.arange(SIZE))
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2).astype(np.float32)
-    # a row in the middle holds the whole kernel
+    # A row in the middle holds the whole kernel.
     kernel /= kernel[SIZE // 2].sum()
     return _grey(kernel @ images.astype(np.float32) @ kernel.T)
 

@@ -5,6 +5,7 @@ MNIST fits each digit into 20 x 20 pixels with anti-aliasing and puts its centre
 """
 
 import io
+import math
 from typing import Any
 
 import cv2
@@ -194,7 +195,7 @@ def _crop(ink: Grey) -> Grey:
     """The part of the ink that is the digit, without dust, frames and the paper around; ValueError when there is no single digit."""
     mask = ink > 0.5
     # Widening joins broken strokes and keeps the soft edge of the ink.
-    wide = cv2.dilate(mask.astype(np.uint8), _square(1 + 2 * -(-max(ink.shape) // 256)))
+    wide = cv2.dilate(mask.astype(np.uint8), _square(1 + 2 * math.ceil(max(ink.shape) / 256)))
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(wide)
     keep = np.isin(labels, _digit_labels(statistics, ink.shape))
     box = _box(mask & keep)

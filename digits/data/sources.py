@@ -44,7 +44,7 @@ class SourceUnavailable(BadData):
 
 
 def read(source: str, *, mnist: Path | None, cache: Path, seed: int = 0, keras_cache: Path = KERAS_CACHE) -> Dataset:
-    """Reads, checks and splits a source: `mnist`, `bundled` or a path.
+    """Read, check and split a source: `mnist`, `bundled` or a path.
 
     MNIST is read from the path `mnist`, Keras's cache or `cache`, and otherwise downloaded into `cache`. Raises BadData with
     the reason, and SourceUnavailable where MNIST cannot be downloaded.
@@ -105,7 +105,7 @@ def _check_range(file: str, name: str, array: NDArray[Any], highest: int) -> Non
 
 
 def _check_ink(file: str, name: str, images: NDArray[Any]) -> None:
-    """Refuses values in range that are not 0 = paper, 255 = ink: other scales, and dark ink on light paper."""
+    """Refuse values in range that are not 0 = paper, 255 = ink: other scales, and dark ink on light paper."""
     if images.max() < MIN_INK:
         raise BadData(f"{file}: the largest value of {name} is {images.max()}, expected ink up to 255; scale it first")
     border = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1)

@@ -1,1 +1,1 @@
-"""What is remembered: the database and its migrations, predictions, feedback, the ledger, API keys."""
+"""Persistence: the database and its migrations, predictions, feedback, the ledger, API keys."""

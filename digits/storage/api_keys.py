@@ -40,14 +40,14 @@ class ApiKey(Base):
 
 
 def create(engine: Engine, name: str, roles: Iterable[str], rate_per_minute: int | None = None) -> str:
-    """A new key. Names are never reused, because feedback is stored under them; raises ValueError for an invalid name or role."""
+    """Create a key and return it. Names are never reused, because feedback is stored under them; raises ValueError for an invalid name or role."""
     if not 0 < len(name) <= 64 or not name.isprintable() or name != name.strip():
         raise ValueError(f"the name is {name!r}; expected 1 to 64 printable characters without blanks around them")
-    chosen = sorted(set(roles))
-    if not chosen or not set(chosen) <= set(ROLES):
-        raise ValueError(f"the roles are {', '.join(chosen) or 'none'}; expected some of {', '.join(ROLES)}")
+    unique_roles = sorted(set(roles))
+    if not unique_roles or not set(unique_roles) <= set(ROLES):
+        raise ValueError(f"the roles are {', '.join(unique_roles) or 'none'}; expected some of {', '.join(ROLES)}")
     key = PREFIX + secrets.token_urlsafe(32)
-    row = ApiKey(name=name, roles=" ".join(chosen), rate_per_minute=rate_per_minute, created_at=datetime.now(UTC))
+    row = ApiKey(name=name, roles=" ".join(unique_roles), rate_per_minute=rate_per_minute, created_at=datetime.now(UTC))
     row.hash = digest(key.encode())
     try:
         with Session(engine) as session, session.begin():

@@ -24,6 +24,5 @@ def at(engine: Engine, name: str) -> datetime | None:
 
 
 def put(engine: Engine, name: str, at: datetime) -> None:
-    """Record the time of the event."""
     with Session(engine) as session, session.begin():
         session.merge(Cooldown(name=name, at=at))

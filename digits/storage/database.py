@@ -45,8 +45,6 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
-    """The base class of mapped rows."""
-
     type_annotation_map: ClassVar = {datetime: UtcDateTime}
 
 
@@ -79,7 +77,7 @@ def make_engine(url: str, busy_seconds: float = 30) -> Engine:
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(parsed, connect_args={"timeout": busy_seconds})
-        event.listen(engine, "connect", _write_ahead)
+        event.listen(engine, "connect", _set_sqlite_pragmas)
         return engine
     options = {**POSTGRESQL_OPTIONS, "options": f"-c lock_timeout={round(busy_seconds * 1000)}"}
     missing = {name: value for name, value in options.items() if name not in parsed.query}
@@ -100,8 +98,8 @@ def checked(url: str) -> URL:
     return parsed
 
 
-def _write_ahead(connection: Any, _record: Any) -> None:
-    """Readers do not block the writer (https://www.sqlite.org/wal.html); NORMAL loses nothing when the process crashes."""
+def _set_sqlite_pragmas(connection: Any, _record: Any) -> None:
+    """Use a write-ahead log, so that readers do not block the writer; NORMAL loses nothing when the process crashes."""
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
 
@@ -128,7 +126,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _upgrade(engine: Engine) -> None:
-    """Run the missing migrations, all or none; of several processes one runs them, and the others wait for it."""
+    """Run the missing migrations, all or none. Of several processes one runs them, and the others wait for it."""
     from alembic import command
     from alembic.config import Config
 

@@ -22,8 +22,9 @@ from sqlalchemy import Engine, LargeBinary, Select, SmallInteger, String, Text, 
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from digits.images import PIXELS, SIZE, Images, Split
-from digits.storage import predictions as log
+from digits.storage import predictions
 from digits.storage.database import Base
+from digits.storage.predictions import AUDITOR
 
 Part = Literal["train", "hold-out", "quarantine", "left out"]
 IN_USE: tuple[Part, ...] = ("train", "hold-out")
@@ -51,7 +52,7 @@ class IngestedLabel(Base):
 
     @property
     def is_trusted(self) -> bool:
-        return self.source == log.AUDITOR
+        return self.source == AUDITOR
 
 
 class FeedbackPolicy(BaseModel, frozen=True, extra="forbid", title="DIGITS_FEEDBACK"):
@@ -69,25 +70,25 @@ def waiting(engine: Engine) -> int:
 
 
 def ingest_feedback(engine: Engine, policy: FeedbackPolicy) -> Counter[Part]:
-    """Decide on all new labels in one transaction; the number of labels per part."""
+    """Decide on all new labels in one transaction. Returns the number of labels per part."""
     with Session(engine) as session, session.begin():
         rows = session.execute(_new().order_by("prediction_id")).all()
-        log.stack(rows, "image", np.uint8, PIXELS)  # raises where a record holds no image
+        predictions.stack(rows, "image", np.uint8, PIXELS)  # raises where a record holds no image
         now = datetime.now(UTC)
         new = [IngestedLabel(**row._mapping, digest=digest(row.image), ingested_at=now) for row in rows]
         corrected = IngestedLabel.prediction_id.in_(select(_new().subquery().c.prediction_id))
         session.execute(delete(IngestedLabel).where(corrected))
         in_use = IngestedLabel.part.in_(IN_USE)
         known = session.execute(select(IngestedLabel.digest, IngestedLabel.label, IngestedLabel.source).where(in_use))
-        audited = {one.digest for one in new if one.is_trusted}
-        kept = {row.digest: row.label for row in known if row.source == log.AUDITOR or row.digest not in audited}
+        audited = {label.digest for label in new if label.is_trusted}
+        kept = {row.digest: row.label for row in known if row.source == AUDITOR or row.digest not in audited}
         triage(new, kept, policy)
         session.add_all(new)
         session.flush()
-        by_auditors = IngestedLabel.digest.in_(select(IngestedLabel.digest).where(IngestedLabel.source == log.AUDITOR))
-        replaced = update(IngestedLabel).where(in_use, IngestedLabel.source != log.AUDITOR, by_auditors)
+        by_auditors = IngestedLabel.digest.in_(select(IngestedLabel.digest).where(IngestedLabel.source == AUDITOR))
+        replaced = update(IngestedLabel).where(in_use, IngestedLabel.source != AUDITOR, by_auditors)
         session.execute(replaced.values(part="left out", reason="an auditor has labelled the same image"))
-        parts = Counter(one.part for one in new)
+        parts = Counter(label.part for label in new)
     return parts
 
 
@@ -96,39 +97,39 @@ def triage(new: Sequence[IngestedLabel], known: dict[str, int], policy: Feedback
 
     Auditors' labels come first, the others in the order of their digests, so that the cap selects at random.
     """
-    disputed = _disputed(one for one in new if not one.is_trusted)
+    disputed = _disputed(label for label in new if not label.is_trusted)
     counts: Counter[str] = Counter()
     in_use = dict(known)
-    for one in sorted(new, key=lambda one: (not one.is_trusted, one.digest, one.prediction_id)):
-        one.part, one.reason = _decide(one, in_use, disputed, counts[one.source], policy)
-        if one.part in IN_USE:
-            in_use[one.digest] = one.label
-            counts[one.source] += not one.is_trusted
+    for new_label in sorted(new, key=lambda label: (not label.is_trusted, label.digest, label.prediction_id)):
+        new_label.part, new_label.reason = _decide(new_label, in_use, disputed, counts[new_label.source], policy)
+        if new_label.part in IN_USE:
+            in_use[new_label.digest] = new_label.label
+            counts[new_label.source] += not new_label.is_trusted
 
 
 def _decide(
-    one: IngestedLabel, in_use: dict[str, int], disputed: set[str], count: int, policy: FeedbackPolicy
+    new_label: IngestedLabel, in_use: dict[str, int], disputed: set[str], count: int, policy: FeedbackPolicy
 ) -> tuple[Part, str]:
     """The part of a label and, if it is not in use, the reason."""
-    if one.digest in in_use:
-        if in_use[one.digest] == one.label:
+    if new_label.digest in in_use:
+        if in_use[new_label.digest] == new_label.label:
             return "left out", "the same image has this label already"
-        return "quarantine", f"the same image is in use as a {in_use[one.digest]}"
-    if not one.is_trusted:
-        if one.digest in disputed:
+        return "quarantine", f"the same image is in use as a {in_use[new_label.digest]}"
+    if not new_label.is_trusted:
+        if new_label.digest in disputed:
             return "quarantine", "the same image has different labels"
-        if one.label != one.predicted and one.probability >= policy.confident:
-            return "quarantine", f"the version predicted {one.predicted} with {one.probability:.4f}"
+        if new_label.label != new_label.predicted and new_label.probability >= policy.confident:
+            return "quarantine", f"the version predicted {new_label.predicted} with {new_label.probability:.4f}"
         if count >= policy.max_per_source:
-            return "left out", f"{one.source} exceeds {policy.max_per_source} labels per ingestion"
+            return "left out", f"{new_label.source} exceeds {policy.max_per_source} labels per ingestion"
     # By a number in [0, 1) that depends on the image alone: an image that comes again is in the same part.
-    return "hold-out" if one.audited and int(one.digest[:12], 16) / 2**48 < policy.hold_out else "train", ""
+    return "hold-out" if new_label.audited and int(new_label.digest[:12], 16) / 2**48 < policy.hold_out else "train", ""
 
 
 def _disputed(new: Iterable[IngestedLabel]) -> set[str]:
     """Digests of images with different labels."""
     labels: dict[str, int] = {}
-    return {one.digest for one in new if labels.setdefault(one.digest, one.label) != one.label}
+    return {label.digest for label in new if labels.setdefault(label.digest, label.label) != label.label}
 
 
 def training(engine: Engine) -> Split | None:
@@ -142,21 +143,21 @@ def audited_traffic(engine: Engine, max_images: int = 2000) -> Split | None:
     Complaints are about errors of the champion, so any other model would look better on them. The caller leaves out the images
     that one of the two versions was trained on.
     """
-    chosen = select(IngestedLabel).where(IngestedLabel.part.in_(IN_USE), IngestedLabel.audited)
-    return _split(engine, chosen.order_by(IngestedLabel.prediction_id.desc()).limit(max_images))
+    query = select(IngestedLabel).where(IngestedLabel.part.in_(IN_USE), IngestedLabel.audited)
+    return _split(engine, query.order_by(IngestedLabel.prediction_id.desc()).limit(max_images))
 
 
 def unlabelled_audit(engine: Engine, since: datetime) -> list[tuple[str, NDArray[np.uint8]]]:
     """Ids and images (28, 28) of the audit sample that no auditor has labelled."""
-    found = log.with_labels().subquery()
+    found = predictions.with_labels().subquery()
     return _ids_and_images(engine, select(found).where(found.c.audit, found.c.at >= since, ~found.c.audited))
 
 
 def quarantined(engine: Engine) -> list[tuple[str, NDArray[np.uint8]]]:
     """Ids and images (28, 28) of logged predictions whose label is in quarantine and which no auditor has labelled."""
-    found = log.with_labels().subquery()
-    chosen = select(found).join(IngestedLabel, found.c.id == IngestedLabel.prediction_id)
-    return _ids_and_images(engine, chosen.where(IngestedLabel.part == "quarantine", found.c.source != log.AUDITOR))
+    found = predictions.with_labels().subquery()
+    query = select(found).join(IngestedLabel, found.c.id == IngestedLabel.prediction_id)
+    return _ids_and_images(engine, query.where(IngestedLabel.part == "quarantine", found.c.source != AUDITOR))
 
 
 def digest(image: bytes) -> str:
@@ -166,25 +167,25 @@ def digest(image: bytes) -> str:
 
 def _new() -> Select[Any]:
     """Predictions whose most recent label is not ingested, with the columns of `IngestedLabel`."""
-    labelled = select(log.feedback.c.prediction_id)
-    found = log.with_labels().where(log.predictions.c.id.in_(labelled)).subquery().c
+    labelled = select(predictions.feedback.c.prediction_id)
+    found = predictions.with_labels().where(predictions.predictions.c.id.in_(labelled)).subquery().c
     renamed = (found.id.label("prediction_id"), found.digit.label("predicted"), found.at.label("predicted_at"))
     copied = (found[name] for name in ("sequence", "image", "label", "probability", "version", "source", "audited"))
     joined = select(*renamed, *copied).outerjoin(IngestedLabel, found.id == IngestedLabel.prediction_id)
     return joined.where(IngestedLabel.sequence.is_distinct_from(found.sequence))
 
 
-def _rows(engine: Engine, chosen: Select[Any]) -> tuple[Sequence[Any], Images]:
+def _rows(engine: Engine, query: Select[Any]) -> tuple[Sequence[Any], Images]:
     with engine.connect() as connection:
-        rows = connection.execute(chosen).all()
-    return rows, log.stack(rows, "image", np.uint8, PIXELS).reshape(-1, SIZE, SIZE)
+        rows = connection.execute(query).all()
+    return rows, predictions.stack(rows, "image", np.uint8, PIXELS).reshape(-1, SIZE, SIZE)
 
 
-def _split(engine: Engine, chosen: Select[Any]) -> Split | None:
-    rows, images = _rows(engine, chosen)
+def _split(engine: Engine, query: Select[Any]) -> Split | None:
+    rows, images = _rows(engine, query)
     return Split(images, np.array([row.label for row in rows], np.uint8)) if rows else None
 
 
-def _ids_and_images(engine: Engine, chosen: Select[Any]) -> list[tuple[str, NDArray[np.uint8]]]:
-    rows, images = _rows(engine, chosen.order_by("id"))
+def _ids_and_images(engine: Engine, query: Select[Any]) -> list[tuple[str, NDArray[np.uint8]]]:
+    rows, images = _rows(engine, query.order_by("id"))
     return list(zip((row.id for row in rows), images, strict=True))

@@ -1,4 +1,4 @@
-"""The ledger: an append-only record of promotions and rollbacks: when, from, to, by whom, why, with what evidence."""
+"""The ledger: an append-only record of promotions and rollbacks: when, from, to, by whom, for what reason, with what evidence."""
 
 import getpass
 import socket
@@ -26,21 +26,21 @@ class Entry(Base):
     from_version: Mapped[str | None] = mapped_column(String(32))
     to_version: Mapped[str] = mapped_column(String(32))
     by: Mapped[str] = mapped_column(String(128))
-    why: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text)
     evidence: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
 def append(
-    engine: Engine, action: Action, from_version: str | None, to_version: str, why: str, evidence: Mapping[str, Any]
+    engine: Engine, action: Action, from_version: str | None, to_version: str, reason: str, evidence: Mapping[str, Any]
 ) -> None:
     """Record a change of the champion that the user of this process made just now."""
-    entry = Entry(at=datetime.now(UTC), action=action, from_version=from_version, to_version=to_version, why=why)
+    entry = Entry(at=datetime.now(UTC), action=action, from_version=from_version, to_version=to_version, reason=reason)
     entry.by, entry.evidence = _user(), dict(evidence)
     try:
         with Session(engine) as session, session.begin():
             session.add(entry)
     except SQLAlchemyError as error:
-        change = f"{action} of v{to_version} (before: {from_version}), {why}"
+        change = f"{action} of v{to_version} (before: {from_version}), {reason}"
         raise ConnectionError(f"the champion has changed, but the ledger does not record it: {change}") from error
 
 
@@ -72,6 +72,7 @@ def last_replacement(entries: Sequence[Entry], version: str) -> Entry | None:
 def _user() -> str:
     try:
         name = getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a user id without a name
+    # A container may run under a user id without a name.
+    except (KeyError, OSError):
         name = "unknown"
     return f"{name}@{socket.gethostname()}"

@@ -55,7 +55,7 @@ class UnknownPrediction(LookupError):
 
 
 @dataclass(frozen=True)
-class Window:
+class PredictionWindow:
     """The predictions of a period, oldest first; every array has length n."""
 
     ids: list[str]
@@ -84,7 +84,8 @@ class PredictionBatch(NamedTuple):
 
 
 def new_ids(count: int = 1) -> list[str]:
-    """Ids of 32 hex digits: time in milliseconds, the last four digits of the position, and 64 random bits against guessing."""
+    """Ids of 32 hex digits: milliseconds, the position modulo 65,536 as four hex digits, 64 random bits against guessing."""
+    # They sort by time, as UUIDv7 do, which Python has from 3.14 on.
     now, drawn = time.time_ns() // 1_000_000 << 16, os.urandom(8 * count).hex(" ", 8).split()
     return [f"{now | position & 0xFFFF:016x}{random_digits}" for position, random_digits in enumerate(drawn)]
 
@@ -108,7 +109,7 @@ def append(engine: Engine, batches: Iterable[PredictionBatch], audit_sample_rate
 
 
 def _rows(batch: PredictionBatch, at: Any, audit_sample_rate: float) -> Iterator[tuple[Any, ...]]:
-    """Values in the order of the columns, as drivers take them; `at` as this driver does."""
+    """Values in the order of the columns; `at` is already converted for the driver."""
     digits = batch.probabilities.argmax(1).tolist()
     probabilities = np.maximum.reduce(batch.probabilities, axis=1).tolist()
     vectors, images = batch.probabilities.tobytes(), batch.images.tobytes()
@@ -133,7 +134,7 @@ def read_window(
     limit: int | None = None,
     version: str | None = None,
     labelled: bool = False,
-) -> Window:
+) -> PredictionWindow:
     """The predictions from `since` up to but not including `until`, or those of them that have a label.
 
     `limit` selects every second, third, ... of them, so that they cover the whole period and reading again returns the same.
@@ -146,15 +147,15 @@ def read_window(
         which.append(predictions.c.version == version)
     if labelled:
         which.append(predictions.c.id.in_(select(feedback.c.prediction_id)))
-    chosen = with_labels().where(*which).order_by(predictions.c.at, predictions.c.id)
+    query = with_labels().where(*which).order_by(predictions.c.at, predictions.c.id)
     if limit is not None:
         place = func.row_number().over(order_by=(predictions.c.at, predictions.c.id)).label("place")
         placed = select(predictions.c.id, place, func.count().over().label("found")).where(*which).subquery()
         step = (placed.c.found + limit - 1) // limit
-        chosen = chosen.where(predictions.c.id.in_(select(placed.c.id).where(placed.c.place % step == 0)))
+        query = query.where(predictions.c.id.in_(select(placed.c.id).where(placed.c.place % step == 0)))
     with engine.connect() as connection:
-        rows = connection.execute(chosen).all()
-    return Window(
+        rows = connection.execute(query).all()
+    return PredictionWindow(
         ids=[row.id for row in rows],
         at=[row.at for row in rows],
         versions=[row.version for row in rows],
@@ -168,9 +169,9 @@ def read_window(
 
 def counts(engine: Engine, since: datetime, until: datetime) -> dict[str, int]:
     """The number of predictions of each version from `since` up to but not including `until`."""
-    chosen = select(predictions.c.version, func.count()).where(predictions.c.at >= since, predictions.c.at < until)
+    query = select(predictions.c.version, func.count()).where(predictions.c.at >= since, predictions.c.at < until)
     with engine.connect() as connection:
-        return dict(row._tuple() for row in connection.execute(chosen.group_by(predictions.c.version)))
+        return dict(row._tuple() for row in connection.execute(query.group_by(predictions.c.version)))
 
 
 def with_labels() -> Select[Any]:
@@ -224,13 +225,13 @@ def label(engine: Engine, id: str, digit: int, source: str) -> None:
 
 def label_times(engine: Engine, source: str) -> dict[str, datetime]:
     """The time of this source's most recent label of each prediction, by the id of the prediction; UTC."""
-    chosen = select(feedback.c.prediction_id, func.max(feedback.c.at)).where(feedback.c.source == source)
+    query = select(feedback.c.prediction_id, func.max(feedback.c.at)).where(feedback.c.source == source)
     with engine.connect() as connection:
-        return {row[0]: row[1] for row in connection.execute(chosen.group_by(feedback.c.prediction_id))}
+        return {row[0]: row[1] for row in connection.execute(query.group_by(feedback.c.prediction_id))}
 
 
 def delete_before(engine: Engine, before: datetime) -> int:
-    """Delete the predictions before a time and their labels; their number. One transaction per thousand lets writers in between."""
+    """Delete the predictions before a time and their labels, in one transaction per thousand. Returns their number."""
     removed = 0
     while True:
         with engine.begin() as connection:

@@ -44,13 +44,13 @@ def audit(
 
     from digits.storage import feedback
     from flows.connections import Platform
-    from monitoring.windows import begin
+    from monitoring.windows import parse_since
     from ops import audit
 
     platform = Platform()
     folder = folder or platform.settings.home / "audit"
     labelled = audit.collect(platform.engine, folder)
-    answers = feedback.unlabelled_audit(platform.engine, begin(since, datetime.now(UTC)))
+    answers = feedback.unlabelled_audit(platform.engine, parse_since(since, datetime.now(UTC)))
     if quarantine:
         answers += feedback.quarantined(platform.engine)
     waiting = audit.write_images(answers, folder, n)

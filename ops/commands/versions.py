@@ -7,7 +7,7 @@ from rich.table import Column
 
 from ops.tables import format_time, print_table
 
-Reason = Annotated[str, typer.Option("--why", help="The reason that the ledger records.")]
+Reason = Annotated[str, typer.Option("--reason", help="The reason that the ledger records.")]
 LEADERBOARD: list[str | Column] = [
     "recipe",
     *(Column(name, no_wrap=True) for name in ("data", "seeds", "accuracy (95 %)", "best", "reported")),
@@ -16,22 +16,22 @@ LEADERBOARD: list[str | Column] = [
 ]
 
 
-def promote(version: str, why: Reason = "by hand") -> None:
+def promote(version: str, reason: Reason = "manual") -> None:
     """Make VERSION the champion, after checking that it loads and predicts."""
     from flows.connections import Platform
     from models import promotion
 
     platform = Platform()
-    promotion.promote(platform.registry, platform.models, platform.engine, version, why)
+    promotion.promote(platform.registry, platform.models, platform.engine, version, reason)
 
 
-def rollback(why: Reason = "by hand") -> None:
+def rollback(reason: Reason = "manual") -> None:
     """Make the previous champion the champion again."""
     from flows.connections import Platform
     from models import promotion
 
     platform = Platform()
-    promotion.roll_back(platform.registry, platform.models, platform.engine, why)
+    promotion.roll_back(platform.registry, platform.models, platform.engine, reason)
 
 
 def ledger() -> None:
@@ -39,9 +39,9 @@ def ledger() -> None:
     from digits.storage import ledger
     from flows.connections import Platform
 
-    columns = ("when (UTC)", "what", "from", "to", "by", "why")
+    columns = ("when (UTC)", "what", "from", "to", "by", "reason")
     entries = ledger.entries(Platform().engine)
-    rows = [(format_time(e.at), e.action, e.from_version or "–", e.to_version, e.by, e.why) for e in entries]
+    rows = [(format_time(e.at), e.action, e.from_version or "–", e.to_version, e.by, e.reason) for e in entries]
     print_table(columns, rows) if rows else print("no version has been promoted yet")
 
 

@@ -54,7 +54,7 @@ def upgrade() -> None:
         sa.Column("from_version", sa.String(32)),
         sa.Column("to_version", sa.String(32), nullable=False),
         sa.Column("by", sa.String(128), nullable=False),
-        sa.Column("why", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("evidence", sa.JSON(), nullable=False),
     )
     op.create_table(
