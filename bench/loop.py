@@ -265,7 +265,7 @@ def close(platform: Platform, digits: Digits, requests: int) -> None:
     labelled = platform.label(population, since)
     printed, verdict = platform.monitor(since)
     check(verdict["accuracy"]["verdict"] == "worse", f"the loss of accuracy is not noticed: {printed}")
-    platform.report(f"{labelled} audited: {verdict['accuracy']['message']}")
+    platform.report(f"{labelled} audited: {verdict['message']}")
     platform.wait_for_retraining(2)
     check(platform.wait_for_version(lambda version: version != first), f"not promoted: {platform.gate_message()}")
     second = platform.version()
