@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -82,6 +83,15 @@ def test_processes_that_connect_at_once_to_an_empty_database_all_succeed(databas
     engine = database.connect(database_url)
     assert differences(engine) == []
     engine.dispose()
+
+
+def test_threads_upgrade_different_databases_at_once(tmp_path: Path) -> None:
+    """Alembic keeps the migration in progress in a global variable."""
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        engines = list(pool.map(lambda name: database.connect(f"sqlite:///{tmp_path}/{name}.db"), range(TOGETHER)))
+    assert [differences(engine) for engine in engines] == [[]] * TOGETHER
+    for engine in engines:
+        engine.dispose()
 
 
 def test_a_failing_migration_leaves_nothing_half_done(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The database of predictions, feedback, ledger and API keys: SQLite on a laptop, PostgreSQL in production."""
 
 import logging
+import threading
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ POSTGRESQL_OPTIONS = {
     "application_name": "digits",
 }
 
+_upgrading = threading.Lock()
 ERRORS = (SQLAlchemyError, OSError)  # what an unreachable database raises
 
 
@@ -134,7 +136,8 @@ def _upgrade(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     is_sqlite = engine.dialect.name == "sqlite"
-    with engine.begin() as connection:
+    # Alembic keeps the migration in progress in a global variable, so threads take turns, too.
+    with _upgrading, engine.begin() as connection:
         # Python's driver for SQLite begins a transaction only before the first insert, too late for one around CREATE TABLE.
         connection.execute(text("BEGIN IMMEDIATE" if is_sqlite else f"SELECT pg_advisory_xact_lock({UPGRADE_LOCK})"))
         before = _revision(connection)
