@@ -77,3 +77,9 @@ def test_a_failed_training_raises_its_own_error_when_mlflow_is_stopped(
             stopping.close()
             1 / 0  # noqa: B018
     assert f"the end of run {writer.run_id} (FAILED) is not recorded: MLflow at " in caplog.text
+
+
+def test_the_error_names_the_cause_and_no_password() -> None:
+    with pytest.raises(RegistryUnreachable, match=r"unreachable: .*Max retries exceeded.*; start it") as refused:
+        RegistryWriter(f"http://admin:secret@127.0.0.1:{find_free_port()}")
+    assert "secret" not in str(refused.value)
