@@ -19,7 +19,7 @@ help:
 setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)  ## install the locked dependencies into .venv and compile them
 	@$(UV) python find --quiet >/dev/null 2>&1 || \
 		echo "No Python 3.11 or 3.12 was found ($(PYTHON) is $$($(PYTHON) -V 2>&1)); uv tries to download one."
-	@[ -d .venv ] || echo "Installing about 4 GB into .venv, only this time."
+	@[ -d .venv ] || echo "Installing about 4 GB into .venv, only this time; it takes one to four minutes."
 	@$(UV) sync --quiet --locked --compile-bytecode
 
 up: setup  ## start the platform, train a first champion if there is none, print the addresses

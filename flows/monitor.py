@@ -57,6 +57,7 @@ def report(platform: Platform, version: str, window: TimeRange, reference: Refer
         predictions.read_window(platform.engine, *window, limit=MAX_ANSWERS, version=version, labelled=only)
         for only in (False, True)
     )
+    log.info("comparing %d answers of digits v%s with its test images …", len(answers), version)
     folder = platform.settings.home / "reports" / reports.folder_name(*window, version)
     return reports.write(folder, platform.settings.workspace, reference, answers, labelled)
 

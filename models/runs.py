@@ -41,7 +41,9 @@ def find(registry: RegistryWriter, text: str) -> Run:
         ids = [run.id for run in _all(registry, versions) if run.id.startswith(text)]
     if not ids:
         server = without_password(registry.uri)
-        raise LookupError(f"there is no version and no run {text!r} in {server}; see `digits leaderboard`")
+        newest = max(versions.values(), key=int, default=None)
+        known = f"the newest version is v{newest}" if newest else "there is no version yet"
+        raise LookupError(f"there is no version and no run {text!r} in {server}; {known}")
     if len(ids) > 1:
         raise LookupError(f"{len(ids)} runs begin with {text!r}: {', '.join(sorted(ids)[:3])}; give more of the id")
     return _run(registry.client.get_run(ids[0]), versions)

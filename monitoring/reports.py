@@ -182,7 +182,7 @@ def _run(expected: Columns, current: Columns, verdict: MonitoringVerdict) -> Any
     from evidently import DataDefinition, Dataset, Report  # 3 to 8 s
     from evidently.metrics import DriftedColumnsCount, MeanValue, RowCount, ValueDrift
 
-    title = "Kolmogorov-Smirnov distance, of digits the largest change of one's share"
+    title = "Kolmogorov-Smirnov distance; for `digit`, the largest change of a share"
     _evidently.register_score(_SCORE, title, image_statistics.distance, partial(drift.score, drift.DIGIT))
     known = verdict.accuracy
     shares = {_CORRECT: known.labelled, _AUDITED: known.audited}

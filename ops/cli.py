@@ -18,6 +18,7 @@ from ops.commands import answers, keys, local_platform, monitoring, training, ve
 
 app = typer.Typer(
     help="Trains, promotes, serves and monitors handwritten-digit recognisers.",
+    epilog="Settings are environment variables or lines in `.env`: docs/reference/index.md and .env.example list them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -32,5 +32,8 @@ def read(response: httpx.Response) -> dict[str, Any]:
             "set DIGITS_HOST and DIGITS_SERVICE_PORT to its address"
         ) from error
     if response.is_error:
+        # The service's own sentence is for HTTP clients.
+        if response.status_code == 401:
+            reason = "the endpoint needs a valid API key; set DIGITS_API_KEY (`digits keys create NAME --role predict` makes one)"
         raise ValueError(reason)
     return fields

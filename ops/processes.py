@@ -227,7 +227,8 @@ def log_path(settings: Settings, name: str) -> Path:
 
 
 def _check_ports(wanted: list[Process]) -> None:
-    """Bind all ports at once, so that no two servers have the same; raises OSError that names the setting of one in use."""
+    """Bind all ports at once, so that no two servers have the same; raises OSError that names those in use and their settings."""
+    in_use = []
     with ExitStack() as held:
         for process in [process for process in wanted if process.port]:
             family = socket.AF_INET6 if ":" in process.host else socket.AF_INET
@@ -235,10 +236,14 @@ def _check_ports(wanted: list[Process]) -> None:
                 held.enter_context(socket.create_server((process.host, process.port), family=family))
             except OSError as error:
                 place, setting = f"{process.host}:{process.port}", f"DIGITS_{process.name.upper()}_PORT"
-                reason = f"cannot listen on {place} ({error.strerror}); set DIGITS_HOST or {setting}"
-                if error.errno == errno.EADDRINUSE:
-                    reason = f"port {process.port} for {process.name} is in use; stop the process that listens on it or set {setting}"
-                raise OSError(reason) from error
+                if error.errno != errno.EADDRINUSE:
+                    raise OSError(
+                        f"cannot listen on {place} ({error.strerror}); set DIGITS_HOST or {setting}"
+                    ) from error
+                in_use.append((f"port {process.port} for {process.name}", setting))
+    if in_use:
+        ports, names = (" and ".join(texts) for texts in zip(*in_use, strict=True))
+        raise OSError(f"{ports} {'is' if len(in_use) == 1 else 'are'} in use; stop what listens there or set {names}")
 
 
 def _configure(settings: Settings, wanted: list[Process]) -> Path:

@@ -379,7 +379,7 @@ def test_keys_are_made_listed_and_revoked_on_the_command_line(tmp_path: Path) ->
     assert (known.name, known.roles, known.rate_per_minute) == ("app", "feedback predict", 90)
     assert digits("create", "app", "--role", "admin") == (
         1,
-        "digits: a key 'app' exists or was revoked; choose another name",
+        "digits: a key 'app' exists or was revoked (see `digits keys list`); choose another name",
     )
     assert digits("revoke", "nobody") == (1, "digits: there is no key 'nobody'; see them with `digits keys list`")
     assert digits("revoke", "app") == (0, "")

@@ -51,7 +51,7 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
     "a port that is taken": (
         "up",
         {"DIGITS_MLFLOW_PORT": "{taken}"},
-        r"port \d+ for mlflow is in use; stop the process that listens on it or set DIGITS_MLFLOW_PORT",
+        r"port \d+ for mlflow is in use; stop what listens there or set DIGITS_MLFLOW_PORT",
     ),
     "no MNIST where it should be": (
         "up",

@@ -129,7 +129,7 @@ def test_a_bad_file_is_set_aside_with_the_reason(tmp_path: Path, drop: Callable[
     assert taken.rejected["bad.csv"] == (
         f"bad.csv, row 1 (line 2) has the label '{label}', expected a whole number 0 to 9"
     )
-    assert taken.rejected["notes.txt"].startswith("notes.txt is no known kind of data; give")
+    assert taken.rejected["notes.txt"].startswith("notes.txt is in no known format; give")
     assert taken.rejected["scans"].startswith("scans/5/torn.png is not a readable picture of a digit: ")
     assert read_now(folder).rejected == {}
 

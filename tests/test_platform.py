@@ -127,16 +127,14 @@ def test_a_second_up_says_that_it_runs_already(platform: Platform) -> None:
     assert platform.url in again.stdout
 
 
-def test_a_taken_port_is_named_with_its_setting(platform: Platform, tmp_path: Path) -> None:
-    other = Platform(tmp_path)
-    other.environment["DIGITS_SERVICE_PORT"] = platform.ports["DIGITS_SERVICE_PORT"]
+def test_all_taken_ports_are_named_with_their_settings(platform: Platform, tmp_path: Path) -> None:
+    other, taken = Platform(tmp_path), {name: platform.ports[name] for name in ("DIGITS_MLFLOW_PORT", "DIGITS_SERVICE_PORT")}
+    other.environment |= taken
     refused = other.run("up")
-    port = platform.ports["DIGITS_SERVICE_PORT"]
     assert refused.returncode == 1
-    assert (
-        refused.stderr
-        == f"digits: port {port} for service is in use; stop the process that listens on it or set DIGITS_SERVICE_PORT\n"
-    )
+    ports = "port {DIGITS_MLFLOW_PORT} for mlflow and port {DIGITS_SERVICE_PORT} for service".format(**taken)
+    advice = "stop what listens there or set DIGITS_MLFLOW_PORT and DIGITS_SERVICE_PORT"
+    assert refused.stderr == f"digits: {ports} are in use; {advice}\n"
 
 
 def test_json_and_png_get_exactly_the_digits_of_the_keras_model(platform: Platform, dataset: Dataset) -> None:

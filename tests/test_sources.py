@@ -412,7 +412,7 @@ def test_an_unknown_source_is_answered_with_what_it_may_be(tmp_path: Path) -> No
         read("minst", tmp_path)
     (tmp_path / "digits.xlsx").write_bytes(b"PK")
     with pytest.raises(
-        BadData, match=r"^digits\.xlsx is no known kind of data; give `mnist`, `bundled`, or the path of"
+        BadData, match=r"^digits\.xlsx is in no known format; give `mnist`, `bundled`, or the path of"
     ):
         read(tmp_path / "digits.xlsx", tmp_path)
 

@@ -70,7 +70,7 @@ def _read_parts(path: Path) -> Parts:
         for known in FORMATS:
             if known.matches(path):
                 return known.read(path)
-    raise BadData(f"{path.name} is no known kind of data; give {_known_sources()}")
+    raise BadData(f"{path.name} is in no known format; give {_known_sources()}")
 
 
 def _known_sources() -> str:

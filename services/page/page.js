@@ -69,7 +69,8 @@ async function send(picture, kind, turn) {
   if (turn !== state.turn) return null;
   if (!response.ok) {
     disableCorrection();
-    answers.showNothing(kind === "preview" && canvas.isDrawing() ? "Go on …" : sentence(answer.error));
+    const problem = response.status === 401 ? "Enter a valid API key below." : sentence(answer.error);
+    answers.showNothing(kind === "preview" && canvas.isDrawing() ? "Go on …" : problem);
     return null;
   }
   answers.show(answer);
