@@ -2,7 +2,6 @@
 
 import os
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from digits.settings import load_settings
@@ -33,5 +32,5 @@ def prepare() -> None:
     settings = load_settings()
     os.environ.update(processes.environment(settings))
     # Prefect warns of a home whose parent is missing.
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    settings.home.mkdir(parents=True, exist_ok=True)
     terminal.prepare()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from granian import Granian
-from granian.constants import HTTPModes, Interfaces, Loops
+from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
 
 from digits.settings import load_settings
 from services.metrics import FOLDER_VARIABLE
@@ -45,6 +45,7 @@ def main() -> None:
         interface=Interfaces.ASGI,
         http=HTTPModes.http1,
         loop=Loops.uvloop,
+        runtime_mode=RuntimeModes.mt,
         websockets=False,
         workers=settings.service_workers,
         respawn_failed_workers=True,

@@ -137,7 +137,7 @@ def test_every_recipe_is_in_the_table() -> None:
     from models.recipes import RECIPES
 
     page = (DOCS / "reference" / "recipes.md").read_text()
-    assert set(RECIPES) == set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE))
+    assert set(RECIPES) == set(re.findall(r"^\| `([a-z0-9-]+)` \|", page, re.MULTILINE))
 
 
 def test_every_alert_and_each_of_its_fields_is_explained() -> None:

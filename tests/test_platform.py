@@ -128,7 +128,10 @@ def test_a_second_up_says_that_it_runs_already(platform: Platform) -> None:
 
 
 def test_all_taken_ports_are_named_with_their_settings(platform: Platform, tmp_path: Path) -> None:
-    other, taken = Platform(tmp_path), {name: platform.ports[name] for name in ("DIGITS_MLFLOW_PORT", "DIGITS_SERVICE_PORT")}
+    other, taken = (
+        Platform(tmp_path),
+        {name: platform.ports[name] for name in ("DIGITS_MLFLOW_PORT", "DIGITS_SERVICE_PORT")},
+    )
     other.environment |= taken
     refused = other.run("up")
     assert refused.returncode == 1

@@ -411,9 +411,7 @@ def test_an_unknown_source_is_answered_with_what_it_may_be(tmp_path: Path) -> No
     with pytest.raises(BadData, match=r"^the source 'minst' does not exist; give `mnist`, `bundled`, or the path of"):
         read("minst", tmp_path)
     (tmp_path / "digits.xlsx").write_bytes(b"PK")
-    with pytest.raises(
-        BadData, match=r"^digits\.xlsx is in no known format; give `mnist`, `bundled`, or the path of"
-    ):
+    with pytest.raises(BadData, match=r"^digits\.xlsx is in no known format; give `mnist`, `bundled`, or the path of"):
         read(tmp_path / "digits.xlsx", tmp_path)
 
 

@@ -53,7 +53,9 @@ def create(engine: Engine, name: str, roles: Iterable[str], rate_per_minute: int
         with Session(engine) as session, session.begin():
             session.add(row)
     except IntegrityError as error:
-        raise ValueError(f"a key {name!r} exists or was revoked (see `digits keys list`); choose another name") from error
+        raise ValueError(
+            f"a key {name!r} exists or was revoked (see `digits keys list`); choose another name"
+        ) from error
     return key
 
 
