@@ -202,13 +202,13 @@ def test_a_container_writes_nowhere_but_where_it_should_and_its_health_is_asked_
 def test_a_worker_killed_in_a_training_comes_back_and_leaves_no_run_behind(stack: Stack) -> None:
     stack.wait_ready()
     daily = stack.api.get("/deployments/name/retrain/daily").json()["id"]
-    # Its training lasts longer than the kill needs on a busy machine.
+    # Its training lasts longer than the kill takes on a busy machine.
     long = {"parameters": {"seed": 1, "recipe": "ensemble"}}
     run = stack.api.post(f"/deployments/{daily}/create_flow_run", json=long).json()["id"]
     fitting = {"flow_runs": {"id": {"any_": [run]}}, "task_runs": {"name": {"like_": "fit"}}}
     stack.wait_for(lambda: stack.api.post("/task_runs/filter", json=fitting).json(), 120)
     assert stack.api.get(f"/flow_runs/{run}").json()["state_type"] == "RUNNING"
-    kill = "import psutil; [p.kill() for p in psutil.process_iter() if p.cmdline()[-1:] == ['flows.deployments'] and p.pid > 1]"
+    kill = "import psutil; [p.kill() for p in psutil.process_iter() if 'worker' in p.cmdline()]"
     subprocess.run([stack.engine, "exec", stack.container("flows"), "python", "-c", kill], timeout=60)
     stack.wait_for(lambda: stack.api.get(f"/flow_runs/{run}").json()["state_type"] == "CRASHED", 120)
     assert "died with its worker" in stack.api.get(f"/flow_runs/{run}").json()["state"]["message"]
