@@ -105,13 +105,8 @@ def print_status(settings: Settings) -> bool:
     rows = []
     for process in processes.processes(settings):
         state = "up" if processes.is_healthy(settings, process) else processes.state(settings, process.name).lower()
-        rows.append(
-            (
-                process.description,
-                process.url + PAGES.get(process.name, ""),
-                Text(state, "green" if state == "up" else "red"),
-            )
-        )
+        address = process.url + PAGES.get(process.name, "")
+        rows.append((process.description, address, Text(state, "green" if state == "up" else "red")))
     print_table((), [*rows, ("serving version", *_serving_version(settings))])
     return all(state.plain == "up" for *_, state in rows)
 
