@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -92,6 +93,19 @@ def test_threads_upgrade_different_databases_at_once(tmp_path: Path) -> None:
     assert [differences(engine) for engine in engines] == [[]] * TOGETHER
     for engine in engines:
         engine.dispose()
+
+
+def test_threads_open_a_new_database_at_once(tmp_path: Path) -> None:
+    together = Barrier(TOGETHER)
+
+    def connect(url: str) -> Engine:
+        together.wait()
+        return database.connect(url)
+
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        for number in range(40):
+            for engine in pool.map(connect, [f"sqlite:///{tmp_path}/{number}.db"] * TOGETHER):
+                engine.dispose()
 
 
 def test_a_failing_migration_leaves_nothing_half_done(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

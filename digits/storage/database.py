@@ -1,9 +1,12 @@
 """The database of predictions, feedback, ledger and API keys: SQLite on a laptop, PostgreSQL in production."""
 
 import logging
+import sqlite3
 import threading
+import time
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +27,8 @@ POSTGRESQL_OPTIONS = {
     "tcp_user_timeout": 10_000,  # milliseconds until a vanished server is noticed
     "application_name": "digits",
 }
+
+WAL_ATTEMPTS = 100
 
 _upgrading = threading.Lock()
 ERRORS = (SQLAlchemyError, OSError)  # what an unreachable database raises
@@ -102,7 +107,15 @@ def checked(url: str) -> URL:
 
 def _set_sqlite_pragmas(connection: Any, _record: Any) -> None:
     """Use a write-ahead log, so that readers do not block the writer; NORMAL loses nothing when the process crashes."""
-    connection.execute("PRAGMA journal_mode=WAL")
+    for attempt in count(1):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            # Of two processes that open a new file at once, SQLite refuses one without waiting for its timeout.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or attempt == WAL_ATTEMPTS:
+                raise
+            time.sleep(0.02)
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
