@@ -136,7 +136,6 @@ class Settings(BaseSettings):
     concurrency_limit: int = Field(128, ge=1, description="Maximum number of concurrent requests per worker; else 503.")
     log_limit: int = Field(20_000, ge=1, description="Maximum number of unstored predictions; others are not logged.")
     access_log: bool = Field(False, description="Whether the service logs every request.")
-    traces: bool = Field(False, description="Whether the service records OpenTelemetry traces.")
     bulk_log_sample_rate: Share = Field(1.0, description="Share of the `/classify_bulk` predictions that is logged.")
     audit_sample_rate: Share = Field(0.02, description="Share of the logged predictions drawn at random for labelling.")
     retention_days: float = Field(90, gt=0, description="Days for which predictions and reports are kept.")

@@ -250,7 +250,9 @@ def _compile_epoch(model: Any, optimizer: Any, batch_size: int) -> Any:
 
 def forward(model: Any, images: Images, chunk: int = 2500) -> NDArray[np.float32]:
     """The outputs of the model, (n, 10), without the Python overhead of `predict`."""
-    return np.concatenate([model.predict_on_batch(images[start : start + chunk]) for start in range(0, len(images), chunk)])
+    return np.concatenate(
+        [model.predict_on_batch(images[start : start + chunk]) for start in range(0, len(images), chunk)]
+    )
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: Labels) -> float:

@@ -38,7 +38,7 @@ def main() -> None:
     socket.create_server((arguments.host, arguments.port), family=family).close()
     share_metrics(settings.home / "metrics")
     Granian(
-        "services.classifier:DigitClassifier.to_asgi",
+        "services.classifier:application",
         factory=True,
         address=arguments.host,
         port=arguments.port,
@@ -52,6 +52,7 @@ def main() -> None:
         respawn_interval=1,
         # longer than the log may take to write what waits, shorter than Supervisor and Kubernetes wait
         workers_kill_timeout=15,
+        log_access=settings.access_log,
         log_dictconfig=LOGGING,
     ).serve()
 

@@ -14,12 +14,12 @@ from digits.images import Images, Labels
 
 
 class BatchResult(NamedTuple):
-    """The model's output for n images; every array has length n."""
+    """The predictions for n images; every array and list has length n."""
 
     version: str
     digits: Labels  # (n,)
     probabilities: NDArray[np.float32]  # (n, 10)
-    sets: NDArray[np.bool_]  # (n, 10), the prediction sets
+    prediction_sets: list[list[int]]
     uncertain: NDArray[np.bool_]  # (n,)
     ids: list[str | None]  # None for a prediction that is not logged
 

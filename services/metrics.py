@@ -7,7 +7,7 @@ Workers are processes; prometheus_client merges their metrics through files in t
 import logging
 import os
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +62,12 @@ class Metrics:
         import prometheus_client as prometheus
 
         self._prometheus = prometheus
-        self._requests = prometheus.Counter("digits_requests", "Requests answered.", ["route", "status"])
+        # the children are kept, because looking one up takes longer than counting
+        requests = prometheus.Counter("digits_requests", "Requests answered.", ["route", "status"])
+        self._requests = cache(requests.labels)
         histogram = partial(prometheus.Histogram, buckets=BUCKETS_SECONDS)
-        self._seconds = histogram("digits_request_duration_seconds", "Time to answer.", ["route"])
+        seconds = histogram("digits_request_duration_seconds", "Time to answer.", ["route"])
+        self._seconds = cache(seconds.labels)
         self._answers = prometheus.Counter("digits_answers", "Images classified.", ["version", "digit"])
         self._uncertain = prometheus.Counter("digits_uncertain_answers", "Uncertain predictions.", ["version"])
         self._lost = prometheus.Counter("digits_log_lost", "Predictions not logged because too many were unstored.")
@@ -76,8 +79,8 @@ class Metrics:
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count one request; `route` must come from a fixed set."""
-        self._requests.labels(route, status).inc()
-        self._seconds.labels(route).observe(seconds)
+        self._requests(route, status).inc()
+        self._seconds(route).observe(seconds)
 
     def count_answers(self, version: str, digits: Labels, uncertain: NDArray[np.bool_]) -> None:
         """Count predictions (n,)."""

@@ -166,7 +166,6 @@ async def _in_thread(
     return await anyio.to_thread.run_sync(lambda: ORJSONResponse(operation(*arguments)), limiter=limiter)
 
 
-# Unknown routes and methods raise HTTPException because BentoML's Starlette application has put "app" in the scope.
 router = Router(
     routes=[
         Route("/classify", classify, methods=["POST"]),

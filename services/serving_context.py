@@ -117,7 +117,7 @@ class ServingContext:
             "digits": result.digits,
             "probabilities": np.maximum.reduce(result.probabilities, axis=1),
             "uncertain": result.uncertain,
-            "prediction_sets": [_SETS[bits] for bits in (result.sets @ _DIGIT_BITS).tolist()],
+            "prediction_sets": result.prediction_sets,
             "ids": result.ids,
         }
 
@@ -129,7 +129,8 @@ class ServingContext:
         sets, uncertain = champion.conformal.predict(probabilities, images)
         self.metrics.count_answers(champion.version, digits, uncertain)
         ids = self._log(champion.version, images, probabilities, route, sample_rate)
-        return BatchResult(champion.version, digits, probabilities, sets, uncertain, ids)
+        prediction_sets = [_SETS[bits] for bits in (sets @ _DIGIT_BITS).tolist()]
+        return BatchResult(champion.version, digits, probabilities, prediction_sets, uncertain, ids)
 
     def _log(
         self, version: str, images: Images, probabilities: NDArray[np.float32], route: str, sample_rate: float
@@ -238,7 +239,7 @@ def _prediction(result: BatchResult, index: int) -> Content:
         "id": result.ids[index],
         **_answer(result.version, result.digits[index], result.probabilities[index]),
         "uncertain": result.uncertain[index],
-        "prediction_set": np.flatnonzero(result.sets[index]),
+        "prediction_set": result.prediction_sets[index],
     }
 
 

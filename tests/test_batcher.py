@@ -22,7 +22,12 @@ class Model:
             raise ValueError(f"{digits.max()} is no digit")
         probabilities = np.eye(10, dtype=np.float32)[digits]
         return BatchResult(
-            "1", digits, probabilities, probabilities > 0, digits == 9, [f"id of {digit}" for digit in digits]
+            "1",
+            digits,
+            probabilities,
+            [[digit] for digit in digits.tolist()],
+            digits == 9,
+            [f"id of {digit}" for digit in digits],
         )
 
 
@@ -43,7 +48,7 @@ def test_each_request_gets_its_own_part_of_one_call() -> None:
     assert model.batches == [5]
     assert one.digits.tolist() == [3] and one.ids == ["id of 3"]
     assert three.digits.tolist() == [1, 4, 9] and three.ids == ["id of 1", "id of 4", "id of 9"]
-    assert three.probabilities.argmax(1).tolist() == [1, 4, 9] and three.sets.sum(1).tolist() == [1, 1, 1]
+    assert three.probabilities.argmax(1).tolist() == [1, 4, 9] and three.prediction_sets == [[1], [4], [9]]
     assert three.uncertain.tolist() == [False, False, True] and three.version == "1"
     assert last.digits.tolist() == [5]
 
