@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from digits.errors import first_line
 from digits.images import Images
 
-BATCH_SIZE = 1024  # images per run of the session, so that a large batch does not need gigabytes
+BATCH_SIZE = 256  # images per run of the session: what lies between its layers stays in the cache of a core
 
 
 class InvalidArtifact(ValueError):
