@@ -20,8 +20,13 @@ LOGGING: dict[str, Any] = {
         for name, shape in (("generic", "%(levelname)s %(name)s: %(message)s"), ("access", "%(message)s"))
     },
     "loggers": {
-        name: {"handlers": ["console"], "level": "INFO", "propagate": False}
-        for name in ("_granian", "bentoml", "digits")
+        name: {"handlers": [handler], "level": "INFO", "propagate": False}
+        for name, handler in (
+            ("_granian", "console"),
+            ("bentoml", "console"),
+            ("digits", "console"),
+            ("granian.access", "access"),
+        )
     },
 }
 
@@ -53,6 +58,7 @@ def main() -> None:
         # longer than the log may take to write what waits, shorter than Supervisor and Kubernetes wait
         workers_kill_timeout=15,
         log_access=settings.access_log,
+        log_access_format='%(addr)s "%(method)s %(path)s %(protocol)s" %(status)d %(dt_ms).1f ms',
         log_dictconfig=LOGGING,
     ).serve()
 

@@ -386,6 +386,13 @@ def test_without_registry_and_database_it_answers_from_its_copy_and_keeps_what_i
         assert service.client.get(f"/predictions/{answer['id']}").json()["image"] == sample.images[0].tolist()
 
 
+def test_the_access_log_has_a_line_for_each_request_where_it_is_asked_for(registry: Registry, tmp_path: Path) -> None:
+    with serving(tmp_path, registry, DIGITS_ACCESS_LOG="true") as service:
+        service.client.post("/classify", json={})
+        line = re.compile(r'^[\d-]+ [\d:,]+ 127\.0\.0\.1 "POST /classify HTTP/1\.1" 422 \d+\.\d ms$', re.M)
+        service.wait_for(lambda: line.search((tmp_path / "service.log").read_text()), seconds=10)
+
+
 def test_two_workers_share_log_feedback_and_metrics(
     registry: Registry, champion_files: Files, sample: reference.Reference, tmp_path: Path
 ) -> None:

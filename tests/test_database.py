@@ -104,7 +104,9 @@ def test_threads_open_a_new_database_at_once(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(TOGETHER) as pool:
         for number in range(40):
-            for engine in pool.map(connect, [f"sqlite:///{tmp_path}/{number}.db"] * TOGETHER):
+            engines = list(pool.map(connect, [f"sqlite:///{tmp_path}/{number}.db"] * TOGETHER))
+            assert [differences(engine) for engine in engines] == [[]] * TOGETHER
+            for engine in engines:
                 engine.dispose()
 
 
