@@ -165,12 +165,12 @@ def decided_before(platform: Platform, version: str) -> str | None:
 
     A version that was rolled back must not return through the next retraining on the same data.
     """
-    entry = ledger.last_replacement(ledger.entries(platform.engine), version)
+    entry = ledger.last_replacement(ledger.entries(platform.engine, ledger.CHAMPION), version)
     if platform.models.registry.version() == version:
         message = f"digits v{version} stays the champion: there is nothing new to learn"
     elif entry:
         message = (
-            f"digits v{version} was the champion until the {entry.action} of v{entry.to_version} ({entry.reason}) and is not "
+            f"digits v{version} was the champion until the {entry.action} of v{entry.after} ({entry.reason}) and is not "
             f"promoted again without new data; `digits promote {version}` brings it back"
         )
     else:

@@ -36,7 +36,7 @@ class WriteAheadLog:
 
     def append(self, batch: PredictionBatch) -> bool:
         """Write predictions to the active segment; False if the disk does not accept them."""
-        head = orjson.dumps([batch.ids, batch.at, batch.version, batch.route])
+        head = orjson.dumps([batch.ids, batch.at, batch.version, batch.route, batch.clients])
         length = _LENGTH.pack(len(head) + 1 + batch.images.nbytes + batch.probabilities.nbytes)
         frame = b"".join((length, head, b"\n", batch.images.data, batch.probabilities.data))
         try:
@@ -102,8 +102,8 @@ def batches(content: bytes) -> Iterator[PredictionBatch]:
         if end > len(content):
             return
         line = content.index(b"\n", start, end)
-        ids, at, version, route = orjson.loads(view[start:line])
+        ids, at, version, route, clients = orjson.loads(view[start:line])
         middle = line + 1 + len(ids) * PIXELS
         images = np.frombuffer(view[line + 1 : middle], np.uint8).reshape(-1, SIZE, SIZE)
         probabilities = np.frombuffer(view[middle:end], np.float32).reshape(len(ids), 10)
-        yield PredictionBatch(ids, datetime.fromisoformat(at), version, images, probabilities, route)
+        yield PredictionBatch(ids, datetime.fromisoformat(at), version, images, probabilities, route, clients)

@@ -79,6 +79,8 @@ def window(
         ids=[f"id{i}" for i in range(count)],
         at=[START + timedelta(seconds=i) for i in range(count)],
         versions=["7"] * count,
+        routes=["/classify"] * count,
+        clients=[""] * count,
         images=images,
         digits=probabilities.argmax(axis=1).astype(np.uint8),
         probabilities=probabilities,

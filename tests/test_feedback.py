@@ -39,6 +39,7 @@ def predicted(
             "probabilities": np.full(10, 0.1, np.float32).tobytes(),
             "image": image.tobytes(),
             "route": "/classify",
+            "client": "",
             "audit": audit,
         }
         for i, (id, image, digit) in enumerate(zip(ids, images, digits, strict=True))
@@ -50,6 +51,7 @@ def predicted(
 
 def one(number: int, label: int = 3, probability: float = 0.6, source: str = "api", id: str = "") -> IngestedLabel:
     return IngestedLabel(
+        client="",
         prediction_id=id or f"id{number}",
         digest=feedback.digest(bytes([number])),
         label=label,

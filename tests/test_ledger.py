@@ -13,13 +13,13 @@ def test_entries_are_returned_in_order_with_their_evidence(database_url: str) ->
     ledger.append(engine, "promotion", None, "1", "reaches the floor", {"accuracy": 0.97})
     ledger.append(engine, "rollback", "2", "1", "worse in production", {})
     first, second = ledger.entries(database.connect(database_url))
-    assert (first.action, first.from_version, first.to_version, first.evidence) == (
+    assert (first.action, first.before, first.after, first.evidence) == (
         "promotion",
         None,
         "1",
         {"accuracy": 0.97},
     )
-    assert (second.action, second.from_version, second.to_version, second.reason) == (
+    assert (second.action, second.before, second.after, second.reason) == (
         "rollback",
         "2",
         "1",
@@ -58,7 +58,7 @@ def test_the_last_replacement_of_a_version_is_found_with_its_reason(database_url
     ledger.append(engine, "promotion", "1", "2", "better", {})
     ledger.append(engine, "rollback", "2", "1", "wrong on the new forms", {})
     replacement = ledger.last_replacement(ledger.entries(engine), "2")
-    assert replacement is not None and (replacement.action, replacement.to_version, replacement.reason) == (
+    assert replacement is not None and (replacement.action, replacement.after, replacement.reason) == (
         "rollback",
         "1",
         "wrong on the new forms",

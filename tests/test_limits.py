@@ -227,7 +227,7 @@ def test_answers_are_kept_so_long(tmp_path: Path) -> None:
     edge = datetime.now(UTC) - timedelta(days=Settings(_env_file=None).retention_days)  # type: ignore[call-arg]
     with engine.begin() as connection:
         for id, at in (("a", edge - timedelta(seconds=1)), ("b", edge)):
-            row = {"id": id, "at": at, "version": "1", "digit": 1, "probability": 1.0, "route": "/"}
+            row = {"id": id, "at": at, "version": "1", "digit": 1, "probability": 1.0, "route": "/", "client": ""}
             blobs = {"probabilities": b"0" * 40, "image": b"0" * 784, "audit": False}
             connection.execute(predictions.predictions.insert(), {**row, **blobs})
     assert predictions.delete_before(engine, edge) == 1

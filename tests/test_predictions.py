@@ -32,12 +32,23 @@ def test_a_window_is_limited_by_time_count_version_and_label(database_url: str, 
     assert predictions.read_window(engine, NOON + timedelta(seconds=1)).ids == new.ids
     assert predictions.read_window(engine, NOON, NOON + timedelta(hours=1)).ids == old.ids
     assert predictions.read_window(engine, NOON, limit=6).ids == old.ids + new.ids
-    assert predictions.read_window(engine, NOON, limit=4).ids == [old.ids[1], new.ids[0], new.ids[2]]  # every second
     predictions.label(engine, new.ids[1], 3, "page")
     assert predictions.read_window(engine, NOON, labelled=True).ids == [new.ids[1]]
     assert predictions.read_window(engine, NOON, version="1").ids == old.ids
     empty = predictions.read_window(engine, NOON + timedelta(days=1))
     assert len(empty) == 0 and empty.images.shape == (0, 28, 28) and empty.probabilities.shape == (0, 10)
+
+
+def test_a_limited_window_is_a_random_sample_that_stays_the_same(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    """Every tenth answer of a form with ten boxes would be the same box."""
+    batch = answers(1000)
+    write(database_url, tmp_path, batch)
+    drawn = predictions.read_window(engine, NOON, limit=100)
+    assert drawn.ids == predictions.read_window(engine, NOON, limit=100).ids == sorted(drawn.ids) and len(drawn) == 100
+    boxes = [batch.ids.index(id) % 10 for id in drawn.ids]
+    assert min(np.bincount(boxes, minlength=10)) >= 1 and max(np.bincount(boxes)) <= 25
 
 
 def test_the_most_recent_label_wins_and_earlier_ones_are_kept(

@@ -46,7 +46,7 @@ def test_the_former_champion_is_the_previous_one_and_the_ledger_says_why(stand_i
     promotion.promote(stand_in, stand_in.store(tmp_path), engine, "v2", "better", {"gain": 0.01})
     assert stand_in.memory.aliases == {"champion": "2", "previous": "1"}
     last = ledger.entries(engine)[-1]
-    assert (last.from_version, last.to_version, last.reason, last.evidence) == ("1", "2", "better", {"gain": 0.01})
+    assert (last.before, last.after, last.reason, last.evidence) == ("1", "2", "better", {"gain": 0.01})
     with pytest.raises(ValueError, match="v2 is the champion already"):
         promotion.promote(stand_in, stand_in.store(tmp_path), engine, "2", "again")
 

@@ -44,6 +44,7 @@ class IngestedLabel(Base):
     probability: Mapped[float]  # of the predicted digit
     version: Mapped[str] = mapped_column(String(32))  # that predicted
     source: Mapped[str] = mapped_column(String(64))
+    client: Mapped[str] = mapped_column(String(64))  # who sent the image
     audited: Mapped[bool]  # belongs to the audit sample
     predicted_at: Mapped[datetime]
     part: Mapped[Part] = mapped_column(String(16), index=True)
@@ -170,7 +171,9 @@ def _new() -> Select[Any]:
     labelled = select(predictions.feedback.c.prediction_id)
     found = predictions.with_labels().where(predictions.predictions.c.id.in_(labelled)).subquery().c
     renamed = (found.id.label("prediction_id"), found.digit.label("predicted"), found.at.label("predicted_at"))
-    copied = (found[name] for name in ("sequence", "image", "label", "probability", "version", "source", "audited"))
+    copied = (
+        found[name] for name in ("sequence", "image", "label", "probability", "version", "source", "client", "audited")
+    )
     joined = select(*renamed, *copied).outerjoin(IngestedLabel, found.id == IngestedLabel.prediction_id)
     return joined.where(IngestedLabel.sequence.is_distinct_from(found.sequence))
 

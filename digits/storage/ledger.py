@@ -1,4 +1,4 @@
-"""The ledger: an append-only record of promotions and rollbacks: when, from, to, by whom, for what reason, with what evidence."""
+"""The ledger: an append-only record of what was decided about versions and evaluation: when, by whom, for what reason, with what evidence."""
 
 import getpass
 import socket
@@ -12,61 +12,70 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from digits.storage.database import Base
 
-Action = Literal["promotion", "rollback"]
+Action = Literal["promotion", "rollback", "pin", "retirement", "reinstatement", "baseline"]
+CHAMPION = "champion"  # the subject of promotions and rollbacks
 
 
 class Entry(Base):
-    """One change of the champion."""
+    """One decision: a change of the champion, unless its subject is another."""
 
     __tablename__ = "ledger"
 
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     at: Mapped[datetime]
     action: Mapped[Action] = mapped_column(String(16))
-    from_version: Mapped[str | None] = mapped_column(String(32))
-    to_version: Mapped[str] = mapped_column(String(32))
+    subject: Mapped[str] = mapped_column(String(64))  # what the decision is about
+    before: Mapped[str | None] = mapped_column(String(64))  # of the champion: a version, None before the first
+    after: Mapped[str | None] = mapped_column(String(64))
     by: Mapped[str] = mapped_column(String(128))
     reason: Mapped[str] = mapped_column(Text)
     evidence: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
 def append(
-    engine: Engine, action: Action, from_version: str | None, to_version: str, reason: str, evidence: Mapping[str, Any]
+    engine: Engine,
+    action: Action,
+    before: str | None,
+    after: str | None,
+    reason: str,
+    evidence: Mapping[str, Any],
+    subject: str = CHAMPION,
 ) -> None:
-    """Record a change of the champion that the user of this process made just now."""
-    entry = Entry(at=datetime.now(UTC), action=action, from_version=from_version, to_version=to_version, reason=reason)
+    """Record a decision that the user of this process made just now; raises ConnectionError where it cannot be recorded."""
+    entry = Entry(at=datetime.now(UTC), action=action, subject=subject, before=before, after=after, reason=reason)
     entry.by, entry.evidence = _user(), dict(evidence)
     try:
         with Session(engine) as session, session.begin():
             session.add(entry)
     except SQLAlchemyError as error:
-        change = f"{action} of v{to_version} (before: {from_version}), {reason}"
-        raise ConnectionError(f"the champion has changed, but the ledger does not record it: {change}") from error
+        change = f"{action} of {after} (before: {before}), {reason}"
+        raise ConnectionError(f"the {subject} has changed, but the ledger does not record it: {change}") from error
 
 
-def entries(engine: Engine) -> Sequence[Entry]:
-    """All entries, oldest first."""
+def entries(engine: Engine, subject: str | None = None) -> Sequence[Entry]:
+    """All entries, or those about this subject, oldest first."""
+    query = select(Entry).order_by(Entry.number)
     with Session(engine) as session:
-        return session.scalars(select(Entry).order_by(Entry.number)).all()
+        return session.scalars(query if subject is None else query.where(Entry.subject == subject)).all()
 
 
 def previous_champion(entries: Sequence[Entry], current: str) -> str | None:
-    """The champion before the current one, except those that were rolled back; None if the ledger has none."""
-    champions: list[str] = []
+    """Of the entries about the champion: the champion before the current one, except those that were rolled back; None if the ledger has none."""
+    champions: list[str | None] = []
     for entry in entries:
         if entry.action == "rollback":
-            while champions and champions[-1] != entry.to_version:
+            while champions and champions[-1] != entry.after:
                 champions.pop()
-        elif not champions and entry.from_version:
-            champions.append(entry.from_version)
-        if not champions or champions[-1] != entry.to_version:
-            champions.append(entry.to_version)
+        elif not champions and entry.before:
+            champions.append(entry.before)
+        if not champions or champions[-1] != entry.after:
+            champions.append(entry.after)
     return champions[-2] if len(champions) > 1 and champions[-1] == current else None
 
 
 def last_replacement(entries: Sequence[Entry], version: str) -> Entry | None:
-    """The last entry that replaced the version as champion; None if there is none."""
-    return next((entry for entry in reversed(entries) if entry.from_version == version), None)
+    """Of the entries about the champion: the last one that replaced the version; None if there is none."""
+    return next((entry for entry in reversed(entries) if entry.before == version), None)
 
 
 def _user() -> str:

@@ -18,7 +18,8 @@ from sqlalchemy import Dialect, Engine, Select, and_, delete, func, insert, sele
 from digits.images import PIXELS, SIZE, Images, Labels
 from digits.storage import database
 
-BATCH_SIZE = 1024  # rows of 9 values per statement; SQLite accepts 32,766 values, PostgreSQL 65,535
+BATCH_SIZE = 1024  # rows of 10 values per statement; SQLite accepts 32,766 values, PostgreSQL 65,535
+TIME_DIGITS = 16  # at the start of an id; those that follow are random
 AUDITOR = "audit"  # the source of all feedback from auditors
 
 predictions = sa.Table(
@@ -33,6 +34,7 @@ predictions = sa.Table(
     sa.Column("probabilities", sa.LargeBinary(40), nullable=False),  # 10 float32, little-endian
     sa.Column("image", sa.LargeBinary(SIZE * SIZE), nullable=False),  # 28 x 28 uint8, row by row
     sa.Column("route", sa.String(32), nullable=False),
+    sa.Column("client", sa.String(64), nullable=False),  # the API key or X-Client-ID; empty where unknown
     sa.Column("audit", sa.Boolean, nullable=False),  # drawn at random for labelling, independent of complaints
     sa.Index("predictions_at", "at"),
 )
@@ -61,6 +63,8 @@ class PredictionWindow:
     ids: list[str]
     at: list[datetime]  # UTC
     versions: list[str]
+    routes: list[str]
+    clients: list[str]  # who sent each image, "" where unknown
     images: Images  # (n, 28, 28)
     digits: Labels  # (n,), the predicted ones
     probabilities: NDArray[np.float32]  # (n, 10)
@@ -81,6 +85,7 @@ class PredictionBatch(NamedTuple):
     images: Images  # (n, 28, 28)
     probabilities: NDArray[np.float32]  # (n, 10)
     route: str
+    clients: Sequence[str] = ()  # who sent each image; empty where nobody is known
 
 
 def new_ids(count: int = 1) -> list[str]:
@@ -113,10 +118,11 @@ def _rows(batch: PredictionBatch, at: Any, audit_sample_rate: float) -> Iterator
     digits = batch.probabilities.argmax(1).tolist()
     probabilities = np.maximum.reduce(batch.probabilities, axis=1).tolist()
     vectors, images = batch.probabilities.tobytes(), batch.images.tobytes()
-    for n, (id, digit, probability) in enumerate(zip(batch.ids, digits, probabilities, strict=True)):
+    clients = batch.clients or [""] * len(batch.ids)
+    for n, (id, digit, probability, client) in enumerate(zip(batch.ids, digits, probabilities, clients, strict=True)):
         vector, image = vectors[40 * n : 40 * (n + 1)], images[PIXELS * n : PIXELS * (n + 1)]
         is_audit = random.random() < audit_sample_rate
-        yield id, at, batch.version, digit, probability, vector, image, batch.route, is_audit
+        yield id, at, batch.version, digit, probability, vector, image, batch.route, client, is_audit
 
 
 @lru_cache
@@ -137,7 +143,8 @@ def read_window(
 ) -> PredictionWindow:
     """The predictions from `since` up to but not including `until`, or those of them that have a label.
 
-    `limit` selects every second, third, ... of them, so that they cover the whole period and reading again returns the same.
+    `limit` selects so many of them at random, but reading again returns the same: by the random digits of their ids. Every
+    second or third would be a biased sample of forms that have as many boxes.
     Raises ValueError when a record does not hold an image and ten probabilities.
     """
     which = [predictions.c.at >= since]
@@ -149,16 +156,17 @@ def read_window(
         which.append(predictions.c.id.in_(select(feedback.c.prediction_id)))
     query = with_labels().where(*which).order_by(predictions.c.at, predictions.c.id)
     if limit is not None:
-        place = func.row_number().over(order_by=(predictions.c.at, predictions.c.id)).label("place")
-        placed = select(predictions.c.id, place, func.count().over().label("found")).where(*which).subquery()
-        step = (placed.c.found + limit - 1) // limit
-        query = query.where(predictions.c.id.in_(select(placed.c.id).where(placed.c.place % step == 0)))
+        drawn = select(predictions.c.id).where(*which)
+        drawn = drawn.order_by(func.substr(predictions.c.id, TIME_DIGITS + 1), predictions.c.id).limit(limit)
+        query = query.where(predictions.c.id.in_(drawn))
     with engine.connect() as connection:
         rows = connection.execute(query).all()
     return PredictionWindow(
         ids=[row.id for row in rows],
         at=[row.at for row in rows],
         versions=[row.version for row in rows],
+        routes=[row.route for row in rows],
+        clients=[row.client for row in rows],
         images=stack(rows, "image", np.uint8, SIZE * SIZE).reshape(-1, SIZE, SIZE),
         digits=np.array([row.digit for row in rows], np.uint8),
         probabilities=stack(rows, "probabilities", np.float32, 10),

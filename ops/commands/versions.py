@@ -35,14 +35,14 @@ def rollback(reason: Reason = "manual") -> None:
 
 
 def ledger() -> None:
-    """List all promotions and rollbacks, oldest first."""
+    """List all decisions about versions and evaluation, oldest first."""
     from digits.storage import ledger
     from flows.connections import Platform
 
-    columns = ("when (UTC)", "what", "from", "to", "by", "reason")
+    columns = ("when (UTC)", "what", "of", "from", "to", "by", "reason")
     entries = ledger.entries(Platform().engine)
-    rows = [(format_time(e.at), e.action, e.from_version or "–", e.to_version, e.by, e.reason) for e in entries]
-    print_table(columns, rows) if rows else print("no version has been promoted yet")
+    rows = [(format_time(e.at), e.action, e.subject, e.before or "–", e.after or "–", e.by, e.reason) for e in entries]
+    print_table(columns, rows) if rows else print("nothing has been decided yet")
 
 
 def leaderboard() -> None:

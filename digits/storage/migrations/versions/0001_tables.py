@@ -1,4 +1,4 @@
-"""The first schema: predictions, feedback, ingested labels, the ledger, cooldowns and API keys."""
+"""The first schema: predictions, feedback, ingested labels, the ledger, request counts, cooldowns and API keys."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("probabilities", sa.LargeBinary(40), nullable=False),
         sa.Column("image", sa.LargeBinary(784), nullable=False),
         sa.Column("route", sa.String(32), nullable=False),
+        sa.Column("client", sa.String(64), nullable=False),
         sa.Column("audit", sa.Boolean(), nullable=False),
     )
     op.create_index("predictions_at", "predictions", ["at"])
@@ -40,6 +41,7 @@ def upgrade() -> None:
         sa.Column("probability", sa.Float(), nullable=False),
         sa.Column("version", sa.String(32), nullable=False),
         sa.Column("source", sa.String(64), nullable=False),
+        sa.Column("client", sa.String(64), nullable=False),
         sa.Column("audited", sa.Boolean(), nullable=False),
         sa.Column("predicted_at", sa.DateTime(), nullable=False),
         sa.Column("part", sa.String(16), nullable=False, index=True),
@@ -51,11 +53,22 @@ def upgrade() -> None:
         sa.Column("number", sa.Integer(), primary_key=True, autoincrement=True),
         sa.Column("at", sa.DateTime(), nullable=False),
         sa.Column("action", sa.String(16), nullable=False),
-        sa.Column("from_version", sa.String(32)),
-        sa.Column("to_version", sa.String(32), nullable=False),
+        sa.Column("subject", sa.String(64), nullable=False),
+        sa.Column("before", sa.String(64)),
+        sa.Column("after", sa.String(64)),
         sa.Column("by", sa.String(128), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("evidence", sa.JSON(), nullable=False),
+    )
+    op.create_table(
+        "request_counts",
+        sa.Column("sequence", sa.Integer(), primary_key=True, autoincrement=True),
+        sa.Column("at", sa.DateTime(), nullable=False, index=True),
+        sa.Column("route", sa.String(32), nullable=False),
+        sa.Column("status", sa.SmallInteger(), nullable=False),
+        sa.Column("requests", sa.Integer(), nullable=False),
+        sa.Column("images", sa.Integer(), nullable=False),
+        sa.Column("uncertain", sa.Integer(), nullable=False),
     )
     op.create_table(
         "cooldowns",

@@ -1,0 +1,57 @@
+"""How many requests were answered or refused, minute by minute: the volume of traffic, also of answers that are not logged."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import Engine, SmallInteger, String, delete, func, insert, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from digits.storage.database import Base
+
+
+class RequestCount(Base):
+    """The requests of one worker in one minute to one route with one status."""
+
+    __tablename__ = "request_counts"
+
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    at: Mapped[datetime] = mapped_column(index=True)  # the start of the minute
+    route: Mapped[str] = mapped_column(String(32))
+    status: Mapped[int] = mapped_column(SmallInteger)
+    requests: Mapped[int]
+    images: Mapped[int]  # that were classified
+    uncertain: Mapped[int]  # of these images
+
+
+class Total(NamedTuple):
+    """The requests of a period to one route with one status."""
+
+    route: str
+    status: int
+    requests: int
+    images: int
+    uncertain: int
+
+
+def append(engine: Engine, at: datetime, totals: Iterable[Total]) -> None:
+    """Add the requests of the minute that begins at `at`."""
+    rows = [{"at": at, **total._asdict()} for total in totals]
+    if rows:
+        with engine.begin() as connection:
+            connection.execute(insert(RequestCount), rows)
+
+
+def totals(engine: Engine, since: datetime, until: datetime) -> Sequence[Total]:
+    """The requests of the minutes from `since` up to but not including `until`."""
+    sums = (func.sum(column) for column in (RequestCount.requests, RequestCount.images, RequestCount.uncertain))
+    query = select(RequestCount.route, RequestCount.status, *sums).group_by(RequestCount.route, RequestCount.status)
+    query = query.where(RequestCount.at >= since, RequestCount.at < until)
+    with Session(engine) as session:
+        return [Total(*row) for row in session.execute(query.order_by(RequestCount.route, RequestCount.status))]
+
+
+def delete_before(engine: Engine, before: datetime) -> None:
+    """Delete the counts of the minutes before a time."""
+    with engine.begin() as connection:
+        connection.execute(delete(RequestCount).where(RequestCount.at < before))

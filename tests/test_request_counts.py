@@ -1,0 +1,30 @@
+"""Request counts: what several workers counted is summed by route and status in a period."""
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Engine
+
+from digits.storage import request_counts
+from digits.storage.request_counts import Total
+
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+def test_totals_sum_the_minutes_of_a_period(engine: Engine) -> None:
+    request_counts.append(engine, NOON, [Total("/classify", 200, 3, 5, 1), Total("/classify", 422, 2, 0, 0)])
+    request_counts.append(engine, NOON, [Total("/classify", 200, 1, 1, 0)])
+    request_counts.append(engine, NOON + timedelta(minutes=1), [Total("/classify", 200, 4, 4, 4)])
+    until = NOON + timedelta(minutes=1)
+    assert request_counts.totals(engine, NOON, until) == [
+        Total("/classify", 200, 4, 6, 1),
+        Total("/classify", 422, 2, 0, 0),
+    ]
+    assert request_counts.totals(engine, until, until) == []
+
+
+def test_old_counts_are_deleted(engine: Engine) -> None:
+    for minute in range(3):
+        request_counts.append(engine, NOON + timedelta(minutes=minute), [Total("/about", 200, 1, 0, 0)])
+    request_counts.append(engine, NOON, [])
+    request_counts.delete_before(engine, NOON + timedelta(minutes=2))
+    assert request_counts.totals(engine, NOON, NOON + timedelta(hours=1)) == [Total("/about", 200, 1, 0, 0)]
