@@ -9,20 +9,25 @@ from typing import Any
 from prefect import flow
 from prefect.events import emit_event
 
+from digits import intervals
+from digits.intervals import Proportion
 from digits.reference import Reference
 from digits.settings import Settings, local_url
-from digits.storage import feedback, predictions
+from digits.storage import audit, feedback, ledger, predictions, request_counts
 from flows import alerts, tasks
 from flows.alerts import Alert
 from flows.connections import Platform
 from flows.tasks import server_task, task
-from monitoring import reports, windows
+from monitoring import reports, traffic, windows
+from monitoring.accuracy import History
 from monitoring.reports import MonitoringVerdict
+from monitoring.traffic import Traffic
 from monitoring.windows import TimeRange
 
 log = logging.getLogger("digits.monitor")
 
 MAX_ANSWERS = 10_000  # in one report
+TRAFFIC_SETS = ("traffic", "new traffic")  # evaluation sets of audited traffic in the gate's evidence
 DRIFT_EVENT, LABELS_EVENT = "digits.drift.detected", "digits.labels.arrived"  # both start a retraining
 
 
@@ -32,7 +37,8 @@ def monitor(since: str = "24h") -> str:
     platform, until = Platform(), datetime.now(UTC)
     version, created_at, reference = server_task(load)(platform)
     window = max(windows.parse_since(since, until), created_at), until
-    verdict, path = server_task(report)(platform, version, window, reference)
+    counted = server_task(count_traffic)(platform, version, created_at, until)
+    verdict, path = server_task(report)(platform, version, created_at, window, reference, counted)
     publish(platform.settings, version, verdict, path)
     for alert in alerts_of(version, verdict, path):
         task(alerts.send)(platform.settings, alert)
@@ -48,7 +54,43 @@ def load(platform: Platform, version: str | None = None) -> tuple[str, datetime,
     return found.version, datetime.fromisoformat(found.card["created_at"]), found.reference
 
 
-def report(platform: Platform, version: str, window: TimeRange, reference: Reference) -> tuple[MonitoringVerdict, Path]:
+def count_traffic(platform: Platform, version: str, created_at: datetime, until: datetime) -> Traffic:
+    """The requests of the last day, compared with the weeks before."""
+    promotions = _promotions(platform, version, created_at)
+    serving_since = promotions[-1].at if promotions else created_at
+    counts = request_counts.by_hour(platform.engine, until - timedelta(hours=traffic.HOURS), until)
+    return traffic.assess(traffic.hours(counts), until, serving_since, audit.last_label(platform.engine))
+
+
+def known_accuracy(platform: Platform, version: str, created_at: datetime, until: datetime) -> History:
+    """The labelled audit sample of all the version's answers, and its accuracy on the traffic that the gate judged it on."""
+    answers = audit.answers(platform.engine, version, created_at, until)
+    judged = (_traffic_accuracy(entry) for entry in reversed(_promotions(platform, version, created_at)))
+    return History(answers, created_at, next((accuracy for accuracy in judged if accuracy), None))
+
+
+def _promotions(platform: Platform, version: str, created_at: datetime) -> list[ledger.Entry]:
+    """The entries that made the version the champion. A new registry counts versions from 1 again; older entries are of others."""
+    entries = ledger.entries(platform.engine, ledger.CHAMPION)
+    return [entry for entry in entries if entry.after == version and entry.at >= created_at]
+
+
+def _traffic_accuracy(entry: ledger.Entry) -> Proportion | None:
+    for name in TRAFFIC_SETS:
+        count, accuracy = (entry.evidence.get(f"{name}: {fact}") for fact in ("images", "accuracy"))
+        if count and accuracy is not None:
+            return intervals.wilson(round(accuracy * count), int(count))
+    return None
+
+
+def report(
+    platform: Platform,
+    version: str,
+    created_at: datetime,
+    window: TimeRange,
+    reference: Reference,
+    counted: Traffic | None = None,
+) -> tuple[MonitoringVerdict, Path]:
     """Report on the version's answers in the window, of more than `MAX_ANSWERS` on a sample. Returns the verdict and the report's path.
 
     The report's folder is named after the window, and the history of the Evidently UI gets a point.
@@ -57,9 +99,10 @@ def report(platform: Platform, version: str, window: TimeRange, reference: Refer
         predictions.read_window(platform.engine, *window, limit=MAX_ANSWERS, version=version, labelled=only)
         for only in (False, True)
     )
+    history = known_accuracy(platform, version, created_at, window[1])
     log.info("comparing %d answers of digits v%s with its test images …", len(answers), version)
     folder = platform.settings.home / "reports" / reports.folder_name(*window, version)
-    return reports.write(folder, platform.settings.workspace, reference, answers, labelled)
+    return reports.write(folder, platform.settings.workspace, reference, answers, labelled, history, counted)
 
 
 def publish(settings: Settings, version: str, verdict: MonitoringVerdict, path: Path) -> None:
@@ -96,7 +139,7 @@ def remove_old_reports(settings: Settings) -> None:
 
 
 def alerts_of(version: str, verdict: MonitoringVerdict, path: Path) -> list[Alert]:
-    """The alerts of a verdict; two with the same explanations, or with a loss of the same version, are the same alert."""
+    """The alerts of a verdict; two with the same explanations, or about the same loss or traffic of a version, are the same alert."""
     about = f"digits v{version}"
     details = {"recommendations": list(verdict.recommendations), **_facts(verdict), "report": str(path)}
     found = []
@@ -105,7 +148,8 @@ def alerts_of(version: str, verdict: MonitoringVerdict, path: Path) -> list[Aler
         found.append(Alert("drift", f"{about}: {explanations}", verdict.drift.message, details))
     if verdict.accuracy.verdict == "worse":
         found.append(Alert("accuracy", about, verdict.accuracy.message, details))
-    return found
+    problems = verdict.traffic.problems if verdict.traffic else ()
+    return [*found, *(Alert(problem.event, about, problem.message, details) for problem in problems)]
 
 
 def _facts(verdict: MonitoringVerdict) -> dict[str, Any]:
