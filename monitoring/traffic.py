@@ -96,13 +96,6 @@ def hours(counts: Iterable[tuple[int, Total]], length: int = HOURS) -> Hours:
 
 def assess(counted: Hours, until: datetime, serving_since: datetime, last_label: datetime | None) -> Traffic:
     """What the hours before `until` show; the share of uncertain answers is compared within the version that serves since then."""
-    began = len(counted.requests) - int((until - serving_since) / timedelta(hours=1))
-    found = (
-        _silence(counted) or _lost_volume(counted),
-        _refusals(counted),
-        _uncertainty(counted, max(began, counted.first)),
-        _unlabelled(counted, until, last_label),
-    )
     requests, images = int(counted.requests[-DAY:].sum()), int(counted.images[-DAY:].sum())
     earlier = _earlier_weeks(counted, DAY)
     return Traffic(
@@ -113,8 +106,22 @@ def assess(counted: Hours, until: datetime, serving_since: datetime, last_label:
         refused=intervals.wilson(int(counted.refused[-DAY:].sum()), requests) if requests else None,
         uncertain=intervals.wilson(int(counted.uncertain[-DAY:].sum()), images) if images else None,
         last_label=last_label,
-        problems=tuple(problem for problem in found if problem),
+        problems=problems(counted, until, serving_since, last_label),
     )
+
+
+def problems(
+    counted: Hours, until: datetime, serving_since: datetime, last_label: datetime | None
+) -> tuple[Problem, ...]:
+    """What needs attention, at most one problem of each kind; empty on a platform that has had no traffic."""
+    began = len(counted.requests) - int((until - serving_since) / timedelta(hours=1))
+    found = (
+        _silence(counted) or _lost_volume(counted),
+        _refusals(counted),
+        _uncertainty(counted, max(began, counted.first)),
+        _unlabelled(counted, until, last_label),
+    )
+    return tuple(problem for problem in found if problem)
 
 
 def _silent_hours(counted: Hours) -> int | None:
@@ -157,15 +164,15 @@ def _is_less(now: int, earlier: list[int]) -> bool:
 
     Given their sum, it is binomial (Przyborowski and Wilenski, Biometrika 31, 1940).
     """
-    from scipy.stats import binom  # 1 s
+    from scipy.special import bdtr  # 1 s
 
-    return bool(binom.cdf(now, now + sum(earlier), 1 / (1 + len(earlier))) <= MAX_P_VALUE)
+    return bool(bdtr(now, now + sum(earlier), 1 / (1 + len(earlier))) <= MAX_P_VALUE)
 
 
 def _refusals(counted: Hours) -> Problem | None:
     """A larger share of refused requests than in the seven days before; any large share where nothing is known yet."""
     for span in SPANS:
-        if rise := _rise(counted.refused, counted.requests, span, counted.first, 1.0):
+        if rise := _rise(counted.refused, counted.requests, span, counted.first):
             now, usual = rise
             statuses = {status: int(hourly[-span:].sum()) for status, hourly in counted.statuses.items()}
             reasons = ", ".join(
@@ -183,18 +190,16 @@ def _refusals(counted: Hours) -> Problem | None:
 def _uncertainty(counted: Hours, first: int) -> Problem | None:
     """A larger share of uncertain answers than the version gave in the seven days before, of which it needs one."""
     for span in SPANS:
-        past = slice(first, -span)
-        if len(counted.images) - span - first < DAY or not counted.images[past].any():
+        if len(counted.images) - span - first < DAY or not counted.images[first:-span].any():
             return None
-        dispersion = _dispersion(counted.uncertain[past], counted.images[past])
-        if rise := _rise(counted.uncertain, counted.images, span, first, dispersion):
+        if rise := _rise(counted.uncertain, counted.images, span, first, grouped=True):
             now, usual = rise
             message = f"The share of uncertain answers rose from {usual:.1%} to {now:.1%} in the last {span} hours."
             return Problem(event="uncertainty", message=message)
     return None
 
 
-def _rise(part: Counts, whole: Counts, span: int, first: int, dispersion: float) -> tuple[float, float] | None:
+def _rise(part: Counts, whole: Counts, span: int, first: int, grouped: bool = False) -> tuple[float, float] | None:
     """The share in the last `span` hours and the usual one, if it is larger by more than chance and enough to matter.
 
     Counts that come in groups have the information of 1 / dispersion as many independent ones.
@@ -202,12 +207,14 @@ def _rise(part: Counts, whole: Counts, span: int, first: int, dispersion: float)
     from scipy.special import betainc  # 1 s
 
     count, total = int(part[-span:].sum()), int(whole[-span:].sum())
-    if count < MIN_COUNT:
+    if count < MIN_COUNT or count < (MIN_SHARE + MIN_RISE) * total:
         return None
     share, known = count / total, _usual_share(part, whole, span, first)
     usual = max(known, MIN_SHARE)
     if share < usual + max(MIN_RISE, MIN_RELATIVE_RISE * usual):
         return None
+    past = slice(first, len(whole) - span)
+    dispersion = _dispersion(part[past], whole[past]) if grouped else 1.0
     # The binomial tail, which the incomplete beta function extends to counts that are no whole numbers.
     p_value = betainc(count / dispersion, (total - count) / dispersion + 1, usual)
     return (share, known) if p_value <= MAX_P_VALUE else None
