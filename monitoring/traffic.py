@@ -1,5 +1,6 @@
 """Traffic that stops, is refused or becomes uncertain, and labels that stop: by counts of requests, so also without any answer."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,10 +27,11 @@ FIRST_WEEK_SILENT_HOURS = 72  # while no earlier week is known: longer than a we
 MIN_ANSWERED = 20  # requests before the silence, in the first week
 MAX_VOLUME = 0.2  # of the smallest earlier week, for a loss of volume
 SPANS = (3, DAY)  # hours for which refusals and uncertain answers are counted
-MIN_SHARE = 0.01  # a usual share is taken to be at least this
+PRIOR = 1, 100  # counted as usual in addition, so that a platform without a past is judged, too
+OUTAGE_DAYS, MIN_USUAL_DAYS = 2, 5  # of the week before, which one outage must not change
 MIN_RISE, MIN_RELATIVE_RISE = 0.05, 0.5  # the larger of a rise by five points and by half
 MIN_COUNT = 10  # refused requests, or uncertain answers
-MAX_DISPERSION = 10.0  # uncertain answers come in groups; a past outage must not hide the next
+MAX_DISPERSION = 10.0  # uncertain answers come in groups
 MAX_LABEL_AGE = timedelta(days=10)
 
 Event = Literal["no traffic", "refusals", "uncertainty", "no labels"]
@@ -202,30 +204,34 @@ def _uncertainty(counted: Hours, first: int) -> Problem | None:
 def _rise(part: Counts, whole: Counts, span: int, first: int, grouped: bool = False) -> tuple[float, float] | None:
     """The share in the last `span` hours and the usual one, if it is larger by more than chance and enough to matter.
 
-    Counts that come in groups have the information of 1 / dispersion as many independent ones.
+    By Fisher's exact test (J. R. Stat. Soc. 98, 1935), which allows for a usual share that is known from few counts. Counts that
+    come in groups have the information of 1 / dispersion as many independent ones.
     """
-    from scipy.special import betainc  # 1 s
+    from scipy.stats import hypergeom  # 1 s
 
     count, total = int(part[-span:].sum()), int(whole[-span:].sum())
-    if count < MIN_COUNT or count < (MIN_SHARE + MIN_RISE) * total:
+    if count < MIN_COUNT or count < MIN_RISE * total:
         return None
-    share, known = count / total, _usual_share(part, whole, span, first)
-    usual = max(known, MIN_SHARE)
+    usual_count, usual_total = _usual(part, whole, span, first)
+    share, usual = count / total, usual_count / max(usual_total, 1)
     if share < usual + max(MIN_RISE, MIN_RELATIVE_RISE * usual):
         return None
     past = slice(first, len(whole) - span)
     dispersion = _dispersion(part[past], whole[past]) if grouped else 1.0
-    # The binomial tail, which the incomplete beta function extends to counts that are no whole numbers.
-    p_value = betainc(count / dispersion, (total - count) / dispersion + 1, usual)
-    return (share, known) if p_value <= MAX_P_VALUE else None
+    now, before = math.floor(count / dispersion), math.ceil(usual_count / dispersion) + PRIOR[0]
+    trials, all_trials = math.ceil(total / dispersion), math.ceil((total + usual_total) / dispersion) + PRIOR[1]
+    p_value = hypergeom.sf(now - 1, all_trials, now + before, trials)
+    return (share, usual) if p_value <= MAX_P_VALUE else None
 
 
-def _usual_share(part: Counts, whole: Counts, span: int, first: int) -> float:
-    """The median of the shares of up to seven days before the span, which one bad day does not change; 0 without any."""
+def _usual(part: Counts, whole: Counts, span: int, first: int) -> tuple[int, int]:
+    """The counts of up to seven days before the span, without the two of the largest share where there are five: an outage ends."""
     ends = [len(whole) - span - DAY * day for day in range(WEEK // DAY)]
     days = [slice(max(end - DAY, first, 0), end) for end in ends if end > first]
-    shares = [part[day].sum() / whole[day].sum() for day in days if whole[day].any()]
-    return float(np.median(shares)) if shares else 0.0
+    counts = [(int(part[day].sum()), int(whole[day].sum())) for day in days if whole[day].any()]
+    counts.sort(key=lambda day: day[0] / day[1])
+    kept = counts[: len(counts) - OUTAGE_DAYS] if len(counts) >= MIN_USUAL_DAYS else counts
+    return sum(day[0] for day in kept), sum(day[1] for day in kept)
 
 
 def _dispersion(part: Counts, whole: Counts) -> float:
