@@ -76,9 +76,10 @@ def few_labels(repetitions: int) -> Finding:
     random = np.random.default_rng(2)
     windows = random.binomial(10, 0.7, repetitions * 30).tolist()
     before = sum(worse_before(right, 10, int(GOOD * REFERENCE_SIZE)) for right in windows)
-    told = (f"{days} good days: {median:.1f} days, 95 % within {late:.1f}" for days, (median, late) in found.items())
+    told = (f"{days} good days: {np.median(one):.1f} days, 95 % within {_late(one):.1f}" for days, one in found.items())
     cost = (
-        f"a fall to {fallen:.0%} takes {m:.0f} days, 95 % within {late:.0f}" for fallen, (m, late) in smaller.items()
+        f"a fall to {fallen:.0%} takes {np.median(one):.0f} days, 95 % within {_late(one):.0f}"
+        for fallen, one in smaller.items()
     )
     return Finding(
         f"98 → 70 %, 10 labels a day: told in {before} of {len(windows):,} daily windows",
