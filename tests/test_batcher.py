@@ -1,4 +1,4 @@
-"""Waiting requests share one call of the model, and each gets its own part of the result."""
+"""Waiting requests share one call of the model, and each gets its own part of the result; the model learns who sent each image."""
 
 import asyncio
 
