@@ -138,7 +138,9 @@ class Settings(BaseSettings):
     access_log: bool = Field(False, description="Whether the service logs every request.")
     bulk_log_sample_rate: Share = Field(1.0, description="Share of the `/classify_bulk` predictions that is logged.")
     audit_sample_rate: Share = Field(0.02, description="Share of the logged predictions drawn at random for labelling.")
-    retention_days: float = Field(90, gt=0, description="Days for which predictions and reports are kept.")
+    retention_days: float = Field(
+        90, gt=0, description="Days for which predictions, request counts and reports are kept."
+    )
 
     @property
     def is_public(self) -> bool:
