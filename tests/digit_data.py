@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 
 from digits.data import sources
-from digits.data.datasets import Dataset
+from digits.data.datasets import BadData, Dataset
 from digits.images import Split
 
 HEADER = "label," + ",".join(f"pixel{pixel}" for pixel in range(784))
@@ -20,6 +20,14 @@ tmp_path_is_shared = settings(
 def read(source: str | Path, cache: Path, **more: Any) -> Dataset:
     nowhere = cache / "nowhere"
     return sources.read(str(source), **{"mnist": None, "cache": cache, "keras_cache": nowhere, **more})
+
+
+def read_labelled(path: Path) -> Split:
+    """All images of a file or folder whose rows can all be read; raises BadData naming the first other row."""
+    rows = sources.read_rows(path)
+    for name, reason in rows.unreadable.items():
+        raise BadData(f"{path.name}, {name} {reason}")
+    return rows.split
 
 
 def pairs(*splits: Split) -> Counter[tuple[bytes, int]]:

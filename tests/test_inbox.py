@@ -14,6 +14,7 @@ from PIL import Image
 
 from digits.data import datasets, inbox, sources
 from digits.data.datasets import Dataset
+from digits.data.sources import Rows
 from digits.images import Split
 
 read_now = partial(inbox.read_inbox, settle_seconds=0)
@@ -224,15 +225,15 @@ def test_a_file_that_grows_while_it_is_read_is_left(
     row = path.read_text().splitlines()[-1] + "\n"
     if so_far == "bad":
         path.write_text(path.read_text() + row[:100])
-    read = sources.read_labelled
+    read = sources.read_rows
 
-    def read_while_it_grows(source: Path) -> Split:
+    def read_while_it_grows(source: Path, limit_bytes: int) -> Rows:
         try:
-            return read(source)
+            return read(source, limit_bytes)
         finally:
             source.write_text(source.read_text() + (row[100:] if so_far == "bad" else row))
 
-    monkeypatch.setattr(sources, "read_labelled", read_while_it_grows)
+    monkeypatch.setattr(sources, "read_rows", read_while_it_grows)
     assert read_now(path.parent) == inbox.InboxBatch(None)
     monkeypatch.undo()
     assert len(read_now(path.parent).labelled or ()) == 6

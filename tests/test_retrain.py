@@ -1,6 +1,7 @@
 """A retraining ingests new data exactly once, whichever step it dies in, and keeps it when the source is read again."""
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def settings(tmp_path: Path) -> Settings:
 def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files need not be a second old."""
     read = inbox.read_inbox
-    monkeypatch.setattr(inbox, "read_inbox", lambda folder: read(folder, settle_seconds=0))
+    monkeypatch.setattr(inbox, "read_inbox", partial(read, settle_seconds=0))
 
 
 def current(settings: Settings) -> Dataset:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from digit_data import HEADER, made_up, pairs, read, tmp_path_is_shared
+from digit_data import HEADER, made_up, pairs, read, read_labelled, tmp_path_is_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -96,7 +96,7 @@ WRITERS: dict[str, Callable[[Path, Split], Path]] = {
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_kind_of_file_holds_the_same_digits(kind: str, few: Split, tmp_path: Path) -> None:
     path = WRITERS[kind](tmp_path, few)
-    found = sources.read_labelled(path)
+    found = read_labelled(path)
     assert pairs(found) == pairs(few)
     assert (found.images == few.images).all() and (found.labels == few.labels).all()  # `few` is sorted by digit
 
@@ -124,12 +124,12 @@ def test_two_parts_stay_apart(bundled: Dataset, tmp_path: Path) -> None:
     assert (from_npz.test.images == bundled.test.images).all()
     assert len(from_npz.validation) == round(len(bundled.train) / 6)
     assert pairs(from_npz.train, from_npz.validation) == pairs(bundled.train)
-    assert pairs(sources.read_labelled(path)) == pairs(bundled.train, bundled.test)
+    assert pairs(read_labelled(path)) == pairs(bundled.train, bundled.test)
 
 
 def test_arrays_of_other_whole_number_types_are_taken(few: Split, tmp_path: Path) -> None:
     path = write_npz(tmp_path, few, images=few.images.astype(">i4"), labels=few.labels.astype(np.int64))
-    found = sources.read_labelled(path)
+    found = read_labelled(path)
     assert found.images.dtype == found.labels.dtype == np.uint8
     assert pairs(found) == pairs(few)
 
@@ -144,7 +144,7 @@ def test_csv_round_trip(
     text = ("\ufeff" * bom + csv_text(split, header, newline).rstrip() + end).encode()
     path = tmp_path / ("some.csv.gz" if pack else "some.csv")
     path.write_bytes(gzip.compress(text) if pack else text)
-    found = sources.read_labelled(path)
+    found = read_labelled(path)
     assert (found.images == split.images).all() and (found.labels == split.labels).all()
 
 
@@ -154,7 +154,7 @@ def test_binary_and_text_agree(seed: int, n: int, kind: str, tmp_path: Path) -> 
     split = made_up(seed, n)
     folder = tmp_path / kind
     folder.mkdir(exist_ok=True)
-    assert pairs(sources.read_labelled(WRITERS[kind](folder, split))) == pairs(split)
+    assert pairs(read_labelled(WRITERS[kind](folder, split))) == pairs(split)
 
 
 def test_a_kaggle_test_file_has_no_labels(few: Split, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_kaggle_test_file_has_no_labels(few: Split, tmp_path: Path) -> None:
     with pytest.raises(
         BadData, match=r"^test\.csv begins with 'pixel0' and has 784 columns, expected 'label' and 785$"
     ):
-        sources.read_labelled(path)
+        read_labelled(path)
 
 
 def test_the_bundled_digits_look_like_mnist(bundled: Dataset) -> None:
@@ -237,7 +237,7 @@ def test_any_bad_value_is_found_where_it_stands(row: int, column: int, value: st
     path.write_text("\n".join(lines))
     name = "label" if column == 0 else f"pixel{column - 1}"
     with pytest.raises(BadData) as refusal:
-        sources.read_labelled(path)
+        read_labelled(path)
     assert f"some.csv, row {row + 1} (line {row + 2}) has the {name} {value!r}, expected" in str(refusal.value)
 
 
@@ -342,7 +342,7 @@ def test_a_damaged_npz_is_refused_or_unharmed(share: float, flip: bool, bit: int
         del body[place:]
     path.write_bytes(body)
     try:
-        found = sources.read_labelled(path)
+        found = read_labelled(path)
     except BadData as refusal:
         assert str(refusal).startswith("some.npz ") and "\n" not in str(refusal)
     else:
@@ -424,7 +424,7 @@ def test_every_digit_must_be_there_and_not_rare(few: Split, tmp_path: Path) -> N
     path = write_npz(tmp_path, Split(few.images[rare], few.labels[rare]))
     with pytest.raises(BadData, match=r"^some\.npz: digit 7 has 1 of 181 images, expected at least 2% of each digit$"):
         read(path, tmp_path)
-    assert len(sources.read_labelled(path)) == 181  # the inbox takes what it gets
+    assert len(read_labelled(path)) == 181  # the inbox takes what it gets
 
 
 def test_too_few_to_split_is_refused(few: Split, tmp_path: Path) -> None:
