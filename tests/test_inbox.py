@@ -128,10 +128,11 @@ def test_a_bad_file_is_set_aside_with_the_reason(tmp_path: Path, drop: Callable[
         assert (rejected / f"{name}.reason.txt").read_text() == reason + "\n"
     label = f"300{good.labels[0]}"
     assert taken.rejected["bad.csv"] == (
-        f"bad.csv, row 1 (line 2) has the label '{label}', expected a whole number 0 to 9"
+        "bad.csv: 1 of 5 rows are unusable, a file may have 10% of them; the first: "
+        f"row 1 (line 2) has the label '{label}', expected a whole number 0 to 9"
     )
     assert taken.rejected["notes.txt"].startswith("notes.txt is in no known format; give")
-    assert taken.rejected["scans"].startswith("scans/5/torn.png is not a readable picture of a digit: ")
+    assert "the first: 5/torn.png is not a readable picture of a digit: " in taken.rejected["scans"]
     assert read_now(folder).rejected == {}
 
 

@@ -106,8 +106,8 @@ def _without_faults(source: str, rows: Rows) -> Split:
     unusable = {rows.name(row): reason for row, reason in row_checks.image_faults(rows.split.images).items()}
     faults = [f"{name} {reason}" for name, reason in {**rows.unreadable, **unusable}.items()]
     if faults:
-        others = f"; {len(faults) - 1:,} other rows are unusable, too" if len(faults) > 1 else ""
-        raise BadData(f"{source}, {faults[0]}{others}")
+        total = f"; in all, {len(faults):,} rows are unusable" if len(faults) > 1 else ""
+        raise BadData(f"{source}, {faults[0]}{total}")
     return rows.split
 
 
@@ -134,7 +134,7 @@ def _check_size(path: Path, limit_bytes: int) -> None:
 def _sizes(file: Path) -> Iterator[int]:
     """The size in bytes of each piece of a file's content."""
     if file.suffix.lower() == ".gz":
-        with gzip.open(file) as content:
+        with reading(file), gzip.open(file) as content:
             while piece := content.read(1 << 20):
                 yield len(piece)
     elif file.suffix.lower() == ".npz":
