@@ -69,7 +69,7 @@ def retrain(folder: Path, store: Path, die_after: int = 9) -> None:
     after = before
     if taken.labelled is not None:
         after = datasets.extend(before, taken.labelled, validation_fraction=0.2, seed=0)
-    steps = [
+    steps: list[Callable[[], object]] = [
         lambda: datasets.save(after, store),
         lambda: datasets.set_current(store, after.fingerprint),
         lambda: inbox.archive(taken, folder),

@@ -67,8 +67,7 @@ def contradictory_labels(split: Split) -> dict[int, str]:
 
 def contradicted_labels(split: Split, predict_proba: PredictProba) -> dict[int, str]:
     """The reason for each row whose label the champion contradicts with a probability of at least `CONFIDENT`."""
-    batches = range(0, len(split), BATCH_SIZE)
-    probabilities = np.concatenate([predict_proba(split.images[start : start + BATCH_SIZE]) for start in batches])
+    probabilities = predict_proba(split.images)
     digits, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     return {
         row: f"is labelled {split.labels[row]}, and the champion reads {digits[row]} ({confidence[row]:.1%})"
