@@ -92,16 +92,22 @@ def divide(
     for part in (train, test):
         if part is not None:
             _check_balance(source, part)
-    if test is not None:
-        train, removed = _without(source, train, test)
-        _check_balance(source, train)
-        train, validation = splitting.draw(train, VALIDATION_SHARE_OF_TRAIN, seed)
-        return _require_all_digits(Dataset(train, validation, test, source, overlap_removed=removed))
-    rows = splitting.by_content(train, writers, seed)
+    if test is None:
+        return _divide_by_content(source, train, writers, seed)
+    train, removed = _without(source, train, test)
+    _check_balance(source, train)
+    train, validation = splitting.draw(train, VALIDATION_SHARE_OF_TRAIN, seed)
+    return _require_all_digits(Dataset(train, validation, test, source, overlap_removed=removed))
+
+
+def _divide_by_content(source: str, split: Split, writers: NDArray[Any] | None, seed: int) -> Dataset:
+    rows = splitting.by_content(split, writers, seed)
     for name, own in zip(PARTS, rows, strict=True):
-        _require_digits(source, name, np.bincount(train.labels[own], minlength=10).tolist())
-    train, validation, test = (splitting.pick(train, own) for own in rows)
-    # Only different writers have identical images in two parts.
+        _require_digits(source, name, np.bincount(split.labels[own], minlength=10).tolist())
+    train, validation, test = (splitting.pick(split, own) for own in rows)
+    if writers is None:
+        return Dataset(train, validation, test, source)
+    # Different writers may have identical images.
     (train, from_train), (validation, removed) = (_without(source, part, test) for part in (train, validation))
     return _require_all_digits(Dataset(train, validation, test, source, overlap_removed=from_train + removed))
 
