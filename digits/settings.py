@@ -73,6 +73,11 @@ class Settings(BaseSettings):
         default_factory=lambda values: values["home"] / "inbox",
         description="Folder for new labelled files; the next retraining ingests each of them once.",
     )
+    source_limit_bytes: int = Field(
+        2_000_000_000,
+        gt=0,
+        description="Maximum size of a source or a file of the inbox, decompressed; others are refused.",
+    )
     database_url: str = Field(
         default_factory=lambda values: f"sqlite:///{values['home']}/digits.db",
         description="SQLAlchemy URL of the database of predictions, feedback, ledger and API keys.",

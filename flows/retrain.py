@@ -17,7 +17,7 @@ from digits.storage import cooldowns, database, feedback, ledger
 from flows import alerts, crashed_runs
 from flows.alerts import Alert
 from flows.connections import Platform
-from flows.ingest import extend, read_source, with_feedback
+from flows.ingest import champion_predictions, extend, read_source, with_feedback
 from flows.tasks import publish, server_task
 from flows.train import train_on
 from models import gate, recipes
@@ -139,7 +139,7 @@ def assemble_dataset(platform: Platform, data: str | None) -> Dataset:
     storage, settings = platform.datasets, platform.settings
     current = datasets.current(storage)
     start = read_source(platform, data or "mnist") if data or current is None else datasets.load(storage, current)
-    batch = inbox.read_inbox(settings.inbox)
+    batch = inbox.read_inbox(settings.inbox, champion_predictions(platform), limit_bytes=settings.source_limit_bytes)
     start = extend(start, batch.labelled, ", ".join(batch.stamps))
     _ingest_feedback(platform)
     dataset = with_feedback(platform, start)
