@@ -9,8 +9,7 @@ from conftest import Files
 from conftest import Registry as Memory
 
 from digits.storage import database, ledger
-from models import gate, promotion
-from models.gate import UNDECIDED, GateVerdict
+from models import promotion
 from models.model_store import ModelStore, VerifiedModel
 
 
@@ -66,12 +65,3 @@ def test_who_is_overtaken_while_a_version_is_checked_changes_nothing(
     with pytest.raises(RuntimeError, match=r"v3 became the champion meanwhile; .*promote again"):
         promotion.promote(stand_in, stand_in.store(tmp_path), engine, "2", "better")
     assert stand_in.memory.aliases == {"champion": "3"} and len(ledger.entries(engine)) == 1
-
-
-def test_an_earlier_comparison_counts_beside_the_same_champion_alone(stand_in: Any) -> None:
-    evidence = {gate.COMPARISON: 2.0, "new traffic: images": 60.0}
-    promotion.record_verdict(stand_in, "2", "1", GateVerdict(UNDECIDED, ["who knows"], evidence))
-    assert promotion.last_evidence(stand_in, "2", "1") == evidence
-    assert promotion.last_evidence(stand_in, "2", "3") == promotion.last_evidence(stand_in, "3", "1") == {}
-    promotion.record_verdict(stand_in, "2", "1", GateVerdict("promote", ["better"], evidence))
-    assert promotion.last_evidence(stand_in, "2", "1") == {}

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from digits.storage.database import Base
 
 Action = Literal["promotion", "rollback", "pin", "retirement", "reinstatement", "baseline"]
+EVALUATION: tuple[Action, ...] = ("pin", "retirement", "reinstatement")  # what candidates are judged on
 CHAMPION = "champion"  # the subject of promotions and rollbacks
 
 
