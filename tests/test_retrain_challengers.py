@@ -1,6 +1,7 @@
 """Labels come slowly, and candidates daily: one of them stays the challenger, is judged on growing traffic, and is decided."""
 
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -30,7 +31,6 @@ class Loop:
     versions: VersionRegistry
     dataset: Dataset
     sent: int = 0
-    decisions: list[str] = field(default_factory=list)
 
     def register(self, version: str, share_shifted: float, seed: int = 0) -> None:
         """A version of which so large a share of the training images is shifted as the traffic is."""
@@ -92,15 +92,126 @@ def loop(registry: Memory, bundled: Dataset, tmp_path: Path, monkeypatch: pytest
     loop = Loop(platform, versions, bundled)
     loop.register("1", share_shifted=0.0)
     registry.aliases["champion"] = "1"
+    ledger.append(platform.engine, "promotion", None, "1", "the first", {})
     return loop
 
 
 def test_with_ten_labels_a_day_the_first_candidate_stays_and_is_decided(loop: Loop) -> None:
-    decided = [loop.day(version) for version in "2345678"]
-    # Of candidates as good as itself none replaces the challenger.
-    first = [judged for judged in loop.asked() if judged[0] == "2"]
-    print(decided, loop.asked(), loop.aliases, loop.versions.tags)
-    assert first == [("2", "1", 0), ("2", "1", 30), ("2", "1", 60)][: len(first)] and len(first) > 1
-    assert decided[0] == UNDECIDED
-    assert loop.aliases["champion"] == "2" and loop.versions.tags["2"]["challenger"] == "promoted"
-    assert [entry.after for entry in ledger.entries(loop.platform.engine)] == ["2"]
+    """A new data set each day is no reason to forget the challenger, whose evidence grows."""
+    decided = [loop.day(version) for version in "2345"]
+    assert decided == [UNDECIDED] * 4
+    assert loop.asked()[:3] == [("2", "1", 0), ("3", "1", 0), ("2", "1", 30)]
+    assert [(entry.before, entry.after) for entry in ledger.entries(loop.platform.engine)] == [(None, "1"), ("1", "2")]
+    # Version 3 waited behind it and is judged beside the new champion; those of later days are as good, and queue.
+    assert loop.asked()[3] == ("3", "2", 30)
+    assert loop.aliases == {"champion": "2", "previous": "1", "challenger": "3"}
+    assert {one.version for one in challengers.queue(loop.versions)} == {"3", "4", "5"}  # type: ignore[arg-type]
+
+
+def test_without_new_labels_nothing_is_judged_again(loop: Loop) -> None:
+    loop.day("2")
+    asked = loop.asked()
+    for _ in range(2):
+        retrain.review_challengers(loop.platform)
+        assert loop.decide("2") == UNDECIDED
+    assert loop.asked() == asked == [("2", "1", 0)]
+
+
+def test_a_challenger_is_judged_beside_a_champion_that_came_by_hand(loop: Loop) -> None:
+    loop.day("2")
+    loop.register("9", share_shifted=0.0, seed=9)
+    promotion.promote(loop.versions, loop.platform.models, loop.platform.engine, "9", "by hand")  # type: ignore[arg-type]
+    retrain.review_challengers(loop.platform)
+    assert loop.asked() == [("2", "1", 0), ("2", "9", 0)]
+    promotion.promote(loop.versions, loop.platform.models, loop.platform.engine, "2", "by hand")  # type: ignore[arg-type]
+    retrain.review_challengers(loop.platform)
+    assert len(loop.asked()) == 2 and "challenger" not in loop.aliases
+
+
+def test_after_its_days_the_challenger_makes_room(loop: Loop) -> None:
+    loop.day("2")
+    loop.day("3")
+    long_ago = datetime.now(UTC) - timedelta(days=14, minutes=1)
+    loop.versions.tag_version("2", {challengers.SINCE: long_ago.isoformat()})
+    retrain.review_challengers(loop.platform)
+    assert loop.aliases["challenger"] == "3" and loop.versions.tags["2"]["challenger"] == "expired"
+
+
+@pytest.mark.parametrize(("beside_challenger", "challenger"), [("promote", "3"), (UNDECIDED, "2"), ("hold", "2")])
+def test_only_who_beats_the_challenger_replaces_it(
+    beside_challenger: gate.GateVerdict, challenger: str, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare(_: Platform, version: str, other: str, level: float) -> gate.GateVerdict:
+        decision = UNDECIDED if other == "1" else beside_challenger
+        return gate.GateVerdict(decision, [], {})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(retrain, "compare", compare)
+    loop.day("2")
+    loop.day("3")
+    assert loop.aliases["challenger"] == challenger
+
+
+def test_a_version_whose_files_are_damaged_stops_no_retraining(loop: Loop) -> None:
+    loop.day("2")
+    loop.versions.memory.versions["2"]["model.onnx"] = b"damaged"
+    retrain.review_challengers(loop.platform)
+    # The verified copy still answers.
+    assert loop.aliases["challenger"] == "2"
+    loop.versions.memory.versions["2"]["card.json"] = b"{}"
+    retrain.review_challengers(loop.platform)
+    assert "challenger" not in loop.aliases and loop.versions.tags["2"]["challenger"] == "unreadable"
+
+
+STEPS = {
+    "judged": (promotion, "record_verdict"),
+    "recorded": (retrain, "apply_verdict"),
+    "promoted": (ledger, "append"),
+    "closed": (challengers, "close"),
+    "appointed": (challengers, "appoint"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_in_a_step_the_next_retraining_decides_the_same_at_the_same_cost(
+    step: str, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.day("2")
+    loop.day("3")
+    loop.label(10)
+    module, name = STEPS[step]
+    actual = getattr(module, name)
+
+    def killed(*arguments: object, **named: object) -> object:
+        """At its first call about a promotion of version 2."""
+        if step != "appointed" and "2" not in arguments:
+            return actual(*arguments, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            retrain.review_challengers(loop.platform)
+    promotion.repair_ledger(loop.versions, loop.platform.models, loop.platform.engine)  # type: ignore[arg-type]
+    retrain.review_challengers(loop.platform)
+    assert loop.asked() == [("2", "1", 0), ("3", "1", 0), ("2", "1", 30), ("3", "2", 30)]
+    assert [(entry.before, entry.after) for entry in ledger.entries(loop.platform.engine)] == [(None, "1"), ("1", "2")]
+    assert loop.aliases == {"champion": "2", "previous": "1", "challenger": "3"}
+    assert loop.versions.tags["2"]["challenger"] == "promoted"
+
+
+def test_the_best_of_a_sweep_is_judged_like_any_candidate(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import sweep
+
+    monkeypatch.setattr(sweep, "retraining_slot", nullcontext)
+    monkeypatch.setattr(retrain, "server_task", lambda step: step)
+    monkeypatch.setattr(sweep.search, "ranked", lambda _: ["the best trial"])
+    monkeypatch.setattr(sweep.search, "recipe_of", lambda _: None)
+    loop.day("2", labels=0)
+    for version, decided in (("3", UNDECIDED), ("4", "promote")):
+        loop.register(version, share_shifted=0.5, seed=int(version))
+        vars(loop.versions)["trained_before"] = lambda *_, version=version: version
+        assert sweep.register_best(loop.platform, None, loop.dataset, "run").startswith(f"digits v{version}: {decided}")  # type: ignore[arg-type]
+        loop.label(40)
+    # The undecided one waits behind the challenger, and the other one has forty labels of shifted digits behind it.
+    assert loop.aliases == {"champion": "4", "previous": "1", "challenger": "2"}
+    assert loop.versions.tags["3"]["challenger"] == "waiting"
