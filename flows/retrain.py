@@ -232,7 +232,7 @@ def _question(platform: Platform, version: str, champion: str, policy: GatePolic
 
     # Weights follow from the inputs; a new registry counts its versions from 1 again.
     inputs = [platform.registry.version_tags(one).get("inputs") for one in (version, champion)]
-    decided = [entry.number for entry in ledger.entries(platform.engine) if entry.action in ledger.EVALUATION]
+    decided = [entry.number for entry in ledger.entries(platform.engine) if entry.changes_evaluation]
     traffic, unseen = feedback.audited_traffic(platform.engine, MAX_COUNTED_IMAGES), 0
     if traffic is not None:
         unseen = int((~challengers.trained_on(platform.models, traffic.images, version, champion)).sum())

@@ -13,7 +13,6 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from digits.storage.database import Base
 
 Action = Literal["promotion", "rollback", "pin", "retirement", "reinstatement", "baseline"]
-EVALUATION: tuple[Action, ...] = ("pin", "retirement", "reinstatement")  # what candidates are judged on
 CHAMPION = "champion"  # the subject of promotions and rollbacks
 
 
@@ -31,6 +30,12 @@ class Entry(Base):
     by: Mapped[str] = mapped_column(String(128))
     reason: Mapped[str] = mapped_column(Text)
     evidence: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+    @property
+    def changes_evaluation(self) -> bool:
+        """Whether candidates are judged on something else from then on; a first pin keeps what the first champion was judged on."""
+        is_first_pin = self.action == "pin" and self.before is None
+        return self.action in ("pin", "retirement", "reinstatement") and not is_first_pin
 
 
 def append(
