@@ -164,10 +164,12 @@ def _ingest_feedback(platform: Platform) -> None:
 
 
 def decided_before(platform: Platform, version: str) -> str | None:
-    """Why a version is not judged again: it is the champion, or it was and was replaced; None otherwise.
+    """Why a version is not judged again: it is the champion, or was, or has been a challenger; None otherwise.
 
     A version that was rolled back must not return through the next retraining on the same data.
     """
+    from models import challengers
+
     entry = ledger.last_replacement(ledger.entries(platform.engine, ledger.CHAMPION), version)
     if platform.models.registry.version() == version:
         message = f"digits v{version} stays the champion: there is nothing new to learn"
@@ -176,6 +178,8 @@ def decided_before(platform: Platform, version: str) -> str | None:
             f"digits v{version} was the champion until the {entry.action} of v{entry.after} ({entry.reason}) and is not "
             f"promoted again without new data; `digits promote {version}` brings it back"
         )
+    elif outcome := challengers.given_up(platform.registry, version):
+        message = f"digits v{version} was a challenger ({outcome}) and is not judged again without new data"
     else:
         return None
     log.info("%s", message)
@@ -204,12 +208,33 @@ def review_challengers(platform: Platform) -> None:
 
 
 def decide(platform: Platform, version: str) -> str:
-    """Judge a candidate inside the current flow, unless it was the champion already. Returns the decision in a sentence."""
-    if decided := server_task(decided_before)(platform, version):
+    """Judge a candidate inside the current flow, or let it wait behind the challenger. Returns the decision in a sentence."""
+    if decided := server_task(decided_before)(platform, version) or server_task(queue_behind)(platform, version):
         return decided
     champion, verdict = server_task(judge)(platform, version)
     server_task(apply_verdict)(platform, version, champion, verdict)
     return f"digits v{version}: {verdict.sentence}"
+
+
+def queue_behind(platform: Platform, version: str) -> str | None:
+    """Let a new candidate wait behind the challenger and say so; None where there is none or the candidate beats it.
+
+    Only who beats the challenger is judged now: a judgement of each candidate would leave no significance for the one whose
+    labelled traffic grows.
+    """
+    from models import challengers
+
+    registry, now = platform.registry, datetime.now(UTC)
+    challenger = challengers.appoint(registry, platform.models, now)
+    if challenger in (None, version) or "gate" in registry.version_tags(version):
+        return None
+    against = compare(platform, version, challenger, CHALLENGE_SIGNIFICANCE)
+    if against.decision == "promote":
+        return None
+    challengers.enqueue(registry, version, now)
+    message = f"digits v{version} waits behind the challenger v{challenger}, which it does not beat: {against.sentence}"
+    log.info("%s", message)
+    return message
 
 
 def judge(platform: Platform, version: str) -> tuple[str | None, GateVerdict]:

@@ -1,4 +1,4 @@
-"""Challengers: undecided candidates, of which one is judged again as labelled traffic arrives while the others wait in a queue.
+"""Challengers: candidates that wait for a decision, of which one is judged again as labelled traffic arrives; the others queue.
 
 Their state is in the registry: the tag `challenger` of a version says what it is (`waiting`, or how it ended), `challenger_since` since
 when it waits, and the alias `challenger` marks the one that is judged. Every function can be repeated after a process died in it.
@@ -34,25 +34,22 @@ Outcome = Literal["promoted", "held", "expired", "replaced", "unreadable"]
 
 
 class Waiting(NamedTuple):
-    """An undecided version."""
+    """A version without a decision."""
 
     version: str
     since: datetime  # UTC; when it joined the queue, or when it became the challenger
 
 
 def queue(registry: RegistryWriter) -> list[Waiting]:
-    """All undecided versions, the challenger among them, those that wait longest first."""
+    """All versions that wait, the challenger among them, those that wait longest first."""
     found = registry.tagged(TAG, "waiting").items()
     waiting = [Waiting(version, datetime.fromisoformat(tags[SINCE])) for version, tags in found]
     return sorted(waiting, key=lambda one: (one.since, int(one.version)))
 
 
 def enqueue(registry: RegistryWriter, version: str, now: datetime) -> None:
-    """Let an undecided version wait, behind those that wait already.
-
-    One that waits keeps its place, and one that expired or was replaced has had its time.
-    """
-    if registry.version_tags(version).get(TAG) not in ("waiting", "expired", "replaced"):
+    """Let a version wait, behind those that wait already; one that waits keeps its place."""
+    if registry.version_tags(version).get(TAG) != "waiting":
         # The state last: a version that waits has a time.
         registry.tag_version(version, {SINCE: now.isoformat(timespec="seconds")})
         registry.tag_version(version, {TAG: "waiting"})
@@ -63,6 +60,12 @@ def close(registry: RegistryWriter, version: str, outcome: Outcome) -> None:
     if registry.version_tags(version).get(TAG) == "waiting":
         registry.tag_version(version, {TAG: outcome})
         log.info("digits v%s waits no longer: %s", version, outcome)
+
+
+def given_up(registry: RegistryWriter, version: str) -> str | None:
+    """How a version that waited was given up without a decision; None for others."""
+    outcome = registry.version_tags(version).get(TAG)
+    return outcome if outcome in ("expired", "replaced", "unreadable") else None
 
 
 def expire(registry: RegistryWriter, now: datetime, days: float) -> None:

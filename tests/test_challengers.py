@@ -63,8 +63,8 @@ def test_who_has_waited_for_its_days_is_given_up_for_good(versions: VersionRegis
     challengers.expire(versions, NOON + 14 * DAY, days=14)
     assert waiting(versions) == ["2", "3"]
     challengers.expire(versions, NOON + 14 * DAY + timedelta(seconds=1), days=14)
-    challengers.enqueue(versions, "2", NOON + 15 * DAY)  # a retraining on the same data finds the same version
-    assert waiting(versions) == ["3"] and versions.tags["2"]["challenger"] == "expired"
+    assert waiting(versions) == ["3"]
+    assert challengers.given_up(versions, "2") == "expired" and challengers.given_up(versions, "3") is None
 
 
 def test_who_is_beaten_leaves_its_place_to_the_better_one(versions: VersionRegistry, store: ModelStore) -> None:

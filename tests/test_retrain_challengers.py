@@ -62,9 +62,7 @@ class Loop:
         return self.decide(version)
 
     def decide(self, version: str) -> str:
-        champion, verdict = retrain.judge(self.platform, version)
-        retrain.apply_verdict(self.platform, version, champion, verdict)
-        return verdict.decision
+        return retrain.decide(self.platform, version)
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -89,6 +87,7 @@ def loop(registry: Memory, bundled: Dataset, tmp_path: Path, monkeypatch: pytest
     vars(platform)["registry"] = versions
     datasets.save(bundled, settings.datasets)
     monkeypatch.setattr(retrain, "publish", lambda *_: None)
+    monkeypatch.setattr(retrain, "server_task", lambda step: step)
     loop = Loop(platform, versions, bundled)
     loop.register("1", share_shifted=0.0)
     registry.aliases["champion"] = "1"
@@ -98,12 +97,13 @@ def loop(registry: Memory, bundled: Dataset, tmp_path: Path, monkeypatch: pytest
 
 def test_with_ten_labels_a_day_the_first_candidate_stays_and_is_decided(loop: Loop) -> None:
     """A new data set each day is no reason to forget the challenger, whose evidence grows."""
-    decided = [loop.day(version) for version in "2345"]
-    assert decided == [UNDECIDED] * 4
-    assert loop.asked()[:3] == [("2", "1", 0), ("3", "1", 0), ("2", "1", 30)]
+    said = [loop.day(version) for version in "2345"]
+    assert said[0].startswith("digits v2: not enough evidence: ")
+    assert said[1].startswith("digits v3 waits behind the challenger v2, which it does not beat: ")
+    assert said[3].startswith("digits v5 waits behind the challenger v3")
     assert [(entry.before, entry.after) for entry in ledger.entries(loop.platform.engine)] == [(None, "1"), ("1", "2")]
     # Version 3 waited behind it and is judged beside the new champion; those of later days are as good, and queue.
-    assert loop.asked()[3] == ("3", "2", 30)
+    assert loop.asked() == [("2", "1", 0), ("2", "1", 30), ("3", "2", 30)]
     assert loop.aliases == {"champion": "2", "previous": "1", "challenger": "3"}
     assert {one.version for one in challengers.queue(loop.versions)} == {"3", "4", "5"}  # type: ignore[arg-type]
 
@@ -113,7 +113,7 @@ def test_without_new_labels_nothing_is_judged_again(loop: Loop) -> None:
     asked = loop.asked()
     for _ in range(2):
         retrain.review_challengers(loop.platform)
-        assert loop.decide("2") == UNDECIDED
+        assert loop.decide("2").startswith("digits v2: not enough evidence")
     assert loop.asked() == asked == [("2", "1", 0)]
 
 
@@ -135,6 +135,7 @@ def test_after_its_days_the_challenger_makes_room(loop: Loop) -> None:
     loop.versions.tag_version("2", {challengers.SINCE: long_ago.isoformat()})
     retrain.review_challengers(loop.platform)
     assert loop.aliases["challenger"] == "3" and loop.versions.tags["2"]["challenger"] == "expired"
+    assert loop.decide("2") == "digits v2 was a challenger (expired) and is not judged again without new data"
 
 
 @pytest.mark.parametrize(("beside_challenger", "challenger"), [("promote", "3"), (UNDECIDED, "2"), ("hold", "2")])
@@ -149,6 +150,8 @@ def test_only_who_beats_the_challenger_replaces_it(
     loop.day("2")
     loop.day("3")
     assert loop.aliases["challenger"] == challenger
+    # Only who beats it is judged now.
+    assert ("3", "1", 0) in loop.asked() if challenger == "3" else len(loop.asked()) == 1
 
 
 def test_a_version_whose_files_are_damaged_stops_no_retraining(loop: Loop) -> None:
@@ -193,7 +196,7 @@ def test_killed_in_a_step_the_next_retraining_decides_the_same_at_the_same_cost(
             retrain.review_challengers(loop.platform)
     promotion.repair_ledger(loop.versions, loop.platform.models, loop.platform.engine)  # type: ignore[arg-type]
     retrain.review_challengers(loop.platform)
-    assert loop.asked() == [("2", "1", 0), ("3", "1", 0), ("2", "1", 30), ("3", "2", 30)]
+    assert loop.asked() == [("2", "1", 0), ("2", "1", 30), ("3", "2", 30)]
     assert [(entry.before, entry.after) for entry in ledger.entries(loop.platform.engine)] == [(None, "1"), ("1", "2")]
     assert loop.aliases == {"champion": "2", "previous": "1", "challenger": "3"}
     assert loop.versions.tags["2"]["challenger"] == "promoted"
@@ -203,15 +206,20 @@ def test_the_best_of_a_sweep_is_judged_like_any_candidate(loop: Loop, monkeypatc
     from flows import sweep
 
     monkeypatch.setattr(sweep, "retraining_slot", nullcontext)
-    monkeypatch.setattr(retrain, "server_task", lambda step: step)
     monkeypatch.setattr(sweep.search, "ranked", lambda _: ["the best trial"])
     monkeypatch.setattr(sweep.search, "recipe_of", lambda _: None)
     loop.day("2", labels=0)
-    for version, decided in (("3", UNDECIDED), ("4", "promote")):
-        loop.register(version, share_shifted=0.5, seed=int(version))
+    loop.label(40)
+    loop.register("3", share_shifted=0.5, seed=3)
+    loop.register("4", share_shifted=0.0, seed=4)
+    said = []
+    for version in "34":
         vars(loop.versions)["trained_before"] = lambda *_, version=version: version
-        assert sweep.register_best(loop.platform, None, loop.dataset, "run").startswith(f"digits v{version}: {decided}")  # type: ignore[arg-type]
-        loop.label(40)
-    # The undecided one waits behind the challenger, and the other one has forty labels of shifted digits behind it.
-    assert loop.aliases == {"champion": "4", "previous": "1", "challenger": "2"}
-    assert loop.versions.tags["3"]["challenger"] == "waiting"
+        said.append(sweep.register_best(loop.platform, None, loop.dataset, "run"))  # type: ignore[arg-type]
+    assert said[0].startswith("digits v3 waits behind the challenger v2")
+    assert said[1].startswith("digits v4 waits behind the challenger v2")
+    challengers.close(loop.versions, "2", "expired")  # type: ignore[arg-type]
+    retrain.review_challengers(loop.platform)
+    # Forty labels of shifted digits had come, which version 3 can read and version 4 cannot.
+    assert loop.aliases == {"champion": "3", "previous": "1"} and loop.versions.tags["4"]["challenger"] == "held"
+    assert loop.asked() == [("2", "1", 0), ("3", "1", 40), ("4", "3", 40)]
