@@ -33,6 +33,10 @@ def share(number: int) -> float:
 
 
 def smallest_p_value(evidence: Mapping[str, float]) -> float:
-    """The smallest p-value in the evidence of a judgement, times their number (Bonferroni); 1 where there is none."""
-    p_values = [value for name, value in evidence.items() if name.endswith(": p-value")]
+    """The smallest p-value of a gain in the evidence of a judgement, times their number (Bonferroni); 1 where there is none.
+
+    Those of corruptions are about harm.
+    """
+    names = [name for name in evidence if name.endswith(": p-value") and not name.startswith("corruption ")]
+    p_values = [evidence[name] for name in names]
     return min([1.0, *(len(p_values) * value for value in p_values)])
