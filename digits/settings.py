@@ -126,6 +126,7 @@ class Settings(BaseSettings):
     )
     recipe: str = Field("compact", description="Recipe of the scheduled retraining.")
     gate: dict[str, float] = Field({}, description='Changes to the gate\'s policy, like {"min_error_reduction": 0.25}.')
+    challenger_days: float = Field(14.0, gt=0, description="Days until an undecided candidate is given up.")
     feedback: dict[str, float] = Field({}, description='Changes to the feedback policy, like {"hold_out": 0.5}.')
     retrain_labels: int = Field(200, ge=1, description="Number of new labels that starts a retraining.")
     retrain_cooldown_hours: float = Field(12.0, ge=0, description="Hours from a retraining to the next by an event.")

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from conftest import Registry as Memory
+from versions import VersionRegistry
 
 from digits.data import datasets, inbox
 from digits.data.datasets import Dataset
@@ -21,7 +23,6 @@ from flows.ingest import set_source
 from flows.retrain import assemble_dataset, check_policies, cooldown_message, report_end
 from models import gate, promotion
 from models import registry as registries
-from models.registry_reader import RegistryReader
 from services.prediction_log import PredictionLog
 
 
@@ -229,12 +230,13 @@ def test_events_wait_after_a_failed_retraining_too(settings: Settings) -> None:
 
 @pytest.mark.parametrize(("current", "promoted"), [("1", ["3"]), ("2", [])])
 def test_a_champion_that_came_meanwhile_is_not_replaced(
-    current: str, promoted: list[str], settings: Settings, monkeypatch: pytest.MonkeyPatch
+    current: str, promoted: list[str], settings: Settings, registry: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The evidence is about the champion that was judged."""
     done: list[str] = []
-    monkeypatch.setattr(registries, "RegistryWriter", lambda uri: None)
-    monkeypatch.setattr(RegistryReader, "version", lambda reader: current)
+    registry.versions["1"], registry.aliases["champion"] = {}, current
+    settings = settings.model_copy(update={"mlflow_tracking_uri": registry.uri})
+    monkeypatch.setattr(registries, "RegistryWriter", lambda uri: VersionRegistry(registry))
     monkeypatch.setattr(promotion, "promote", lambda registry, store, engine, version, *reason: done.append(version))
     monkeypatch.setattr(retrain, "publish", lambda *_: None)
     retrain.apply_verdict(Platform(settings), "3", "1", gate.GateVerdict("promote", ["better"], {}))

@@ -10,10 +10,10 @@ a rule does not do what it promises.
 import argparse
 import time
 
-from bench.field import data
+from bench.field import challenger, data
 from bench.field.scenario import Scenario
 
-SCENARIOS: tuple[Scenario, ...] = (*data.SCENARIOS,)
+SCENARIOS: tuple[Scenario, ...] = (*data.SCENARIOS, *challenger.SCENARIOS)
 
 
 def main() -> None:
