@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from conftest import Registry as Memory
+from PIL import Image
 from versions import VersionRegistry
 
 from digits.data import datasets, inbox
