@@ -22,7 +22,7 @@ from digits.data import datasets, sources
 from digits.data.datasets import Dataset
 from digits.images import Labels, Split
 from digits.settings import load_settings
-from models import evaluation, gate, recipes, training
+from models import evaluation, gate, recipes, significance, training
 from models.training import Recipe
 
 # Percentage points by which the candidate is truly better.
@@ -42,9 +42,10 @@ class JudgedModel:
 
 
 def verdict(data: Dataset, candidate: JudgedModel, champion: JudgedModel) -> gate.GateVerdict:
-    """As a retraining judges, with the usual policy."""
+    """As the first retraining judges, with the usual policy."""
     sample = gate.EvaluationSample("test images", data.test.labels, candidate.digits, champion.digits)
-    return gate.judge([sample], candidate.facts, champion.facts, gate.GatePolicy())
+    policy = gate.GatePolicy()
+    return gate.judge([sample], candidate.facts, champion.facts, policy, significance.level([], policy.significance))
 
 
 def report(what: str, data: Dataset, pairs: Sequence[tuple[JudgedModel, JudgedModel]]) -> None:

@@ -73,6 +73,11 @@ class Settings(BaseSettings):
         default_factory=lambda values: values["home"] / "inbox",
         description="Folder for new labelled files; the next retraining ingests each of them once.",
     )
+    source_limit_bytes: int = Field(
+        2_000_000_000,
+        gt=0,
+        description="Maximum size of a source or a file of the inbox, decompressed; others are refused.",
+    )
     database_url: str = Field(
         default_factory=lambda values: f"sqlite:///{values['home']}/digits.db",
         description="SQLAlchemy URL of the database of predictions, feedback, ledger and API keys.",
@@ -121,6 +126,7 @@ class Settings(BaseSettings):
     )
     recipe: str = Field("compact", description="Recipe of the scheduled retraining.")
     gate: dict[str, float] = Field({}, description='Changes to the gate\'s policy, like {"min_error_reduction": 0.25}.')
+    challenger_days: float = Field(14.0, gt=0, description="Days until an undecided candidate is given up.")
     feedback: dict[str, float] = Field({}, description='Changes to the feedback policy, like {"hold_out": 0.5}.')
     retrain_labels: int = Field(200, ge=1, description="Number of new labels that starts a retraining.")
     retrain_cooldown_hours: float = Field(12.0, ge=0, description="Hours from a retraining to the next by an event.")
@@ -138,7 +144,9 @@ class Settings(BaseSettings):
     access_log: bool = Field(False, description="Whether the service logs every request.")
     bulk_log_sample_rate: Share = Field(1.0, description="Share of the `/classify_bulk` predictions that is logged.")
     audit_sample_rate: Share = Field(0.02, description="Share of the logged predictions drawn at random for labelling.")
-    retention_days: float = Field(90, gt=0, description="Days for which predictions and reports are kept.")
+    retention_days: float = Field(
+        90, gt=0, description="Days for which predictions, request counts and reports are kept."
+    )
 
     @property
     def is_public(self) -> bool:

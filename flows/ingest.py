@@ -1,11 +1,14 @@
 """`digits ingest`: from a source to a stored data set, checked on the way in."""
 
 import logging
+from contextlib import suppress
+from dataclasses import replace
 
 from prefect import flow
 
-from digits.data import datasets, inbox, sources
-from digits.data.datasets import Dataset
+from digits.data import datasets, inbox, near_duplicates, sources
+from digits.data.datasets import BadData, Dataset
+from digits.data.row_checks import PredictProba
 from digits.images import Split
 from digits.storage import feedback
 from flows.connections import Platform
@@ -34,16 +37,46 @@ def load_dataset(platform: Platform, data: str | None) -> Dataset:
     if data is None and current:
         dataset = with_feedback(platform, datasets.load(platform.datasets, current))
     else:
-        dataset = sources.read(data or "mnist", mnist=platform.settings.mnist, cache=platform.settings.downloads)
+        dataset = _read(platform, data or "mnist")
     datasets.save(dataset, platform.datasets)
     return dataset
 
 
 def read_source(platform: Platform, data: str) -> Dataset:
     """The source together with everything that the inbox has brought so far; not stored."""
-    archived = inbox.read_inbox(platform.settings.inbox / "taken")
-    dataset = sources.read(data, mnist=platform.settings.mnist, cache=platform.settings.downloads)
-    return extend(dataset, archived.labelled, ", ".join(archived.stamps))
+    settings = platform.settings
+    archived = inbox.read_taken(settings.inbox, settings.source_limit_bytes)
+    return extend(_read(platform, data), archived.labelled, ", ".join(archived.stamps))
+
+
+def _read(platform: Platform, data: str) -> Dataset:
+    """The source, with the number of its near-duplicates; not stored."""
+    settings = platform.settings
+    limit = settings.source_limit_bytes
+    dataset = sources.read(data, mnist=settings.mnist, cache=settings.downloads, limit_bytes=limit)
+    return replace(dataset, near_duplicates=_near_duplicates(platform, dataset))
+
+
+def _near_duplicates(platform: Platform, dataset: Dataset) -> int:
+    """The number of the manifest where the data set is stored already, and otherwise a new count."""
+    with suppress(BadData, KeyError):
+        return int(datasets.manifest(platform.datasets, dataset.fingerprint)["near_duplicates"])
+    found = near_duplicates.count(dataset)
+    log.info("%s: %d of %d test images nearly equal one for training", dataset.source, found, len(dataset.test))
+    return found
+
+
+def champion_predictions(platform: Platform) -> PredictProba | None:
+    """The champion's predictions, which new labels are compared with; None where there is none or the registry does not answer."""
+    from models.onnx_model import InvalidArtifact
+    from models.registry_reader import RegistryUnreachable, VersionNotFound
+
+    try:
+        version = platform.models.registry.version()
+        return platform.models.fetch_version(version).predict_proba if version else None
+    except (InvalidArtifact, RegistryUnreachable, VersionNotFound) as error:
+        log.warning("new labels are not compared with the champion: %s", error)
+        return None
 
 
 def with_feedback(platform: Platform, dataset: Dataset) -> Dataset:

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING
 
 import httpx
 from prefect import flow
@@ -17,18 +19,22 @@ from digits.storage import cooldowns, database, feedback, ledger
 from flows import alerts, crashed_runs
 from flows.alerts import Alert
 from flows.connections import Platform
-from flows.ingest import extend, read_source, with_feedback
+from flows.ingest import champion_predictions, extend, read_source, with_feedback
 from flows.tasks import publish, server_task
 from flows.train import train_on
 from models import gate, recipes
-from models.gate import GateVerdict
-from models.training import Recipe
+from models.gate import GatePolicy, GateVerdict
+
+if TYPE_CHECKING:  # MLflow takes 4 s to import
+    from models.challengers import Question
 
 log = logging.getLogger("digits.retrain")
 
 LIMIT = "digits-retrain"  # Prefect's concurrency limit, of one slot
 SLOT_TIMEOUT_SECONDS = 60  # on SQLite, Prefect's writers wait for each other, 10 s and more on a busy machine
 LEASE_SECONDS = 60  # the shortest that Prefect gives; after it, the slot of a killed retraining is free again
+CHALLENGE_SIGNIFICANCE = 0.01  # for a candidate to replace the challenger, which promotes neither
+MAX_COUNTED_IMAGES = 20_000  # of labelled traffic, 16 MB
 COOLDOWN = "retrained"  # the name under which the end of the last retraining is stored
 
 
@@ -51,30 +57,27 @@ def retrain(
             server_task(repair_crashed)(platform)
             seeded = recipes.find(recipe or platform.settings.recipe).model_copy(update={"seed": seed})
             dataset = server_task(assemble_dataset)(platform, data)
+            server_task(review_challengers)(platform)
             version = server_task(platform.registry.trained_before)(dataset.fingerprint, seeded)
             if version is None:
                 version = train_on(platform, dataset, seeded, {"reason": reason})
-            elif decided := decided_before(platform, version):
-                return decided
-            champion, verdict = server_task(judge)(platform, version, dataset, seeded)
-            server_task(apply_verdict)(platform, version, champion, verdict)
-    return f"digits v{version}: {verdict.sentence}"
+            return decide(platform, version)
 
 
 @contextmanager
-def retraining_slot() -> Iterator[None]:
+def retraining_slot(wait_seconds: float = 0) -> Iterator[None]:
     """Hold the only slot for retraining that Prefect gives out, on all machines; raises RuntimeError where it is held.
 
-    If Prefect becomes unreachable, the lease ends and the retraining continues; until Prefect is back, no other one gets the slot.
+    With `wait_seconds` another retraining may end first. If Prefect becomes unreachable, the lease ends and the retraining continues; until Prefect is back, no other one gets the slot.
     """
     slot_taken = RuntimeError("another retraining is running; wait for its end, or cancel it in the Prefect UI")
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
-        if client.read_global_concurrency_limit_by_name(LIMIT).active_slots:
+        if not wait_seconds and client.read_global_concurrency_limit_by_name(LIMIT).active_slots:
             raise slot_taken
-    held = ExitStack()
+    held, timeout_seconds = ExitStack(), max(wait_seconds, SLOT_TIMEOUT_SECONDS)
     try:
-        held.enter_context(concurrency(LIMIT, timeout_seconds=SLOT_TIMEOUT_SECONDS, lease_duration=LEASE_SECONDS))
+        held.enter_context(concurrency(LIMIT, timeout_seconds=timeout_seconds, lease_duration=LEASE_SECONDS))
     except TimeoutError as error:
         raise slot_taken from error
     try:
@@ -139,7 +142,7 @@ def assemble_dataset(platform: Platform, data: str | None) -> Dataset:
     storage, settings = platform.datasets, platform.settings
     current = datasets.current(storage)
     start = read_source(platform, data or "mnist") if data or current is None else datasets.load(storage, current)
-    batch = inbox.read_inbox(settings.inbox)
+    batch = inbox.read_inbox(settings.inbox, champion_predictions(platform), limit_bytes=settings.source_limit_bytes)
     start = extend(start, batch.labelled, ", ".join(batch.stamps))
     _ingest_feedback(platform)
     dataset = with_feedback(platform, start)
@@ -161,10 +164,12 @@ def _ingest_feedback(platform: Platform) -> None:
 
 
 def decided_before(platform: Platform, version: str) -> str | None:
-    """Why a version is not judged again: it is the champion, or it was and was replaced; None otherwise.
+    """Why a version is not judged again: it is the champion, or was, or has been a challenger; None otherwise.
 
     A version that was rolled back must not return through the next retraining on the same data.
     """
+    from models import challengers
+
     entry = ledger.last_replacement(ledger.entries(platform.engine, ledger.CHAMPION), version)
     if platform.models.registry.version() == version:
         message = f"digits v{version} stays the champion: there is nothing new to learn"
@@ -173,34 +178,117 @@ def decided_before(platform: Platform, version: str) -> str | None:
             f"digits v{version} was the champion until the {entry.action} of v{entry.after} ({entry.reason}) and is not "
             f"promoted again without new data; `digits promote {version}` brings it back"
         )
+    elif outcome := challengers.given_up(platform.registry, version):
+        message = f"digits v{version} was a challenger ({outcome}) and is not judged again without new data"
     else:
         return None
     log.info("%s", message)
     return message
 
 
-def judge(platform: Platform, version: str, dataset: Dataset, recipe: Recipe) -> tuple[str | None, GateVerdict]:
-    """Judge a candidate and tag it with the verdict. Returns the champion's version, None before the first, and the verdict."""
-    from models import candidate_comparison, promotion  # ONNX Runtime and scikit-learn
+def review_challengers(platform: Platform) -> None:
+    """Judge the challenger again where there is enough new traffic; when it is decided, the next one that waits follows."""
+    from models import challengers
+    from models.onnx_model import InvalidArtifact
 
-    store, policy = platform.models, gate.GatePolicy.model_validate(platform.settings.gate)
-    current, test, floor = store.registry.version(), dataset.test, recipes.floor(recipe.name)
-    traffic = feedback.audited_traffic(platform.engine)
-    before = promotion.last_evidence(platform.registry, version, current) if current else {}
-    verdict = candidate_comparison.judge(store, version, current, test, traffic, floor, policy, before)
-    # Without another comparison, the tags of the last one remain.
-    if verdict.evidence != before:
-        promotion.record_verdict(platform.registry, version, current, verdict)
-    return current, verdict
+    registry, store, now = platform.registry, platform.models, datetime.now(UTC)
+    if champion := store.registry.version():
+        challengers.close(registry, champion, "promoted")
+    challengers.expire(registry, now, platform.settings.challenger_days)
+    while challenger := challengers.appoint(registry, store, now):
+        try:
+            current, verdict = judge(platform, challenger)
+        except InvalidArtifact as error:
+            log.error("%s", error)
+            challengers.close(registry, challenger, "unreadable")
+            continue
+        apply_verdict(platform, challenger, current, verdict)
+        if verdict.decision == gate.UNDECIDED:
+            break
+
+
+def decide(platform: Platform, version: str) -> str:
+    """Judge a candidate inside the current flow, or let it wait behind the challenger. Returns the decision in a sentence."""
+    if decided := server_task(decided_before)(platform, version) or server_task(queue_behind)(platform, version):
+        return decided
+    champion, verdict = server_task(judge)(platform, version)
+    server_task(apply_verdict)(platform, version, champion, verdict)
+    return f"digits v{version}: {verdict.sentence}"
+
+
+def queue_behind(platform: Platform, version: str) -> str | None:
+    """Let a new candidate wait behind the challenger and say so; None where there is none or the candidate beats it.
+
+    Only who beats the challenger is judged now: a judgement of each candidate would leave no significance for the one whose
+    labelled traffic grows.
+    """
+    from models import challengers
+
+    registry, now = platform.registry, datetime.now(UTC)
+    challenger = challengers.appoint(registry, platform.models, now)
+    if challenger in (None, version) or "gate" in registry.version_tags(version):
+        return None
+    against = compare(platform, version, challenger, CHALLENGE_SIGNIFICANCE)
+    if against.decision == "promote":
+        return None
+    challengers.enqueue(registry, version, now)
+    message = f"digits v{version} waits behind the challenger v{challenger}, which it does not beat: {against.sentence}"
+    log.info("%s", message)
+    return message
+
+
+def judge(platform: Platform, version: str) -> tuple[str | None, GateVerdict]:
+    """Judge a version and tag it with the verdict. Returns the champion that it was compared with, None before the first."""
+    from models import challengers, promotion
+
+    policy, champion = gate.GatePolicy.model_validate(platform.settings.gate), platform.models.registry.version()
+    judged = partial(compare, platform, version, champion)
+    if champion is None:
+        verdict = judged(policy.significance)
+    else:
+        question = _question(platform, version, champion, policy)
+        verdict = challengers.judge(platform.engine, question, policy.significance, judged)
+    promotion.record_verdict(platform.registry, version, champion, verdict)
+    return champion, verdict
+
+
+def _question(platform: Platform, version: str, champion: str, policy: GatePolicy) -> "Question":
+    from models import challengers
+
+    # Weights follow from the inputs; a new registry counts its versions from 1 again.
+    inputs = [platform.registry.version_tags(one).get("inputs") for one in (version, champion)]
+    decided = [entry.number for entry in ledger.entries(platform.engine) if entry.changes_evaluation]
+    traffic, unseen = feedback.audited_traffic(platform.engine, MAX_COUNTED_IMAGES), 0
+    if traffic is not None:
+        unseen = int((~challengers.trained_on(platform.models, traffic.images, version, champion)).sum())
+    conditions = challengers.conditions(policy, inputs, decided[-1:])
+    return challengers.Question(version, champion, conditions, unseen if unseen >= policy.min_sample else 0)
+
+
+def compare(platform: Platform, version: str, other: str | None, significance: float) -> GateVerdict:
+    """What the gate says of a version beside another one, the champion or the challenger; None before the first champion."""
+    from models import candidate_comparison  # ONNX Runtime and scikit-learn
+
+    policy, card = gate.GatePolicy.model_validate(platform.settings.gate), platform.models.fetch_version(version).card
+    test = datasets.load(platform.datasets, card["dataset"]).test
+    traffic, floor = feedback.audited_traffic(platform.engine), recipes.floor(card["recipe"]["name"])
+    return candidate_comparison.judge(platform.models, version, other, test, traffic, floor, policy, significance)
 
 
 def apply_verdict(platform: Platform, version: str, champion: str | None, verdict: GateVerdict) -> None:
-    """Show the verdict on the page of the flow run, and promote the candidate or keep an undecided one as challenger."""
-    from models import promotion
+    """Show the verdict on the page of the flow run, promote the version or let an undecided one wait, and appoint the challenger."""
+    from models import challengers, promotion
 
     log.info("digits v%s: %s", version, verdict.sentence)
     reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in verdict.evidence.items())
     title = f"digits v{version}: {verdict.decision}"
     publish("gate", title, f"# {title}\n\n{reasons}\n\n| evidence | |\n|---|---|\n{rows}\n")
-    promotion.apply_verdict(platform.registry, platform.models, platform.engine, version, champion, verdict)
+    registry, store, now = platform.registry, platform.models, datetime.now(UTC)
+    promotion.apply_verdict(registry, store, platform.engine, version, champion, verdict)
+    challenger = challengers.appoint(registry, store, now)
+    if verdict.decision == gate.UNDECIDED and challenger not in (None, version):
+        against = compare(platform, version, challenger, CHALLENGE_SIGNIFICANCE)
+        log.info("digits v%s beside the challenger v%s: %s", version, challenger, against.sentence)
+        if against.decision == "promote":
+            challengers.replace(registry, challenger, version, now)

@@ -1,4 +1,4 @@
-"""`digits sweep`: searches recipes in parallel on Dask workers under a time budget and registers the best as challenger.
+"""`digits sweep`: searches recipes in parallel on Dask workers under a time budget and registers the best, which the gate judges.
 
 Workers report each epoch as a Dask event and stop once a `distributed.Event` is set. They need this code and the stored
 data sets, but no database, no MLflow and no Prefect server. Trials are pruned and recorded in Optuna and MLflow here.
@@ -28,6 +28,7 @@ from digits.data.datasets import Dataset, DatasetStore
 from flows import dask_cluster
 from flows.connections import Platform
 from flows.ingest import load_dataset
+from flows.retrain import decide, retraining_slot
 from flows.tasks import publish, server_task
 from flows.train import prefect_run, train_on
 from models import search
@@ -37,6 +38,7 @@ from models.training import EpochMetrics, Recipe
 
 log = logging.getLogger("digits.sweep")
 
+SLOT_TIMEOUT_SECONDS = 3600  # for a retraining that runs to end
 # In a row, and more than the attempts of one recipe: then the recipes are not the cause.
 MAX_FAILURES = search.MAX_ATTEMPTS + 1
 
@@ -58,7 +60,7 @@ DEFAULT_PLAN = SweepPlan()
 
 @flow(name="sweep")
 def sweep(plan: SweepPlan = DEFAULT_PLAN) -> str:
-    """Run trials until the time is up, then train the best recipe as `digits train` does. Returns the challenger's version.
+    """Run trials until the time is up, then train the best recipe as `digits train` does. Returns what the gate decides.
 
     A sweep with the same name, data and number of epochs resumes the study of the last one, even if that was killed.
     """
@@ -118,7 +120,7 @@ def publish_trials(study: Study, n_images: int) -> None:
 
 
 def register_best(platform: Platform, study: Study, dataset: Dataset, parent: str) -> str:
-    """The version of the best recipe, trained now unless it has one already, with the alias `challenger`."""
+    """Train the best recipe, unless it has a version already, and judge it as a retraining does. Returns the decision."""
     complete = search.ranked(study)
     if not complete:
         raise RuntimeError(f"no trial of {study.study_name} is complete; repeat the command with more --minutes")
@@ -127,9 +129,8 @@ def register_best(platform: Platform, study: Study, dataset: Dataset, parent: st
     if version is None:
         tags = {"mlflow.parentRunId": parent, "trial": str(complete[0].number)}
         version = train_on(platform, dataset, recipe, tags)
-    if version != platform.models.registry.version():
-        platform.registry.set_alias("challenger", version)
-    return version
+    with retraining_slot(SLOT_TIMEOUT_SECONDS):
+        return decide(platform, version)
 
 
 load_once = lru_cache(maxsize=1)(datasets.load)  # in each worker

@@ -3,7 +3,6 @@
 import io
 import statistics
 import timeit
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -56,24 +55,16 @@ def judge(
     traffic: Split | None,
     floor: float,
     policy: GatePolicy,
-    before: Mapping[str, float],
+    significance: float,
 ) -> GateVerdict:
-    """Compare a candidate with the current champion, if there is one, on the test images and on labelled traffic.
-
-    `before` is the evidence of the last comparison of the two, or empty; while there is too little new traffic for another
-    one, it is the evidence of the verdict.
-    """
+    """Compare a candidate with the current champion, if there is one, on the test images and on labelled traffic."""
     candidate = fetch(store, version)
     if current is None:
         accuracy = float((candidate.answers(test) == test.labels).mean())
         return gate.judge_first(accuracy, floor, candidate.facts(test), policy)
     champion = fetch(store, current)
     compared = samples(test, traffic, candidate, champion, policy)
-    comparison = gate.comparison_number(compared, before)
-    if comparison is None:
-        reason = "there are less than twice as many labelled answers as in the last comparison of the two"
-        return GateVerdict(gate.UNDECIDED, [reason], dict(before))
-    return gate.judge(compared, candidate.facts(test), champion.facts(test), policy, comparison)
+    return gate.judge(compared, candidate.facts(test), champion.facts(test), policy, significance)
 
 
 def samples(

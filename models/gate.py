@@ -1,6 +1,6 @@
 """The gate: whether a candidate replaces the champion, judged on the same images; pure functions without input or output."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from digits.images import Labels
 
 UNDECIDED: Final = "not enough evidence"
-# The name in the evidence of how many times these two versions were compared.
-COMPARISON = "comparison"
+HARM_SIGNIFICANCE = 0.01  # one-sided
 
 
 class GatePolicy(BaseModel):
@@ -19,7 +18,7 @@ class GatePolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="DIGITS_GATE")
 
-    significance: float = Field(0.01, gt=0, lt=1, description="Largest one-sided McNemar p-value that is evidence.")
+    significance: float = Field(0.05, gt=0, lt=1, description="Share of all promotions that may be false (LORD++).")
     min_error_reduction: float = Field(0.125, ge=0, le=1, description="Smallest fraction of errors to remove.")
     max_accuracy_loss: float = Field(0.002, ge=0, le=1, description="A significant loss of accuracy above it is harm.")
     max_recall_loss: float = Field(0.05, ge=0, le=1, description="A significant loss of a digit's recall above it.")
@@ -140,20 +139,19 @@ def judge(
     candidate: ModelFacts,
     champion: ModelFacts,
     policy: GatePolicy,
-    comparison: int = 1,
+    significance: float,
 ) -> GateVerdict:
     """Compare candidate and champion; the first sample is the test images, on which no digit's recall may fall.
 
     To be promoted, the candidate must be better on one of the samples by more than chance and do no harm on any. The
-    significance is divided by the number of samples, and further for the repeated comparison of the same two versions.
+    significance that is available to this judgement is divided by the number of samples.
     """
-    evidence = {COMPARISON: comparison, **candidate.evidence("candidate"), **champion.evidence("champion")}
+    evidence = {**candidate.evidence("candidate"), **champion.evidence("champion")}
     for sample in samples:
         evidence |= sample.evidence
     if harm := [*_unservable(candidate, policy), *_losses(samples, candidate, champion, policy)]:
         return GateVerdict("hold", harm, evidence)
-    repeated = comparison * (comparison + 1) if comparison > 1 else 1
-    better = [sample for sample in samples if sample.p_value <= policy.significance / len(samples) / repeated]
+    better = [sample for sample in samples if sample.p_value <= significance / len(samples)]
     if not better:
         return GateVerdict(UNDECIDED, [f"{sample}, p = {sample.p_value:.2g}" for sample in samples], evidence)
     enough = [sample for sample in better if sample.relative_error_reduction >= policy.min_error_reduction]
@@ -163,19 +161,6 @@ def judge(
         return GateVerdict("hold", reasons, evidence)
     reasons = [f"{sample}, a gain of {100 * sample.gain:.2f} points, p = {sample.p_value:.2g}" for sample in enough]
     return GateVerdict("promote", reasons, evidence)
-
-
-def comparison_number(samples: Sequence[EvaluationSample], before: Mapping[str, float]) -> int | None:
-    """The number of this comparison of the same two versions, None while there is too little new traffic for one.
-
-    `before` is the evidence of the last comparison, or empty. Each repetition needs twice as much traffic, and comparison
-    k > 1 gets 1 / (k (k + 1)) of the significance: all repetitions together have at most half of what the first one has.
-    """
-    if not before:
-        return 1
-    seen = max((before.get(f"{sample.name}: images", 0) for sample in samples[1:]), default=0)
-    now = max((len(sample.labels) for sample in samples[1:]), default=0)
-    return int(before.get(COMPARISON, 1)) + 1 if now >= max(2 * seen, 1) else None
 
 
 def mcnemar(more: int, fewer: int) -> float:
@@ -209,7 +194,7 @@ def _losses(
         *((recall, sample, policy.max_recall_loss) for recall, sample in by_digit),
     ]
     for what, sample, max_loss in checks:
-        if sample.loses(max_loss, policy.significance):
+        if sample.loses(max_loss, HARM_SIGNIFICANCE):
             yield f"{what} falls from {sample.accuracies[0]:.3f} to {sample.accuracies[1]:.3f}"
     before, after = champion.corruption_accuracy, candidate.corruption_accuracy
     if before - after > policy.max_corruption_loss:

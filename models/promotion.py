@@ -3,12 +3,13 @@
 import json
 import logging
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Engine
 
 from digits.storage import ledger
-from models import gate
+from models import challengers, gate
 from models.gate import GateVerdict
 from models.model_store import ModelStore
 from models.registry import RegistryWriter
@@ -42,6 +43,7 @@ def promote(
         registry.set_alias("previous", current)
     registry.set_alias("champion", version)
     ledger.append(engine, action, current, version, reason, evidence or {})
+    challengers.close(registry, version, "promoted")
     before = f"v{current}" if current else "none"
     log.info("%s: digits v%s is the champion (before: %s): %s", action, version, before, reason)
 
@@ -61,15 +63,6 @@ def record_verdict(registry: RegistryWriter, version: str, champion: str | None,
     evidence = json.dumps(verdict.evidence)
     tags = {"gate": verdict.decision, "gate_reasons": "; ".join(verdict.reasons), "gate_evidence": evidence}
     registry.tag_version(version, {**tags, "gate_champion": champion or ""})
-
-
-def last_evidence(registry: RegistryWriter, version: str, champion: str) -> dict[str, float]:
-    """The evidence of the last comparison with this champion if it was undecided, else empty."""
-    tags = registry.version_tags(version)
-    if (tags.get("gate"), tags.get("gate_champion")) != (gate.UNDECIDED, champion):
-        return {}
-    evidence: dict[str, float] = json.loads(tags["gate_evidence"])
-    return evidence
 
 
 def repair_ledger(registry: RegistryWriter, store: ModelStore, engine: Engine) -> None:
@@ -94,21 +87,18 @@ def apply_verdict(
     champion: str | None,
     verdict: GateVerdict,
 ) -> None:
-    """Promote a candidate that was judged against the champion, or make an undecided one the challenger.
-
-    Only an undecided challenger is replaced, not, say, the best version of a sweep.
-    """
+    """Promote a version that was judged against the champion, let an undecided one wait, or close one that is held."""
     current = store.registry.version()
     # An earlier attempt moved the alias.
     if current == version:
         repair_ledger(registry, store, engine)
+        challengers.close(registry, version, "promoted")
     elif current != champion:
         change = f"digits v{version} was judged against v{champion}, but v{current} is the champion now"
         log.warning("%s: nothing changes; the next retraining judges it again", change)
     elif verdict.decision == "promote":
         promote(registry, store, engine, version, "; ".join(verdict.reasons), verdict.evidence)
     elif verdict.decision == gate.UNDECIDED:
-        challenger = store.registry.version("challenger")
-        if challenger in (None, current) or registry.version_tags(challenger).get("gate") == gate.UNDECIDED:
-            registry.set_alias("challenger", version)
-            log.info("digits v%s is the challenger (before: %s)", version, challenger and f"v{challenger}")
+        challengers.enqueue(registry, version, datetime.now(UTC))
+    else:
+        challengers.close(registry, version, "held")

@@ -246,6 +246,11 @@ class RegistryWriter:
         self.client.set_registered_model_alias(MODEL_NAME, alias, version)
 
     @_translate_errors()
+    def remove_alias(self, alias: str) -> None:
+        """Remove an alias, if it exists."""
+        self.client.delete_registered_model_alias(MODEL_NAME, alias)
+
+    @_translate_errors()
     def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
         for name, value in tags.items():
             self.client.set_model_version_tag(MODEL_NAME, version, name, value)
@@ -253,6 +258,12 @@ class RegistryWriter:
     @_translate_errors()
     def version_tags(self, version: str) -> dict[str, str]:
         return dict(self.client.get_model_version(MODEL_NAME, version).tags)
+
+    @_translate_errors()
+    def tagged(self, name: str, value: str) -> dict[str, dict[str, str]]:
+        """The tags of each version whose tag of this name has this value."""
+        found = self.client.search_model_versions(f"name='{MODEL_NAME}' and tags.`{name}`='{value}'")
+        return {str(version.version): dict(version.tags) for version in found}
 
     @_translate_errors()
     def active_runs(self) -> dict[str, dict[str, str]]:

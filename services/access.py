@@ -15,15 +15,18 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import Scope
 
-from digits.errors import first_line
+from digits.errors import first_line, quote
 from digits.storage import api_keys, database
 from digits.storage.api_keys import ApiKey, Role
 
 log = logging.getLogger("digits.service")
 
 REFRESH_SECONDS = 2.0
+CLIENT_HEADER = "X-Client-ID"
+MAX_CLIENT_LENGTH = 64
 Auth = Literal["off", "loopback", "required"]
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 # Granian reports the address that it is bound to instead of the connection's own.
@@ -121,6 +124,22 @@ class Access:
 def first_segment(path: str) -> str:
     """The part of a path that tells one route from another."""
     return "/" + path.lstrip("/").partition("/")[0]
+
+
+def client_of(request: Request) -> str:
+    """Who sends the images of a request: the name of the API key, the client's own X-Client-ID, both as `key/id`, or "".
+
+    An application with one key tells its writers apart by the header. Raises HTTPException 422 unless that is printable ASCII of at
+    most 64 characters; what follows the 64th of `key/id` is cut off.
+    """
+    key: ApiKey | None = request.state.key
+    id = request.headers.get(CLIENT_HEADER, "")
+    if not id:
+        return key.name if key else ""
+    if len(id) > MAX_CLIENT_LENGTH or not (id.isascii() and id.isprintable()):
+        expected = f"1 to {MAX_CLIENT_LENGTH} printable ASCII characters"
+        raise HTTPException(422, f"{CLIENT_HEADER} is {quote(id)}; expected {expected}")
+    return f"{key.name}/{id}"[:MAX_CLIENT_LENGTH] if key else id
 
 
 def _is_local(scope: Scope) -> bool:

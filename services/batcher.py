@@ -29,33 +29,34 @@ class BatchResult(NamedTuple):
 
 
 class Batcher:
-    """Calls `predict` with the images (n, 28, 28) of all requests that are waiting."""
+    """Calls `predict` with the images (n, 28, 28) of all requests that are waiting, and the n clients that sent them."""
 
-    def __init__(self, predict: Callable[[Images], BatchResult]) -> None:
+    def __init__(self, predict: Callable[[Images, list[str]], BatchResult]) -> None:
         self._predict = predict
-        self._waiting: list[tuple[Images, asyncio.Future[BatchResult]]] = []
+        self._waiting: list[tuple[Images, str, asyncio.Future[BatchResult]]] = []
 
-    async def predict(self, images: Images) -> BatchResult:
-        """The result for these images (n, 28, 28) alone; raises what `predict` raised for their batch."""
+    async def predict(self, images: Images, client: str) -> BatchResult:
+        """The result for these images (n, 28, 28) of one client alone; raises what `predict` raised for their batch."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[BatchResult] = loop.create_future()
         if not self._waiting:
             loop.call_soon(self._run)
-        self._waiting.append((images, future))
+        self._waiting.append((images, client, future))
         return await future
 
     def _run(self) -> None:
         waiting, self._waiting = self._waiting, []
         try:
             # On the event loop, because handing a few images to a thread takes longer than the model needs for them.
-            result = self._predict(np.concatenate([images for images, _ in waiting]))
+            images = np.concatenate([images for images, _, _ in waiting])
+            result = self._predict(images, [client for images, client, _ in waiting for _ in range(len(images))])
         except Exception as error:
-            for _, future in waiting:
+            for _, _, future in waiting:
                 if not future.done():
                     future.set_exception(error)
             return
         end = 0
-        for images, future in waiting:
+        for images, _, future in waiting:
             start, end = end, end + len(images)
             # the future of a cancelled request is done
             if not future.done():

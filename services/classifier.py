@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from digits.settings import load_settings
 from services import schemas
+from services.access import CLIENT_HEADER
 from services.middleware import RequestMiddleware
 from services.routes import to_json
 from services.serving_context import ServingContext
@@ -90,7 +91,7 @@ if _settings.cors_origins:
         CORSMiddleware,
         allow_origins=_settings.cors_origins,
         allow_methods=("GET", "POST"),
-        allow_headers=("Authorization", "Content-Type", "X-API-Key"),
+        allow_headers=("Authorization", "Content-Type", "X-API-Key", CLIENT_HEADER),
     )
     _middleware.insert(0, cors)
 for layer, _, options in _middleware:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from digits.settings import Settings
-from services.access import first_segment
+from services.access import REQUIRED_ROLES, first_segment
 from services.routes import ORJSONResponse, router
 from services.serving_context import ServingContext
 
@@ -34,6 +34,8 @@ class RequestMiddleware:
         self._app, self._document = app, document
         paths = {getattr(route, "path", "") for route in router.routes} | BENTOML_PATHS
         self._paths = {first_segment(path): path for path in paths}
+        # those of the API; health checks, metrics and pages say nothing about the volume of traffic
+        self._counted = {self._paths[first] for first in REQUIRED_ROLES if first != "/metrics"}
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,6 +84,8 @@ class RequestMiddleware:
             # unknown paths share a label, because Prometheus never forgets one
             route = self._paths.get(first_segment(scope["path"]), "other")
             context.metrics.count_request(route, status, time.perf_counter() - started)
+            if route in self._counted and not scope.get("state", {}).get("is_preview"):
+                context.prediction_log.counter.count(route, status, requests=1)
 
 
 class _Body:

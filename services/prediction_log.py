@@ -15,15 +15,17 @@ from bentoml.exceptions import NotFound, ServiceUnavailable
 from sqlalchemy import Engine, Row
 
 from digits.errors import first_line
-from digits.storage import database, predictions
+from digits.storage import database, predictions, request_counts
 from digits.storage.predictions import PredictionBatch, UnknownPrediction
 from services import write_ahead_log
+from services.request_counter import RequestCounter
 from services.write_ahead_log import ACTIVE, SEALED, WriteAheadLog, segments
 
 log = logging.getLogger("digits.prediction_log")
 
 T = TypeVar("T")
 RECOVERY_SECONDS = 0.5
+COUNT_SECONDS = 10.0
 
 
 class PredictionLog:
@@ -46,6 +48,7 @@ class PredictionLog:
     ) -> None:
         self.spool = spool
         self.lost = 0
+        self.counter = RequestCounter()
         self._url, self._audit_sample_rate, self._retention, self._limit = url, audit_sample_rate, retention, limit
         self._interval_seconds, self._retry_seconds = interval_seconds, retry_seconds
         self._wal = WriteAheadLog(spool)
@@ -54,7 +57,7 @@ class PredictionLog:
         # Numbers of predictions since the start: appended, and stored.
         self._appended = self._durable = 0
         self._engine: Engine | None = None
-        self._retry_at = self._delete_at = 0.0
+        self._retry_at = self._delete_at = self._count_at = 0.0
         self._wake, self._closing = threading.Event(), False
         self._progress = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
@@ -163,6 +166,7 @@ class PredictionLog:
             if batches:
                 predictions.append(self._engine, batches, self._audit_sample_rate)
             self._store_segments(self._engine, new)
+            self._store_counts(self._engine)
             self._delete_expired(self._engine)
         except database.ERRORS as error:
             if self._retry_at == 0:
@@ -196,10 +200,18 @@ class PredictionLog:
             if batches and path.suffix == ACTIVE:
                 log.info("the predictions in %s, of a process that was killed, are in the database", path.name)
 
+    def _store_counts(self, engine: Engine) -> None:
+        """Every ten seconds, and before the process ends, write how many requests there were."""
+        if self._closing or time.monotonic() >= self._count_at:
+            self.counter.store(engine)
+            self._count_at = time.monotonic() + COUNT_SECONDS
+
     def _delete_expired(self, engine: Engine) -> None:
-        """Once an hour, delete the predictions that are older than the retention time."""
+        """Once an hour, delete the predictions and request counts that are older than the retention time."""
         if self._retention is None or time.monotonic() < self._delete_at:
             return
         self._delete_at = time.monotonic() + 3600
-        if deleted := predictions.delete_before(engine, datetime.now(UTC) - self._retention):
+        before = datetime.now(UTC) - self._retention
+        request_counts.delete_before(engine, before)
+        if deleted := predictions.delete_before(engine, before):
             log.info("deleted %d predictions older than %s", deleted, self._retention)

@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from digits.errors import quote
 from digits.storage.api_keys import ApiKey
+from services.access import client_of
 from services.serving_context import ServingContext, classification
 
 PAGE = Path(__file__).parent / "page"
@@ -57,11 +58,11 @@ class ORJSONResponse(JSONResponse):
 async def classify(request: Request) -> Response:
     """One image as nested lists, or a list of images."""
     context: ServingContext = request.state.context
-    body = await request.body()
+    client, body = client_of(request), await request.body()
     if len(body) > LARGE_BYTES:
-        return await _in_thread(lambda: context.classify(_images(body)))
+        return await _in_thread(lambda: context.classify(_images(body), client))
     images, is_single = context.read_images(_images(body))
-    return ORJSONResponse(classification(await context.batcher.predict(images), is_single))
+    return ORJSONResponse(classification(await context.batcher.predict(images, client), is_single))
 
 
 def _images(body: bytes) -> Any:
@@ -74,10 +75,12 @@ def _images(body: bytes) -> Any:
 
 async def classify_file(request: Request) -> Response:
     """A picture file, as the form field `file` or as the body; with `preview=true` the prediction is not logged."""
+    client = client_of(request)
     picture, preview = await _picture(request)
     if preview not in ("true", "false"):
         raise UnprocessableEntity(f'preview is "{preview[:40]}"; expected true or false')
-    return await _in_thread(request.state.context.classify_file, picture, preview == "true", limiter=_decoding)
+    is_preview = request.state.is_preview = preview == "true"
+    return await _in_thread(request.state.context.classify_file, picture, is_preview, client, limiter=_decoding)
 
 
 async def _picture(request: Request) -> tuple[bytes, str]:
@@ -98,9 +101,9 @@ async def _picture(request: Request) -> tuple[bytes, str]:
 
 async def classify_bulk(request: Request) -> Response:
     """Raw uint8 pixels, 784 bytes for each image."""
-    body = await request.body()
+    client, body = client_of(request), await request.body()
     await request.state.context.wait_for_log()
-    return await _in_thread(request.state.context.classify_bulk, body)
+    return await _in_thread(request.state.context.classify_bulk, body, client)
 
 
 async def feedback(request: Request) -> Response:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, WithJson
 
 from digits.data.rectification import FORMATS
 from digits.images import MAX_IMAGES, SIZE
+from services.access import CLIENT_HEADER, MAX_CLIENT_LENGTH
 
 Schema = dict[str, Any]
 
@@ -124,6 +125,14 @@ OneOrMany = Annotated[
     Discriminator(lambda value: "one" if isinstance(value, Prediction) else "many"),
 ]
 
+_CLIENT = {
+    "name": CLIENT_HEADER,
+    "in": "header",
+    "description": "Who sends the images, such as a writer or a device; logged with them, after the name of the API key.",
+    # printable ASCII that begins and ends without a blank
+    "schema": {"type": "string", "maxLength": MAX_CLIENT_LENGTH, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+}
+
 PROBLEMS = {
     400: "The body cannot be parsed.",
     401: "An API key is required, or the one sent is not valid.",
@@ -181,10 +190,13 @@ def openapi_document(apis: Mapping[str, Any], max_images: int) -> Schema:
 def _complete(paths: dict[str, Schema], max_images: int) -> None:
     """Add what BentoML cannot declare: GET, parameters, picture bodies, closed objects, and a limit from the settings."""
     paths["/about"]["get"] = paths["/about"]["post"]
+    for route in ("/classify", "/classify_file", "/classify_bulk"):
+        paths[route]["post"]["parameters"] = [_CLIENT]
     id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
     paths["/predictions/{id}"]["get"]["parameters"] = [id]
     picture = paths["/classify_file"]["post"]
-    picture["parameters"] = [{"name": "preview", "in": "query", "schema": {"type": "boolean", "default": False}}]
+    preview = {"name": "preview", "in": "query", "schema": {"type": "boolean", "default": False}}
+    picture["parameters"] = [_CLIENT, preview]
     binary = {"schema": {"type": "string", "format": "binary"}}
     picture["requestBody"]["content"] |= {f"image/{kind.lower()}": binary for kind in FORMATS}
     classify, feedback = (

@@ -7,7 +7,7 @@ invalid input, NotFound (404), and ServiceUnavailable (503) without a champion o
 import asyncio
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class ServingContext:
         )
         self.access = Access(url, settings.auth, settings.rate_per_minute, settings.service_workers)
         self.metrics = Metrics()
-        self.batcher = Batcher(lambda images: self.predict(images, "/classify"))
+        self.batcher = Batcher(lambda images, clients: self.predict(images, "/classify", clients))
         self._random = np.random.default_rng()
         self._samples: tuple[str, list[Content]] = ("", [])
         self._is_release = RELEASE.is_dir()
@@ -85,10 +85,10 @@ class ServingContext:
             raise ServiceUnavailable(f"there is no champion to answer: {state.warning}")
         return state.champion
 
-    def classify(self, value: Any) -> Content:
+    def classify(self, value: Any, client: str = "") -> Content:
         """Predictions for one image or a list of images, as nested lists."""
         images, is_single = self.read_images(value)
-        return classification(self.predict(images, "/classify"), is_single)
+        return classification(self.predict(images, "/classify", [client] * len(images)), is_single)
 
     def read_images(self, value: Any) -> tuple[Images, bool]:
         """The images (n, 28, 28) in nested lists, and whether the lists are one image rather than a list of images."""
@@ -97,21 +97,21 @@ class ServingContext:
         except ValueError as error:
             raise UnprocessableEntity(str(error)) from error
 
-    def classify_file(self, picture: bytes, preview: bool) -> Content:
+    def classify_file(self, picture: bytes, preview: bool, client: str = "") -> Content:
         """The prediction for a picture file and the 28 x 28 image made of it; a preview is not logged."""
         try:
             image = rectification.decode(picture, self.settings.picture_limit_pixels)
         except ValueError as error:
             raise UnprocessableEntity(str(error)) from error
-        result = self.predict(image[None], "/classify_file", sample_rate=0.0 if preview else 1.0)
+        result = self.predict(image[None], "/classify_file", [client], is_preview=preview)
         return {**_prediction(result, 0), "image": image}
 
-    def classify_bulk(self, body: bytes) -> Content:
+    def classify_bulk(self, body: bytes, client: str = "") -> Content:
         """Predictions for raw uint8 pixels, 784 bytes for each image."""
         if not body or len(body) % PIXELS:
             raise UnprocessableEntity(f"the body has {len(body):,} bytes; expected {PIXELS} for each image")
         images = np.frombuffer(body, np.uint8).reshape(-1, SIZE, SIZE)
-        result = self.predict(images, "/classify_bulk", self.settings.bulk_log_sample_rate)
+        result = self.predict(images, "/classify_bulk", [client] * len(images), self.settings.bulk_log_sample_rate)
         return {
             "model_version": result.version,
             "digits": result.digits,
@@ -121,28 +121,43 @@ class ServingContext:
             "ids": result.ids,
         }
 
-    def predict(self, images: Images, route: str, sample_rate: float = 1.0) -> BatchResult:
-        """Predictions of the champion for images (n, 28, 28); this share of them is logged under ids."""
+    def predict(
+        self, images: Images, route: str, clients: Sequence[str], sample_rate: float = 1.0, is_preview: bool = False
+    ) -> BatchResult:
+        """Predictions of the champion for images (n, 28, 28) of n clients; this share of them is logged under ids.
+
+        A preview is neither logged nor counted as traffic.
+        """
         champion = self._champion
         probabilities = champion.predict_proba(images)
         digits = probabilities.argmax(1).astype(np.uint8)
         sets, uncertain = champion.conformal.predict(probabilities, images)
         self.metrics.count_answers(champion.version, digits, uncertain)
-        ids = self._log(champion.version, images, probabilities, route, sample_rate)
+        ids: list[str | None] = [None] * len(images)
+        if not is_preview:
+            count = self.prediction_log.counter.count
+            count(route, 200, images=len(images), uncertain=int(np.count_nonzero(uncertain)))
+            ids = self._log(champion.version, images, probabilities, route, clients, sample_rate)
         prediction_sets = [_SETS[bits] for bits in (sets @ _DIGIT_BITS).tolist()]
         return BatchResult(champion.version, digits, probabilities, prediction_sets, uncertain, ids)
 
     def _log(
-        self, version: str, images: Images, probabilities: NDArray[np.float32], route: str, sample_rate: float
+        self,
+        version: str,
+        images: Images,
+        probabilities: NDArray[np.float32],
+        route: str,
+        clients: Sequence[str],
+        sample_rate: float,
     ) -> list[str | None]:
         """Log a random sample of the predictions; returns the ids of all, None for one that is not logged."""
         ids: list[str | None] = [None] * len(images)
         chosen: Iterable[int] = range(len(images))
         if sample_rate < 1:
-            chosen = np.flatnonzero(self._random.random(len(images)) < sample_rate)
-            images, probabilities = images[chosen], probabilities[chosen]
+            chosen = np.flatnonzero(self._random.random(len(images)) < sample_rate).tolist()
+            images, probabilities, clients = images[chosen], probabilities[chosen], [clients[i] for i in chosen]
         drawn = new_ids(len(images))
-        batch = PredictionBatch(drawn, datetime.now(UTC), version, images, probabilities, route)
+        batch = PredictionBatch(drawn, datetime.now(UTC), version, images, probabilities, route, clients)
         if drawn and self.prediction_log.append(batch):
             for index, id in zip(chosen, drawn, strict=True):
                 ids[index] = id

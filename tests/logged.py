@@ -15,7 +15,7 @@ def answers(count: int = 3, at: datetime = NOON, version: str = "1", seed: int =
     random = np.random.default_rng(seed)
     probabilities = random.dirichlet(np.ones(10), count).astype(np.float32)
     images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-    return PredictionBatch(new_ids(count), at, version, images, probabilities, "/classify")
+    return PredictionBatch(new_ids(count), at, version, images, probabilities, "/classify", [f"writer {seed}"] * count)
 
 
 def write(url: str, spool: Path, *batches: PredictionBatch, audit_sample_rate: float = 0.0) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -13,12 +14,14 @@ import pytest
 from conftest import Files, serve_registry
 from serving import ROOT, Service, png, serving
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from digits.reference import Reference
 from digits.settings import load_settings
 from digits.storage import api_keys, database
+from digits.storage.api_keys import ApiKey
 from ops import bootstrap, processes
-from services.access import OPEN_ROUTES, REQUIRED_ROLES, Access, Auth
+from services.access import OPEN_ROUTES, REQUIRED_ROLES, Access, Auth, client_of
 from services.middleware import BENTOML_PATHS
 from services.routes import router
 
@@ -209,6 +212,40 @@ def test_workers_divide_the_rate(rate: int, workers: int, allowed: int, url: str
     assert refusal(access, scope(key=key)).status_code == 429
 
 
+def request_from(key: str, *ids: bytes) -> Request:
+    """A request with these X-Client-ID headers, admitted with the key of this name."""
+    known = ApiKey(name=key, hash="", roles="predict", created_at=datetime.now(UTC)) if key else None
+    headers = [(b"x-client-id", id) for id in ids]
+    return Request({"type": "http", "headers": headers, "state": {"key": known}})
+
+
+@pytest.mark.parametrize(
+    ("key", "ids", "client"),
+    [
+        ("", (), ""),
+        ("", (b"",), ""),
+        ("", (b"ann",), "ann"),
+        ("", (b"form 7, box 3",), "form 7, box 3"),
+        ("", (b"x" * 64,), "x" * 64),
+        ("app", (), "app"),
+        ("app", (b"",), "app"),
+        ("app", (b"ann",), "app/ann"),
+        ("app", (b"x" * 64,), f"app/{'x' * 60}"),
+        ("k" * 64, (b"ann",), "k" * 64),
+    ],
+)
+def test_the_client_is_the_key_the_header_or_both(key: str, ids: tuple[bytes, ...], client: str) -> None:
+    assert client_of(request_from(key, *ids)) == client
+
+
+@pytest.mark.parametrize("key", ["", "app"])
+@pytest.mark.parametrize("id", [b"x" * 65, "zoë".encode(), b"a\tb", b"\x7f"])
+def test_another_client_id_is_refused_by_a_sentence(key: str, id: bytes) -> None:
+    with pytest.raises(HTTPException, match=r"X-Client-ID is .*; expected 1 to 64 printable ASCII") as caught:
+        client_of(request_from(key, id))
+    assert caught.value.status_code == 422
+
+
 # Over HTTP
 
 
@@ -315,11 +352,25 @@ def test_the_source_of_feedback_is_the_keys_name(locked: Service, sample: Refere
 
 
 @pytest_slow
+def test_an_application_with_one_key_tells_its_writers_apart(locked: Service, sample: Reference) -> None:
+    headers, expected = key_for(locked, "forms", "predict"), {}
+    for writer, client in (("", "forms"), ("ann", "forms/ann"), ("bob", "forms/bob")):
+        sent = {**headers, "X-Client-ID": writer} if writer else headers
+        answer = locked.client.post("/classify", json={"images": sample.images[0].tolist()}, headers=sent).json()
+        expected[answer["id"]] = client
+    locked.wait_for(lambda: set(expected) <= set(locked.window().ids))
+    window = locked.window()
+    logged = dict(zip(window.ids, window.clients, strict=True))
+    assert {id: logged[id] for id in expected} == expected
+
+
+@pytest_slow
 def test_pages_of_the_named_origins_may_ask_and_no_others(locked: Service, service: Service) -> None:
-    asking = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    asking = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key, x-client-id"}
     for origin, allowed in (("https://app.example", "https://app.example"), ("https://evil.example", None)):
         answer = locked.client.options("/classify", headers={"Origin": origin, **asking})
         assert answer.headers.get("access-control-allow-origin") == allowed
+        assert (answer.status_code == 200) == (allowed is not None)
         refused = locked.client.post("/classify", headers={"Origin": origin}, json={})
         assert refused.status_code == 401 and refused.headers.get("access-control-allow-origin") == allowed
     off = service.client.options("/classify", headers={"Origin": "https://app.example", **asking})

@@ -7,7 +7,7 @@ import tarfile
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from digits.settings import Settings
-from digits.storage import database, ledger, predictions
+from digits.storage import database, ledger, predictions, request_counts
 from digits.storage.predictions import PredictionBatch, new_ids
+from digits.storage.request_counts import Total
 from ops import backup
 from services.prediction_log import PredictionLog
 
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
 
 DATABASES = ("mlflow/mlflow.db", "prefect/prefect.db", "sweeps/trials.db")
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+COUNTED = Total("/classify", 200, 5, 9, 1)
 
 
 def answers(count: int = 3) -> PredictionBatch:
     probabilities = np.full((count, 10), 0.1, np.float32)
-    return PredictionBatch(new_ids(count), NOON, "1", np.zeros((count, 28, 28), np.uint8), probabilities, "/classify")
+    return PredictionBatch(
+        new_ids(count), NOON, "1", np.zeros((count, 28, 28), np.uint8), probabilities, "/classify", ["app/ann"] * count
+    )
 
 
 @pytest.fixture
@@ -51,9 +55,9 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     for name, content in files.items():
         (settings.home / name).parent.mkdir(parents=True, exist_ok=True)
         (settings.home / name).write_bytes(content)
-    ledger.append(
-        database.connect(settings.database_url), "promotion", None, "1", "it is the first", {"accuracy": 0.98}
-    )
+    engine = database.connect(settings.database_url)
+    request_counts.append(engine, NOON, [COUNTED])
+    ledger.append(engine, "promotion", None, "1", "it is the first", {"accuracy": 0.98})
     for name in DATABASES:
         (settings.home / name).parent.mkdir(exist_ok=True)
         with closing(sqlite3.connect(settings.home / name)) as connection, connection:
@@ -81,6 +85,8 @@ def test_all_state_comes_back_and_nothing_else(settings: Settings, tmp_path: Pat
     kept = content(settings.home)
     del kept["datasets/.f2.tmp/data.npz"], kept["logs/service.log"]
     assert content(new.home) == kept
+    restored_database = database.connect(new.database_url)
+    assert request_counts.totals(restored_database, NOON, NOON + timedelta(minutes=1)) == [COUNTED]
     (before,), (after,) = (ledger.entries(database.connect(one.database_url)) for one in (settings, new))
     names = [column.name for column in ledger.Entry.__table__.columns]
     assert [getattr(after, name) for name in names] == [getattr(before, name) for name in names]
@@ -127,8 +133,9 @@ def test_every_answer_before_the_backup_is_in_it_though_others_go_on(settings: S
             backup.back_up(settings, tmp_path / f"{number}.tar")
             backup.restore(new, tmp_path / f"{number}.tar")
             PredictionLog(new.database_url, new.spool).close()  # as the service does at its start
-            found = predictions.read_window(database.connect(new.database_url), NOON).ids
-            assert set(asked) <= set(found) and len(found) == len(set(found))
+            window = predictions.read_window(database.connect(new.database_url), NOON)
+            assert set(asked) <= set(window.ids) and len(window) == len(set(window.ids))
+            assert set(window.clients) <= {"app/ann"}
     finally:
         stop.set()
         sender.join()
@@ -221,7 +228,8 @@ def test_postgresql_is_dumped_and_restored_into_an_empty_database(postgres: "Pos
     log.close()
     backup.back_up(old, tmp_path / "backup.tar")
     backup.restore(new, tmp_path / "backup.tar")
-    assert predictions.read_window(database.connect(new.database_url), NOON).ids == batch.ids
+    window = predictions.read_window(database.connect(new.database_url), NOON)
+    assert window.ids == batch.ids and window.clients == batch.clients
     assert not (new.home / "digits.dump").exists()
     shutil.rmtree(new.home)
     with pytest.raises(ValueError, match="the database of DIGITS_DATABASE_URL is not empty"):

@@ -74,6 +74,13 @@ def test_the_client_sends_a_picture_and_raw_pixels(
     assert {**bulk, "ids": None} == {**plain_bulk, "ids": None} and len(set(bulk["ids"])) == 5
 
 
+def test_images_of_the_client_are_logged_without_a_name(client: Any, service: Service, sample: Reference) -> None:
+    id = client.classify(images=sample.images[0])["id"]
+    service.client.get(f"/predictions/{id}")  # waits until it is written
+    window = service.window()
+    assert window.clients[window.ids.index(id)] == ""
+
+
 def test_the_client_gives_feedback_and_reads_about(client: Any, service: Service, sample: Reference) -> None:
     id = client.classify(images=sample.images[0])["id"]
     assert client.feedback(id=id, digit=4) == {"id": id, "digit": 4, "source": "api"}

@@ -10,6 +10,7 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from PIL import Image
 from serving import ROOT, Service, classify, png, serving
 
 from digits import reference
+from digits.storage import database, request_counts
 from models import onnx_model
 
 
@@ -81,6 +83,41 @@ def test_everybody_who_asks_at_once_gets_the_answer_on_their_own_image(
     window = service.window()
     logged = dict(zip(window.ids, window.images, strict=True))
     assert all(np.array_equal(logged[answer["id"]], image) for answer, image in zip(answers, images, strict=True))
+
+
+def logged_clients(service: Service, ids: list[str]) -> list[str]:
+    """The clients in the log under these ids."""
+    service.client.get(f"/predictions/{ids[-1]}")  # waits until it is written
+    window = service.window()
+    clients = dict(zip(window.ids, window.clients, strict=True))
+    return [clients[id] for id in ids]
+
+
+def test_the_client_of_every_image_is_logged(service: Service, sample: reference.Reference) -> None:
+    images = sample.images[:3]
+    requests: dict[str, dict[str, Any]] = {
+        "/classify": {"json": {"images": images.tolist()}},
+        "/classify_file": {"content": png(images[0])},
+        "/classify_bulk": {"content": images.tobytes()},
+    }
+    for route, body in requests.items():
+        for headers, client in (({"X-Client-ID": "ann"}, "ann"), ({}, "")):
+            answer = service.client.post(route, headers=headers, **body).json()
+            ids = answer.get("ids") or [one["id"] for one in answer.get("predictions", [answer])]
+            assert logged_clients(service, ids) == [client] * len(ids), route
+        refused = service.client.post(route, headers={"X-Client-ID": "x" * 65}, **body)
+        assert refused.status_code == 422 and "X-Client-ID is" in refused.json()["error"]
+
+
+def test_requests_that_are_answered_together_keep_their_clients(service: Service, sample: reference.Reference) -> None:
+    def ask(writer: int) -> Any:
+        headers, body = {"X-Client-ID": f"writer {writer}"}, {"images": sample.images[:2].tolist()}
+        return service.client.post("/classify", json=body, headers=headers).json()["predictions"]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(60)))
+    ids = [one["id"] for predictions in answers for one in predictions]
+    assert logged_clients(service, ids) == [f"writer {writer}" for writer in range(60) for _ in range(2)]
 
 
 def test_a_preview_is_answered_and_not_logged(service: Service, sample: reference.Reference) -> None:
@@ -309,6 +346,40 @@ def test_nobody_waits_for_a_slow_picture_or_a_large_list(service: Service, sampl
         classify(service, sample.images[0])
         seconds.append(time.perf_counter() - started)
     assert len(seconds) > 10 and float(np.median(seconds)) < 0.1
+
+
+def test_requests_are_counted_by_route_and_status_and_all_of_them_at_the_end(
+    registry: Registry, champion_files: Files, sample: reference.Reference, tmp_path: Path
+) -> None:
+    registry.versions["1"] = champion_files
+    registry.aliases["champion"] = "1"
+    image = png(sample.images[0])
+    with serving(tmp_path, registry, DIGITS_BULK_LOG_SAMPLE_RATE="0") as service:
+        service.wait_for(lambda: service.status("/readyz") == 200)
+        for path in ("/livez", "/metrics", "/", "/docs", "/openapi.json", "/nothing"):
+            service.status(path)
+        service.client.post("/classify", json={"images": sample.images[:5].tolist()})
+        service.client.post("/classify", json={"images": BLANK})
+        service.client.post("/classify", json={"images": 3})
+        service.client.post("/classify_bulk", content=sample.images[:200].tobytes())
+        service.client.post("/classify_file", content=image)
+        for preview in (image, b"text"):
+            service.client.post("/classify_file?preview=true", content=preview)
+        service.client.post("/feedback", json={"id": "nobody", "digit": 3})
+        service.stop()
+        now = datetime.now(UTC)
+        engine = database.connect(f"sqlite:///{tmp_path}/digits.db")
+        totals = request_counts.totals(engine, now - timedelta(hours=1), now)
+        engine.dispose()
+        assert len(service.window()) == 7
+    assert [(one.route, one.status, one.requests, one.images) for one in totals] == [
+        ("/classify", 200, 2, 6),
+        ("/classify", 422, 1, 0),
+        ("/classify_bulk", 200, 1, 200),
+        ("/classify_file", 200, 1, 1),
+        ("/feedback", 404, 1, 0),
+    ]
+    assert 1 <= totals[0].uncertain <= 6  # the blank image
 
 
 def test_before_a_champion_it_says_so_and_then_begins_by_itself(

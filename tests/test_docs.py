@@ -217,4 +217,4 @@ def test_the_format_of_the_guide_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     split = made_up(0, 20)
     np.save(tmp_path / "images.npy", split.images)
     np.save(tmp_path / "labels.npy", split.labels)
-    assert (sources.read_labelled(tmp_path).images == split.images).all()
+    assert (sources.read_rows(tmp_path).split.images == split.images).all()

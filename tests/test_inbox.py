@@ -1,19 +1,25 @@
 """Files dropped into the inbox are taken in once, whatever happens on the way, and bad ones are set aside with the reason."""
 
+import gzip
+import io
 import os
 import threading
 import time
+import tracemalloc
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import digit_data
 import numpy as np
 import pytest
 from PIL import Image
 
 from digits.data import datasets, inbox, sources
 from digits.data.datasets import Dataset
+from digits.data.sources import Rows
 from digits.images import Split
 
 read_now = partial(inbox.read_inbox, settle_seconds=0)
@@ -51,9 +57,9 @@ def write(path: Path, split: Split) -> None:
             Image.fromarray(image).save(path / str(label) / f"{row:03}.png")
 
 
-def pairs(split: Split | None) -> Counter[tuple[bytes, int]]:
-    assert split is not None
-    return Counter((image.tobytes(), int(label)) for image, label in zip(split.images, split.labels, strict=True))
+def pairs(*splits: Split | None) -> Counter[tuple[bytes, int]]:
+    assert None not in splits
+    return digit_data.pairs(*filter(None, splits))
 
 
 def retrain(folder: Path, store: Path, die_after: int = 9) -> None:
@@ -63,7 +69,7 @@ def retrain(folder: Path, store: Path, die_after: int = 9) -> None:
     after = before
     if taken.labelled is not None:
         after = datasets.extend(before, taken.labelled, validation_fraction=0.2, seed=0)
-    steps = [
+    steps: list[Callable[[], object]] = [
         lambda: datasets.save(after, store),
         lambda: datasets.set_current(store, after.fingerprint),
         lambda: inbox.archive(taken, folder),
@@ -127,10 +133,11 @@ def test_a_bad_file_is_set_aside_with_the_reason(tmp_path: Path, drop: Callable[
         assert (rejected / f"{name}.reason.txt").read_text() == reason + "\n"
     label = f"300{good.labels[0]}"
     assert taken.rejected["bad.csv"] == (
-        f"bad.csv, row 1 (line 2) has the label '{label}', expected a whole number 0 to 9"
+        "bad.csv: 1 of 5 rows are unusable, a file may have 10% of them; the first: "
+        f"row 1 (line 2) has the label '{label}', expected a whole number 0 to 9"
     )
     assert taken.rejected["notes.txt"].startswith("notes.txt is in no known format; give")
-    assert taken.rejected["scans"].startswith("scans/5/torn.png is not a readable picture of a digit: ")
+    assert "the first: 5/torn.png is not a readable picture of a digit: " in taken.rejected["scans"]
     assert read_now(folder).rejected == {}
 
 
@@ -224,15 +231,15 @@ def test_a_file_that_grows_while_it_is_read_is_left(
     row = path.read_text().splitlines()[-1] + "\n"
     if so_far == "bad":
         path.write_text(path.read_text() + row[:100])
-    read = sources.read_labelled
+    read = sources.read_rows
 
-    def read_while_it_grows(source: Path) -> Split:
+    def read_while_it_grows(source: Path, limit_bytes: int) -> Rows:
         try:
-            return read(source)
+            return read(source, limit_bytes)
         finally:
             source.write_text(source.read_text() + (row[100:] if so_far == "bad" else row))
 
-    monkeypatch.setattr(sources, "read_labelled", read_while_it_grows)
+    monkeypatch.setattr(sources, "read_rows", read_while_it_grows)
     assert read_now(path.parent) == inbox.InboxBatch(None)
     monkeypatch.undo()
     assert len(read_now(path.parent).labelled or ()) == 6
@@ -279,3 +286,195 @@ def test_a_crash_at_any_step_ends_in_the_same_data_set(
     assert sorted(path.name for path in (folder / "taken").iterdir()) == ["a.csv", "b.npz"]
     expected = {".lock", "current", bundled.fingerprint, undisturbed.fingerprint}
     assert {path.name for path in store.iterdir()} == expected
+
+
+# Row by row
+
+
+def digit_rows(bundled: Dataset, n: int) -> Split:
+    """Digits of which some may be in the data set, and a fifth of each is not."""
+    split = datasets.join(bundled.train, bundled.validation)
+    return Split(split.images[:n, :, ::-1], split.labels[:n])
+
+
+def changed(split: Split, rows: slice, change: Callable[[np.ndarray], np.ndarray]) -> Split:
+    images = split.images.copy()
+    images[rows] = change(split.images[rows])
+    return Split(images, split.labels)
+
+
+def test_one_blank_picture_does_not_reject_a_folder_of_201(tmp_path: Path, drop: Callable[..., Split]) -> None:
+    folder = tmp_path / "inbox"
+    good = drop("scans", 0, 200)
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(folder / "scans" / "3" / "empty.png")
+    batch = read_now(folder)
+    assert pairs(batch.labelled) == pairs(good) and batch.rejected == {}
+    assert not (folder / "rejected").exists()  # until the file is archived
+    inbox.archive(batch, folder)
+    text = (folder / "rejected" / "scans.rows.csv").read_text().splitlines()
+    assert text[0] == "row,label,reason" and len(text) == 2
+    assert text[1].startswith("3/empty.png,,is not a readable picture of a digit: ")
+    assert pairs(inbox.read_taken(folder).labelled) == pairs(good)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda images: 255 - images, "has a border of mostly 255"),
+        (lambda images: images // 16, "has a largest value of 15, expected ink up to 255; scale it first"),
+        (lambda images: images * 0, "is blank"),
+    ],
+)
+def test_unusable_rows_go_into_quarantine_and_the_others_into_training(
+    change: Callable[[np.ndarray], np.ndarray], reason: str, tmp_path: Path, bundled: Dataset
+) -> None:
+    split = changed(digit_rows(bundled, 100), slice(3, 6), change)
+    write(tmp_path / "june.npz", split)
+    batch = read_now(tmp_path)
+    good = pairs(split) - pairs(Split(split.images[3:6], split.labels[3:6]))
+    assert pairs(batch.labelled) == good
+    inbox.archive(batch, tmp_path)
+    inbox.archive(batch, tmp_path)
+    rejected = tmp_path / "rejected"
+    table = (rejected / "june.npz.rows.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in table] == [
+        "row",
+        *(f"row {row} of images (counted from 0)" for row in (3, 4, 5)),
+    ]
+    assert all(reason in line for line in table[1:])
+    with np.load(rejected / "june.npz.rows.npz") as arrays:
+        assert (arrays["images"] == split.images[3:6]).all() and (arrays["labels"] == split.labels[3:6]).all()
+    assert pairs(inbox.read_taken(tmp_path).labelled) == good
+    assert sorted(path.name for path in rejected.iterdir()) == ["june.npz.rows.csv", "june.npz.rows.npz"]
+
+
+def test_a_file_with_too_many_unusable_rows_is_rejected_whole(tmp_path: Path, bundled: Dataset) -> None:
+    write(tmp_path / "half.npz", changed(digit_rows(bundled, 100), slice(50, 100), lambda images: 255 - images))
+    batch = read_now(tmp_path)
+    assert batch.labelled is None
+    assert batch.rejected["half.npz"].startswith(
+        "half.npz: 50 of 100 rows are unusable, a file may have 10% of them; the first: row 50 of images (counted from 0) has"
+    )
+    assert (tmp_path / "rejected" / "half.npz").exists()
+
+
+def test_the_same_image_with_two_labels_is_not_taken_in(tmp_path: Path, bundled: Dataset) -> None:
+    split = digit_rows(bundled, 50)
+    twice = datasets.join(
+        split, Split(split.images[:1], (split.labels[:1] + 1) % 10), Split(split.images[1:2], split.labels[1:2])
+    )
+    write(tmp_path / "june.csv", twice)
+    batch = read_now(tmp_path)
+    assert pairs(batch.labelled) == pairs(
+        Split(twice.images[1:50], twice.labels[1:50]), Split(twice.images[51:], twice.labels[51:])
+    )
+    labels = " and ".join(map(str, sorted([split.labels[0], (split.labels[0] + 1) % 10])))
+    assert batch.quarantine["june.csv"].reasons == {
+        f"row {row}": f"is the same image as another row, with the labels {labels}" for row in (1, 51)
+    }
+
+
+def oracle(split: Split, confidence: float) -> Callable[[np.ndarray], np.ndarray]:
+    """A champion that reads these images as they are labelled, and knows no others."""
+    digits = {image.tobytes(): int(label) for image, label in zip(split.images, split.labels, strict=True)}
+
+    def predict_proba(images: np.ndarray) -> np.ndarray:
+        probabilities = np.full((len(images), 10), (1 - confidence) / 9)
+        probabilities[np.arange(len(images)), [digits[image.tobytes()] for image in images]] = confidence
+        return probabilities
+
+    return predict_proba
+
+
+def test_labels_that_a_confident_champion_contradicts_are_in_quarantine(tmp_path: Path, bundled: Dataset) -> None:
+    split = digit_rows(bundled, 100)
+    labels = split.labels.copy()
+    labels[:5] = (labels[:5] + 1) % 10
+    write(tmp_path / "june.npz", Split(split.images, labels))
+    batch = read_now(tmp_path, oracle(split, 0.995))
+    assert pairs(batch.labelled) == pairs(Split(split.images[5:], split.labels[5:]))
+    assert batch.quarantine["june.npz"].reasons["row 0 of images (counted from 0)"] == (
+        f"is labelled {labels[0]}, and the champion reads {split.labels[0]} (99.5%)"
+    )
+    inbox.archive(batch, tmp_path)
+    assert len(inbox.read_taken(tmp_path).labelled or ()) == 95  # without the champion, too
+    write(tmp_path / "unsure.npz", Split(split.images, labels))
+    assert len(read_now(tmp_path, oracle(split, 0.9)).labelled or ()) == 100
+
+
+def test_shuffled_labels_are_refused_unless_they_are_confirmed(tmp_path: Path, bundled: Dataset) -> None:
+    split = digit_rows(bundled, 100)
+    shuffled = Split(split.images, np.random.default_rng(0).permutation(split.labels))
+    write(tmp_path / "june.npz", shuffled)
+    reason = read_now(tmp_path, oracle(split, 0.995)).rejected["june.npz"]
+    assert reason.startswith("june.npz: the champion contradicts ") and "of 100 labels" in reason
+    assert reason.endswith("if they are right, put the file into the inbox as june.confirmed.npz")
+    (tmp_path / "rejected" / "june.npz").rename(tmp_path / "june.confirmed.npz")
+    assert pairs(read_now(tmp_path, oracle(split, 0.995)).labelled) == pairs(shuffled)
+
+
+# Files that would exhaust the memory, and whatever else a reader raises
+
+
+def bomb(path: Path, split: Split, megabytes: int) -> None:
+    """A gzipped CSV of so many megabytes, of the same blank row."""
+    row = b"1" + b",0" * 784 + b"\n"
+    header = ",".join(["label", *(f"pixel{pixel}" for pixel in range(784))]).encode() + b"\n"
+    with gzip.open(path, "wb", 1) as file:
+        file.write(header)
+        for _ in range(megabytes):
+            file.write(row * (1_000_000 // len(row)))
+
+
+@pytest.mark.parametrize("kind", ["csv.gz", "npz", "idx.gz"])
+def test_a_bomb_is_rejected_beside_a_good_file(kind: str, tmp_path: Path, drop: Callable[..., Split]) -> None:
+    folder = tmp_path / "inbox"
+    good = drop("good.csv")
+    zeros = np.zeros((40_000, 28, 28), np.uint8)
+    name = f"bomb.{kind}" if kind != "idx.gz" else "bomb"
+    if kind == "csv.gz":
+        bomb(folder / name, good, megabytes=21)
+    elif kind == "npz":
+        np.savez_compressed(folder / name, images=zeros, labels=zeros[:, 0, 0])
+    else:
+        (folder / name).mkdir()
+        with gzip.open(folder / name / "train-images-idx3-ubyte.gz", "wb") as file:
+            file.write(bytes([0, 0, 8, 3]) + zeros.tobytes())
+    tracemalloc.start()
+    batch = inbox.read_inbox(folder, limit_bytes=20_000_000, settle_seconds=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert pairs(batch.labelled) == pairs(good)
+    assert batch.rejected == {
+        name: f"{name} has more than 20,000,000 bytes of content; divide it into several, or raise DIGITS_SOURCE_LIMIT_BYTES"
+    }
+    assert peak < 20_000_000
+
+
+def test_an_npz_whose_header_promises_more_than_it_holds_is_rejected(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**13, 28, 28)})
+    with zipfile.ZipFile(tmp_path / "liar.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue() + b"\0" * 784)
+        archive.writestr("labels.npy", header.getvalue())
+    assert read_now(tmp_path).rejected["liar.npz"].startswith("liar.npz cannot be read, it is damaged or cut off: ")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RecursionError("too deep"), AssertionError("of a library")])
+def test_whatever_a_reader_raises_the_other_files_are_read_and_this_one_does_not_return(
+    error: Exception, tmp_path: Path, drop: Callable[..., Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = drop("good.csv")
+    drop("strange.npz")
+    read = sources.read_rows
+
+    def read_rows(path: Path, limit_bytes: int) -> Rows:
+        if path.name == "strange.npz":
+            raise error
+        return read(path, limit_bytes)
+
+    monkeypatch.setattr(sources, "read_rows", read_rows)
+    batch = read_now(tmp_path / "inbox")
+    assert pairs(batch.labelled) == pairs(good)
+    assert batch.rejected["strange.npz"].startswith("strange.npz cannot be read: ")
+    assert [path.name for path in (tmp_path / "inbox").iterdir() if path.is_file()] == ["good.csv"]

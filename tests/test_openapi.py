@@ -18,6 +18,17 @@ from serving import Service
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
+def test_the_routes_that_log_images_name_the_client(service: Service) -> None:
+    paths = service.client.get("/openapi.json").json()["paths"]
+    named = {
+        path
+        for path, operations in paths.items()
+        for operation in operations.values()
+        if any(parameter["name"] == "X-Client-ID" for parameter in operation.get("parameters", ()))
+    }
+    assert named == {"/classify", "/classify_file", "/classify_bulk"}
+
+
 def test_every_answer_is_described(service: Service) -> None:
     document = schemathesis.openapi.from_url(f"{service.client.base_url}/openapi.json")
     sent: set[tuple[str, str]] = set()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,9 @@ from conftest import wait_for
 from logged import NOON, answers, write
 from sqlalchemy import Connection, Engine
 
-from digits.storage import database, predictions
+from digits.storage import database, predictions, request_counts
+from digits.storage.request_counts import Total
+from services import prediction_log
 from services.prediction_log import PredictionLog
 
 if TYPE_CHECKING:  # a process that only imports this file need not find it
@@ -80,6 +83,27 @@ def test_predictions_are_spooled_while_the_database_is_unreachable_and_written_o
     window = predictions.read_window(database.connect(f"sqlite:///{blocked}/digits.db"), NOON)
     assert sorted(window.ids) == sorted(first.ids + second.ids)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]  # said once, not per batch
+
+
+def test_requests_are_counted_across_an_outage_and_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction_log, "COUNT_SECONDS", 0.01)
+    blocked, since = tmp_path / "folder", datetime.now(UTC) - timedelta(hours=1)
+    blocked.write_text("a file where the database's folder should be")
+    url = f"sqlite:///{blocked}/digits.db"
+    log = PredictionLog(url, tmp_path / "spool", interval_seconds=0.01, retry_seconds=0.05)
+    log.counter.count("/classify", 200, requests=1, images=2, uncertain=1)
+    wait_for(lambda: log._retry_at)
+    log.counter.count("/classify", 200, requests=1, images=1)
+    blocked.unlink()
+    wait_for(lambda: log.engine is not None)
+    engine = database.connect(url)
+    until = since + timedelta(hours=2)
+    wait_for(lambda: request_counts.totals(engine, since, until) == [Total("/classify", 200, 2, 3, 1)])
+    monkeypatch.setattr(prediction_log, "COUNT_SECONDS", 60)
+    time.sleep(0.1)
+    log.counter.count("/feedback", 404, requests=1)
+    log.close()
+    assert request_counts.totals(engine, since, until)[1:] == [Total("/feedback", 404, 1, 0, 0)]
 
 
 @pytest.mark.postgres
@@ -182,6 +206,7 @@ os.kill(os.getpid(), 9)
     assert set(ids) <= set(window.ids) and len(window) == 121
     expected = answers(3, seed=7)
     place = window.ids.index(ids[21])
+    assert window.clients[place] == "writer 7"
     assert np.array_equal(window.images[place], expected.images[0])
     assert np.array_equal(window.probabilities[place], expected.probabilities[0])
     assert list((tmp_path / "spool").iterdir()) == []

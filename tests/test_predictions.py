@@ -9,8 +9,9 @@ import pytest
 from logged import NOON, answers, write
 from sqlalchemy import Engine, func, select, update
 
-from digits.storage import predictions
+from digits.storage import predictions, request_counts
 from digits.storage.predictions import new_ids
+from digits.storage.request_counts import Total
 from services.prediction_log import PredictionLog
 
 
@@ -112,7 +113,11 @@ def test_old_predictions_are_deleted_with_their_feedback(database_url: str, engi
     write(database_url, tmp_path, old, new)
     predictions.label(engine, old.ids[0], 3, "page")
     predictions.label(engine, new.ids[0], 4, "page")
+    for at in (NOON, datetime.now(UTC)):
+        request_counts.append(engine, at, [Total("/classify", 200, 1, 1, 0)])
     PredictionLog(database_url, tmp_path / "spool", retention=timedelta(days=1)).close()
+    (counted,) = request_counts.totals(engine, NOON, datetime.now(UTC) + timedelta(minutes=1))
+    assert counted.requests == 1
     window = predictions.read_window(engine, NOON)
     assert window.ids == new.ids and window.labels.tolist() == [4, -1]
     with engine.connect() as connection:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from monitored import held_out
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -51,6 +52,27 @@ def test_a_28_by_28_grey_picture_is_taken_bit_by_bit() -> None:
         assert np.array_equal(rectification.decode(encode(grey.convert(mode))), image), mode
     assert np.array_equal(rectification.decode(encode(image, "BMP")), image)
     assert np.array_equal(rectification.decode(encode(image, "WEBP", lossless=True)), image)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
+def test_the_inverse_of_an_mnist_image_is_inverted(mode: str) -> None:
+    image = mnist_like()
+    inverse = Image.fromarray(255 - image).convert(mode)
+    assert np.array_equal(rectification.decode(encode(inverse)), image)
+
+
+@pytest.mark.parametrize("columns", [-3, 3])
+def test_a_small_drawing_elsewhere_is_centred(columns: int) -> None:
+    drawn = 255 - np.roll(mnist_like(), columns, axis=1)
+    found = rectification.decode(encode(drawn))
+    assert likeness(found, mnist_like()) > 0.9 and not np.array_equal(found, 255 - drawn)
+
+
+def test_every_held_out_digit_comes_through_as_it_is_in_either_polarity() -> None:
+    images, _ = held_out()
+    for image in images[:40]:
+        for picture in (image, 255 - image):
+            assert np.array_equal(rectification.decode(encode(picture)), image)
 
 
 def test_a_drawing_is_fitted_into_twenty_pixels_around_its_centre_of_mass() -> None:

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from conftest import Runs, find_free_port, running_mlflow
 from matplotlib.figure import Figure
 
 from digits.data import datasets, sources
-from models import runs
+from models import challengers, runs
 from models.model_store import ModelStore
 from models.recipes import SIGMOID
 from models.registry import RegistryWriter
@@ -83,3 +84,20 @@ def test_the_error_names_the_cause_and_no_password() -> None:
     with pytest.raises(RegistryUnreachable, match=r"unreachable: .*Max retries exceeded.*; start it") as refused:
         RegistryWriter(f"http://admin:secret@127.0.0.1:{find_free_port()}")
     assert "secret" not in str(refused.value)
+
+
+def test_versions_are_found_by_a_tag_and_an_alias_is_removed(trained_runs: Runs, tmp_path: Path) -> None:
+    """As challengers need it of a real server: the queue in its order, and the alias that follows it."""
+    writer, store = RegistryWriter(trained_runs.uri), ModelStore(trained_runs.uri, tmp_path)
+    noon = datetime(2026, 1, 5, 12, tzinfo=UTC)
+    try:
+        challengers.enqueue(writer, trained_runs.other_seed, noon)
+        challengers.enqueue(writer, trained_runs.first, noon + timedelta(hours=1))
+        waiting = [one.version for one in challengers.queue(writer)]
+        assert waiting == [trained_runs.other_seed, trained_runs.first]
+        assert challengers.appoint(writer, store, noon) == store.registry.version("challenger") == waiting[0]
+    finally:
+        for version in (trained_runs.other_seed, trained_runs.first):
+            challengers.close(writer, version, "expired")
+    assert challengers.queue(writer) == [] and challengers.appoint(writer, store, noon) is None
+    assert store.registry.version("challenger") is None

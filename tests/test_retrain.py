@@ -1,13 +1,19 @@
 """A retraining ingests new data exactly once, whichever step it dies in, and keeps it when the source is read again."""
 
+import gzip
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Registry as Memory
+from PIL import Image
+from versions import VersionRegistry
 
 from digits.data import datasets, inbox
 from digits.data.datasets import Dataset
+from digits.images import Split
 from digits.settings import Settings
 from digits.storage import database, feedback, predictions
 from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
@@ -17,7 +23,6 @@ from flows.ingest import set_source
 from flows.retrain import assemble_dataset, check_policies, cooldown_message, report_end
 from models import gate, promotion
 from models import registry as registries
-from models.registry_reader import RegistryReader
 from services.prediction_log import PredictionLog
 
 
@@ -37,7 +42,7 @@ def settings(tmp_path: Path) -> Settings:
 def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files need not be a second old."""
     read = inbox.read_inbox
-    monkeypatch.setattr(inbox, "read_inbox", lambda folder: read(folder, settle_seconds=0))
+    monkeypatch.setattr(inbox, "read_inbox", partial(read, settle_seconds=0))
 
 
 def current(settings: Settings) -> Dataset:
@@ -60,6 +65,74 @@ def test_what_lies_in_the_inbox_is_trained_on_and_never_tested_on(settings: Sett
     assert size(after) == size(before) + 30
     assert np.array_equal(after.test.images, before.test.images)
     assert [path.name for path in (settings.inbox / "taken").iterdir()] == ["more.npz"]
+
+
+def test_a_source_that_grew_by_a_row_is_tested_on_images_that_nothing_was_trained_on(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Through a CSV, as `digits ingest` and `digits retrain` read it."""
+    digits = current(settings)
+    grown, path = datasets.join(digits.train, digits.validation), tmp_path / "digits.csv"
+    write_csv(path, Split(grown.images[1:], grown.labels[1:]))
+    set_source(Platform(settings), str(path))
+    before = assemble(settings)
+    write_csv(path, grown)
+    set_source(Platform(settings), str(path))
+    after = assemble(settings)
+    learned = datasets.digests(datasets.join(before.train, before.validation).images)
+    assert sum(len(part) for part in after.splits().values()) == sum(len(part) for part in before.splits().values()) + 1
+    assert not np.isin(datasets.digests(after.test.images), learned).any()
+    assert np.isin(datasets.digests(before.test.images), datasets.digests(after.test.images)).all()
+
+
+def write_csv(path: Path, split: Split) -> None:
+    np.savetxt(path, np.column_stack([split.labels, split.images.reshape(-1, 784)]), "%d", ",")
+
+
+def test_a_bomb_in_the_inbox_ends_as_a_rejected_file(settings: Settings) -> None:
+    before = current(settings)
+    with gzip.open(settings.inbox / "bomb.csv.gz", "wb", 1) as file:
+        file.write((b"1" + b",0" * 784 + b"\n") * 10_000)
+    limited = settings.model_copy(update={"source_limit_bytes": 10_000_000})
+    assert size(assemble(limited)) == size(before) + 30
+    rejected = settings.inbox / "rejected"
+    assert "has more than 10,000,000 bytes" in (rejected / "bomb.csv.gz.reason.txt").read_text()
+    assert sorted(path.name for path in settings.inbox.iterdir()) == ["rejected", "taken"]
+
+
+def test_a_blank_picture_stays_out_of_training_and_the_200_beside_it_do_not(settings: Settings) -> None:
+    before = current(settings)
+    for row, (image, label) in enumerate(zip(before.train.images[:200], before.train.labels[:200], strict=True)):
+        folder = settings.inbox / "scans" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(255 - (255 - image) // 4 * 4).save(folder / f"{row}.png")
+    Image.new("L", (28, 28)).save(settings.inbox / "scans" / "3" / "blank.png")
+    after = assemble(settings)
+    assert size(after) == size(before) + 30 + 200
+    rejected = settings.inbox / "rejected"
+    assert "3/blank.png" in (rejected / "scans.rows.csv").read_text()
+    assert [path.name for path in rejected.iterdir()] == ["scans.rows.csv"]
+    assert assemble(settings, "bundled").fingerprint == after.fingerprint
+
+
+def test_labels_that_the_champion_contradicts_stay_out_also_when_the_source_is_read_anew(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = current(settings)
+    with np.load(settings.inbox / "more.npz") as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    digit_of = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+
+    def predict_proba(images: np.ndarray) -> np.ndarray:
+        return np.eye(10)[[digit_of[image.tobytes()] for image in images]]
+
+    labels[:2] = (labels[:2] + 1) % 10
+    np.savez(settings.inbox / "more.npz", images=images, labels=labels)
+    monkeypatch.setattr(retrain, "champion_predictions", lambda platform: predict_proba)
+    after = assemble(settings)
+    assert size(after) == size(before) + 28
+    monkeypatch.undo()
+    assert assemble(settings, "bundled").fingerprint == after.fingerprint
 
 
 def test_assembling_twice_gives_the_same_data_set(settings: Settings) -> None:
@@ -157,12 +230,13 @@ def test_events_wait_after_a_failed_retraining_too(settings: Settings) -> None:
 
 @pytest.mark.parametrize(("current", "promoted"), [("1", ["3"]), ("2", [])])
 def test_a_champion_that_came_meanwhile_is_not_replaced(
-    current: str, promoted: list[str], settings: Settings, monkeypatch: pytest.MonkeyPatch
+    current: str, promoted: list[str], settings: Settings, registry: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The evidence is about the champion that was judged."""
     done: list[str] = []
-    monkeypatch.setattr(registries, "RegistryWriter", lambda uri: None)
-    monkeypatch.setattr(RegistryReader, "version", lambda reader: current)
+    registry.versions["1"], registry.aliases["champion"] = {}, current
+    settings = settings.model_copy(update={"mlflow_tracking_uri": registry.uri})
+    monkeypatch.setattr(registries, "RegistryWriter", lambda uri: VersionRegistry(registry))
     monkeypatch.setattr(promotion, "promote", lambda registry, store, engine, version, *reason: done.append(version))
     monkeypatch.setattr(retrain, "publish", lambda *_: None)
     retrain.apply_verdict(Platform(settings), "3", "1", gate.GateVerdict("promote", ["better"], {}))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -49,7 +50,7 @@ def settings(
     monkeypatch.setattr(recipes, "find", lambda _: QUICK)
     monkeypatch.setattr(recipes, "floor", lambda _: 0.3)
     read = inbox.read_inbox
-    monkeypatch.setattr(inbox, "read_inbox", lambda folder: read(folder, settle_seconds=0))
+    monkeypatch.setattr(inbox, "read_inbox", partial(read, settle_seconds=0))
     monkeypatch.setenv("DIGITS_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     bundled = sources.read("bundled", mnist=None, cache=tmp_path)

@@ -52,6 +52,7 @@ def test_a_record_holds_all_that_the_database_needs(tmp_path: Path) -> None:
     (path,) = living.seal()
     (batch,) = write_ahead_log.batches(path.read_bytes())
     assert (batch.ids, batch.at, batch.version, batch.route) == (TWO.ids, TWO.at, TWO.version, TWO.route)
+    assert batch.clients == ["writer 1"] * 2
     assert np.array_equal(batch.images, TWO.images) and np.array_equal(batch.probabilities, TWO.probabilities)
 
 

@@ -10,10 +10,10 @@ a rule does not do what it promises.
 import argparse
 import time
 
-from bench.field import accuracy
+from bench.field import accuracy, challenger, data
 from bench.field.scenario import Scenario
 
-SCENARIOS: tuple[Scenario, ...] = (*accuracy.SCENARIOS,)
+SCENARIOS: tuple[Scenario, ...] = (*data.SCENARIOS, *challenger.SCENARIOS, *accuracy.SCENARIOS)
 
 
 def main() -> None:

@@ -21,16 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digits import files
-from digits.data import bucket
+from digits.data import bucket, splitting
 from digits.errors import first_line
 from digits.images import Images, Split
 from digits.settings import Bucket
 
 log = logging.getLogger("digits.data.datasets")
 
-# Shares of a source without a test part.
-TEST_SHARE = 0.15
-VALIDATION_SHARE = 0.15
 # Of the training part of a source with a test part: 10,000 of MNIST's 60,000.
 VALIDATION_SHARE_OF_TRAIN = 1 / 6
 # A fifth of an even share; the rarest digit of MNIST has 0.089.
@@ -40,7 +37,8 @@ READ_ERRORS = (
     OSError, EOFError, ValueError, LookupError, MemoryError, RuntimeError, SyntaxError, TypeError, OverflowError,
     struct.error, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
-FACTS = ("source", "overlap_removed", "parent")  # the fields of a data set beside its arrays
+FACTS = ("source", "overlap_removed", "parent", "near_duplicates")  # the fields of a data set beside its arrays
+PARTS = ("train", "validation", "test")
 DatasetStore = Path | Bucket  # a folder of this machine, with or without a bucket that shares it
 
 
@@ -58,6 +56,7 @@ class Dataset:
     source: str  # "mnist", "bundled", or the name of the file or folder
     overlap_removed: int = 0  # images left out of train and validation because they are also in test
     parent: str | None = None  # fingerprint of the data set from which resplit or extend made this one
+    near_duplicates: int | None = None  # test images that nearly equal another one, counted when the source was read
 
     @cached_property
     def fingerprint(self) -> str:
@@ -82,24 +81,46 @@ class Dataset:
 # Splitting
 
 
-def divide(source: str, train: Split, test: Split | None, seed: int) -> Dataset:
-    """A data set of one or two parts; images that are also in test are removed from train before validation is drawn."""
+def divide(
+    source: str, train: Split, test: Split | None = None, writers: NDArray[Any] | None = None, *, seed: int
+) -> Dataset:
+    """A data set of one or two parts; images that are also in test are left out of train and validation and counted.
+
+    A single part is divided by the content of its images, or by their `writers` (n,). Where there is a test part,
+    validation is drawn from the other, stratified.
+    """
     for part in (train, test):
         if part is not None:
             _check_balance(source, part)
-    share = VALIDATION_SHARE_OF_TRAIN
     if test is None:
-        train, test = _draw(_pick(train, np.random.default_rng(seed).permutation(len(train))), TEST_SHARE, seed)
-        share = VALIDATION_SHARE / (1 - TEST_SHARE)
-    keep = ~np.isin(digests(train.images), digests(test.images))
+        return _divide_by_content(source, train, writers, seed)
+    train, removed = _without(source, train, test)
+    _check_balance(source, train)
+    train, validation = splitting.draw(train, VALIDATION_SHARE_OF_TRAIN, seed)
+    return _require_all_digits(Dataset(train, validation, test, source, overlap_removed=removed))
+
+
+def _divide_by_content(source: str, split: Split, writers: NDArray[Any] | None, seed: int) -> Dataset:
+    rows = splitting.by_content(split, writers, seed)
+    for name, own in zip(PARTS, rows, strict=True):
+        _require_digits(source, name, np.bincount(split.labels[own], minlength=10).tolist())
+    train, validation, test = (splitting.pick(split, own) for own in rows)
+    if writers is None:
+        return Dataset(train, validation, test, source)
+    # Different writers may have identical images.
+    (train, from_train), (validation, removed) = (_without(source, part, test) for part in (train, validation))
+    return _require_all_digits(Dataset(train, validation, test, source, overlap_removed=from_train + removed))
+
+
+def _without(source: str, split: Split, test: Split) -> tuple[Split, int]:
+    """The images that are not in test, and how many were left out; raises BadData where none remains."""
+    keep = ~np.isin(digests(split.images), digests(test.images))
     removed = int((~keep).sum())
-    if removed == len(train):
+    if removed == len(split):
         raise BadData(f"{source}: all {removed} training images are also in the test part; no training image remains")
     if removed:
         log.warning("%s: left out %d training images that are also in the test part", source, removed)
-    train = _pick(train, keep)
-    _check_balance(source, train)
-    return _require_all_digits(Dataset(*_draw(train, share, seed), test, source, overlap_removed=removed))
+    return splitting.pick(split, keep), removed
 
 
 def resplit(dataset: Dataset, validation_fraction: float, seed: int) -> Dataset:
@@ -109,7 +130,7 @@ def resplit(dataset: Dataset, validation_fraction: float, seed: int) -> Dataset:
     """
     if not 0 < validation_fraction < 1:
         raise ValueError(f"expected a validation fraction between 0 and 1, got {validation_fraction}")
-    train, validation = _draw(join(dataset.train, dataset.validation), validation_fraction, seed)
+    train, validation = splitting.draw(join(dataset.train, dataset.validation), validation_fraction, seed)
     return _require_all_digits(replace(dataset, train=train, validation=validation, parent=dataset.fingerprint))
 
 
@@ -123,13 +144,13 @@ def extend(dataset: Dataset, more: Split, *, validation_fraction: float, seed: i
     in_test = np.isin(digests(more.images), digests(dataset.test.images))
     known = {*_pairs(dataset.train), *_pairs(dataset.validation)}
     rows: dict[str, list[int]] = {"train": [], "validation": []}
+    hashes = splitting.hash_fractions((image.tobytes() for image in more.images), seed)
     for row, pair in enumerate(_pairs(more)):
         if not in_test[row] and pair not in known:
             known.add(pair)
-            is_validation = _hash_fraction(more.images[row], seed) < validation_fraction
-            rows["validation" if is_validation else "train"].append(row)
+            rows["validation" if hashes[row] < validation_fraction else "train"].append(row)
     splits = dataset.splits()
-    grown: dict[str, Any] = {name: join(splits[name], _pick(more, new)) for name, new in rows.items() if new}
+    grown: dict[str, Any] = {name: join(splits[name], splitting.pick(more, new)) for name, new in rows.items() if new}
     parent = dataset.fingerprint if grown else dataset.parent
     return replace(dataset, **grown, overlap_removed=dataset.overlap_removed + int(in_test.sum()), parent=parent)
 
@@ -145,30 +166,16 @@ def join(*splits: Split) -> Split:
     return Split(np.concatenate([split.images for split in splits]), np.concatenate([split.labels for split in splits]))
 
 
-def _draw(split: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """The rest and a stratified sample of `round(share * n)` images, both in the order of `split`.
-
-    The largest remainders round up; of a digit with two images or more, at least one is drawn. scikit-learn's
-    train_test_split draws other images, and so would change every fingerprint.
-    """
-    counts = np.array(split.counts())
-    exact = counts * (round(share * len(split)) / len(split))
-    wanted = np.maximum(np.floor(exact).astype(int), np.minimum(counts // 2, 1))
-    missing = max(round(share * len(split)) - int(wanted.sum()), 0)
-    wanted[np.argsort(wanted - exact, kind="stable")[:missing]] += 1
-    order = np.random.default_rng(seed).permutation(len(split))
-    drawn = np.zeros(len(split), dtype=bool)
-    for digit, number in enumerate(wanted):
-        drawn[order[split.labels[order] == digit][:number]] = True
-    return _pick(split, ~drawn), _pick(split, drawn)
-
-
 def _require_all_digits(dataset: Dataset) -> Dataset:
     for name, split in dataset.splits().items():
-        if 0 in split.counts():
-            digit = split.counts().index(0)
-            raise BadData(f"{dataset.source}: digit {digit} has too few images, none is left for the {name} part")
+        _require_digits(dataset.source, name, split.counts())
     return dataset
+
+
+def _require_digits(source: str, part: str, counts: list[int]) -> None:
+    if 0 in counts:
+        digit = counts.index(0)
+        raise BadData(f"{source}: digit {digit} has too few images or writers, none is left for the {part} part")
 
 
 def _check_balance(source: str, split: Split) -> None:
@@ -181,16 +188,6 @@ def _check_balance(source: str, split: Split) -> None:
 def _pairs(split: Split) -> list[tuple[int, int]]:
     """The digest of each image with its label."""
     return list(zip(digests(split.images).tolist(), split.labels.tolist(), strict=True))
-
-
-def _hash_fraction(image: NDArray[np.uint8], seed: int) -> float:
-    """A number in [0, 1) that depends on the image and the seed alone."""
-    digest = hashlib.sha256(f"{seed} ".encode() + image.tobytes()).digest()
-    return int.from_bytes(digest[:6]) / 2**48
-
-
-def _pick(split: Split, rows: Any) -> Split:
-    return Split(split.images[rows], split.labels[rows])
 
 
 # Storage: one folder per data set, named by its fingerprint
@@ -273,9 +270,8 @@ def _read(path: Path, fingerprint: str) -> Dataset:
         archive.open("rb") as opened,
         np.load(opened, allow_pickle=False) as arrays,
     ):
-        names = ("train", "validation", "test")
-        train, validation, test = (Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in names)
-        dataset = Dataset(train, validation, test, **{name: origin[name] for name in FACTS})
+        train, validation, test = (Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in PARTS)
+        dataset = Dataset(train, validation, test, **{name: origin[name] for name in FACTS if name in origin})
     if dataset.fingerprint != fingerprint:
         changed = f"the data set {path} was changed after it was stored: its fingerprint is now {dataset.fingerprint}"
         raise BadData(f"{changed}; remove the folder and ingest it again")

@@ -2,17 +2,29 @@
 
 A file stays until the data set with its images is stored and current, and only then moves to `taken/`. After a crash in between
 it is read again; `datasets.extend` leaves out images that a data set already holds, so the result is the same data set.
+
+Unusable rows of a file in `taken/` are in quarantine: `rejected/<file>.rows.csv` lists them with their reasons, and
+`rejected/<file>.rows.npz` holds their images and labels, and is a labelled file itself. They stay out when `taken/` is read again.
 """
 
+import csv
+import io
 import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
+from typing import NamedTuple
 
-from digits.data import datasets, sources
+import numpy as np
+
+from digits.data import datasets, row_checks, sources, splitting
 from digits.data.datasets import BadData
+from digits.data.row_checks import PredictProba
+from digits.data.sources import LIMIT_BYTES, Rows
+from digits.errors import first_line
+from digits.files import write_atomically
 from digits.images import Split
 
 log = logging.getLogger(__name__)
@@ -20,8 +32,21 @@ log = logging.getLogger(__name__)
 OWN_FOLDERS = ("taken", "rejected")
 # Endings of the names that copying programs use until a file is complete.
 UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".filepart", "~")
+MAX_UNUSABLE_SHARE = 0.1  # of the rows of a file; more of them are no accident
+# A champion with 98 % accuracy contradicts about 0.5 % of right labels with confidence, of shuffled ones 85 %.
+MAX_CONTRADICTED_SHARE = 0.2
+CONFIRMED = (
+    "confirmed"  # the part of a name, as in `june.confirmed.csv`, of files that are not compared with the champion
+)
 
 Stamp = frozenset[tuple[str, int, int]]  # path, bytes and modification time in nanoseconds of every file
+
+
+class Quarantine(NamedTuple):
+    """The unusable rows of a file."""
+
+    reasons: dict[str, str]  # by the name of each row
+    labelled: Split | None  # images and labels of those that have them, in the same order at its end
 
 
 @dataclass(frozen=True)
@@ -31,40 +56,141 @@ class InboxBatch:
     labelled: Split | None
     stamps: dict[str, Stamp] = field(default_factory=dict)  # of each valid file or folder at the time of reading
     rejected: dict[str, str] = field(default_factory=dict)  # the reason for each other one
+    quarantine: dict[str, Quarantine] = field(default_factory=dict)  # of each valid file that has unusable rows
 
 
-def read_inbox(inbox: Path, settle_seconds: float = 1.0) -> InboxBatch:
+def read_inbox(
+    inbox: Path,
+    predict_proba: PredictProba | None = None,
+    *,
+    limit_bytes: int = LIMIT_BYTES,
+    settle_seconds: float = 1.0,
+) -> InboxBatch:
     """Read every labelled file and folder; valid ones stay where they are, others move to `rejected/`.
 
-    Ignored are hidden and unfinished names, empty folders, and files that changed within the last `settle_seconds` or while
-    they were read.
+    Where `predict_proba` of the champion is given, labels that it contradicts with confidence are unusable, too. Ignored are
+    hidden and unfinished names, empty folders, and files that changed within the last `settle_seconds` or while they were read.
     """
     splits: list[Split] = []
-    stamps: dict[str, Stamp] = {}
-    rejected: dict[str, str] = {}
+    batch = InboxBatch(None)
     for path in sorted(inbox.iterdir()) if inbox.is_dir() else []:
         stamp = _stamp(path)
         if path.name in OWN_FOLDERS or not _is_settled(path.name, stamp, settle_seconds):
             continue
         try:
-            split = sources.read_labelled(path)
-        except BadData as error:
+            rows = sources.read_rows(path, limit_bytes)
+            usable, quarantine = _triage(path.name, rows, predict_proba)
+        # Whatever is wrong with a file, and whatever error a library has for it, must not end this and all later retrainings.
+        except Exception as error:
+            reason = str(error) if isinstance(error, BadData) else f"{path.name} cannot be read: {first_line(error)}"
             if _stamp(path) == stamp:
-                rejected[path.name] = str(error)
-                _reject(path, str(error))
+                batch.rejected[path.name] = reason
+                _reject(path, reason)
             continue
         if _stamp(path) == stamp:
-            splits.append(split)
-            stamps[path.name] = stamp
-    return InboxBatch(datasets.join(*splits) if splits else None, stamps, rejected)
+            splits.append(usable)
+            batch.stamps[path.name] = stamp
+            if quarantine.reasons:
+                batch.quarantine[path.name] = quarantine
+    return InboxBatch(datasets.join(*splits) if splits else None, batch.stamps, batch.rejected, batch.quarantine)
+
+
+def read_taken(inbox: Path, limit_bytes: int = LIMIT_BYTES) -> InboxBatch:
+    """What the files in `taken/` brought: all but the rows in quarantine. One that cannot be read any more is left out."""
+    splits: list[Split] = []
+    batch = InboxBatch(None)
+    for path in sorted((inbox / "taken").iterdir()) if (inbox / "taken").is_dir() else []:
+        try:
+            usable, _ = _triage(path.name, sources.read_rows(path, limit_bytes), None)
+            splits.append(_without_quarantine(usable, _quarantine_path(inbox, path.name)))
+            batch.stamps[path.name] = _stamp(path)
+        except BadData as error:
+            log.warning("left out taken/%s: %s", path.name, error)
+    return InboxBatch(datasets.join(*splits) if splits else None, batch.stamps)
 
 
 def archive(batch: InboxBatch, inbox: Path) -> None:
-    """Move the ingested files to `taken/`; a file that has changed since stays for the next retraining."""
+    """Move the ingested files to `taken/`, and write their unusable rows to `rejected/`.
+
+    A file that has changed since stays for the next retraining.
+    """
     for name, stamp in batch.stamps.items():
         if _stamp(inbox / name) == stamp:
-            (inbox / name).rename(_unused(inbox / "taken", name))
-            log.info("ingested %s", name)
+            target = _unused(inbox / "taken", name)
+            quarantine = batch.quarantine.get(name)
+            # Before the file moves: after a crash in between they are written again, under the same name.
+            if quarantine:
+                _write(quarantine, _quarantine_path(inbox, target.name))
+            (inbox / name).rename(target)
+            log.info("ingested %s%s", name, f", but for {_summary(quarantine)}" if quarantine else "")
+
+
+def _triage(file: str, rows: Rows, predict_proba: PredictProba | None) -> tuple[Split, Quarantine]:
+    """The usable rows of a file, and the others; raises BadData where these are too many to be an accident."""
+    split, total = rows.split, len(rows.split) + len(rows.unreadable)
+    faults = row_checks.contradictory_labels(split) | row_checks.image_faults(split.images)
+    reasons = {**rows.unreadable, **{rows.name(row): reason for row, reason in faults.items()}}
+    if len(reasons) > MAX_UNUSABLE_SHARE * total or len(faults) == len(split):
+        first = next(f"{name} {reason}" for name, reason in reasons.items())
+        limit = f"a file may have {MAX_UNUSABLE_SHARE:.0%} of them"
+        raise BadData(f"{file}: {len(reasons):,} of {total:,} rows are unusable, {limit}; the first: {first}")
+    if predict_proba and CONFIRMED not in file.split("."):
+        contradicted = row_checks.contradicted_labels(split, predict_proba)
+        _check_contradicted(file, len(contradicted), len(split))
+        faults = contradicted | faults
+    bad = sorted(faults)
+    reasons = {**rows.unreadable, **{rows.name(row): faults[row] for row in bad}}
+    good = np.setdiff1d(np.arange(len(split)), bad)
+    return splitting.pick(split, good), Quarantine(reasons, splitting.pick(split, bad) if bad else None)
+
+
+def _check_contradicted(file: str, contradicted: int, total: int) -> None:
+    if contradicted <= MAX_CONTRADICTED_SHARE * total:
+        return
+    stem, dot, suffix = file.partition(".")
+    raise BadData(
+        f"{file}: the champion contradicts {contradicted:,} of {total:,} labels with a probability of "
+        f"{row_checks.CONFIDENT:.0%} or more, so the labels are shuffled or wrong, or the images are no digits; "
+        f"if they are right, put the file into the inbox as {stem}.{CONFIRMED}{dot}{suffix}"
+    )
+
+
+def _summary(quarantine: Quarantine) -> str:
+    """The number of unusable rows, and the reason of the first."""
+    name, reason = next(iter(quarantine.reasons.items()))
+    return f"{len(quarantine.reasons):,} unusable rows that are now in rejected/, the first: {name} {reason}"
+
+
+def _quarantine_path(inbox: Path, name: str) -> Path:
+    return inbox / "rejected" / f"{name}.rows.npz"
+
+
+def _write(quarantine: Quarantine, path: Path) -> None:
+    """Write the images and labels as .npz, and the name, label and reason of every row as .csv beside it."""
+    path.parent.mkdir(exist_ok=True)
+    labels = [] if quarantine.labelled is None else quarantine.labelled.labels.tolist()
+    labels = [""] * (len(quarantine.reasons) - len(labels)) + labels
+    table = io.StringIO()
+    rows = zip(quarantine.reasons.items(), labels, strict=True)
+    csv.writer(table).writerows([("row", "label", "reason"), *((name, label, why) for (name, why), label in rows)])
+    write_atomically(path.with_suffix(".csv"), table.getvalue().encode())
+    if quarantine.labelled is not None:
+        arrays = io.BytesIO()
+        np.savez(arrays, images=quarantine.labelled.images, labels=quarantine.labelled.labels)
+        write_atomically(path, arrays.getvalue())
+
+
+def _without_quarantine(split: Split, path: Path) -> Split:
+    """The images but for those that a file of quarantined rows holds with the same label; raises BadData where none remains."""
+    if not path.exists():
+        return split
+    quarantined = sources.read_rows(path).split
+    apart = set(zip(datasets.digests(quarantined.images).tolist(), quarantined.labels.tolist(), strict=True))
+    pairs = zip(datasets.digests(split.images).tolist(), split.labels.tolist(), strict=True)
+    keep = np.array([pair not in apart for pair in pairs])
+    if not keep.any():
+        raise BadData(f"all its rows are in {path.name}")
+    return splitting.pick(split, keep)
 
 
 def _stamp(path: Path) -> Stamp:

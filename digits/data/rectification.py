@@ -31,7 +31,8 @@ Grey = NDArray[np.float32]
 def decode(body: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """The (28, 28) image of the digit in an uploaded PNG, JPEG, WebP or BMP picture of any size.
 
-    A 28 x 28 grey picture with light ink on dark paper is returned unchanged. Raises ValueError when the body is no readable
+    A 28 x 28 grey picture with light ink on dark paper is returned unchanged, and so is, inverted, one with dark ink on white
+    paper whose digit has MNIST's size and place. Raises ValueError when the body is no readable
     picture, has more than `max_pixels`, is blank, or clearly shows no digit or several.
     """
     picture = _open(body, max_pixels)
@@ -78,14 +79,29 @@ def _refusal(picture: Image.Image, max_pixels: int) -> str | None:
 
 
 def _already_mnist(picture: Image.Image) -> NDArray[np.uint8] | None:
-    """The pixels of an opaque grey 28 x 28 picture with light ink on dark paper, else None."""
+    """The pixels of an opaque grey 28 x 28 picture with light ink on dark paper, or of MNIST's exact inverse, else None."""
     if picture.size != (SIZE, SIZE) or picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
         return None
     red, green, blue, alpha = np.moveaxis(np.asarray(picture.convert("RGBA")), -1, 0)
     if alpha.min() < 255 or (red != green).any() or (red != blue).any():
         return None
     paper = np.median(red[_ring(red.shape)])
-    return red.copy() if paper <= 64 and red.max() >= paper + 64 else None
+    if paper <= 64 and red.max() >= paper + 64:
+        return red.copy()
+    # Other dark ink on light paper is a digit of any size and place.
+    return 255 - red if _has_mnist_form(255 - red) else None
+
+
+def _has_mnist_form(image: NDArray[np.uint8]) -> bool:
+    """Whether the paper is 0, and the ink's strength, size and place are those of MNIST's 70,000 images.
+
+    Their longer side is 20 pixels, in 16 of them 19, and their centre of mass lies between 13.48 and 14.50.
+    """
+    rows, columns = (np.flatnonzero(image.any(axis)) for axis in (1, 0))
+    if image.max() < 64 or not 19 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= _DIGIT:
+        return False
+    moments = cv2.moments(image)
+    return all(13.4 <= moments[name] / moments["m00"] <= 14.6 for name in ("m01", "m10"))
 
 
 def _ring(shape: tuple[int, ...]) -> NDArray[np.bool_]:

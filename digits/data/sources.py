@@ -7,8 +7,10 @@ import gzip
 import hashlib
 import logging
 import re
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import httpx
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from digits.data import kaggle_csv, rectification
+from digits.data import kaggle_csv, rectification, row_checks
 from digits.data.datasets import BadData, Dataset, divide, join, reading
 from digits.errors import first_line
 from digits.files import write_atomically
@@ -29,21 +31,43 @@ MNIST_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.n
 MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
 KERAS_CACHE = Path("~/.keras/datasets/mnist.npz")
 DOWNLOAD_TIMEOUT_SECONDS = 5.0  # for connecting and for each pause, not for the whole file
-MIN_INK = 64  # the brightest pixel of real data is 255; images scaled to 0..1 or 0..16 stay below this
+LIMIT_BYTES = 2_000_000_000  # decompressed; Kaggle's 42,000 rows are 77 million bytes of text
 NPZ_PARTS = (("x_train", "y_train"), ("x_test", "y_test"), ("images", "labels"))
 IDX_PARTS = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 )
 
-Parts = tuple[Split, Split | None]  # training and test images; no test images where the source has one part only
+
+class Rows(NamedTuple):
+    """The readable rows of a part, and the others."""
+
+    split: Split
+    name: Callable[[int], str]  # of a readable row, as messages call it
+    unreadable: Mapping[str, str] = MappingProxyType({})  # the reason by the name of each other row
+
+
+class Parts(NamedTuple):
+    """Training and test rows; no test rows where the source has one part only."""
+
+    train: Rows
+    test: Rows | None = None
+    writers: NDArray[Any] | None = None  # who wrote each training image, (n,), where the source names them
 
 
 class SourceUnavailable(BadData):
     """A source that is fine but cannot be reached from this machine at present."""
 
 
-def read(source: str, *, mnist: Path | None, cache: Path, seed: int = 0, keras_cache: Path = KERAS_CACHE) -> Dataset:
+def read(
+    source: str,
+    *,
+    mnist: Path | None,
+    cache: Path,
+    seed: int = 0,
+    keras_cache: Path = KERAS_CACHE,
+    limit_bytes: int = LIMIT_BYTES,
+) -> Dataset:
     """Read, check and split a source: `mnist`, `bundled` or a path.
 
     MNIST is read from the path `mnist`, Keras's cache or `cache`, and otherwise downloaded into `cache`. Raises BadData with
@@ -52,47 +76,112 @@ def read(source: str, *, mnist: Path | None, cache: Path, seed: int = 0, keras_c
     if source == "mnist":
         return _mnist(mnist, keras_cache.expanduser(), cache / "mnist.npz", seed)
     if source == "bundled":
-        return divide("bundled", _bundled(), None, seed)
+        return divide("bundled", _bundled(), seed=seed)
     path = Path(source).expanduser()
     if not path.exists():
         raise BadData(f"the source {source!r} does not exist; give {_known_sources()}")
-    return divide(path.name, *_read_parts(path), seed)
+    return _divide(path.name, _read_parts(path, limit_bytes), seed)
 
 
-def read_labelled(path: Path) -> Split:
-    """All labelled images of one file or folder, of any number and any digits; raises BadData."""
-    train, test = _read_parts(path)
-    return train if test is None else join(train, test)
+def read_rows(path: Path, limit_bytes: int = LIMIT_BYTES) -> Rows:
+    """All labelled images of one file or folder, of any number and any digits; raises BadData.
+
+    Only rows that hold no image at all are left out. `row_checks` finds the unusable ones among the others.
+    """
+    train, test, _ = _read_parts(path, limit_bytes)
+    if test is None:
+        return train
+    n = len(train.split)
+    return Rows(join(train.split, test.split), lambda row: train.name(row) if row < n else test.name(row - n))
 
 
-def _read_parts(path: Path) -> Parts:
+def _divide(source: str, parts: Parts, seed: int) -> Dataset:
+    train, test = (rows and _without_faults(source, rows) for rows in (parts.train, parts.test))
+    assert train is not None
+    return divide(source, train, test, parts.writers, seed=seed)
+
+
+def _without_faults(source: str, rows: Rows) -> Split:
+    """The images of a part; raises BadData naming the first row that is unreadable or no image of a digit."""
+    unusable = {rows.name(row): reason for row, reason in row_checks.image_faults(rows.split.images).items()}
+    faults = [f"{name} {reason}" for name, reason in {**rows.unreadable, **unusable}.items()]
+    if faults:
+        total = f"; in all, {len(faults):,} rows are unusable" if len(faults) > 1 else ""
+        raise BadData(f"{source}, {faults[0]}{total}")
+    return rows.split
+
+
+def _read_parts(path: Path, limit_bytes: int) -> Parts:
     with reading(path):
         for known in FORMATS:
             if known.matches(path):
+                _check_size(path, limit_bytes)
                 return known.read(path)
     raise BadData(f"{path.name} is in no known format; give {_known_sources()}")
+
+
+def _check_size(path: Path, limit_bytes: int) -> None:
+    """Raise BadData where a file or folder holds more than `limit_bytes` decompressed; of .gz, 1 MB at a time is in memory."""
+    total = 0
+    for file in [path] if path.is_file() else path.rglob("*"):
+        for size in _sizes(file):
+            total += size
+            if total > limit_bytes:
+                recommendation = "divide it into several, or raise DIGITS_SOURCE_LIMIT_BYTES"
+                raise BadData(f"{path.name} has more than {limit_bytes:,} bytes of content; {recommendation}")
+
+
+def _sizes(file: Path) -> Iterator[int]:
+    """The size in bytes of each piece of a file's content."""
+    if file.suffix.lower() == ".gz":
+        with reading(file), gzip.open(file) as content:
+            while piece := content.read(1 << 20):
+                yield len(piece)
+    elif file.suffix.lower() == ".npz":
+        # NumPy reads no more of a member than this.
+        with zipfile.ZipFile(file) as archive:
+            yield from (member.file_size for member in archive.infolist())
+    elif file.is_file():
+        yield file.stat().st_size
 
 
 def _known_sources() -> str:
     return f"`mnist`, `bundled`, or the path of {', '.join(known.name for known in FORMATS)}"
 
 
-def _checked(file: str, images_name: str, images: Any, labels_name: str, labels: Any) -> Split:
-    """The two arrays as a split, once type, shape, range and polarity are right; raises BadData naming the row."""
-    for name, array in ((images_name, images), (labels_name, labels)):
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
-            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise BadData(f"{file}: {name} should be whole numbers (uint8), got {got}")
+def _checked(file: str, images_name: str, images: Any, labels_name: str, labels: Any) -> Rows:
+    """The two arrays as rows, once type, shape and range are right; raises BadData naming the row.
+
+    Images may also be flat (n, 784) or have a channel (n, 28, 28, 1), and floats from 0 to 1 or of whole numbers.
+    """
+    images, labels = _whole_numbers(file, images_name, images), _whole_numbers(file, labels_name, labels)
+    if images.shape[1:] in ((SIZE * SIZE,), (SIZE, SIZE, 1)):
+        images = images.reshape(-1, SIZE, SIZE)
     if images.ndim != 3 or images.shape[1:] != (SIZE, SIZE) or len(images) == 0:
-        shape = f"(n, {SIZE}, {SIZE}) with n >= 1"
-        raise BadData(f"{file}: {images_name} should have the shape {shape}, got {images.shape}")
+        shapes = f"(n, {SIZE}, {SIZE}), (n, {SIZE}, {SIZE}, 1) or (n, {SIZE * SIZE}) with n >= 1"
+        raise BadData(f"{file}: {images_name} should have the shape {shapes}, got {images.shape}")
     if labels.shape != (len(images),):
         shape = f"({len(images)},) of {images_name}"
         raise BadData(f"{file}: {labels_name} should have the shape {shape}, got {labels.shape}")
     _check_range(file, images_name, images, 255)
     _check_range(file, labels_name, labels, 9)
-    _check_ink(file, images_name, images)
-    return Split(images.astype(np.uint8), labels.astype(np.uint8))
+    split = Split(images.astype(np.uint8), labels.astype(np.uint8))
+    return Rows(split, lambda row: f"row {row} of {images_name} (counted from 0)")
+
+
+def _whole_numbers(file: str, name: str, array: Any) -> NDArray[Any]:
+    """Whole numbers as they are; images of floats from 0 to 1 are multiplied by 255. Raises BadData for other values."""
+    kind = array.dtype.kind if isinstance(array, np.ndarray) else ""
+    if kind in ("i", "u"):
+        return array
+    got = array.dtype if kind else type(array).__name__
+    if kind == "f" and array.size:
+        if (array == np.rint(array)).all() and (array.ndim == 1 or array.max() > 1):
+            return array
+        if array.ndim > 1 and array.min() >= 0 and array.max() <= 1:
+            return np.rint(array * 255)
+        got = f"{got} from {array.min():g} to {array.max():g}"
+    raise BadData(f"{file}: {name} should be whole numbers (uint8) or, of images, floats from 0 to 1, got {got}")
 
 
 def _check_range(file: str, name: str, array: NDArray[Any], highest: int) -> None:
@@ -102,16 +191,6 @@ def _check_range(file: str, name: str, array: NDArray[Any], highest: int) -> Non
     pixel = f", pixel {tuple(place)}" if place else ""
     value = array[(row, *place)]
     raise BadData(f"{file}: row {row} of {name} (counted from 0){pixel} is {value}, expected 0 to {highest}")
-
-
-def _check_ink(file: str, name: str, images: NDArray[Any]) -> None:
-    """Refuse values in range that are not 0 = paper, 255 = ink: other scales, and dark ink on light paper."""
-    if images.max() < MIN_INK:
-        raise BadData(f"{file}: the largest value of {name} is {images.max()}, expected ink up to 255; scale it first")
-    border = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1)
-    if (paper := int(np.median(border))) > 127:
-        expected = "expected paper to be 0; subtract it from 255 first"
-        raise BadData(f"{file}: the border of {name} is mostly {paper}, {expected}")
 
 
 # MNIST and the bundled digits
@@ -127,11 +206,11 @@ def existing_mnist(path: Path) -> Path:
 def _mnist(given: Path | None, keras_cache: Path, own_cache: Path, seed: int) -> Dataset:
     """MNIST from the first place that has it. A given file that is bad or missing is refused; a bad cache is skipped."""
     if given is not None:
-        return divide("mnist", *_read_parts(existing_mnist(given)), seed)
+        return _divide("mnist", _read_parts(existing_mnist(given), LIMIT_BYTES), seed)
     for path in (keras_cache, own_cache):
         try:
             if path.exists():
-                return divide("mnist", *_read_parts(path), seed)
+                return _divide("mnist", _read_parts(path, LIMIT_BYTES), seed)
         except BadData as error:
             log.warning("skipped %s: %s", path, error)
     try:
@@ -141,7 +220,7 @@ def _mnist(given: Path | None, keras_cache: Path, own_cache: Path, seed: int) ->
         reason = f"{tried}, and {MNIST_URL} could not be downloaded ({first_line(error)})"
         recommendation = "set DIGITS_MNIST to the path of an mnist.npz, or use `--data bundled`"
         raise SourceUnavailable(f"MNIST is unavailable: {reason}; {recommendation}") from error
-    return divide("mnist", *_read_parts(own_cache), seed)
+    return _divide("mnist", _read_parts(own_cache, LIMIT_BYTES), seed)
 
 
 def _download(target: Path) -> None:
@@ -180,33 +259,49 @@ def _enlarge(small: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _read_npz(path: Path) -> Parts:
-    """Keras's names (`x_train`, `y_train` and, if there is a test part, `x_test`, `y_test`) or `images`, `labels`."""
+    """Keras's names (`x_train`, `y_train` and, if there is a test part, `x_test`, `y_test`) or `images`, `labels`.
+
+    An array `writers` (n,) may name who wrote each image.
+    """
     # Opened here, because NumPy does not close a path that it cannot read.
     with path.open("rb") as file, np.lib.npyio.NpzFile(file) as archive:
         pairs = [(x, y) for x, y in NPZ_PARTS if x in archive or y in archive]
-        splits = {x: _checked(path.name, x, archive[x], y, archive[y]) for x, y in pairs}
-    if train := splits.get("x_train") or splits.get("images"):
-        return train, splits.get("x_test")
+        rows = {x: _checked(path.name, x, archive[x], y, archive[y]) for x, y in pairs}
+        writers = archive.get("writers")
+    if train := rows.get("x_train") or rows.get("images"):
+        return Parts(train, rows.get("x_test"), _checked_writers(path.name, writers, len(train.split)))
     expected = "expected x_train, y_train, x_test, y_test or images, labels"
     raise BadData(f"{path.name} holds the arrays {archive.files}, {expected}")
 
 
+def _checked_writers(file: str, writers: NDArray[Any] | None, n: int) -> NDArray[Any] | None:
+    if writers is not None and (writers.shape != (n,) or writers.dtype.kind not in "iuUS"):
+        got = f"{writers.dtype} {writers.shape}"
+        raise BadData(f"{file}: writers should be text or whole numbers of the shape ({n},) of the images, got {got}")
+    return writers
+
+
 def _read_csv(path: Path) -> Parts:
-    """Kaggle's `train.csv`, plain or gzipped; raises BadData naming row, line and value of the first fault."""
+    """Kaggle's `train.csv`, plain or gzipped; an invalid row is unreadable, with its line and value."""
     tables: list[NDArray[np.uint8]] = []
-    lines = 0
+    numbers: list[NDArray[np.int64]] = []  # of the rows, from 1
+    unreadable: dict[str, str] = {}
+    rows = lines = 0
     for content in kaggle_csv.chunks(path, kaggle_csv.LABELLED):
-        table, _, faults = kaggle_csv.read(content, kaggle_csv.LABELLED)
-        if faults:
-            position = min(faults)
-            row, line = sum(map(len, tables)) + position + 1, lines + kaggle_csv.line_number(content, position)
-            raise BadData(f"{path.name}, row {row} (line {line}) {faults[position]}")
+        table, positions, faults = kaggle_csv.read(content, kaggle_csv.LABELLED)
         tables.append(table)
-        lines += content.count(b"\n")
+        numbers.append(rows + positions + 1)
+        for position, fault in faults.items():
+            line = lines + kaggle_csv.line_number(content, position)
+            unreadable[f"row {rows + position + 1} (line {line})"] = fault
+        rows, lines = rows + len(table) + len(faults), lines + content.count(b"\n")
     if not any(map(len, tables)):
+        for name, fault in unreadable.items():
+            raise BadData(f"{path.name}, {name} {fault}")
         raise BadData(f"{path.name} has no rows, expected a header and lines of {kaggle_csv.LABELLED} numbers")
-    table = np.concatenate(tables)
-    return _checked(path.name, "the pixels", table[:, 1:].reshape(-1, SIZE, SIZE), "the labels", table[:, 0]), None
+    table, number = np.concatenate(tables), np.concatenate(numbers)
+    split = Split(table[:, 1:].reshape(-1, SIZE, SIZE), table[:, 0])
+    return Parts(Rows(split, lambda row: f"row {number[row]}", unreadable))
 
 
 def _read_idx_folder(folder: Path) -> Parts:
@@ -214,7 +309,7 @@ def _read_idx_folder(folder: Path) -> Parts:
     files = _idx_files(folder)
     train, test = IDX_PARTS
     has_test = any(name in files for name in test)
-    return _read_idx_split(folder, files, train), _read_idx_split(folder, files, test) if has_test else None
+    return Parts(_read_idx_split(folder, files, train), _read_idx_split(folder, files, test) if has_test else None)
 
 
 def _idx_files(folder: Path) -> dict[str, Path]:
@@ -224,7 +319,7 @@ def _idx_files(folder: Path) -> dict[str, Path]:
     return {name: named[name] for part in IDX_PARTS for name in part if name in named}
 
 
-def _read_idx_split(folder: Path, files: dict[str, Path], names: tuple[str, str]) -> Split:
+def _read_idx_split(folder: Path, files: dict[str, Path], names: tuple[str, str]) -> Rows:
     if missing := [name for name in names if name not in files]:
         raise BadData(f"{folder.name} has no {missing[0]}, plain or .gz")
     images, labels = (files[name] for name in names)
@@ -244,27 +339,35 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _read_pictures(folder: Path) -> Parts:
-    """Picture files in sub-folders named by their digit; hidden files are ignored."""
+    """Picture files in sub-folders named by their digit, or one level below in a folder per writer; hidden files are ignored."""
     entries = _visible(folder)
     unexpected = [path.name for path in entries if not (path.is_dir() and re.fullmatch("[0-9]", path.name))]
     if unexpected or not entries:
         expected = "expected sub-folders 0 to 9 with pictures, or the IDX files of MNIST"
         raise BadData(f"{folder.name} holds {next(iter(unexpected), 'nothing')!r}, {expected}")
-    files = [path for digit in entries for path in _visible(digit)]
-    images = np.stack([_read_picture(path) for path in files])
-    labels = np.array([int(path.parent.name) for path in files])
-    return _checked(folder.name, "the pictures", images, "the folders", labels), None
+    images: dict[str, NDArray[np.uint8]] = {}
+    unreadable: dict[str, str] = {}
+    for path in (file for digit in entries for file in _files_by_writer(digit)):
+        name = path.relative_to(folder).as_posix()
+        try:
+            images[name] = rectification.decode(path.read_bytes())
+        except (OSError, ValueError) as error:
+            unreadable[name] = f"is not a readable picture of a digit: {first_line(error)}"
+    if not images:
+        first = next((f"{name} {reason}" for name, reason in unreadable.items()), "all sub-folders are empty")
+        raise BadData(f"{folder.name} has no readable picture: {first}")
+    names = list(images)
+    split = Split(np.stack([*images.values()]), np.array([int(name[0]) for name in names], np.uint8))
+    writers = np.array([name.split("/")[1] if name.count("/") == 2 else "" for name in names])
+    return Parts(Rows(split, names.__getitem__, unreadable), writers=writers if writers.any() else None)
+
+
+def _files_by_writer(digit: Path) -> list[Path]:
+    return [file for path in _visible(digit) for file in (_visible(path) if path.is_dir() else [path])]
 
 
 def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _read_picture(path: Path) -> NDArray[np.uint8]:
-    try:
-        return rectification.decode(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BadData(f"{Path(*path.parts[-3:])} is not a readable picture of a digit: {first_line(error)}") from error
 
 
 class Format(NamedTuple):

@@ -31,6 +31,12 @@ class Entry(Base):
     reason: Mapped[str] = mapped_column(Text)
     evidence: Mapped[dict[str, Any]] = mapped_column(JSON)
 
+    @property
+    def changes_evaluation(self) -> bool:
+        """Whether candidates are judged on something else from then on; a first pin keeps what the first champion was judged on."""
+        is_first_pin = self.action == "pin" and self.before is None
+        return self.action in ("pin", "retirement", "reinstatement") and not is_first_pin
+
 
 def append(
     engine: Engine,

@@ -1,7 +1,7 @@
 """`digits predict`, `score` and `traffic`: predictions for files and test digits."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -56,6 +56,10 @@ def traffic(
     ] = "plain",
     amount: Annotated[float | None, typer.Option(help="Strength in px, degrees, grey levels or as a factor.")] = None,
     labels: Annotated[float, typer.Option(min=0, max=1, help="Share of the predictions that get feedback.")] = 0.0,
+    route: Annotated[
+        Literal["classify", "classify_file"], typer.Option(help="Send numbers, or PNG files of 28 x 28 pixels.")
+    ] = "classify",
+    clients: Annotated[int, typer.Option(min=0, help="Spread over so many values of X-Client-ID; 0: none.")] = 0,
     data: CurrentSource = None,
     seed: Seed = 0,
 ) -> None:
@@ -64,7 +68,7 @@ def traffic(
 
     settings = load_settings()
     test = traffic.perturb(traffic.test_images(data, settings), perturbation, amount)
-    print(traffic.send(settings, test, n, seed, labels))
+    print(traffic.send(settings, test, n, seed, labels, route, clients))
 
 
 def _classify(model: "VerifiedModel", file: bytes) -> dict[str, Any]:

@@ -48,12 +48,12 @@ def sweep(
     epochs: Annotated[int, typer.Option(min=1, help="Maximum epochs of a trial.")] = 20,
     workers: Annotated[int | None, typer.Option(min=1, help="Parallel trials; by default what fits.")] = None,
 ) -> None:
-    """Search for a good recipe within a time budget, in parallel, and register the best one as challenger; Ctrl-C keeps finished trials."""
+    """Search for a good recipe within a time budget, in parallel, and let the gate judge the best one; Ctrl-C keeps finished trials."""
     prepare()
     from flows.sweep import SweepPlan
 
     plan = SweepPlan(name=name, data=data, minutes=minutes, epochs=epochs, workers=workers)
-    _print_version(run_flow("sweep", plan))
+    print(run_flow("sweep", plan))
 
 
 def replay(run: Annotated[str, typer.Argument(help="A version, a run id, or the beginning of a run id.")]) -> None:

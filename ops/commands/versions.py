@@ -1,10 +1,11 @@
-"""`digits promote`, `rollback`, `ledger`, `leaderboard` and `diff`: versions and the runs that trained them."""
+"""`digits promote`, `rollback`, `ledger`, `leaderboard`, `diff` and `replay-traffic`: versions and the runs that trained them."""
 
 from typing import Annotated
 
 import typer
 from rich.table import Column
 
+from ops.commands.options import Since
 from ops.tables import format_time, print_table
 
 Reason = Annotated[str, typer.Option("--reason", help="The reason that the ledger records.")]
@@ -61,3 +62,24 @@ def diff(run_a: str, run_b: str) -> None:
     platform = Platform()
     a, b = runs.find(platform.registry, run_a), runs.find(platform.registry, run_b)
     print(run_diff.compare(platform.registry, a, b, platform.datasets, platform.models).text)
+
+
+def replay_traffic(version: str, since: Since = "7d") -> None:
+    """Compare VERSION with the champion on the logged, labelled traffic that neither was trained on."""
+    from datetime import UTC, datetime
+
+    from flows.connections import Platform
+    from models import traffic_replay
+    from monitoring.windows import parse_since
+
+    platform = Platform()
+    found = traffic_replay.replay(platform.models, platform.engine, version, parse_since(since, datetime.now(UTC)))
+    columns = ("labels", "images", f"v{found.version} right (95 %)", f"champion v{found.champion} right (95 %)")
+    only = (f"only v{found.version}", f"only v{found.champion}", "p (McNemar)")
+    rows = []
+    for one in found.comparisons:
+        counts = (str(one.counts.only_a), str(one.counts.only_b), f"{one.counts.p_value:.2g}")
+        rows.append((one.name, str(one.images), str(one.version), str(one.champion), *counts))
+    print_table((*columns, *only), rows)
+    left_out = [f"{count} that v{one} was trained on" for one, count in found.trained_on.items()]
+    print(f"left out: {', '.join(left_out)}, {found.repeated} that came again later")

@@ -8,10 +8,10 @@ restore the backup from before the upgrade instead.
 from alembic import context
 
 from digits.settings import load_settings
-from digits.storage import api_keys, cooldowns, database, feedback, ledger, predictions, request_counts
+from digits.storage import api_keys, cooldowns, database, feedback, judgements, ledger, predictions, request_counts
 
 # A table is part of the metadata once its module is imported.
-assert {api_keys, cooldowns, feedback, ledger, predictions, request_counts}
+assert {api_keys, cooldowns, feedback, judgements, ledger, predictions, request_counts}
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""The first schema: predictions, feedback, ingested labels, the ledger, request counts, cooldowns and API keys."""
+"""The first schema: predictions, feedback, ingested labels, the ledger, judgements, request counts, cooldowns and API keys."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -58,6 +58,20 @@ def upgrade() -> None:
         sa.Column("after", sa.String(64)),
         sa.Column("by", sa.String(128), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("evidence", sa.JSON(), nullable=False),
+    )
+    op.create_table(
+        "judgements",
+        sa.Column("number", sa.Integer(), primary_key=True, autoincrement=True),
+        sa.Column("at", sa.DateTime(), nullable=False),
+        sa.Column("candidate", sa.String(32), nullable=False),
+        sa.Column("champion", sa.String(32), nullable=False),
+        sa.Column("conditions", sa.String(32), nullable=False),
+        sa.Column("traffic_images", sa.Integer(), nullable=False),
+        sa.Column("significance", sa.Float(), nullable=False),
+        sa.Column("p_value", sa.Float(), nullable=False),
+        sa.Column("decision", sa.String(32), nullable=False),
+        sa.Column("reasons", sa.JSON(), nullable=False),
         sa.Column("evidence", sa.JSON(), nullable=False),
     )
     op.create_table(

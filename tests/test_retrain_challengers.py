@@ -1,0 +1,225 @@
+"""Labels come slowly, and candidates daily: one of them stays the challenger, is judged on growing traffic, and is decided."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Registry as Memory
+from versions import VersionRegistry, version_files
+
+from digits.data import datasets
+from digits.data.datasets import Dataset
+from digits.data.perturbations import shift
+from digits.images import Split
+from digits.settings import Settings
+from digits.storage import feedback, judgements, ledger, predictions
+from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
+from flows import retrain
+from flows.connections import Platform
+from models import challengers, gate, promotion
+from models.gate import UNDECIDED
+
+
+@dataclass
+class Loop:
+    """A platform whose champion reads the bundled digits; the traffic is shifted to the right."""
+
+    platform: Platform
+    versions: VersionRegistry
+    dataset: Dataset
+    sent: int = 0
+
+    def register(self, version: str, share_shifted: float, seed: int = 0) -> None:
+        """A version of which so large a share of the training images is shifted as the traffic is."""
+        train = self.dataset.train
+        chosen = np.random.default_rng(seed).permutation(len(train))[:1000]
+        count = round(share_shifted * len(chosen))
+        images = np.concatenate([train.images[chosen], moved(train.images[chosen[:count]])])
+        learned = Split(images, np.concatenate([train.labels[chosen], train.labels[chosen[:count]]]))
+        self.versions.memory.versions[version] = version_files(learned, self.dataset)
+        self.versions.tag_version(version, {"inputs": f"inputs of v{version}"})
+
+    def label(self, count: int) -> None:
+        """Answers of the champion to shifted digits that nobody trained on, labelled by an auditor."""
+        rows = slice(self.sent, self.sent + count)
+        images, labels = moved(self.dataset.validation.images[rows]), self.dataset.validation.labels[rows]
+        self.sent += count
+        ids, engine = new_ids(count), self.platform.engine
+        even = np.full((count, 10), 0.1, np.float32)
+        predictions.append(engine, [PredictionBatch(ids, datetime.now(UTC), "1", images, even, "/classify")], 1.0)
+        for id, digit in zip(ids, labels.tolist(), strict=True):
+            predictions.label(engine, id, digit, AUDITOR)
+        feedback.ingest_feedback(engine, feedback.FeedbackPolicy())
+
+    def day(self, version: str, share_shifted: float = 0.5, labels: int = 10) -> str:
+        """What a retraining does beside training: labels arrive, the challenger is judged again, and then a new candidate."""
+        self.label(labels)
+        retrain.review_challengers(self.platform)
+        self.register(version, share_shifted, seed=int(version))
+        return self.decide(version)
+
+    def decide(self, version: str) -> str:
+        return retrain.decide(self.platform, version)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        return self.versions.memory.aliases
+
+    def asked(self) -> list[tuple[str, str, int]]:
+        """Candidate, champion and images of traffic of each judgement."""
+        with self.platform.engine.connect() as connection:
+            columns = judgements.Judgement.__table__.c
+            query = judgements.Judgement.__table__.select().order_by(columns.number)
+            return [(row.candidate, row.champion, row.traffic_images) for row in connection.execute(query)]
+
+
+def moved(images: np.ndarray) -> np.ndarray:
+    return shift(images, 3)
+
+
+@pytest.fixture
+def loop(registry: Memory, bundled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
+    settings = Settings(home=tmp_path, MLFLOW_TRACKING_URI=registry.uri, gate={"min_sample": 30})  # type: ignore[call-arg]
+    platform, versions = Platform(settings), VersionRegistry(registry)
+    vars(platform)["registry"] = versions
+    datasets.save(bundled, settings.datasets)
+    monkeypatch.setattr(retrain, "publish", lambda *_: None)
+    monkeypatch.setattr(retrain, "server_task", lambda step: step)
+    loop = Loop(platform, versions, bundled)
+    loop.register("1", share_shifted=0.0)
+    registry.aliases["champion"] = "1"
+    ledger.append(platform.engine, "promotion", None, "1", "the first", {})
+    return loop
+
+
+def test_with_ten_labels_a_day_the_first_candidate_stays_and_is_decided(loop: Loop) -> None:
+    """A new data set each day is no reason to forget the challenger, whose evidence grows."""
+    said = [loop.day(version) for version in "2345"]
+    assert said[0].startswith("digits v2: not enough evidence: ")
+    assert said[1].startswith("digits v3 waits behind the challenger v2, which it does not beat: ")
+    assert said[3].startswith("digits v5 waits behind the challenger v3")
+    assert [(entry.before, entry.after) for entry in ledger.entries(loop.platform.engine)] == [(None, "1"), ("1", "2")]
+    # Version 3 waited behind it and is judged beside the new champion; those of later days are as good, and queue.
+    assert loop.asked() == [("2", "1", 0), ("2", "1", 30), ("3", "2", 30)]
+    assert loop.aliases == {"champion": "2", "previous": "1", "challenger": "3"}
+    assert {one.version for one in challengers.queue(loop.versions)} == {"3", "4", "5"}  # type: ignore[arg-type]
+
+
+def test_without_new_labels_nothing_is_judged_again(loop: Loop) -> None:
+    loop.day("2")
+    asked = loop.asked()
+    for _ in range(2):
+        retrain.review_challengers(loop.platform)
+        assert loop.decide("2").startswith("digits v2: not enough evidence")
+    assert loop.asked() == asked == [("2", "1", 0)]
+
+
+def test_a_challenger_is_judged_beside_a_champion_that_came_by_hand(loop: Loop) -> None:
+    loop.day("2")
+    loop.register("9", share_shifted=0.0, seed=9)
+    promotion.promote(loop.versions, loop.platform.models, loop.platform.engine, "9", "by hand")  # type: ignore[arg-type]
+    retrain.review_challengers(loop.platform)
+    assert loop.asked() == [("2", "1", 0), ("2", "9", 0)]
+    promotion.promote(loop.versions, loop.platform.models, loop.platform.engine, "2", "by hand")  # type: ignore[arg-type]
+    retrain.review_challengers(loop.platform)
+    assert len(loop.asked()) == 2 and "challenger" not in loop.aliases
+
+
+def test_after_its_days_the_challenger_makes_room(loop: Loop) -> None:
+    loop.day("2")
+    loop.day("3")
+    long_ago = datetime.now(UTC) - timedelta(days=14, minutes=1)
+    loop.versions.tag_version("2", {challengers.SINCE: long_ago.isoformat()})
+    retrain.review_challengers(loop.platform)
+    assert loop.aliases["challenger"] == "3" and loop.versions.tags["2"]["challenger"] == "expired"
+    assert loop.decide("2") == "digits v2 was a challenger (expired) and is not judged again without new data"
+
+
+@pytest.mark.parametrize(("beside_challenger", "challenger"), [("promote", "3"), (UNDECIDED, "2"), ("hold", "2")])
+def test_only_who_beats_the_challenger_replaces_it(
+    beside_challenger: gate.GateVerdict, challenger: str, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare(_: Platform, version: str, other: str, level: float) -> gate.GateVerdict:
+        decision = UNDECIDED if other == "1" else beside_challenger
+        return gate.GateVerdict(decision, [], {})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(retrain, "compare", compare)
+    loop.day("2")
+    loop.day("3")
+    assert loop.aliases["challenger"] == challenger
+    # Only who beats it is judged now.
+    assert ("3", "1", 0) in loop.asked() if challenger == "3" else len(loop.asked()) == 1
+
+
+def test_a_version_whose_files_are_damaged_stops_no_retraining(loop: Loop) -> None:
+    loop.day("2")
+    loop.versions.memory.versions["2"]["model.onnx"] = b"damaged"
+    retrain.review_challengers(loop.platform)
+    # The verified copy still answers.
+    assert loop.aliases["challenger"] == "2"
+    loop.versions.memory.versions["2"]["card.json"] = b"{}"
+    retrain.review_challengers(loop.platform)
+    assert "challenger" not in loop.aliases and loop.versions.tags["2"]["challenger"] == "unreadable"
+
+
+STEPS = {
+    "judged": (promotion, "record_verdict"),
+    "recorded": (retrain, "apply_verdict"),
+    "promoted": (ledger, "append"),
+    "closed": (challengers, "close"),
+    "appointed": (challengers, "appoint"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_in_a_step_the_next_retraining_decides_the_same_at_the_same_cost(
+    step: str, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.day("2")
+    loop.day("3")
+    loop.label(10)
+    module, name = STEPS[step]
+    actual = getattr(module, name)
+
+    def killed(*arguments: object, **named: object) -> object:
+        """At its first call about a promotion of version 2."""
+        if step != "appointed" and "2" not in arguments:
+            return actual(*arguments, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            retrain.review_challengers(loop.platform)
+    promotion.repair_ledger(loop.versions, loop.platform.models, loop.platform.engine)  # type: ignore[arg-type]
+    retrain.review_challengers(loop.platform)
+    assert loop.asked() == [("2", "1", 0), ("2", "1", 30), ("3", "2", 30)]
+    assert [(entry.before, entry.after) for entry in ledger.entries(loop.platform.engine)] == [(None, "1"), ("1", "2")]
+    assert loop.aliases == {"champion": "2", "previous": "1", "challenger": "3"}
+    assert loop.versions.tags["2"]["challenger"] == "promoted"
+
+
+def test_the_best_of_a_sweep_is_judged_like_any_candidate(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import sweep
+
+    monkeypatch.setattr(sweep, "retraining_slot", nullcontext)
+    monkeypatch.setattr(sweep.search, "ranked", lambda _: ["the best trial"])
+    monkeypatch.setattr(sweep.search, "recipe_of", lambda _: None)
+    loop.day("2", labels=0)
+    loop.label(40)
+    loop.register("3", share_shifted=0.5, seed=3)
+    loop.register("4", share_shifted=0.0, seed=4)
+    said = []
+    for version in "34":
+        vars(loop.versions)["trained_before"] = lambda *_, version=version: version
+        said.append(sweep.register_best(loop.platform, None, loop.dataset, "run"))  # type: ignore[arg-type]
+    assert said[0].startswith("digits v3 waits behind the challenger v2")
+    assert said[1].startswith("digits v4 waits behind the challenger v2")
+    challengers.close(loop.versions, "2", "expired")  # type: ignore[arg-type]
+    retrain.review_challengers(loop.platform)
+    # Forty labels of shifted digits had come, which version 3 can read and version 4 cannot.
+    assert loop.aliases == {"champion": "3", "previous": "1"} and loop.versions.tags["4"]["challenger"] == "held"
+    assert loop.asked() == [("2", "1", 0), ("3", "1", 40), ("4", "3", 40)]
