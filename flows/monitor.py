@@ -9,17 +9,14 @@ from typing import Any
 from prefect import flow
 from prefect.events import emit_event
 
-from digits import intervals
-from digits.intervals import Proportion
 from digits.reference import Reference
 from digits.settings import Settings, local_url
-from digits.storage import audit, feedback, ledger, predictions, request_counts
-from flows import alerts, tasks
+from digits.storage import feedback, predictions
+from flows import alerts, tasks, version_history
 from flows.alerts import Alert
 from flows.connections import Platform
 from flows.tasks import server_task, task
-from monitoring import reports, traffic, windows
-from monitoring.accuracy import History
+from monitoring import reports, windows
 from monitoring.reports import MonitoringVerdict
 from monitoring.traffic import Traffic
 from monitoring.windows import TimeRange
@@ -27,7 +24,6 @@ from monitoring.windows import TimeRange
 log = logging.getLogger("digits.monitor")
 
 MAX_ANSWERS = 10_000  # in one report
-TRAFFIC_SETS = ("traffic", "new traffic")  # evaluation sets of audited traffic in the gate's evidence
 DRIFT_EVENT, LABELS_EVENT = "digits.drift.detected", "digits.labels.arrived"  # both start a retraining
 
 
@@ -37,7 +33,7 @@ def monitor(since: str = "24h") -> str:
     platform, until = Platform(), datetime.now(UTC)
     version, created_at, reference = server_task(load)(platform)
     window = max(windows.parse_since(since, until), created_at), until
-    counted = server_task(count_traffic)(platform, version, created_at, until)
+    counted = server_task(version_history.count_traffic)(platform, version, created_at, until)
     verdict, path = server_task(report)(platform, version, created_at, window, reference, counted)
     publish(platform.settings, version, verdict, path)
     for alert in alerts_of(version, verdict, path):
@@ -52,35 +48,6 @@ def load(platform: Platform, version: str | None = None) -> tuple[str, datetime,
     store = platform.models
     found = store.fetch_version(version) if version else store.fetch()
     return found.version, datetime.fromisoformat(found.card["created_at"]), found.reference
-
-
-def count_traffic(platform: Platform, version: str, created_at: datetime, until: datetime) -> Traffic:
-    """The requests of the last day, compared with the weeks before."""
-    promotions = _promotions(platform, version, created_at)
-    serving_since = promotions[-1].at if promotions else created_at
-    counts = request_counts.by_hour(platform.engine, until - timedelta(hours=traffic.HOURS), until)
-    return traffic.assess(traffic.hours(counts), until, serving_since, audit.last_label(platform.engine))
-
-
-def known_accuracy(platform: Platform, version: str, created_at: datetime, until: datetime) -> History:
-    """The labelled audit sample of all the version's answers, and its accuracy on the traffic that the gate judged it on."""
-    answers = audit.answers(platform.engine, version, created_at, until)
-    judged = (_traffic_accuracy(entry) for entry in reversed(_promotions(platform, version, created_at)))
-    return History(answers, created_at, next((accuracy for accuracy in judged if accuracy), None))
-
-
-def _promotions(platform: Platform, version: str, created_at: datetime) -> list[ledger.Entry]:
-    """The entries that made the version the champion. A new registry counts versions from 1 again; older entries are of others."""
-    entries = ledger.entries(platform.engine, ledger.CHAMPION)
-    return [entry for entry in entries if entry.after == version and entry.at >= created_at]
-
-
-def _traffic_accuracy(entry: ledger.Entry) -> Proportion | None:
-    for name in TRAFFIC_SETS:
-        count, accuracy = (entry.evidence.get(f"{name}: {fact}") for fact in ("images", "accuracy"))
-        if count and accuracy is not None:
-            return intervals.wilson(round(accuracy * count), int(count))
-    return None
 
 
 def report(
@@ -99,7 +66,7 @@ def report(
         predictions.read_window(platform.engine, *window, limit=MAX_ANSWERS, version=version, labelled=only)
         for only in (False, True)
     )
-    history = known_accuracy(platform, version, created_at, window[1])
+    history = version_history.audited_answers(platform, version, created_at, window[1])
     log.info("comparing %d answers of digits v%s with its test images …", len(answers), version)
     folder = platform.settings.home / "reports" / reports.folder_name(*window, version)
     return reports.write(folder, platform.settings.workspace, reference, answers, labelled, history, counted)

@@ -178,15 +178,18 @@ def _refusals(counted: Hours) -> Problem | None:
             now, usual = rise
             statuses = {status: int(hourly[-span:].sum()) for status, hourly in counted.statuses.items()}
             reasons = ", ".join(
-                f"{status} {HTTPStatus(status).phrase}: {count:,}"
+                f"{status} {_phrase(status)}: {count:,}"
                 for status, count in sorted(statuses.items(), key=lambda item: -item[1])
                 if count
             )
-            message = (
-                f"{now:.0%} of the requests of the last {span} hours were refused ({reasons}), before {usual:.1%}."
-            )
+            message = f"{now:.0%} of the requests of the last {span} hours were refused or failed ({reasons}), before {usual:.1%}."
             return Problem(event="refusals", message=message)
     return None
+
+
+def _phrase(status: int) -> str:
+    # The service's own for a client that did not wait for its response.
+    return "Client Closed Request" if status == 499 else HTTPStatus(status).phrase
 
 
 def _uncertainty(counted: Hours, first: int) -> Problem | None:

@@ -16,7 +16,7 @@ from digits.storage import feedback, ledger, predictions, request_counts
 from digits.storage.feedback import FeedbackPolicy
 from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
 from digits.storage.request_counts import Total
-from flows import monitor
+from flows import monitor, version_history
 from flows.connections import Platform
 from flows.monitor import alerts_of
 from monitoring import reports
@@ -92,7 +92,7 @@ def audit(platform: Platform, days: range, per_day: int, wrong: int, client: str
 def monitored(platform: Platform, until: datetime) -> tuple[MonitoringVerdict, list[str]]:
     """The verdict on the 24 hours before, by the steps of the flow, and the events of its alerts."""
     version, created_at, sample = monitor.load(platform)
-    counted = monitor.count_traffic(platform, version, created_at, until)
+    counted = version_history.count_traffic(platform, version, created_at, until)
     hours = until - timedelta(hours=24), until
     verdict, path = monitor.report(platform, version, created_at, hours, sample, counted)
     return verdict, [alert.event for alert in alerts_of(version, verdict, path)]

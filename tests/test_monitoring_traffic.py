@@ -101,7 +101,9 @@ def test_refusals_are_told_with_their_status_also_if_nothing_is_answered_and_the
     refused[-DAY:] = 1
     (problem,) = traffic.problems(counted(steady(0), refused), UNTIL, LONG_AGO, None)
     assert problem.event == "refusals"
-    assert problem.message.startswith("100% of the requests of the last 24 hours were refused (422 Unprocessable")
+    assert problem.message.startswith(
+        "100% of the requests of the last 24 hours were refused or failed (422 Unprocessable"
+    )
     assert problem.message.endswith(": 24), before 0.0%.")
 
 
@@ -165,3 +167,11 @@ def test_the_figures_of_a_day() -> None:
     assert (found.requests, found.images, found.usual_requests, found.silent_hours) == (240, 216, 216, 0)
     assert found.refused is not None and (found.refused.right, found.refused.count) == (24, 240)
     assert found.uncertain is not None and (found.uncertain.right, found.uncertain.count) == (72, 216)
+
+
+def test_clients_that_do_not_wait_are_named() -> None:
+    answered, gone = steady(20), np.zeros(HOURS, int)
+    answered[-3:], gone[-3:] = 0, 20
+    hours = Hours(answered + gone, answered, gone, answered, gone * 0, {499: gone})
+    messages = [problem.message for problem in traffic.problems(hours, UNTIL, LONG_AGO, None)]
+    assert "(499 Client Closed Request: 60)" in messages[1]
