@@ -45,5 +45,8 @@ def test_a_thousand_equally_good_candidates_in_a_row_promote_one_in_at_most_a_fo
 
 
 def test_the_smallest_p_value_is_corrected_for_the_number_of_tests() -> None:
-    assert smallest_p_value({"a: p-value": 0.01, "b: p-value": 0.5, "b: images": 0.001, "corruption blur: p-value": 0}) == 0.02
+    assert (
+        smallest_p_value({"a: p-value": 0.01, "b: p-value": 0.5, "b: images": 0.001, "corruption blur: p-value": 0})
+        == 0.02
+    )
     assert smallest_p_value({"a: p-value": 0.9, "b: p-value": 0.9}) == smallest_p_value({}) == 1
