@@ -224,7 +224,7 @@ some_answers = st.builds(answers, st.integers(0, 5), st.integers(0, 300), st.non
 
 def verdict(candidate: NDArray[np.uint8], champion: NDArray[np.uint8], order: Any = slice(None)) -> GateVerdict:
     sample = EvaluationSample("test images", LABELS[order], candidate[order], champion[order])
-    return judge([sample], FIT, FIT, GatePolicy())
+    return judge([sample], FIT, FIT, GatePolicy(), significance=0.01)
 
 
 @quick
