@@ -1,5 +1,6 @@
 """`digits retrain`: new data comes in, a candidate is trained, and it replaces the champion only if it is really better."""
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -181,26 +182,42 @@ def decided_before(platform: Platform, version: str) -> str | None:
 
 def judge(platform: Platform, version: str, dataset: Dataset, recipe: Recipe) -> tuple[str | None, GateVerdict]:
     """Judge a candidate and tag it with the verdict. Returns the champion's version, None before the first, and the verdict."""
-    from models import candidate_comparison, promotion  # ONNX Runtime and scikit-learn
+    from models import candidate_comparison, evaluation_sets, promotion  # ONNX Runtime and scikit-learn
 
-    store, policy = platform.models, gate.GatePolicy.model_validate(platform.settings.gate)
-    current, test, floor = store.registry.version(), dataset.test, recipes.floor(recipe.name)
-    traffic = feedback.audited_traffic(platform.engine)
-    before = promotion.last_evidence(platform.registry, version, current) if current else {}
-    verdict = candidate_comparison.judge(store, version, current, test, traffic, floor, policy, before)
-    # Without another comparison, the tags of the last one remain.
-    if verdict.evidence != before:
-        promotion.record_verdict(platform.registry, version, current, verdict)
+    store, policy, engine = platform.models, gate.GatePolicy.model_validate(platform.settings.gate), platform.engine
+    current, floor = store.registry.version(), recipes.floor(recipe.name)
+    retired = evaluation_sets.retired(engine).keys()
+    sets = evaluation_sets.assemble(platform.datasets, store, engine, dataset, current, retired)
+    significance = policy.significance
+    verdict = candidate_comparison.judge(store, version, current, sets, floor, policy, significance, retired)
+    for one in sets:
+        log.info("evaluation set %s: %s images of %s, %s", one.name, f"{len(one.split):,}", one.fingerprint, one.source)
+    for line in gate.table(verdict.evidence):
+        log.info(
+            "on %s: %s", line["set"], ", ".join(f"{name} {value}" for name, value in line.items() if name != "set")
+        )
+    fingerprints = {one.name: one.fingerprint for one in sets}
+    platform.registry.tag_version(version, {"evaluation_sets": json.dumps(fingerprints)})
+    promotion.record_verdict(platform.registry, version, current, verdict)
     return current, verdict
 
 
 def apply_verdict(platform: Platform, version: str, champion: str | None, verdict: GateVerdict) -> None:
     """Show the verdict on the page of the flow run, and promote the candidate or keep an undecided one as challenger."""
-    from models import promotion
+    from models import evaluation_sets, promotion
 
     log.info("digits v%s: %s", version, verdict.sentence)
-    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
-    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in verdict.evidence.items())
-    title = f"digits v{version}: {verdict.decision}"
-    publish("gate", title, f"# {title}\n\n{reasons}\n\n| evidence | |\n|---|---|\n{rows}\n")
+    publish("gate", f"digits v{version}: {verdict.decision}", gate_page(version, verdict))
     promotion.apply_verdict(platform.registry, platform.models, platform.engine, version, champion, verdict)
+    evaluation_sets.pin_first_anchor(platform.models, platform.engine)
+
+
+def gate_page(version: str, verdict: GateVerdict) -> str:
+    """The verdict as Markdown: its reasons, a table of the evaluation sets, and all evidence."""
+    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
+    lines = gate.table(verdict.evidence)
+    cells = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)] if lines else []
+    sets = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    evidence = "\n".join(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in verdict.evidence.items())
+    table = f"{sets}\n\n" if lines else ""
+    return f"# digits v{version}: {verdict.decision}\n\n{reasons}\n\n{table}| evidence | |\n|---|---|\n{evidence}\n"

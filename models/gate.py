@@ -1,6 +1,6 @@
 """The gate: whether a candidate replaces the champion, judged on the same images; pure functions without input or output."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
@@ -237,6 +237,8 @@ def judge(
         evidence |= sample.evidence(policy)
     for corrupted in corruptions:
         evidence |= _corruption_evidence(corrupted)
+    if not samples:
+        return GateVerdict(UNDECIDED, ["every evaluation set is retired; `digits evaluations` lists them"], evidence)
     if harm := [*_unservable(candidate, policy), *_harm(samples, corruptions, policy)]:
         return GateVerdict("hold", harm, evidence)
     better = [sample for sample in samples if sample.p_value <= significance / len(samples)]
@@ -251,6 +253,24 @@ def judge(
         return GateVerdict(UNDECIDED, doubts, evidence)
     reasons = [f"{sample}, a gain of {100 * sample.gain:.2f} points, p = {sample.p_value:.2g}" for sample in enough]
     return GateVerdict("promote", reasons, evidence)
+
+
+def table(evidence: Mapping[str, float]) -> list[dict[str, str]]:
+    """What the evidence says of each evaluation set, as texts for a table."""
+    columns = {
+        "images": ("images", ",.0f"),
+        "left out": ("left out", ",.0f"),
+        "champion": ("champion accuracy", ".4f"),
+        "candidate": ("accuracy", ".4f"),
+        "p": ("p-value", ".2g"),
+        "bound of more errors": ("bound", ".1f"),
+        "allowed": ("margin", ".1f"),
+    }
+    sets = [name.removesuffix(": margin") for name in evidence if name.endswith(": margin")]
+    return [
+        {"set": name} | {column: format(evidence[f"{name}: {key}"], form) for column, (key, form) in columns.items()}
+        for name in sets
+    ]
 
 
 def sign_flip(totals: NDArray[np.int64]) -> float:
