@@ -26,9 +26,8 @@ class GatePolicy(BaseModel):
     min_error_reduction: float = Field(0.125, ge=0, le=1, description="Smallest fraction of errors to remove.")
     max_error_growth: float = Field(0.3, ge=0, description="Largest growth of the errors on a set, as a fraction.")
     error_tolerance: int = Field(3, ge=0, description="Errors allowed beyond that growth, for sets with few errors.")
-    max_slice_loss: float = Field(
-        0.02, ge=0, le=1, description="Loss of accuracy that a digit, route or client may have."
-    )
+    max_slice_growth: float = Field(2.0, ge=0, description="Growth of a digit's errors, at the set's error rate.")
+    max_slice_loss: float = Field(0.05, ge=0, le=1, description="Largest loss of accuracy of a digit, route or client.")
     max_corruption_loss: float = Field(0.02, ge=0, le=1, description="Loss of weighted accuracy on corrupted images.")
     harm_significance: float = Field(0.05, gt=0, lt=0.5, description="Level of the tests and bounds of harm.")
     min_sample: int = Field(50, ge=1, description="Fewest images of a set, and of a route or client judged by itself.")
@@ -315,7 +314,7 @@ def _harm(
             yield _more_errors(sample, sample.margin(policy), policy)
         slices = sample.slices(policy)
         for part in slices:
-            margin = max(part.margin(policy), policy.max_slice_loss * len(part.labels))
+            margin = _slice_margin(sample, part, policy)
             if -part.changes.sum() > margin and part.loss_p_value <= policy.harm_significance / len(slices):
                 yield _more_errors(part, margin, policy)
     yield from _corruption_harm(corruptions, policy)
@@ -323,6 +322,12 @@ def _harm(
 
 def _margin(errors: int, policy: GatePolicy) -> float:
     return policy.max_error_growth * errors + policy.error_tolerance
+
+
+def _slice_margin(sample: EvaluationSample, part: EvaluationSample, policy: GatePolicy) -> float:
+    """How many more errors a part of the sample may have; seeds of one recipe differ by the sample's error rate or more."""
+    growth = policy.max_slice_growth * sample.errors / len(sample.labels)
+    return min(growth, policy.max_slice_loss) * len(part.labels) + policy.error_tolerance
 
 
 def _more_errors(sample: EvaluationSample, margin: float, policy: GatePolicy) -> str:
