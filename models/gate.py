@@ -281,14 +281,16 @@ def sign_flip(totals: NDArray[np.int64]) -> float:
     from scipy.stats import binom  # takes 1 s to import
 
     sizes = np.abs(totals[totals != 0])
-    ones = int((sizes == 1).sum())
+    ones, total = int((sizes == 1).sum()), int(totals.sum())
+    if ones == len(sizes):
+        return float(binom.sf((ones + total) // 2 - 1, ones, 0.5))
     # The probabilities of the sums -n, ..., n.
     chances = np.zeros(2 * ones + 1)
     chances[::2] = binom.pmf(np.arange(ones + 1), ones, 0.5)
     for size in sizes[sizes > 1]:
         padding = np.zeros(2 * size)
         chances = (np.concatenate([chances, padding]) + np.concatenate([padding, chances])) / 2
-    return float(min(1.0, chances[len(chances) // 2 + int(totals.sum()) :].sum()))
+    return float(min(1.0, chances[len(chances) // 2 + total :].sum()))
 
 
 def _unservable(candidate: ModelFacts, policy: GatePolicy) -> list[str]:

@@ -27,6 +27,10 @@ def judge(*samples: EvaluationSample, corruptions: Sequence[CorruptedSample] = (
     return gate.judge(samples, FACTS, FACTS, POLICY, LEVEL, corruptions)
 
 
+def decide(*samples: EvaluationSample) -> str:
+    return judge(*samples).decision
+
+
 def naive(*samples: EvaluationSample, corruption_loss: float = 0.0) -> str:
     """The rule without the guard: better on one sample by McNemar's test, and no loss of more than 0.2 points is significant.
 
@@ -107,10 +111,15 @@ def another_dataset(repetitions: int) -> Finding:
     """A candidate trained on the bundled digits, or on 5,000 of one scanner, against a champion trained on MNIST."""
     settings, blur = load_settings(), PERTURBATIONS["blur"].apply
     bundled = sources.read("bundled", mnist=None, cache=settings.downloads)
-    scanned = [Split(blur(PERTURBATIONS["shift"].apply(one.images, 4.0), 1.0), one.labels) for one in (
-        part(mnist().train, slice(-5000, None)), part(mnist().validation, slice(0, 1000)), part(mnist().test, slice(0, 1000)),
-    )]  # fmt: skip
-    others = {"bundled": bundled, "one scanner": Dataset(*scanned, "scanner")}
+    rows = (
+        part(mnist().train, slice(-5000, None)),
+        part(mnist().validation, slice(0, 1000)),
+        part(mnist().test, slice(0, 1000)),
+    )
+    train, validation, test = (
+        Split(blur(PERTURBATIONS["shift"].apply(one.images, 4.0), 1.0), one.labels) for one in rows
+    )
+    others = {"bundled": bundled, "one scanner": Dataset(train, validation, test, "scanner")}
     found = {}
     for name, data in others.items():
         candidate = network(data.train, data.validation)
@@ -163,14 +172,15 @@ def of_clients(rng: np.random.Generator, gain: float, count: int = 100, images: 
 def harm(repetitions: int) -> Finding:
     """Better on the traffic, but one digit is lost there, or the errors on the anchor grow by 38 %."""
     rng = np.random.default_rng(9)
-    cases = {
-        "7 unreadable in the traffic": lambda: (pair(rng, "anchor", 10_000, 0.02, 0.02), seven_lost(rng)),
-        "errors at 99.5 % + 38 %": lambda: (
-            pair(rng, "anchor", 10_000, 0.005, 0.0069),
-            pair(rng, "traffic", 1000, 0.1, 0.04),
-        ),
+    drawn = {
+        "7 unreadable in the traffic": [
+            (pair(rng, "anchor", 10_000, 0.02, 0.02), seven_lost(rng)) for _ in range(repetitions)
+        ],
+        "errors at 99.5 % + 38 %": [
+            (pair(rng, "anchor", 10_000, 0.005, 0.0069), pair(rng, "traffic", 1000, 0.1, 0.04))
+            for _ in range(repetitions)
+        ],
     }
-    drawn = {name: [case() for _ in range(repetitions)] for name, case in cases.items()}
     before = {name: np.mean([naive(*one) == "promote" for one in contests]) for name, contests in drawn.items()}
     after = {name: np.mean([judge(*one).decision == "promote" for one in contests]) for name, contests in drawn.items()}
     good = [(pair(rng, "anchor", 10_000, 0.01, 0.005),) for _ in range(repetitions)]
@@ -178,7 +188,7 @@ def harm(repetitions: int) -> Finding:
         (pair(rng, "anchor", 10_000, 0.01, 0.01), pair(rng, "traffic", 600, 0.3, 0.1)) for _ in range(repetitions)
     ]
     power = [
-        [np.mean([rule(*one) == "promote" for one in contests]) for rule in (naive, lambda *one: judge(*one).decision)]
+        [float(np.mean([rule(*one) == "promote" for one in contests])) for rule in (naive, decide)]
         for contests in (good, good_after_shift)
     ]
     return Finding(
@@ -208,16 +218,11 @@ def ratchet(repetitions: int) -> Finding:
     start[rng.choice(10_000, 50, replace=False)] += 1
     start %= 10
     ends = [
-        [ten_promotions(rng, labels, start, rule) for _ in range(max(1, repetitions // 50))]
-        for rule in (naive, judge_after)
+        [ten_promotions(rng, labels, start, rule) for _ in range(max(1, repetitions // 50))] for rule in (naive, decide)
     ]
     before, after = (max(end) for end in ends)
     margin = 50 + POLICY.max_error_growth * 50 + POLICY.error_tolerance
     return Finding(f"50 -> {before} errors on the anchor", f"50 -> {after} errors", "", after <= margin < before)
-
-
-def judge_after(anchor: EvaluationSample, traffic: EvaluationSample) -> str:
-    return judge(anchor, traffic).decision
 
 
 def ten_promotions(rng: np.random.Generator, labels: Labels, champion: Labels, rule: Callable[..., str]) -> int:
