@@ -125,10 +125,11 @@ def check_policies(settings: Settings) -> None:
 
 def repair_crashed(platform: Platform) -> None:
     """Close the runs of retrainings whose process died, and record a promotion that did not reach the ledger."""
-    from models import promotion
+    from models import evaluation_sets, promotion
 
     crashed_runs.mark_crashed(platform.registry, timedelta(seconds=LEASE_SECONDS))
     promotion.repair_ledger(platform.registry, platform.models, platform.engine)
+    evaluation_sets.pin_first_anchor(platform.models, platform.engine)
 
 
 def assemble_dataset(platform: Platform, data: str | None) -> Dataset:
