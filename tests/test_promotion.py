@@ -9,7 +9,7 @@ from conftest import Files
 from conftest import Registry as Memory
 
 from digits.storage import database, ledger
-from models import gate, promotion
+from models import promotion
 from models.gate import UNDECIDED, GateVerdict
 from models.model_store import ModelStore, VerifiedModel
 
@@ -69,7 +69,7 @@ def test_who_is_overtaken_while_a_version_is_checked_changes_nothing(
 
 
 def test_an_earlier_comparison_counts_beside_the_same_champion_alone(stand_in: Any) -> None:
-    evidence = {gate.COMPARISON: 2.0, "new traffic: images": 60.0}
+    evidence = {"traffic: images": 60.0}
     promotion.record_verdict(stand_in, "2", "1", GateVerdict(UNDECIDED, ["who knows"], evidence))
     assert promotion.last_evidence(stand_in, "2", "1") == evidence
     assert promotion.last_evidence(stand_in, "2", "3") == promotion.last_evidence(stand_in, "3", "1") == {}
