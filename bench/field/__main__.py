@@ -10,10 +10,10 @@ a rule does not do what it promises.
 import argparse
 import time
 
-from bench.field import challenger, data
+from bench.field import challenger, data, gate
 from bench.field.scenario import Scenario
 
-SCENARIOS: tuple[Scenario, ...] = (*data.SCENARIOS, *challenger.SCENARIOS)
+SCENARIOS: tuple[Scenario, ...] = (*gate.SCENARIOS, *data.SCENARIOS, *challenger.SCENARIOS)
 
 
 def main() -> None:
