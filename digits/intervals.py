@@ -22,3 +22,10 @@ def wilson(right: int, count: int) -> Proportion:
 
     interval = binomtest(right, count).proportion_ci(0.95, method="wilson")
     return Proportion(right=right, count=count, value=right / count, low=interval.low, high=interval.high)
+
+
+def lower_bound(right: int, count: int, alpha: float) -> float:
+    """What the true proportion falls below with a probability of at most alpha: exact (Clopper and Pearson, Biometrika 26, 1934)."""
+    from scipy.stats import binomtest  # as above
+
+    return float(binomtest(right, count).proportion_ci(1 - 2 * alpha, method="exact").low)

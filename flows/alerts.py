@@ -19,7 +19,7 @@ log = logging.getLogger("flows.alerts")
 class Alert:
     """One alert; another one with the same `event` and `about` is not sent within the cooldown."""
 
-    event: str  # "drift", "accuracy", "retraining failed"
+    event: str  # "drift", "accuracy", "no traffic", "refusals", "uncertainty", "no labels", "retraining failed"
     about: str  # the version and the explanations of its drift, or the type of the error
     message: str
     details: Mapping[str, Any] = field(default_factory=dict)  # JSON values

@@ -12,12 +12,13 @@ from prefect.events import emit_event
 from digits.reference import Reference
 from digits.settings import Settings, local_url
 from digits.storage import feedback, predictions
-from flows import alerts, tasks
+from flows import alerts, tasks, version_history
 from flows.alerts import Alert
 from flows.connections import Platform
 from flows.tasks import server_task, task
 from monitoring import reports, windows
 from monitoring.reports import MonitoringVerdict
+from monitoring.traffic import Traffic
 from monitoring.windows import TimeRange
 
 log = logging.getLogger("digits.monitor")
@@ -32,7 +33,8 @@ def monitor(since: str = "24h") -> str:
     platform, until = Platform(), datetime.now(UTC)
     version, created_at, reference = server_task(load)(platform)
     window = max(windows.parse_since(since, until), created_at), until
-    verdict, path = server_task(report)(platform, version, window, reference)
+    counted = server_task(version_history.count_traffic)(platform, version, created_at, until)
+    verdict, path = server_task(report)(platform, version, created_at, window, reference, counted)
     publish(platform.settings, version, verdict, path)
     for alert in alerts_of(version, verdict, path):
         task(alerts.send)(platform.settings, alert)
@@ -48,7 +50,14 @@ def load(platform: Platform, version: str | None = None) -> tuple[str, datetime,
     return found.version, datetime.fromisoformat(found.card["created_at"]), found.reference
 
 
-def report(platform: Platform, version: str, window: TimeRange, reference: Reference) -> tuple[MonitoringVerdict, Path]:
+def report(
+    platform: Platform,
+    version: str,
+    created_at: datetime,
+    window: TimeRange,
+    reference: Reference,
+    counted: Traffic | None = None,
+) -> tuple[MonitoringVerdict, Path]:
     """Report on the version's answers in the window, of more than `MAX_ANSWERS` on a sample. Returns the verdict and the report's path.
 
     The report's folder is named after the window, and the history of the Evidently UI gets a point.
@@ -57,9 +66,10 @@ def report(platform: Platform, version: str, window: TimeRange, reference: Refer
         predictions.read_window(platform.engine, *window, limit=MAX_ANSWERS, version=version, labelled=only)
         for only in (False, True)
     )
+    history = version_history.audited_answers(platform, version, created_at, window[1])
     log.info("comparing %d answers of digits v%s with its test images …", len(answers), version)
     folder = platform.settings.home / "reports" / reports.folder_name(*window, version)
-    return reports.write(folder, platform.settings.workspace, reference, answers, labelled)
+    return reports.write(folder, platform.settings.workspace, reference, answers, labelled, history, counted)
 
 
 def publish(settings: Settings, version: str, verdict: MonitoringVerdict, path: Path) -> None:
@@ -96,7 +106,7 @@ def remove_old_reports(settings: Settings) -> None:
 
 
 def alerts_of(version: str, verdict: MonitoringVerdict, path: Path) -> list[Alert]:
-    """The alerts of a verdict; two with the same explanations, or with a loss of the same version, are the same alert."""
+    """The alerts of a verdict; two with the same explanations, or about the same loss or traffic of a version, are the same alert."""
     about = f"digits v{version}"
     details = {"recommendations": list(verdict.recommendations), **_facts(verdict), "report": str(path)}
     found = []
@@ -105,7 +115,8 @@ def alerts_of(version: str, verdict: MonitoringVerdict, path: Path) -> list[Aler
         found.append(Alert("drift", f"{about}: {explanations}", verdict.drift.message, details))
     if verdict.accuracy.verdict == "worse":
         found.append(Alert("accuracy", about, verdict.accuracy.message, details))
-    return found
+    problems = verdict.traffic.problems if verdict.traffic else ()
+    return [*found, *(Alert(problem.event, about, problem.message, details) for problem in problems)]
 
 
 def _facts(verdict: MonitoringVerdict) -> dict[str, Any]:

@@ -1,6 +1,10 @@
-"""Accuracy in production: measured where feedback gave the true digit, estimated from calibrated confidence elsewhere."""
+"""Accuracy in production: tested on all that is known of a version's audited answers, estimated from calibrated confidence elsewhere."""
 
-from typing import Literal
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,80 +13,232 @@ from pydantic import BaseModel
 from digits import intervals
 from digits.intervals import Proportion
 from digits.reference import Reference
+from digits.storage.audit import AuditedAnswer
 from digits.storage.predictions import PredictionWindow
+from monitoring import sequential
+from monitoring.sequential import Days, Values
 
-MIN_LABELS = 50  # of the audit sample; with fewer there is no verdict
+MIN_LABELS = 50  # with fewer, nothing but a fall is claimed; and in the newest stretch
+STRETCH_DAYS = 7  # of the newest stretch
+ALPHA = 0.01  # the chance that a version is ever called worse though it is not: half for the test, half for the expected accuracy
 
 Verdict = Literal["as expected", "worse", "not enough labels"]
 
 
+@dataclass(frozen=True)
+class History:
+    """All that is known of a version's accuracy, except its reference."""
+
+    answers: Sequence[AuditedAnswer]  # the labelled audit sample, oldest first
+    since: datetime  # when the version began
+    promoted_at: Proportion | None = None  # on the labelled traffic on which the gate judged it; None if there was none
+
+
+class Observations(NamedTuple):
+    """What counts as independent, ordered by day; arrays of length n."""
+
+    values: Values  # the share of right answers: 0 or 1, or between for several answers to one client
+    days: Days  # since the version began
+    labels: NDArray[np.int64]  # the number of labels in each
+
+
+class Stretch(BaseModel, frozen=True):
+    """The newest labelled audit answers: those of seven days, or of more days until there are `MIN_LABELS`."""
+
+    labels: int
+    since: date
+    until: date  # the day of the newest labelled answer
+    value: float  # the mean over observations
+    low: float  # a 95 % interval that is valid at every look
+    high: float
+
+
 class Accuracy(BaseModel, frozen=True):
-    """The accuracy of one window."""
+    """The accuracy of a version, and of one window of its answers."""
 
     verdict: Verdict
     expected: Proportion  # of the version on its held-out reference
-    labelled: Proportion | None  # of the labelled predictions; None without labels
-    audited: Proportion | None  # of the labelled audit sample, which was drawn at random; None without any
-    per_digit: dict[int, Proportion]  # of the labelled predictions, by true digit
-    estimate: float | None  # the mean calibrated confidence of all predictions; None when there are none
-    estimate_error: float | None  # the same estimate for the audit sample alone, minus its accuracy
+    least: float  # the lower bound of what is expected: of the reference, or of the traffic that the version was promoted on
+    evidence: float  # the logarithm (base 10) of the e-value against an accuracy of at least that; *worse* from 2.3 on
+    newest: Stretch | None  # None without labels
+    worse_since: date | None  # the most likely day; None unless it is worse
+    labelled: Proportion | None  # of the window's labelled predictions; None without labels
+    audited: Proportion | None  # of the window's labelled audit sample, which was drawn at random; None without any
+    per_digit: dict[int, Proportion]  # of the window's labelled predictions, by true digit
+    estimate: float | None  # the mean calibrated confidence of the window's predictions; None when there are none
+    estimate_error: float | None  # the same estimate for the newest stretch's labelled answers, minus their accuracy
+    drifted: bool  # whether the window's images differ from the reference, so that the estimate means nothing
 
     @property
     def message(self) -> str:
-        expected = f"{self.expected.value:.2%} of {self.expected.count} held-out images"
-        estimate = "" if self.estimate is None else f" The estimate from the confidence is {self.estimate:.2%}"
-        audited, error = self.audited, self.estimate_error
-        if audited is None or error is None or self.verdict == "not enough labels":
-            labels = f"{audited.count if audited else 0} of at least {MIN_LABELS} labels of the audit sample"
-            return f"Accuracy is not known: {labels}; expected: {expected}.{estimate}{'.' if estimate else ''}"
-        verdict = "worse than expected" if self.verdict == "worse" else self.verdict
-        interval = f"({audited.low:.2%} to {audited.high:.2%})"
-        measured = f"{audited.value:.2%} {interval} of {audited.count} audited predictions"
+        parts = [self._measured, self._window, "" if self.drifted else self._estimated]
+        return " ".join(part for part in parts if part)
+
+    @property
+    def _measured(self) -> str:
+        expected = f"expected: at least {self.least:.2%}"
+        if self.newest is None or self.verdict == "not enough labels":
+            count = self.newest.labels if self.newest else 0
+            return f"Accuracy is not known: {count} of at least {MIN_LABELS} labels of the audit sample; {expected}."
+        new = self.newest
+        verdict = f"worse than expected since about {self.worse_since}" if self.worse_since else self.verdict
+        measured = f"{new.value:.2%} ({new.low:.2%} to {new.high:.2%})"
+        return (
+            f"Accuracy is {verdict}: {measured} of {new.labels} audited predictions from {new.since} to {new.until} are "
+            f"correct, {expected}."
+        )
+
+    @property
+    def _window(self) -> str:
+        if not self.audited:
+            return ""
+        return f"Of this window's {self.audited.count} audited predictions {self.audited.value:.2%} are correct."
+
+    @property
+    def _estimated(self) -> str:
+        if self.estimate is None:
+            return ""
+        estimate, error = f"The estimate from the confidence is {self.estimate:.2%}", self.estimate_error
+        if error is None or self.newest is None:
+            return f"{estimate}; no label has confirmed it."
         too = f"{100 * abs(error):.1f} points too {'high' if error > 0 else 'low'}"
-        return f"Accuracy is {verdict}: {measured} are correct, expected: {expected}.{estimate}, on the audit sample {too}."
+        return f"{estimate}; on the newest {self.newest.labels} audited predictions it was {too}."
 
 
-def assess(reference: Reference, window: PredictionWindow, labelled: PredictionWindow | None = None) -> Accuracy:
-    """The window's accuracy against the version's own on held-out images.
+def assess(
+    reference: Reference,
+    window: PredictionWindow,
+    labelled: PredictionWindow | None = None,
+    history: History | None = None,
+    drifted: bool = False,
+) -> Accuracy:
+    """The accuracy of a version against its own on held-out images, by all labelled audit answers in its history.
 
-    `labelled` holds all labelled predictions of that time where the window is a sample. *Worse* when the 95 % interval of the
-    difference lies below 0 (Newcombe, Statist. Med. 17, 1998, method 10: composed of the two Wilson intervals). Only the audit
-    sample decides the verdict, with at least `MIN_LABELS`: labels that users choose to send are mostly complaints.
+    `labelled` holds all labelled predictions of the window's time where the window is a sample; without a `history` its audit
+    sample is all that is known. Only the audit sample decides the verdict: labels that users choose to send are mostly complaints.
     """
     known = window if labelled is None else labelled
-    expected = _accuracy(reference.probabilities.argmax(axis=1) == reference.labels)
+    history = history or _history(known)
+    expected, least = _expected(reference, history.promoted_at)
+    observed = observations(history)
+    stretch, answers = _newest(observed, history)
     has_label, right = known.labels >= 0, known.digits == known.labels
-    audited = _accuracy(right[known.audited]) if known.audited.any() else None
-    estimate = _estimate(reference, window.probabilities)
-    audit_estimate = _estimate(reference, known.probabilities[known.audited])
-    verdict: Verdict = "not enough labels"
-    if audited and audited.count >= MIN_LABELS:
-        margin = np.hypot(audited.high - audited.value, expected.value - expected.low)
-        verdict = "worse" if audited.value + margin < expected.value else "as expected"
+    verdict, log_e_value = judge(observed, least)
     return Accuracy(
         verdict=verdict,
         expected=expected,
+        least=least,
+        evidence=log_e_value / np.log(10),
+        newest=stretch,
+        worse_since=_day(history, sequential.likely_start(*observed[:2], least)) if verdict == "worse" else None,
         labelled=_accuracy(right[has_label]) if has_label.any() else None,
-        audited=audited,
+        audited=_accuracy(right[known.audited]) if known.audited.any() else None,
         per_digit={int(d): _accuracy(right[known.labels == d]) for d in np.unique(known.labels[has_label])},
-        estimate=estimate,
-        estimate_error=None if audited is None or audit_estimate is None else audit_estimate - audited.value,
+        estimate=_estimate(reference, window.probabilities.max(axis=1, initial=0)),
+        estimate_error=_estimate_error(reference, answers),
+        drifted=drifted,
     )
+
+
+def observations(history: History) -> Observations:
+    """The labelled audit answers of one client on one day are one observation, their mean: digits of one writer are alike.
+
+    Answers to unknown clients count one by one.
+    """
+    groups: dict[tuple[int, str], list[bool]] = defaultdict(list)
+    for answer in history.answers:
+        groups[(answer.at.date() - history.since.date()).days, answer.client or answer.id].append(answer.is_right)
+    ordered = sorted(groups.items(), key=lambda group: group[0][0])
+    return Observations(
+        np.array([np.mean(right) for _, right in ordered], np.float64),
+        np.array([day for (day, _), _ in ordered], np.int64),
+        np.array([len(right) for _, right in ordered], np.int64),
+    )
+
+
+def judge(observed: Observations, least: float) -> tuple[Verdict, float]:
+    """The verdict and the logarithm of the e-value against an accuracy of at least `least`.
+
+    *Worse* when it exceeds 2 / `ALPHA`, unless the newest stretch reaches `least`: a fall may end.
+    """
+    values, days, labels = observed
+    if not len(values):
+        return "not enough labels", 0.0
+    log_e_value = float(sequential.log_e_values(values, days, least)[-1])
+    if log_e_value >= np.log(2 / ALPHA) and values[days >= _stretch_start(observed)].mean() < least:
+        return "worse", log_e_value
+    return "as expected" if labels.sum() >= MIN_LABELS else "not enough labels", log_e_value
+
+
+def _stretch_start(observed: Observations) -> int:
+    """The first day of the newest stretch: whole days, so that its interval belongs to a day on which bets start."""
+    newer = observed.labels[::-1].cumsum()[::-1]  # from each observation on
+    enough = observed.days[newer >= MIN_LABELS]
+    return max(0, int(min(observed.days[-1] - STRETCH_DAYS + 1, enough[-1] if len(enough) else 0)))
+
+
+def _newest(observed: Observations, history: History) -> tuple[Stretch | None, Sequence[AuditedAnswer]]:
+    """The newest stretch and its answers."""
+    if not len(observed.values):
+        return None, ()
+    start = _stretch_start(observed)
+    values = observed.values[observed.days >= start]
+    low, high = sequential.interval(values, start)
+    answers = [answer for answer in history.answers if answer.at.date() >= _day(history, start)]
+    stretch = Stretch(
+        labels=len(answers),
+        since=answers[0].at.date(),
+        until=answers[-1].at.date(),
+        value=float(values.mean()),
+        low=low,
+        high=high,
+    )
+    return stretch, answers
+
+
+def _day(history: History, day: int) -> date:
+    return history.since.date() + timedelta(days=day)
+
+
+def _expected(reference: Reference, promoted_at: Proportion | None) -> tuple[Proportion, float]:
+    """The accuracy on the reference, and the lower of the exact bounds (Clopper and Pearson, Biometrika 26, 1934) of what is expected.
+
+    A version that was promoted for its accuracy on new traffic is not worse because it was better on older images.
+    """
+    expected = _accuracy(reference.probabilities.argmax(axis=1) == reference.labels)
+    known = [proportion for proportion in (expected, promoted_at) if proportion]
+    return expected, min(intervals.lower_bound(one.right, one.count, ALPHA / 2) for one in known)
+
+
+def _history(window: PredictionWindow) -> History:
+    chosen = np.flatnonzero(window.audited)
+    right, probabilities = window.digits == window.labels, window.probabilities.max(axis=1, initial=0)
+    answers = [
+        AuditedAnswer(window.ids[n], window.at[n], window.clients[n], bool(right[n]), float(probabilities[n]))
+        for n in chosen
+    ]
+    return History(answers, answers[0].at if answers else datetime.min)
 
 
 def _accuracy(right: NDArray[np.bool_]) -> Proportion:
     return intervals.wilson(int(right.sum()), len(right))
 
 
-def _estimate(reference: Reference, probabilities: NDArray[np.float32]) -> float | None:
+def _estimate(reference: Reference, confidences: NDArray[np.floating]) -> float | None:
     """The mean of the version's accuracy on its reference at each confidence: isotonic regression; None without predictions.
 
     On images unlike the reference this is too high; `estimate_error` shows by how much, once there are labels.
     """
     from sklearn.isotonic import IsotonicRegression  # 1 s
 
-    if not len(probabilities):
+    if not len(confidences):
         return None
     right = reference.probabilities.argmax(axis=1) == reference.labels
     calibration = IsotonicRegression(out_of_bounds="clip").fit(reference.probabilities.max(axis=1), right)
-    return float(calibration.predict(probabilities.max(axis=1)).mean())
+    return float(calibration.predict(confidences).mean())
+
+
+def _estimate_error(reference: Reference, answers: Sequence[AuditedAnswer]) -> float | None:
+    """The estimate for labelled answers minus their accuracy; None without any."""
+    estimate = _estimate(reference, np.array([answer.probability for answer in answers]))
+    return None if estimate is None else estimate - float(np.mean([answer.is_right for answer in answers]))

@@ -16,8 +16,10 @@ from digits.files import replacing, write_atomically
 from digits.reference import Reference
 from digits.storage.predictions import PredictionWindow
 from monitoring import _evidently, accuracy, drift, drift_images, image_statistics
+from monitoring.accuracy import History
 from monitoring.drift import Tables
 from monitoring.image_statistics import STATISTICS, Columns
+from monitoring.traffic import Traffic
 
 PROJECT = "digits"  # in the Evidently workspace
 REPORT = "report.html"
@@ -32,7 +34,7 @@ _CORRECT, _AUDITED, _DRIFTED = "correct", "audit_correct", "drifted_share"
 
 
 class MonitoringVerdict(BaseModel, frozen=True):
-    """The drift and the accuracy of one window."""
+    """The drift and the accuracy of one window, and the traffic before its end."""
 
     since: datetime | None  # first and last prediction, UTC; None for an empty window
     until: datetime | None
@@ -40,6 +42,7 @@ class MonitoringVerdict(BaseModel, frozen=True):
     versions: tuple[str, ...]  # that answered in this window
     drift: drift.Drift
     accuracy: accuracy.Accuracy
+    traffic: Traffic | None  # None for past windows
     message: str
     recommendations: tuple[str, ...]  # what to do, each thing once
 
@@ -49,13 +52,16 @@ def assess(
     window: PredictionWindow,
     labelled: PredictionWindow | None = None,
     tables: Tables | None = None,
+    history: History | None = None,
+    traffic: Traffic | None = None,
 ) -> MonitoringVerdict:
     """Drift and accuracy of a window, against the reference sample of the version that answered it.
 
-    `labelled` holds all labelled predictions of that time where the window is a sample.
+    `labelled` holds all labelled predictions of that time where the window is a sample, `history` what is known of the version's
+    accuracy at all times.
     """
     found = drift.detect(reference, window, tables)
-    accurate = accuracy.assess(reference, window, labelled)
+    accurate = accuracy.assess(reference, window, labelled, history, found.verdict == "drift")
     recommendations = tuple(dict.fromkeys(explanation.recommendation for explanation in found.explanations))
     if accurate.verdict == "worse" and not recommendations:
         recommendations = ("Check the labels and the wrongly classified digits; then retrain with the labelled ones.",)
@@ -66,7 +72,8 @@ def assess(
         versions=tuple(sorted(set(window.versions))),
         drift=found,
         accuracy=accurate,
-        message=f"{found.message} {accurate.message}",
+        traffic=traffic,
+        message=" ".join(part.message for part in (traffic, found, accurate) if part and part.message),
         recommendations=recommendations,
     )
 
@@ -83,6 +90,8 @@ def write(
     reference: Reference,
     window: PredictionWindow,
     labelled: PredictionWindow | None = None,
+    history: History | None = None,
+    traffic: Traffic | None = None,
 ) -> tuple[MonitoringVerdict, Path]:
     """Assess a window, write its report into the folder, and its run into the workspace that the Evidently UI shows.
 
@@ -90,7 +99,7 @@ def write(
     second call for the same folder replaces the files and the run, so a window can be recomputed.
     """
     tables = drift.measure(reference, window) if len(window) else None
-    verdict = assess(reference, window, labelled, tables)
+    verdict = assess(reference, window, labelled, tables, history, traffic)
     folder.mkdir(parents=True, exist_ok=True)
     path, html, marker = (folder / name for name in (VERDICT, REPORT, _RUN))
     write_atomically(path, verdict.model_dump_json(indent=2).encode())
@@ -126,12 +135,6 @@ def remove_old(reports: Path, workspace: Path, before: datetime) -> list[str]:
 
 def markdown(version: str, verdict: MonitoringVerdict, report: Path, history: str) -> str:
     """The verdict as a page; `history` is the address of the Evidently UI."""
-    found = verdict.accuracy
-    shares = {"expected": found.expected, "labelled predictions": found.labelled, "audit sample": found.audited}
-    digits = {f"labelled {digit}s": share for digit, share in sorted(found.per_digit.items())}
-    accuracies = [(name, str(share), str(share.count)) for name, share in (shares | digits).items() if share]
-    if found.estimate is not None:
-        accuracies.append(("estimate from the confidence", f"{100 * found.estimate:.2f} %", str(verdict.count)))
     columns = [
         (one.name, f"{one.reference:.3g}", f"{one.current:.3g}", one.unit, f"{one.score:.3f}", f"{one.threshold:.3f}")
         for one in verdict.drift.columns
@@ -141,11 +144,41 @@ def markdown(version: str, verdict: MonitoringVerdict, report: Path, history: st
         f"# digits v{version}: {verdict.drift.verdict}",
         verdict.message,
         "\n".join(f"- {sentence}" for sentence in verdict.recommendations),
-        _table(("accuracy", "share", "of"), accuracies),
+        _table(("accuracy", "share", "of"), _accuracies(verdict)),
+        _table(("traffic of 24 hours", ""), _traffic(verdict.traffic)) if verdict.traffic else "",
         _table(("column", "reference", "current", "unit", "score", "threshold"), columns) if columns else "",
         f"[history in the Evidently UI]({history}), `{report}`",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _accuracies(verdict: MonitoringVerdict) -> list[tuple[str, str, str]]:
+    """Name, share with its interval, and number of each accuracy that is known."""
+    found, new = verdict.accuracy, verdict.accuracy.newest
+    shares = {"held-out images": found.expected, "labelled predictions": found.labelled, "audit sample": found.audited}
+    digits = {f"labelled {digit}s": share for digit, share in sorted(found.per_digit.items())}
+    rows = [(name, str(share), str(share.count)) for name, share in (shares | digits).items() if share]
+    if new:
+        interval = f"{100 * new.value:.2f} % [{100 * new.low:.2f}, {100 * new.high:.2f}]"
+        rows.insert(0, (f"audit sample from {new.since} to {new.until}", interval, str(new.labels)))
+    if found.estimate is not None:
+        unreliable = ", which means nothing for drifted images" if found.drifted else ""
+        estimate = f"{100 * found.estimate:.2f} %"
+        rows.append((f"estimate from the confidence{unreliable}", estimate, str(verdict.count)))
+    return rows
+
+
+def _traffic(found: Traffic) -> list[tuple[str, str]]:
+    rows = {
+        "requests": f"{found.requests:,}",
+        "answered in the same hours of the weeks before": found.usual_requests and f"{found.usual_requests:,.0f}",
+        "images": f"{found.images:,}",
+        "refused requests": found.refused and str(found.refused),
+        "uncertain answers": found.uncertain and str(found.uncertain),
+        "hours since the last answer": found.silent_hours,
+        "newest audit label": found.last_label and f"{found.last_label:%Y-%m-%d %H:%M}",
+    }
+    return [(name, str(value)) for name, value in rows.items() if value is not None]
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

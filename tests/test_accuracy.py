@@ -1,11 +1,29 @@
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
-from monitored import held_out, reference, window
+from monitored import START, held_out, reference, window
 
+from digits import intervals
 from digits.data import perturbations
+from digits.storage.audit import AuditedAnswer
 from monitoring import accuracy
+from monitoring.accuracy import Accuracy, History
+
+
+def judged(right: np.ndarray, days: np.ndarray, clients: list[str] | None = None, promoted: float = 0.0) -> Accuracy:
+    """The verdict on audited answers of these days after the start, in an hour without traffic."""
+    answers = [
+        AuditedAnswer(f"id{n}", START + timedelta(days=int(day), minutes=n % 600), client, bool(is_right), 0.9)
+        for n, (is_right, day, client) in enumerate(zip(right, days, clients or [""] * len(days), strict=True))
+    ]
+    promoted_at = intervals.wilson(round(promoted * 300), 300) if promoted else None
+    return accuracy.assess(reference(), window(held_out()[0][:0]), history=History(answers, START, promoted_at))
+
+
+def drawn(days: np.ndarray, accuracies: np.ndarray | float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(len(days)) < accuracies
 
 
 def test_labelled_traffic_like_the_reference_is_as_expected() -> None:
@@ -36,10 +54,66 @@ def test_only_labelled_predictions_count() -> None:
 
 @pytest.mark.parametrize("labelled", [0, 49])
 def test_with_few_labels_there_is_no_verdict(labelled: int) -> None:
-    images, labels = held_out()
-    some = np.where(np.arange(len(labels)) < labelled, (labels.astype(int) + 1) % 10, -1)  # every label says: wrong
-    found = accuracy.assess(reference(), window(images, some))
+    images = held_out()[0]
+    told = np.where(np.arange(len(images)) < labelled, window(images).digits.astype(int), -1)  # every label says: right
+    found = accuracy.assess(reference(), window(images, told))
     assert found.verdict == "not enough labels" and f"{labelled} of at least 50" in found.message
+
+
+def test_a_fall_that_few_labels_prove_is_told() -> None:
+    found = judged(np.zeros(12), np.repeat([0, 1], 6))
+    assert found.verdict == "worse" and found.newest is not None and found.newest.labels == 12
+
+
+def test_a_fall_after_good_months_is_told_within_days_though_no_day_has_fifty_labels() -> None:
+    days = np.repeat(np.arange(67), 10)
+    right = drawn(days, np.where(days < 60, 0.98, 0.6))
+    assert judged(right[days < 60], days[days < 60]).verdict == "as expected"
+    found = judged(right, days)
+    assert found.verdict == "worse" and found.newest is not None and found.worse_since is not None
+    assert found.newest.labels == 70 and found.newest.since == (START + timedelta(days=60)).date()
+    assert abs((found.worse_since - START.date()).days - 60) <= 1
+    assert f"worse than expected since about {found.worse_since}" in found.message
+
+
+def test_a_fall_that_ended_is_not_worse_for_ever() -> None:
+    days = np.repeat(np.arange(60), 10)
+    right = drawn(days, np.where((days >= 20) & (days < 40), 0.2, 0.99))
+    assert judged(right[days < 40], days[days < 40]).verdict == "worse"
+    found = judged(right, days)
+    assert found.evidence > 2.3 and found.verdict == "as expected"
+
+
+def test_labels_that_came_long_ago_still_count() -> None:
+    """Nobody labelled anything for a month: what was known stays known, with its dates."""
+    found = judged(np.zeros(30), np.full(30, 40))
+    assert found.verdict == "worse" and "to 2026-02-14" in found.message
+
+
+def test_the_answers_to_one_client_on_a_day_are_one_observation() -> None:
+    right, days = np.arange(100) >= 40, np.zeros(100, int)
+    assert judged(right, days).verdict == "worse"
+    one = judged(right, days, ["ann"] * 100)
+    assert one.verdict == "as expected" and one.newest is not None and one.newest.value == pytest.approx(0.6)
+    assert one.newest.high > 0.99
+    assert judged(right, days, [f"writer {n}" for n in range(100)]).verdict == "worse"
+
+
+def test_a_version_that_was_promoted_on_harder_traffic_is_expected_to_reach_that() -> None:
+    days = np.repeat(np.arange(30), 20)
+    right = drawn(days, 0.8)
+    assert judged(right, days).verdict == "worse"
+    found = judged(right, days, promoted=0.82)
+    assert found.verdict == "as expected"
+    assert found.least == pytest.approx(intervals.lower_bound(246, 300, 0.005))
+
+
+def test_while_images_drift_the_message_has_no_estimate() -> None:
+    images, labels = held_out()
+    shifted = window(perturbations.shift(images, 3), labels)
+    found = accuracy.assess(reference(), shifted, drifted=True)
+    assert found.estimate is not None and "estimate" not in found.message
+    assert "estimate" in accuracy.assess(reference(), shifted).message
 
 
 def test_a_difference_within_chance_is_as_expected() -> None:
@@ -62,6 +136,7 @@ def test_an_empty_window() -> None:
 def test_without_labels_accuracy_is_estimated_from_calibrated_confidence() -> None:
     images, labels = held_out()
     found = accuracy.assess(reference(), window(images))
+    assert "no label has confirmed it" in found.message
     true = (window(images).digits == labels).mean()
     assert found.estimate is not None and found.estimate == pytest.approx(true, abs=0.03)
     confidence = window(images).probabilities.max(axis=1).mean()
@@ -104,6 +179,7 @@ def test_labels_outside_the_sample_count() -> None:
     found = accuracy.assess(reference(), window(images[:100]), window(images[100:], labels[100:]))
     assert found.labelled is not None and found.labelled.count == len(labels) - 100
     assert found.verdict == "as expected" and found.estimate_error is not None
+    assert f"Of this window's {found.labelled.count} audited predictions" in found.message
 
 
 def test_the_message_says_how_wrong_the_estimate_was() -> None:

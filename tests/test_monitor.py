@@ -1,14 +1,26 @@
 """Who is told of what, and what the power of the detector is measured on."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pytest
+from conftest import Files, Registry
 from monitored import held_out, reference, window
+from sqlalchemy import insert
 
 from digits.data import datasets, perturbations
 from digits.images import Split
+from digits.settings import Settings
+from digits.storage import feedback, ledger, predictions, request_counts
+from digits.storage.feedback import FeedbackPolicy
+from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
+from digits.storage.request_counts import Total
+from flows import monitor, version_history
+from flows.connections import Platform
 from flows.monitor import alerts_of
 from monitoring import reports
+from monitoring.reports import MonitoringVerdict
 from ops.detection_power import hold_out
 
 REPORT = Path("var/reports/a/report.html")
@@ -47,3 +59,105 @@ def test_of_a_small_data_set_half_of_the_reference_is_held_out() -> None:
     kept, others = hold_out(reference(), Split(reference().images, reference().labels))
     assert abs(len(kept) - len(others)) <= 1
     assert not np.isin(datasets.digests(kept.images), datasets.digests(others.images)).any()
+
+
+CREATED = datetime(2026, 1, 2, 12, tzinfo=UTC)  # the champion, according to its card
+
+
+@pytest.fixture
+def platform(registry: Registry, champion_files: Files, tmp_path: Path) -> Platform:
+    """A platform with a champion, v1, and an empty database."""
+    registry.versions["1"] = champion_files
+    registry.aliases["champion"] = "1"
+    return Platform(Settings(home=tmp_path, mlflow_tracking_uri=registry.uri))
+
+
+def audit(platform: Platform, days: range, per_day: int, wrong: int, client: str = "", version: str = "1") -> None:
+    """Answers of these days after the champion was made, all in the audit sample and labelled, so many of a day wrong."""
+    for day in days:
+        probabilities = np.tile(np.eye(10, dtype=np.float32)[3], (per_day, 1))
+        ids, at = new_ids(per_day), CREATED + timedelta(days=day)
+        images = np.full((per_day, 28, 28), day, np.uint8)
+        batch = PredictionBatch(ids, at, version, images, probabilities, "/classify", [client] * per_day)
+        predictions.append(platform.engine, [batch], audit_sample_rate=1.0)
+        labels = [8 if n < wrong else 3 for n in range(per_day)]
+        rows = [
+            {"prediction_id": id, "label": label, "at": at, "source": AUDITOR}
+            for id, label in zip(ids, labels, strict=True)
+        ]
+        with platform.engine.begin() as connection:
+            connection.execute(insert(predictions.feedback), rows)
+
+
+def monitored(platform: Platform, until: datetime) -> tuple[MonitoringVerdict, list[str]]:
+    """The verdict on the 24 hours before, by the steps of the flow, and the events of its alerts."""
+    version, created_at, sample = monitor.load(platform)
+    counted = version_history.count_traffic(platform, version, created_at, until)
+    hours = until - timedelta(hours=24), until
+    verdict, path = monitor.report(platform, version, created_at, hours, sample, counted)
+    return verdict, [alert.event for alert in alerts_of(version, verdict, path)]
+
+
+def test_a_fall_is_told_by_ten_labels_a_day_also_when_the_window_has_none(platform: Platform) -> None:
+    audit(platform, range(20), per_day=10, wrong=0)
+    verdict, events = monitored(platform, CREATED + timedelta(days=20))
+    assert (verdict.accuracy.verdict, events) == ("as expected", [])
+    audit(platform, range(20, 27), per_day=10, wrong=5)
+    verdict, events = monitored(platform, CREATED + timedelta(days=29))
+    assert verdict.count == 0 and verdict.drift.verdict == "not enough data"
+    assert (verdict.accuracy.verdict, events) == ("worse", ["accuracy"])
+    assert str(verdict.accuracy.worse_since) in ("2026-01-21", "2026-01-22", "2026-01-23")
+    assert MonitoringVerdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+
+def test_labels_count_after_the_log_forgot_their_answers_and_those_of_other_versions_do_not(platform: Platform) -> None:
+    audit(platform, range(5), per_day=10, wrong=8)
+    audit(platform, range(5, 10), per_day=10, wrong=0, version="2")
+    feedback.ingest_feedback(platform.engine, FeedbackPolicy())
+    assert predictions.delete_before(platform.engine, CREATED + timedelta(days=4)) == 40
+    verdict, _ = monitored(platform, CREATED + timedelta(days=10))
+    newest = verdict.accuracy.newest
+    assert verdict.accuracy.verdict == "worse" and newest is not None
+    assert (newest.labels, newest.value, str(newest.since)) == (50, pytest.approx(0.2), "2026-01-02")
+
+
+def test_many_labels_of_one_client_are_one_observation_a_day(platform: Platform) -> None:
+    audit(platform, range(1), per_day=80, wrong=40, client="one writer")
+    verdict, _ = monitored(platform, CREATED + timedelta(days=1))
+    assert verdict.accuracy.verdict == "as expected" and verdict.accuracy.newest is not None
+    assert verdict.accuracy.newest.high > 0.99
+
+
+@pytest.mark.parametrize("name", ["traffic", "new traffic"])
+def test_a_champion_that_was_promoted_on_harder_traffic_is_not_worse_for_it(platform: Platform, name: str) -> None:
+    audit(platform, range(20), per_day=10, wrong=3)
+    assert monitored(platform, CREATED + timedelta(days=20))[0].accuracy.verdict == "worse"
+    evidence = {f"{name}: images": 400, f"{name}: accuracy": 0.72}
+    ledger.append(platform.engine, "promotion", "5", "1", "better on traffic", evidence)
+    ledger.append(platform.engine, "rollback", "6", "1", "by hand", {})
+    verdict, events = monitored(platform, CREATED + timedelta(days=20))
+    assert (verdict.accuracy.verdict, events) == ("as expected", [])
+    assert 0.6 < verdict.accuracy.least < 0.72
+
+
+def test_silence_and_refusals_are_alerts_without_any_answer_in_the_window(platform: Platform) -> None:
+    until = CREATED + timedelta(days=40)
+    for hour in range(-20 * 24, -24):
+        request_counts.append(platform.engine, until + timedelta(hours=hour), [Total("/classify", 200, 2, 2, 0)])
+    assert monitored(platform, until - timedelta(hours=24))[1] == []
+    verdict, events = monitored(platform, until)
+    assert (verdict.count, events) == (0, ["no traffic"])
+    assert verdict.message.startswith(
+        "No request was answered for 24 hours, although the same hours of the weeks before"
+    )
+    for hour in range(-24, 0):
+        request_counts.append(platform.engine, until + timedelta(hours=hour), [Total("/classify", 422, 2, 0, 0)])
+    verdict, events = monitored(platform, until)
+    assert events == ["no traffic", "refusals"] and "(422 Unprocessable" in verdict.message
+    page = reports.markdown("1", verdict, REPORT, "http://127.0.0.1:8000")
+    assert "| requests | 48 |" in page and "| hours since the last answer | 24 |" in page
+
+
+def test_a_fresh_platform_has_no_alert(platform: Platform) -> None:
+    verdict, events = monitored(platform, CREATED + timedelta(days=9))
+    assert (verdict.traffic and verdict.traffic.requests, events) == (0, [])

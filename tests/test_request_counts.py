@@ -28,3 +28,13 @@ def test_old_counts_are_deleted(engine: Engine) -> None:
     request_counts.append(engine, NOON, [])
     request_counts.delete_before(engine, NOON + timedelta(minutes=2))
     assert request_counts.totals(engine, NOON, NOON + timedelta(hours=1)) == [Total("/about", 200, 1, 0, 0)]
+
+
+def test_hours_are_counted_from_the_start_of_the_period(engine: Engine) -> None:
+    since = NOON - timedelta(minutes=30)
+    for minutes in (-31, -30, 29, 30, 89, 90):
+        request_counts.append(engine, NOON + timedelta(minutes=minutes), [Total("/classify", 200, 1, 2, 1)])
+    assert request_counts.by_hour(engine, since, NOON + timedelta(minutes=90)) == [
+        (0, Total("/classify", 200, 2, 4, 2)),
+        (1, Total("/classify", 200, 2, 4, 2)),
+    ]

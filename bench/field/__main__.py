@@ -10,10 +10,13 @@ a rule does not do what it promises.
 import argparse
 import time
 
-from bench.field import challenger, data, gate
+from bench.field import accuracy, challenger, data, gate
 from bench.field.scenario import Scenario
 
-SCENARIOS: tuple[Scenario, ...] = (*gate.SCENARIOS, *data.SCENARIOS, *challenger.SCENARIOS)
+MODULES = (gate, data, accuracy, challenger)
+SCENARIOS: tuple[Scenario, ...] = tuple(
+    sorted((one for module in MODULES for one in module.SCENARIOS), key=lambda one: one.row)
+)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Engine, SmallInteger, String, delete, func, insert, select
+from sqlalchemy import Engine, Integer, SmallInteger, String, cast, delete, extract, func, insert, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from digits.storage.database import Base
@@ -49,6 +49,19 @@ def totals(engine: Engine, since: datetime, until: datetime) -> Sequence[Total]:
     query = query.where(RequestCount.at >= since, RequestCount.at < until)
     with Session(engine) as session:
         return [Total(*row) for row in session.execute(query.order_by(RequestCount.route, RequestCount.status))]
+
+
+def by_hour(engine: Engine, since: datetime, until: datetime) -> Sequence[tuple[int, Total]]:
+    """The totals of each hour with requests, by the number of hours after `since`."""
+    second = cast(extract("epoch", RequestCount.at), Integer)
+    hour = ((second - int(since.timestamp())) // 3600).label("hour")
+    sums = (func.sum(column) for column in (RequestCount.requests, RequestCount.images, RequestCount.uncertain))
+    query = select(hour, RequestCount.route, RequestCount.status, *sums).group_by(
+        hour, RequestCount.route, RequestCount.status
+    )
+    query = query.where(RequestCount.at >= since, RequestCount.at < until)
+    with Session(engine) as session:
+        return [(row[0], Total(*row[1:])) for row in session.execute(query.order_by(hour))]
 
 
 def delete_before(engine: Engine, before: datetime) -> None:

@@ -1,0 +1,47 @@
+"""The labelled audit sample: whether a version's answers to images drawn at random were right, and when labels came."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import Engine, func, select
+
+from digits.storage.feedback import IngestedLabel
+from digits.storage.predictions import AUDITOR, feedback, predictions
+
+
+class AuditedAnswer(NamedTuple):
+    """One answer of the audit sample that an auditor has labelled."""
+
+    id: str
+    at: datetime  # of the answer, UTC
+    client: str  # who sent the image, "" where unknown
+    is_right: bool
+    probability: float  # of the predicted digit
+
+
+def answers(engine: Engine, version: str, since: datetime, until: datetime) -> Sequence[AuditedAnswer]:
+    """The labelled audit sample of the version's answers from `since` up to but not including `until`, oldest answer first.
+
+    Labels that a retraining ingested are known for longer than the prediction log keeps their answers.
+    """
+    newest = (
+        select(func.max(feedback.c.sequence)).where(feedback.c.source == AUDITOR).group_by(feedback.c.prediction_id)
+    )
+    logged, label = predictions.c, IngestedLabel
+    live = select(logged.id, logged.at, logged.client, logged.digit == feedback.c.label, logged.probability)
+    live = live.join_from(feedback, predictions, logged.id == feedback.c.prediction_id)
+    live = live.where(feedback.c.sequence.in_(newest), logged.audit, logged.version == version)
+    live = live.where(logged.at >= since, logged.at < until)
+    kept = select(
+        label.prediction_id, label.predicted_at, label.client, label.predicted == label.label, label.probability
+    ).where(label.audited, label.version == version, label.predicted_at >= since, label.predicted_at < until)
+    with engine.connect() as connection:
+        found = {row[0]: AuditedAnswer(*row) for query in (kept, live) for row in connection.execute(query)}
+    return sorted(found.values(), key=lambda answer: (answer.at, answer.id))
+
+
+def last_label(engine: Engine) -> datetime | None:
+    """When an auditor gave the newest label, UTC; None before the first."""
+    with engine.connect() as connection:
+        return connection.scalar(select(func.max(feedback.c.at)).where(feedback.c.source == AUDITOR))
