@@ -1,11 +1,15 @@
 """Whether a version was trained before depends on what decides the weights, and on nothing else."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from models import provenance, training
+from models import backend, provenance, training
 from models.provenance import ROOT, code_hash
 from models.recipes import COMPACT
 
@@ -62,3 +66,56 @@ def test_data_and_recipe_change_the_inputs() -> None:
     seeded = COMPACT.model_copy(update={"seed": 1})
     assert len({provenance.inputs_hash(*facts) for facts in (("a", COMPACT), ("b", COMPACT), ("a", seeded))}) == 3
     assert provenance.inputs_hash("a", COMPACT) == provenance.inputs_hash("a", COMPACT.model_copy())
+
+
+# Another number of threads than the default, so that another sum of products.
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+if sys.argv[1]:
+    os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:int(sys.argv[1])])
+from digits.data import sources
+from models import provenance, training
+from models.recipes import RECIPES
+dataset = sources.read("bundled", mnist=None, cache=Path("."))
+recipe = RECIPES["compact"].recipe.model_copy(update={"epochs": 1})
+inputs = provenance.inputs_hash(dataset.fingerprint, recipe)
+print(json.dumps([provenance.environment(), inputs, training.fit(recipe, dataset).weights_hash]))
+"""
+
+
+def trained(cores: str, **variables: str) -> tuple[dict[str, str], str, str]:
+    """Environment, inputs hash and weights hash of a training in a process of its own."""
+    unset = {name: value for name, value in os.environ.items() if name not in backend.DETERMINANTS}
+    command = [sys.executable, "-c", PROGRAM, cores]
+    done = subprocess.run(command, cwd=ROOT, env={**unset, **variables}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    environment, inputs, weights = json.loads(done.stdout.splitlines()[-1])
+    return environment, inputs, weights
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot restrict a process to some cores")
+def test_the_number_of_cores_does_not_change_the_weights_and_the_number_of_threads_changes_the_inputs() -> None:
+    all_cores, inputs, weights = trained("")
+    one_core, _, on_one_core = trained("1")
+    one_thread, other_inputs, other_weights = trained("", TF_NUM_INTRAOP_THREADS="1")
+    assert on_one_core == weights and one_core["cores"] == "1"
+    assert all_cores["TF_NUM_INTRAOP_THREADS"] == one_core["TF_NUM_INTRAOP_THREADS"] == "2"
+    assert one_thread == {**all_cores, "TF_NUM_INTRAOP_THREADS": "1"}
+    assert other_weights != weights  # or the number of threads need not be fixed
+    assert other_inputs != inputs
+
+
+@pytest.mark.parametrize("name", ["TF_DETERMINISTIC_OPS", "XLA_FLAGS", "TF_NUM_INTRAOP_THREADS"])
+def test_the_flags_of_tensorflow_are_inputs(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    before = provenance.environment(), provenance.inputs_hash("a", COMPACT)
+    monkeypatch.setenv(name, "7")
+    assert provenance.environment() == {**before[0], name: "7"}
+    assert provenance.inputs_hash("a", COMPACT) != before[1]
+
+
+def test_a_gpu_that_tensorflow_cannot_use_is_told() -> None:
+    assert backend.unusable_gpu([], []) is None
+    assert backend.unusable_gpu(["/dev/nvidia0"], ["NVIDIA L4"]) is None
+    problem = backend.unusable_gpu(["/dev/nvidia0", "/dev/nvidia1"], [])
+    assert problem is not None and "trains on the CPU although this machine has /dev/nvidia0, /dev/nvidia1" in problem
