@@ -16,7 +16,7 @@ from digits.settings import load_settings
 from models import conformal, training
 from models.recipes import COMPACT
 
-THREADS = (1, 2, 4, 8)
+THREADS = (1, 2, 8)
 N_CALIBRATION = 12_000  # as many as `compact` holds out of MNIST
 MAX_SET_SIZE = 1.5  # of `compact` on MNIST, on average; larger sets would be of no use
 
