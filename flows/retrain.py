@@ -23,6 +23,7 @@ from flows.train import train_on
 from models import gate, recipes
 from models.gate import GateVerdict
 from models.training import Recipe
+from monitoring import baseline
 
 log = logging.getLogger("digits.retrain")
 
@@ -204,3 +205,5 @@ def apply_verdict(platform: Platform, version: str, champion: str | None, verdic
     title = f"digits v{version}: {verdict.decision}"
     publish("gate", title, f"# {title}\n\n{reasons}\n\n| evidence | |\n|---|---|\n{rows}\n")
     promotion.apply_verdict(platform.registry, platform.models, platform.engine, version, champion, verdict)
+    if platform.models.registry.version() == version != champion:
+        baseline.at_promotion(platform.engine, version, champion)

@@ -212,7 +212,9 @@ def _quantiles(values: Values) -> Values:
     return np.unique(np.quantile(values, (np.arange(_POINTS) + 0.5) / _POINTS, method="lower"))
 
 
-def _noise(table: Columns, points: Mapping[str, Values], clients: Sequence[str] | NDArray[np.str_], seed: int = 0) -> Noise:
+def _noise(
+    table: Columns, points: Mapping[str, Values], clients: Sequence[str] | NDArray[np.str_], seed: int = 0
+) -> Noise:
     """How far the distribution functions at these points and the shares of the digits are from the true ones by chance.
 
     Deviations from the sample's own functions are summed by client, or by image without clients, and multiplied by a standard

@@ -13,7 +13,9 @@ from PIL import Image
 from digits.data import rectification
 from digits.files import replacing
 from digits.images import Images
-from monitoring import image_statistics
+from digits.reference import Reference
+from monitoring import image_statistics, samples
+from monitoring.samples import Sample
 
 MAX_DECODED = 1_000  # images in each form; decoding takes 10 to 40 ms each, once for every version
 
@@ -23,6 +25,17 @@ FORMS: dict[str, Callable[[NDArray[np.uint8]], Image.Image]] = {
     "dark ink": lambda image: Image.fromarray(255 - image),
     "enlarged": lambda image: Image.fromarray(255 - image).resize((112, 112), Image.Resampling.BICUBIC),
 }
+
+
+def by_route(
+    reference: Reference, window: Sample, predict_proba: Callable[[Images], NDArray[np.float32]], folder: Path
+) -> tuple[Sample, Sample]:
+    """The reference as pixels, and as pictures that were decoded like those of the window; empty where it has none."""
+    pixels = samples.of_reference(reference)
+    if not window.is_picture.any():
+        return pixels, pixels.take(np.zeros(0, np.int64))
+    decoded = nearest(reference.images, window.images[window.is_picture], folder)
+    return pixels, samples.of_images(decoded, predict_proba(decoded), is_picture=True)
 
 
 def nearest(images: Images, window: Images, folder: Path) -> Images:

@@ -13,6 +13,7 @@ from digits.reference import Reference
 from digits.storage.predictions import PredictionWindow
 
 PICTURE_ROUTES = ("/classify_file",)  # their images come from a decoder, which leaves its mark on them
+MIN_MATCHED = 300  # images of both routes together that a sample must be able to supply
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +63,24 @@ def distinct(sample: Sample) -> tuple[Sample, Repeats]:
     return sample.take(np.array(sorted(first.values()), np.int64)), repeats
 
 
-def mix(pixels: Sample, pictures: Sample, share: float) -> Sample:
-    """As many images as there are for this share of pictures, the same ones every time."""
-    sizes = (len(pixels) / (1 - share) if share < 1 else np.inf, len(pictures) / share if share > 0 else np.inf)
-    count = int(min(sizes))
-    wanted = round(share * count)
-    return _join(_draw(pixels, count - wanted), _draw(pictures, wanted))
+def match_routes(window: Sample, *preferred: tuple[Sample, Sample]) -> Sample:
+    """As many images as there are for the window's share of pictures, the same ones every time.
+
+    Pixels and pictures are each taken from the first pair that has enough of them, else from the last.
+    """
+    share = float(window.is_picture.mean()) if len(window) else 0.0
+    shares = 1 - share, share
+    pools = [
+        next((pool for pool in candidates if len(pool) >= wanted * MIN_MATCHED), candidates[-1])
+        for wanted, candidates in zip(shares, zip(*preferred, strict=True), strict=True)
+    ]
+    count = min(int(len(pool) / wanted) for pool, wanted in zip(pools, shares, strict=True) if wanted > 0)
+    return _join(*(_draw(pool, round(wanted * count)) for pool, wanted in zip(pools, shares, strict=True)))
+
+
+def split_routes(sample: Sample) -> tuple[Sample, Sample]:
+    """The images that came as pixels, and those that came as pictures."""
+    return sample.take(~sample.is_picture), sample.take(sample.is_picture)
 
 
 def _draw(sample: Sample, count: int) -> Sample:

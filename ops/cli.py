@@ -28,7 +28,7 @@ COMMANDS = (
     *(local_platform.up, local_platform.down, local_platform.status, local_platform.backup, local_platform.restore),
     *(training.ingest, training.train, training.retrain, training.sweep, training.replay, training.recipes),
     *(versions.promote, versions.rollback, versions.ledger, versions.leaderboard, versions.diff),
-    *(answers.predict, answers.score, answers.traffic, monitoring.monitor, monitoring.audit),
+    *(answers.predict, answers.score, answers.traffic, monitoring.monitor, monitoring.baseline, monitoring.audit),
 )
 for command in COMMANDS:
     app.command()(command)

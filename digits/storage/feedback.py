@@ -148,6 +148,14 @@ def audited_traffic(engine: Engine, max_images: int = 2000) -> Split | None:
     return _split(engine, query.order_by(IngestedLabel.prediction_id.desc()).limit(max_images))
 
 
+def count_audited(engine: Engine, since: datetime, until: datetime) -> int:
+    """The number of labels in use of the audit sample, of predictions from `since` up to but not including `until`."""
+    query = select(func.count()).where(IngestedLabel.part.in_(IN_USE), IngestedLabel.audited)
+    with engine.connect() as connection:
+        times = IngestedLabel.predicted_at >= since, IngestedLabel.predicted_at < until
+        return connection.scalar(query.where(*times)) or 0
+
+
 def unlabelled_audit(engine: Engine, since: datetime) -> list[tuple[str, NDArray[np.uint8]]]:
     """Ids and images (28, 28) of the audit sample that no auditor has labelled."""
     found = predictions.with_labels().subquery()
