@@ -10,7 +10,7 @@ gets the same scores and thresholds, so its report agrees.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from monitoring.samples import Sample
 
 Tables = tuple[Columns, Columns]  # of what is expected and of the window: same names, one value per image
 Noise = NDArray[np.float32]  # (resamples, points): deviations of distribution functions and shares by chance
+Clients = Sequence[str] | NDArray[np.str_]  # who sent each image, "" where unknown; empty where images are independent
 DIGIT = "digit"  # the column of predicted digits, 0 to 9; every other column is numeric
 CONFIDENCE = "confidence"
 MIN_COUNT = 100  # with fewer different images on either side there is no verdict
@@ -39,6 +40,13 @@ STRONG_DISTANCE, STRONG_SHARE = 0.3, 0.15
 _POINTS = 100  # of each distribution function, at quantiles
 _MAX_UNITS = 2000  # images or clients that are resampled; a random choice of more has the same distribution
 _TAIL = 0.1  # share of the resamples that the tail is fitted to
+
+
+class Chance(NamedTuple):
+    """Simulated deviations of the distribution functions of images that are independent, times the root of their number."""
+
+    points: Mapping[str, Values]  # of the distribution function of each numeric column
+    process: Noise
 
 
 class Column(BaseModel, frozen=True):
@@ -163,33 +171,39 @@ def thresholds(
     expected: Columns,
     count: int,
     current: Columns | None = None,
-    expected_clients: Sequence[str] | NDArray[np.str_] = (),
-    current_clients: Sequence[str] | NDArray[np.str_] = (),
+    expected_clients: Clients = (),
+    current_clients: Clients = (),
     alpha: float = ALPHA,
+    chance: Chance | None = None,
 ) -> dict[str, float]:
     """The score that each column of a window of `count` images must exceed to be drift.
 
     The simulated scores, standardised by their mean and standard deviation, share one threshold: the 1 - alpha quantile of their
     maximum (max-T of Westfall and Young, Resampling-Based Multiple Testing, 1993), so correlated columns cost nothing. The
     predicted digits have an alpha of their own, because they alone show a label shift, and weakly. Where either side has at
-    least `MIN_CLIENTS` effective clients they are resampled too, and the larger thresholds hold.
+    least `MIN_CLIENTS` effective clients they are resampled too, and the larger thresholds hold. `chance` is that of `expected`
+    where it is known already.
     """
-    names = [name for name in expected if name != DIGIT]
-    points = {name: _quantiles(expected[name]) for name in names}
+    points, process = chance or simulate(expected)
     size = len(expected[DIGIT])
-    process = _noise(expected, points, ()) * np.sqrt(size)
-    limits = _limits(process * np.sqrt(1 / size + 1 / count), points, alpha)
+    limits = _limits(process * np.float32(np.sqrt(1 / size + 1 / count)), points, alpha)
     numbers = effective_clients(expected_clients), effective_clients(current_clients)
     if current is not None and any(numbers):
-        noise = _noise(expected, points, expected_clients if numbers[0] else (), seed=1)
-        noise += _noise(current, points, current_clients if numbers[1] else (), seed=2)
+        noise = _noise(expected, points, expected_clients) if numbers[0] else process / np.float32(np.sqrt(size))
+        noise = noise + _noise(current, points, current_clients if numbers[1] else (), seed=1)
         fewest = min(number for number in numbers if number)
-        widened = noise * np.float32(_few_clients_factor(fewest, len(names), alpha))
+        widened = noise * np.float32(_few_clients_factor(fewest, len(points), alpha))
         limits = np.maximum(limits, _limits(widened, points, alpha))
-    return dict(zip([*names, DIGIT], limits.tolist(), strict=True))
+    return dict(zip([*points, DIGIT], limits.tolist(), strict=True))
 
 
-def effective_clients(clients: Sequence[str] | NDArray[np.str_]) -> float | None:
+def simulate(expected: Columns) -> Chance:
+    """What chance does to independent images like these."""
+    points = {name: _quantiles(values) for name, values in expected.items() if name != DIGIT}
+    return Chance(points, _noise(expected, points, ()) * np.float32(np.sqrt(len(expected[DIGIT]))))
+
+
+def effective_clients(clients: Clients) -> float | None:
     """The number of equally active clients that would vary as much (Kish, Survey Sampling, 1965); each unknown one counts alone.
 
     None where there are fewer than `MIN_CLIENTS`, or each sent one image: then images count as independent.
@@ -202,7 +216,7 @@ def effective_clients(clients: Sequence[str] | NDArray[np.str_]) -> float | None
     return number if number >= MIN_CLIENTS else None
 
 
-def _units(clients: Sequence[str] | NDArray[np.str_]) -> NDArray[np.int64]:
+def _units(clients: Clients) -> NDArray[np.int64]:
     """The number of the client of each image, 0 to n - 1; each image of an unknown client has a number of its own."""
     named = [client or f"\n{row}" for row, client in enumerate(clients)]
     return np.unique(np.array(named, np.str_), return_inverse=True)[1]
@@ -212,9 +226,7 @@ def _quantiles(values: Values) -> Values:
     return np.unique(np.quantile(values, (np.arange(_POINTS) + 0.5) / _POINTS, method="lower"))
 
 
-def _noise(
-    table: Columns, points: Mapping[str, Values], clients: Sequence[str] | NDArray[np.str_], seed: int = 0
-) -> Noise:
+def _noise(table: Columns, points: Mapping[str, Values], clients: Clients, seed: int = 0) -> Noise:
     """How far the distribution functions at these points and the shares of the digits are from the true ones by chance.
 
     Deviations from the sample's own functions are summed by client, or by image without clients, and multiplied by a standard

@@ -122,3 +122,27 @@ def test_columns_come_most_exceeding_first_and_the_verdict_follows_from_them() -
 def test_a_verdict_survives_json() -> None:
     found = detect(perturbations.invert(held_out()[0][:150]))
     assert drift.Drift.model_validate_json(found.model_dump_json()) == found
+
+
+def test_images_of_one_writer_are_not_independent() -> None:
+    """Twenty images in each of 25 hands: resampled as images they drift, resampled as clients they do not."""
+    random = np.random.default_rng(3)
+    images = held_out()[0][:500]
+    hands = np.concatenate([perturbations.shift(images[n : n + 20], random.normal(0, 1)) for n in range(0, 500, 20)])
+    sample = samples.of_window(window(hands))
+    known = np.repeat([f"writer {n}" for n in range(25)], 20)
+    alone = drift.detect(samples.of_reference(reference()), sample)
+    together = drift.detect(
+        samples.of_reference(reference()), Sample(sample.images, sample.probabilities, known, sample.is_picture)
+    )
+    limits = [{column.name: column.threshold for column in found.columns} for found in (alone, together)]
+    assert limits[1]["centre_x"] > 2 * limits[0]["centre_x"]
+    assert (alone.clients, together.clients) == (None, 25)
+
+
+def test_few_or_single_clients_leave_images_independent() -> None:
+    assert drift.effective_clients(np.repeat(["a", "b"], 200)) is None
+    assert drift.effective_clients([""] * 300) is None
+    assert drift.effective_clients([str(n) for n in range(300)]) is None
+    assert drift.effective_clients(np.repeat([f"{n}" for n in range(30)], 10)) == pytest.approx(30)
+    assert drift.effective_clients([*["gateway"] * 700, *["tester", "other"] * 30, *[""] * 40]) is None

@@ -10,9 +10,10 @@ a rule does not do what it promises.
 import argparse
 import time
 
+from bench.field import drift
 from bench.field.scenario import Scenario
 
-SCENARIOS: tuple[Scenario, ...] = ()
+SCENARIOS: tuple[Scenario, ...] = (*drift.SCENARIOS,)
 
 
 def main() -> None:
