@@ -46,26 +46,13 @@ def current(engine: Engine, version: str) -> Baseline | None:
     return None
 
 
-def accept(
-    engine: Engine,
-    version: str,
-    since: datetime,
-    until: datetime,
-    reason: str,
-    evidence: Mapping[str, Any] | None = None,
-) -> Baseline:
+def accept(engine: Engine, version: str, since: datetime, until: datetime, reason: str) -> Baseline:
     """Record the traffic of this period as normal for the version; raises ValueError where there is too little of it."""
-    images = sum(predictions.counts(engine, since, until).values())
-    new = Baseline(since.astimezone(UTC), until.astimezone(UTC))
+    new, images = Baseline(since.astimezone(UTC), until), sum(predictions.counts(engine, since, until).values())
     if images < drift.MIN_COUNT:
-        raise ValueError(
-            f"{images} answers were logged from {new.period} UTC; a baseline takes at least {drift.MIN_COUNT}, give a longer --since"
-        )
-    before = current(engine, version)
-    times = {"since": new.since.isoformat(), "until": new.until.isoformat(), "images": images}
-    facts = {"version": version, **times, **(evidence or {})}
-    ledger.append(engine, "baseline", before.period if before else None, new.period, reason, facts, subject=SUBJECT)
-    return new
+        found = f"{images} answers were logged from {new.period} UTC"
+        raise ValueError(f"{found}; a baseline takes at least {drift.MIN_COUNT}, give a longer --since")
+    return _record(engine, version, new, reason, {"images": images})
 
 
 def at_promotion(engine: Engine, version: str, replaced: str | None) -> Baseline | None:
@@ -79,11 +66,19 @@ def at_promotion(engine: Engine, version: str, replaced: str | None) -> Baseline
     audited = feedback.count_audited(engine, since, until) if since else 0
     if since and audited >= MIN_AUDITED:
         reason = f"digits v{version} was promoted with {audited} audited labels of this traffic"
-        return accept(engine, version, since, until, reason, {"audited": audited})
+        return _record(engine, version, Baseline(since, until), reason, {"audited": audited})
     kept = current(engine, replaced) if replaced else None
     if kept is None:
         return None
-    return accept(engine, version, kept.since, kept.until, f"what was normal for digits v{replaced} is for v{version}")
+    return _record(engine, version, kept, f"what was normal for digits v{replaced} is for v{version}", {})
+
+
+def _record(engine: Engine, version: str, new: Baseline, reason: str, evidence: Mapping[str, Any]) -> Baseline:
+    before = current(engine, version)
+    times = {"since": new.since.isoformat(), "until": new.until.isoformat()}
+    facts = {"version": version, **times, **evidence}
+    ledger.append(engine, "baseline", before.period if before else None, new.period, reason, facts, subject=SUBJECT)
+    return new
 
 
 def unchanged_since(engine: Engine, until: datetime) -> datetime | None:
@@ -92,16 +87,15 @@ def unchanged_since(engine: Engine, until: datetime) -> datetime | None:
     The newest answers are compared with as many before them, twice as many each time, until these differ (as windows are cut
     in ADWIN: Bifet & Gavalda, Learning from Time-Changing Data with Adaptive Windowing, SDM 2007).
     """
-    count, end = ENOUGH, until
-    since = predictions.start_of_newest(engine, count, until)
+    count, since = ENOUGH, predictions.start_of_newest(engine, ENOUGH, until)
     if since is None or since < until - MAX_AGE:
         return None
-    while count < MAX_IMAGES:
-        older = predictions.start_of_newest(engine, 2 * count, until)
-        if older is None or older < until - MAX_AGE or _differ(engine, (older, since), (since, end)):
-            break
-        count, since = 2 * count, older
-    return since
+    while True:
+        count *= 2
+        older = predictions.start_of_newest(engine, count, until)
+        if older is None or older < until - MAX_AGE or _differ(engine, (older, since), (since, until)):
+            return since
+        since = older
 
 
 def _differ(engine: Engine, *periods: tuple[datetime, datetime]) -> bool:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ def render(reference: Images, current: Images, titles: Mapping[int, str]) -> byt
     largest = np.abs(change).max()
     # A change of fewer grey levels is not drawn in the full colour.
     full = max(largest, 32.0)
-    ink = {"cmap": "gray_r", "vmin": 0, "vmax": 255}
+    ink: dict[str, Any] = {"cmap": "gray_r", "vmin": 0, "vmax": 255}
     means = [
         ("mean of the reference", reference.mean(axis=0), ink),
         ("mean of the window", current.mean(axis=0), ink),

@@ -75,12 +75,11 @@ def changed(images: Images) -> Images:
 def test_after_a_healing_promotion_traffic_that_stays_different_is_no_alarm(platform: Platform) -> None:
     """Different from training and changed since the baseline are two questions."""
     images = held_out()[0]
-    old, new = version("7", NOW - hours(90)), version("8", NOW)
+    new = version("8", NOW)
     log(platform, images[:300], "7", NOW - hours(80), NOW - hours(20))
     ids = log(platform, changed(images[:350]), "7", NOW - hours(18), NOW)
-    assert judge(platform, old).drift.verdict == "drift"
     assert baseline.at_promotion(platform.engine, "8", "7") is None  # without labels: was it trained on this traffic?
-    for id, digit in zip(ids[:40], held_out()[1][:40].tolist(), strict=True):
+    for id, digit in zip(ids[::7], held_out()[1][:350:7].tolist(), strict=True):
         predictions.label(platform.engine, id, digit, AUDITOR)
     feedback.ingest_feedback(platform.engine, feedback.FeedbackPolicy())
     accepted = baseline.at_promotion(platform.engine, "8", "7")
@@ -135,9 +134,7 @@ def test_a_window_with_few_answers_goes_back_but_not_behind_the_version(platform
     assert len(predictions.read_window(platform.engine, start, until)) == baseline.ENOUGH
     assert "fewer than 300 answers in 24h, so the window goes back to" in note
     created_at = NOW - hours(48)
-    assert choose_window(platform, version("7", created_at), "24h", NOW)[0][0].timestamp() == int(
-        created_at.timestamp()
-    )
+    assert choose_window(platform, version("7", created_at), "24h", NOW)[0] == (created_at, NOW)
     given = NOW - hours(24)
     assert choose_window(platform, version("7", NOW - hours(240)), given.isoformat(), NOW) == ((given, NOW), ())
     assert choose_window(platform, version("7", NOW - hours(240)), "9d", NOW)[1] == ()

@@ -72,9 +72,9 @@ def alarms(expected: Sample, windows: Iterable[Sample], with_clients: bool = Tru
     chance = drift.simulate(before)
     for window in windows:
         now = drift.table(window.images, window.probabilities, axes)
-        clients = (expected.clients, window.clients) if with_clients else ((), ())
+        known: tuple[drift.Clients, drift.Clients] = (expected.clients, window.clients) if with_clients else ((), ())
         if not limits or (with_clients and window.clients[0]):
-            limits = drift.thresholds(before, len(window), now, *clients, alpha=alpha, chance=chance)
+            limits = drift.thresholds(before, len(window), now, *known, alpha=alpha, chance=chance)
         found += any(column.drifted for column in drift.compare(ordered, now, limits))
     return found
 
