@@ -58,7 +58,7 @@ def choose_window(
     Such a window goes back until it holds enough, by 30 days at most.
     """
     created_at = datetime.fromisoformat(model.card["created_at"])
-    accepted = baseline.current(platform.engine, model.version)
+    accepted = baseline.current(platform.engine, model.version, until)
     earliest = max(created_at, accepted.since) if accepted else created_at
     start = max(windows.parse_since(since, until), earliest)
     if not windows.is_duration(since):
@@ -82,20 +82,20 @@ def report(
         predictions.read_window(platform.engine, *window, limit=MAX_ANSWERS, version=model.version, labelled=only)
         for only in (False, True)
     )
-    expected = expectation(platform, model, answers, notes)
+    expected = expectation(platform, model, answers, window[1], notes)
     log.info("comparing %d answers of digits v%s with what is normal …", len(answers), model.version)
     folder = platform.settings.home / "reports" / reports.folder_name(*window, model.version)
     return reports.write(folder, platform.settings.workspace, model.reference, answers, labelled, expected)
 
 
 def expectation(
-    platform: Platform, model: "VerifiedModel", answers: PredictionWindow, notes: tuple[str, ...]
+    platform: Platform, model: "VerifiedModel", answers: PredictionWindow, at: datetime, notes: tuple[str, ...]
 ) -> Expected:
-    """The version's reference sample and its baseline, each with as many pictures as the answers have."""
+    """The version's reference sample and its baseline at a time, each with as many pictures as the answers have."""
     window, _ = samples.distinct(samples.of_window(answers))
     tested = pictures.by_route(model.reference, window, model.predict_proba, platform.settings.home / "pictures")
     training = samples.match_routes(window, tested)
-    accepted = baseline.current(platform.engine, model.version)
+    accepted = baseline.current(platform.engine, model.version, at)
     if accepted is None:
         return Expected(training, None, notes)
     found = baseline.read(platform.engine, accepted, model.predict_proba)

@@ -38,10 +38,10 @@ class Baseline:
         return f"{self.since:%Y-%m-%d %H:%M} to {self.until:%Y-%m-%d %H:%M}"
 
 
-def current(engine: Engine, version: str) -> Baseline | None:
-    """The most recent baseline of the version, also of one that was the champion before; None where it has none."""
+def current(engine: Engine, version: str, at: datetime | None = None) -> Baseline | None:
+    """The most recent baseline of the version, now or at a time; None where it had none."""
     for entry in reversed(ledger.entries(engine, SUBJECT)):
-        if entry.evidence["version"] == version:
+        if entry.evidence["version"] == version and (at is None or entry.at <= at):
             return Baseline(*(datetime.fromisoformat(entry.evidence[end]) for end in ("since", "until")))
     return None
 

@@ -60,7 +60,7 @@ def judge(platform: Platform, model: VerifiedModel, since: str = "24h", until: d
     """The verdict of the monitoring flow at this time."""
     (start, end), notes = choose_window(platform, model, since, until)
     answers = predictions.read_window(platform.engine, start, end, version=model.version)
-    return reports.assess(model.reference, answers, None, expectation(platform, model, answers, notes))
+    return reports.assess(model.reference, answers, None, expectation(platform, model, answers, end, notes))
 
 
 def hours(count: float) -> timedelta:
@@ -120,11 +120,11 @@ def test_the_present_is_accepted_as_normal_by_a_command(
     assert "is normal for digits v7" in capsys.readouterr().out
     (entry,) = ledger.entries(platform.engine, baseline.SUBJECT)
     assert (entry.reason, entry.before, entry.evidence["images"]) == ("the new scanner", None, 340)
-    verdict = judge(platform, model, until=now)
+    verdict = judge(platform, model, until=datetime.now(UTC))
     assert (verdict.drift.verdict, verdict.has_baseline) == ("no drift", True)
     assert "The baseline is the traffic from" in verdict.message
     predictions.delete_before(platform.engine, now - hours(3))
-    gone = judge(platform, model, until=now)
+    gone = judge(platform, model, until=datetime.now(UTC))
     assert not gone.has_baseline and "the reference sample takes its place" in gone.message
 
 
