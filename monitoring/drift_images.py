@@ -36,8 +36,11 @@ def unusual(reference: Columns, current: Columns) -> NDArray[np.int64]:
     return np.argsort(-distances, kind="stable")[:MAX_UNUSUAL]
 
 
-def render(reference: Images, current: Images, titles: Mapping[int, str]) -> bytes:
-    """The mean images, their difference and some current images, given by index, with their titles; as a PNG."""
+def render(reference: Images, current: Images, titles: Mapping[int, str], name: str = "reference") -> bytes:
+    """The mean images, their difference and some current images, given by index, with their titles; as a PNG.
+
+    `name` is what the first images are called.
+    """
     from matplotlib.figure import Figure  # 1 s
 
     change = drift_map(reference, current)
@@ -46,14 +49,14 @@ def render(reference: Images, current: Images, titles: Mapping[int, str]) -> byt
     full = max(largest, 32.0)
     ink: dict[str, Any] = {"cmap": "gray_r", "vmin": 0, "vmax": 255}
     means = [
-        ("mean of the reference", reference.mean(axis=0), ink),
+        (f"mean of the {name}", reference.mean(axis=0), ink),
         ("mean of the window", current.mean(axis=0), ink),
         (f"ink gained (red), lost (blue), at most {largest:.0f}", change, {"cmap": "bwr", "vmin": -full, "vmax": full}),
     ]
     figure = Figure(figsize=(9, 6))
     layout = figure.add_gridspec(2, 1, height_ratios=(3, 2))
     above, below = (figure.add_subfigure(layout[row]) for row in (0, 1))
-    below.suptitle("least like the reference, with the predicted digits", y=1.1)
+    below.suptitle(f"least like the {name}, with the predicted digits", y=1.1)
     for axes, (title, image, colours) in zip(above.subplots(1, 3), means, strict=True):
         axes.imshow(image, **colours)
         axes.set_title(title, fontsize=9)

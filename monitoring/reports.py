@@ -60,6 +60,11 @@ class MonitoringVerdict(BaseModel, frozen=True):
     notes: tuple[str, ...] = ()  # on the window and on what it is compared with
     recommendations: tuple[str, ...]  # what to do, each thing once
 
+    @property
+    def against(self) -> str:
+        """What the window is compared with for `drift`."""
+        return "baseline" if self.has_baseline else "reference"
+
 
 def assess(
     reference: Reference,
@@ -142,7 +147,7 @@ def write(
         return verdict, path
     digits = current.probabilities.argmax(axis=1)
     unusual = {int(index): str(digits[index]) for index in drift_images.unusual(*tables)}
-    write_atomically(folder / IMAGES, drift_images.render(before.images, current.images, unusual))
+    write_atomically(folder / IMAGES, drift_images.render(before.images, current.images, unusual, verdict.against))
     with _project(workspace) as (opened, project):
         _delete_runs([marker], opened, project)
         snapshot = _run(*tables, verdict)
@@ -177,7 +182,6 @@ def markdown(version: str, verdict: MonitoringVerdict, report: Path, history: st
     accuracies = [(name, str(share), str(share.count)) for name, share in (shares | digits).items() if share]
     if found.estimate is not None:
         accuracies.append(("estimate from the confidence", f"{100 * found.estimate:.2f} %", str(verdict.count)))
-    against = "baseline" if verdict.has_baseline else "reference"
     columns = [
         (one.name, f"{one.reference:.3g}", f"{one.current:.3g}", one.unit, f"{one.score:.3f}", f"{one.threshold:.3f}")
         for one in verdict.drift.columns
@@ -188,7 +192,7 @@ def markdown(version: str, verdict: MonitoringVerdict, report: Path, history: st
         verdict.message,
         "\n".join(f"- {sentence}" for sentence in verdict.recommendations),
         _table(("accuracy", "share", "of"), accuracies),
-        _table(("column", against, "current", "unit", "score", "threshold"), columns) if columns else "",
+        _table(("column", verdict.against, "current", "unit", "score", "threshold"), columns) if columns else "",
         f"[history in the Evidently UI]({history}), `{report}`",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,6 +1,6 @@
 """A retraining ingests new data exactly once, whichever step it dies in, and keeps it when the source is read again."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from flows.retrain import assemble_dataset, check_policies, cooldown_message, re
 from models import gate, promotion
 from models import registry as registries
 from models.registry_reader import RegistryReader
+from monitoring import baseline
 from services.prediction_log import PredictionLog
 
 
@@ -167,3 +168,24 @@ def test_a_champion_that_came_meanwhile_is_not_replaced(
     monkeypatch.setattr(retrain, "publish", lambda *_: None)
     retrain.apply_verdict(Platform(settings), "3", "1", gate.GateVerdict("promote", ["better"], {}))
     assert done == promoted
+
+
+def test_a_promotion_records_the_traffic_that_it_was_judged_on_as_normal(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform, at, ids = Platform(settings), datetime.now(UTC) - timedelta(hours=1), new_ids(300)
+    images = current(settings).train.images[:300]
+    batch = PredictionBatch(ids, at, "1", images, np.full((300, 10), 0.1, np.float32), "/classify")
+    predictions.append(platform.engine, [batch], audit_sample_rate=1.0)
+    for id in ids[:20]:
+        predictions.label(platform.engine, id, 1, AUDITOR)
+    feedback.ingest_feedback(platform.engine, feedback.FeedbackPolicy())
+    promoted = ["1"]
+    monkeypatch.setattr(registries, "RegistryWriter", lambda uri: None)
+    monkeypatch.setattr(RegistryReader, "version", lambda reader: promoted[-1])
+    monkeypatch.setattr(promotion, "promote", lambda registry, store, engine, version, *_: promoted.append(version))
+    monkeypatch.setattr(retrain, "publish", lambda *_: None)
+    retrain.apply_verdict(platform, "3", "1", gate.GateVerdict("promote", ["better"], {}))
+    accepted = baseline.current(platform.engine, "3")
+    assert accepted is not None and accepted.since <= at < accepted.until
+    assert baseline.current(platform.engine, "1") is None
