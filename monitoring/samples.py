@@ -13,7 +13,7 @@ from digits.reference import Reference
 from digits.storage.predictions import PredictionWindow
 
 PICTURE_ROUTES = ("/classify_file",)  # their images come from a decoder, which leaves its mark on them
-MIN_MATCHED = 300  # images of both routes together that a sample must be able to supply
+MIN_MATCHED = 100  # images of both routes together that a sample must be able to supply
 
 
 @dataclass(frozen=True, eq=False)
