@@ -25,6 +25,7 @@ from flows.tasks import publish, server_task
 from flows.train import train_on
 from models import gate, recipes
 from models.gate import GatePolicy, GateVerdict
+from monitoring import baseline
 
 if TYPE_CHECKING:  # MLflow takes 4 s to import
     from models.challengers import Question
@@ -296,6 +297,8 @@ def apply_verdict(platform: Platform, version: str, champion: str | None, verdic
     registry, store, now = platform.registry, platform.models, datetime.now(UTC)
     promotion.apply_verdict(registry, store, platform.engine, version, champion, verdict)
     evaluation_sets.pin_first_anchor(store, platform.engine)
+    if store.registry.version() == version != champion:
+        baseline.at_promotion(platform.engine, version, champion)
     challenger = challengers.appoint(registry, store, now)
     if verdict.decision == gate.UNDECIDED and challenger not in (None, version):
         against = compare(platform, version, challenger, CHALLENGE_SIGNIFICANCE)

@@ -1,7 +1,7 @@
 """A retraining ingests new data exactly once, whichever step it dies in, and keeps it when the source is read again."""
 
 import gzip
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from flows.ingest import set_source
 from flows.retrain import assemble_dataset, check_policies, cooldown_message, report_end
 from models import evaluation_sets, gate, promotion
 from models import registry as registries
+from models.registry_reader import RegistryReader
+from monitoring import baseline
 from services.prediction_log import PredictionLog
 
 
@@ -257,3 +259,24 @@ def test_the_page_of_a_verdict_shows_a_table_of_the_evaluation_sets() -> None:
     assert "\n| anchor | 1,000 | 7 | 1.0000 | 0.9000 | 1 | 100.0 | 3.0 |\n" in page
     first = retrain.gate_page("1", gate.judge_first(0.9, 0.8, facts, policy))
     assert "| accuracy | 0.9 |" in first and "| set |" not in first
+
+
+def test_a_promotion_records_the_traffic_that_it_was_judged_on_as_normal(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform, at, ids = Platform(settings), datetime.now(UTC) - timedelta(hours=1), new_ids(300)
+    images = current(settings).train.images[:300]
+    batch = PredictionBatch(ids, at, "1", images, np.full((300, 10), 0.1, np.float32), "/classify")
+    predictions.append(platform.engine, [batch], audit_sample_rate=1.0)
+    for id in ids[:20]:
+        predictions.label(platform.engine, id, 1, AUDITOR)
+    feedback.ingest_feedback(platform.engine, feedback.FeedbackPolicy())
+    promoted = ["1"]
+    monkeypatch.setattr(registries, "RegistryWriter", lambda uri: None)
+    monkeypatch.setattr(RegistryReader, "version", lambda reader: promoted[-1])
+    monkeypatch.setattr(promotion, "promote", lambda registry, store, engine, version, *_: promoted.append(version))
+    monkeypatch.setattr(retrain, "publish", lambda *_: None)
+    retrain.apply_verdict(platform, "3", "1", gate.GateVerdict("promote", ["better"], {}))
+    accepted = baseline.current(platform.engine, "3")
+    assert accepted is not None and accepted.since <= at < accepted.until
+    assert baseline.current(platform.engine, "1") is None

@@ -10,10 +10,10 @@ a rule does not do what it promises.
 import argparse
 import time
 
-from bench.field import accuracy, challenger, data, determinism, gate
+from bench.field import accuracy, challenger, data, determinism, drift, gate
 from bench.field.scenario import Scenario
 
-MODULES = (gate, data, accuracy, challenger, determinism)
+MODULES = (gate, data, drift, accuracy, challenger, determinism)
 SCENARIOS: tuple[Scenario, ...] = tuple(
     sorted((one for module in MODULES for one in module.SCENARIOS), key=lambda one: one.row)
 )

@@ -164,6 +164,14 @@ def audited_traffic(engine: Engine, max_images: int = 2000) -> AuditedTraffic | 
     return AuditedTraffic(images, labels, clients, routes, min(row.predicted_at for row in rows))
 
 
+def count_audited(engine: Engine, since: datetime, until: datetime) -> int:
+    """The number of labels in use of the audit sample, of predictions from `since` up to but not including `until`."""
+    query = select(func.count()).where(IngestedLabel.part.in_(IN_USE), IngestedLabel.audited)
+    with engine.connect() as connection:
+        times = IngestedLabel.predicted_at >= since, IngestedLabel.predicted_at < until
+        return connection.scalar(query.where(*times)) or 0
+
+
 def unlabelled_audit(engine: Engine, since: datetime) -> list[tuple[str, NDArray[np.uint8]]]:
     """Ids and images (28, 28) of the audit sample that no auditor has labelled."""
     found = predictions.with_labels().subquery()
