@@ -271,7 +271,8 @@ def close(platform: Platform, digits: Digits, requests: int) -> None:
     second = platform.version()
     after, test_after = platform.accuracy(written), platform.accuracy(digits.test)
     recovered = (after - before) / (plain - before)
-    reason = ledger.entries(database.connect(f"sqlite:///{platform.home}/digits.db"))[-1].reason
+    recorded = ledger.entries(database.connect(f"sqlite:///{platform.home}/digits.db"), ledger.CHAMPION)
+    reason = recorded[-1].reason
     platform.report(f"digits v{second} was promoted: {reason}")
     platform.report(f"on held-out changed digits {before:.2%} → {after:.2%}, {recovered:.0%} of the loss recovered")
     platform.report(f"on test images {test_before:.2%} → {test_after:.2%}")
@@ -279,6 +280,14 @@ def close(platform: Platform, digits: Digits, requests: int) -> None:
     # Of a few hundred images, one is more than MAX_TEST_LOSS.
     max_loss = max(MAX_TEST_LOSS, 1.5 / len(digits.test))
     check(test_before - test_after <= max_loss, f"test accuracy fell from {test_before:.4f} to {test_after:.4f}")
+
+    for seed in (3, 4):
+        since = datetime.now(UTC)
+        platform.send(population, requests, seed=seed)
+        printed, verdict = platform.monitor(since)
+        check(verdict["drift"]["verdict"] == "no drift", f"the alarm does not end with the promotion: {printed}")
+        check(verdict["training_drift"]["verdict"] == "drift", f"the traffic is still unlike training: {printed}")
+    platform.report(f"{verdict['count']} changed predictions: {verdict['message']}")
 
     printed = platform.run("retrain", "--data", str(write_npz(platform.home / "sabotaged.npz", digits, seed=3)))
     check(": hold: " in printed, f"a sabotaged candidate was not held: {printed}")

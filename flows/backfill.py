@@ -22,8 +22,7 @@ def backfill(begin: str, end: str, every: str = "24h") -> list[str]:
     lines = []
     for window in windows.split(begin, end, every):
         for version in sorted(predictions.counts(platform.engine, *window)):
-            _, created_at, reference = monitor.load(platform, version)
-            verdict, path = monitor.report(platform, version, created_at, window, reference)
+            verdict, path = monitor.report(platform, monitor.load(platform, version), window)
             lines.append(f"{window[0]:%Y-%m-%d %H:%M}, digits v{version}, {verdict.count} answers: {verdict.message}")
             log.info("%s; report: %s", lines[-1], path)
     if not lines:

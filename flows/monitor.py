@@ -1,25 +1,28 @@
-"""`digits monitor`: the champion's latest answers against its test images; a report, a verdict, alerts and events."""
+"""`digits monitor`: the champion's latest answers against what is normal for it; a report, a verdict, alerts and events."""
 
 import base64
 import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 from prefect.events import emit_event
 
-from digits.reference import Reference
 from digits.settings import Settings, local_url
 from digits.storage import feedback, predictions
+from digits.storage.predictions import PredictionWindow
 from flows import alerts, tasks, version_history
 from flows.alerts import Alert
 from flows.connections import Platform
 from flows.tasks import server_task, task
-from monitoring import reports, windows
-from monitoring.reports import MonitoringVerdict
+from monitoring import baseline, pictures, reports, samples, windows
+from monitoring.reports import Expected, MonitoringVerdict
 from monitoring.traffic import Traffic
 from monitoring.windows import TimeRange
+
+if TYPE_CHECKING:  # ONNX Runtime takes 1 s to import
+    from models.model_store import VerifiedModel
 
 log = logging.getLogger("digits.monitor")
 
@@ -31,10 +34,11 @@ DRIFT_EVENT, LABELS_EVENT = "digits.drift.detected", "digits.labels.arrived"  # 
 def monitor(since: str = "24h") -> str:
     """Report drift and accuracy of the champion's answers in the last 30m, 24h or 7d, or since a time. Returns the verdict in words."""
     platform, until = Platform(), datetime.now(UTC)
-    version, created_at, reference = server_task(load)(platform)
-    window = max(windows.parse_since(since, until), created_at), until
-    counted = server_task(version_history.count_traffic)(platform, version, created_at, until)
-    verdict, path = server_task(report)(platform, version, created_at, window, reference, counted)
+    model = server_task(load)(platform)
+    version = model.version
+    window, notes = server_task(choose_window)(platform, model, since, until)
+    counted = server_task(version_history.count_traffic)(platform, version, created_at(model), until)
+    verdict, path = server_task(report)(platform, model, window, notes, counted)
     publish(platform.settings, version, verdict, path)
     for alert in alerts_of(version, verdict, path):
         task(alerts.send)(platform.settings, alert)
@@ -43,19 +47,41 @@ def monitor(since: str = "24h") -> str:
     return verdict.message
 
 
-def load(platform: Platform, version: str | None = None) -> tuple[str, datetime, Reference]:
-    """A version, the champion unless given: its number, when it was registered, and its reference sample, verified."""
-    store = platform.models
-    found = store.fetch_version(version) if version else store.fetch()
-    return found.version, datetime.fromisoformat(found.card["created_at"]), found.reference
+def load(platform: Platform, version: str | None = None) -> "VerifiedModel":
+    """A version, the champion unless given, verified."""
+    return platform.models.fetch_version(version) if version else platform.models.fetch()
+
+
+def created_at(model: "VerifiedModel") -> datetime:
+    """When the version was registered, UTC."""
+    return datetime.fromisoformat(model.card["created_at"])
+
+
+def choose_window(
+    platform: Platform, model: "VerifiedModel", since: str, until: datetime
+) -> tuple[TimeRange, tuple[str, ...]]:
+    """The time since then, of this version and its baseline, and a sentence where a duration holds too few answers.
+
+    Such a window goes back until it holds enough, by 30 days at most.
+    """
+    accepted = baseline.current(platform.engine, model.version, until)
+    earliest = max(created_at(model), accepted.since) if accepted else created_at(model)
+    start = max(windows.parse_since(since, until), earliest)
+    if not windows.is_duration(since):
+        return (start, until), ()
+    enough = predictions.start_of_newest(platform.engine, baseline.ENOUGH, until, model.version)
+    wider = min(start, max(enough or earliest, earliest, until - baseline.MAX_AGE))
+    if wider == start:
+        return (start, until), ()
+    few = f"There are fewer than {baseline.ENOUGH} answers in {since}, so the window goes back to {wider:%Y-%m-%d %H:%M} UTC."
+    return (wider, until), (few,)
 
 
 def report(
     platform: Platform,
-    version: str,
-    created_at: datetime,
+    model: "VerifiedModel",
     window: TimeRange,
-    reference: Reference,
+    notes: tuple[str, ...] = (),
     counted: Traffic | None = None,
 ) -> tuple[MonitoringVerdict, Path]:
     """Report on the version's answers in the window, of more than `MAX_ANSWERS` on a sample. Returns the verdict and the report's path.
@@ -63,13 +89,34 @@ def report(
     The report's folder is named after the window, and the history of the Evidently UI gets a point.
     """
     answers, labelled = (
-        predictions.read_window(platform.engine, *window, limit=MAX_ANSWERS, version=version, labelled=only)
+        predictions.read_window(platform.engine, *window, limit=MAX_ANSWERS, version=model.version, labelled=only)
         for only in (False, True)
     )
-    history = version_history.audited_answers(platform, version, created_at, window[1])
-    log.info("comparing %d answers of digits v%s with its test images …", len(answers), version)
-    folder = platform.settings.home / "reports" / reports.folder_name(*window, version)
-    return reports.write(folder, platform.settings.workspace, reference, answers, labelled, history, counted)
+    expected = expectation(platform, model, answers, window[1], notes)
+    log.info("comparing %d answers of digits v%s with what is normal …", len(answers), model.version)
+    history = version_history.audited_answers(platform, model.version, created_at(model), window[1])
+    folder = platform.settings.home / "reports" / reports.folder_name(*window, model.version)
+    workspace = platform.settings.workspace
+    return reports.write(folder, workspace, model.reference, answers, labelled, expected, history, counted)
+
+
+def expectation(
+    platform: Platform, model: "VerifiedModel", answers: PredictionWindow, at: datetime, notes: tuple[str, ...]
+) -> Expected:
+    """The version's reference sample and its baseline at a time, each with as many pictures as the answers have."""
+    window, _ = samples.distinct(samples.of_window(answers))
+    tested = pictures.by_route(model.reference, window, model.predict_proba, platform.settings.home / "pictures")
+    training = samples.match_routes(window, tested)
+    accepted = baseline.current(platform.engine, model.version, at)
+    if accepted is None:
+        return Expected(training, None, notes)
+    found = baseline.read(platform.engine, accepted, model.predict_proba)
+    period = f"{accepted.period} UTC"
+    if found is None:
+        gone = f"The log has too few answers left of the baseline ({period}), so the reference sample takes its place."
+        return Expected(training, None, (*notes, gone))
+    normal = samples.match_routes(window, samples.split_routes(found), tested)
+    return Expected(training, normal, (*notes, f"The baseline is the traffic from {period}."))
 
 
 def publish(settings: Settings, version: str, verdict: MonitoringVerdict, path: Path) -> None:

@@ -140,9 +140,9 @@ def run_trial(
     recipe: Recipe, number: int, storage: DatasetStore, fingerprint: str, topic: str
 ) -> tuple[search.TrainedTrial, str, int]:
     """One trial in a worker: the training, the worker's address and the memory of its process in bytes."""
-    # Before TensorFlow is imported. One thread for each worker: more would only take turns on the same cores.
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+    # Before TensorFlow is imported. One thread for each worker: more would only take turns on the same cores. The weights of a
+    # trial, which are not kept, therefore differ in their last bits from those of the training that registers its recipe.
+    os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = "1"
     worker, stop = get_worker(), Event(f"{topic}-{number}")
 
     def proceed(epoch: int, metrics: EpochMetrics) -> bool:

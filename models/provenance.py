@@ -12,7 +12,7 @@ from functools import cache
 from importlib.metadata import version as installed
 from pathlib import Path
 
-from models import training
+from models import backend, training
 from models.training import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -65,14 +65,24 @@ class _WithoutText(ast.NodeTransformer):
 
 
 def environment() -> dict[str, str]:
-    """What besides recipe and data decides the weights: Python, processor and library versions."""
+    """What besides recipe, data and code decides the weights: Python, processor, libraries, device and threads.
+
+    Loads TensorFlow, which knows the device. With a fixed number of threads, the number of cores was not seen to change
+    the weights; it is recorded because XLA compiles for it.
+    """
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "processor": _processor(),
-        "cores": str(os.cpu_count()),
+        "cores": str(_usable_cores()),
+        **backend.determinants(),
         **{name: installed(name) for name in LIBRARIES},
     }
+
+
+def _usable_cores() -> int:
+    """The cores that this process may run on, which a container or `taskset` restricts."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -4,6 +4,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,22 +16,34 @@ from pydantic import BaseModel
 from digits.files import replacing, write_atomically
 from digits.reference import Reference
 from digits.storage.predictions import PredictionWindow
-from monitoring import _evidently, accuracy, drift, drift_images, image_statistics
+from monitoring import _evidently, accuracy, drift, drift_images, image_statistics, samples
 from monitoring.accuracy import History
-from monitoring.drift import Tables
+from monitoring.drift import Drift, Tables
 from monitoring.image_statistics import STATISTICS, Columns
+from monitoring.samples import Repeats, Sample
 from monitoring.traffic import Traffic
 
 PROJECT = "digits"  # in the Evidently workspace
 REPORT = "report.html"
 VERDICT = "verdict.json"
 IMAGES = "drift_images.png"
+MAX_OTHER_FIGURES = 5  # of drifted blocks and axes in the report
+MIN_REPEATED_SHARE = 0.05  # of all answers, from which the message tells of one image that is sent again and again
 
 _RUN = "workspace_run"  # the file in a report's folder that names its run in the workspace
 _TIME = "%Y-%m-%dT%H-%M-%SZ"
 _SCORE = "digits_score"  # the name under which Evidently knows our scores
 # Columns with the same value in every row, of which the dashboard shows the mean.
 _CORRECT, _AUDITED, _DRIFTED = "correct", "audit_correct", "drifted_share"
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """What a window is compared with, and what the reader must know about it."""
+
+    training: Sample  # images that the version was tested on, with its answers
+    baseline: Sample | None = None  # traffic that is normal, with its answers; None where that is the training sample
+    notes: tuple[str, ...] = ()  # sentences
 
 
 class MonitoringVerdict(BaseModel, frozen=True):
@@ -40,41 +53,76 @@ class MonitoringVerdict(BaseModel, frozen=True):
     until: datetime | None
     count: int
     versions: tuple[str, ...]  # that answered in this window
-    drift: drift.Drift
+    drift: Drift  # since the baseline: what alarms
+    training_drift: Drift  # how unlike training the window is; the same where there is no baseline
+    has_baseline: bool
+    repeats: Repeats
     accuracy: accuracy.Accuracy
     traffic: Traffic | None  # None for past windows
     message: str
+    notes: tuple[str, ...] = ()  # on the window and on what it is compared with
     recommendations: tuple[str, ...]  # what to do, each thing once
+
+    @property
+    def against(self) -> str:
+        """What the window is compared with for `drift`."""
+        return "baseline" if self.has_baseline else "reference"
 
 
 def assess(
     reference: Reference,
     window: PredictionWindow,
     labelled: PredictionWindow | None = None,
+    expected: Expected | None = None,
     tables: Tables | None = None,
     history: History | None = None,
     traffic: Traffic | None = None,
 ) -> MonitoringVerdict:
-    """Drift and accuracy of a window, against the reference sample of the version that answered it.
+    """Drift and accuracy of a window, against what is expected: the reference sample of the version unless given.
 
-    `labelled` holds all labelled predictions of that time where the window is a sample, `history` what is known of the version's
-    accuracy at all times.
+    `labelled` holds all labelled predictions of that time where the window is a sample; `tables` are those of the drift, and
+    `history` is what is known of the version's accuracy at all times.
     """
-    found = drift.detect(reference, window, tables)
+    expected = expected or Expected(samples.of_reference(reference))
+    current, repeats = samples.distinct(samples.of_window(window))
+    if expected.baseline is None:
+        found = unlike_training = drift.detect(expected.training, current, tables)
+    else:
+        found = drift.detect(expected.baseline, current, tables, "baseline")
+        unlike_training = drift.detect(expected.training, current)
     accurate = accuracy.assess(reference, window, labelled, history, found.verdict == "drift")
     recommendations = tuple(dict.fromkeys(explanation.recommendation for explanation in found.explanations))
     if accurate.verdict == "worse" and not recommendations:
         recommendations = ("Check the labels and the wrongly classified digits; then retrain with the labelled ones.",)
+    compared = [found.message]
+    if expected.baseline is not None and unlike_training.columns:
+        compared.append(f"Compared with training: {unlike_training.message[0].lower()}{unlike_training.message[1:]}")
+    notes = (*expected.notes, *_repeats_note(repeats, len(window)))
     return MonitoringVerdict(
         since=min(window.at, default=None),
         until=max(window.at, default=None),
         count=len(window),
         versions=tuple(sorted(set(window.versions))),
         drift=found,
+        training_drift=unlike_training,
+        has_baseline=expected.baseline is not None,
+        repeats=repeats,
         accuracy=accurate,
         traffic=traffic,
-        message=" ".join(part.message for part in (traffic, found, accurate) if part and part.message),
+        message=" ".join(
+            part for part in (traffic.message if traffic else "", *compared, accurate.message, *notes) if part
+        ),
+        notes=notes,
         recommendations=recommendations,
+    )
+
+
+def _repeats_note(repeats: Repeats, count: int) -> tuple[str, ...]:
+    if repeats.share < MIN_REPEATED_SHARE or repeats.most < 2:
+        return ()
+    times = f"{repeats.most:,} of {count:,}"
+    return (
+        f"One image makes up {repeats.share:.0%} of the answers ({times}) and counts once, like every repeated image.",
     )
 
 
@@ -90,6 +138,7 @@ def write(
     reference: Reference,
     window: PredictionWindow,
     labelled: PredictionWindow | None = None,
+    expected: Expected | None = None,
     history: History | None = None,
     traffic: Traffic | None = None,
 ) -> tuple[MonitoringVerdict, Path]:
@@ -98,15 +147,18 @@ def write(
     Returns the verdict and the path of the report, or of the verdict file where there is too little data for a report. A
     second call for the same folder replaces the files and the run, so a window can be recomputed.
     """
-    tables = drift.measure(reference, window) if len(window) else None
-    verdict = assess(reference, window, labelled, tables, history, traffic)
+    expected = expected or Expected(samples.of_reference(reference))
+    before, (current, _) = expected.baseline or expected.training, samples.distinct(samples.of_window(window))
+    tables = drift.measure(before, current) if len(current) else None
+    verdict = assess(reference, window, labelled, expected, tables, history, traffic)
     folder.mkdir(parents=True, exist_ok=True)
     path, html, marker = (folder / name for name in (VERDICT, REPORT, _RUN))
     write_atomically(path, verdict.model_dump_json(indent=2).encode())
     if tables is None or not verdict.drift.columns:
         return verdict, path
-    unusual = {int(index): str(window.digits[index]) for index in drift_images.unusual(*tables)}
-    write_atomically(folder / IMAGES, drift_images.render(reference.images, window.images, unusual))
+    digits = current.probabilities.argmax(axis=1)
+    unusual = {int(index): str(digits[index]) for index in drift_images.unusual(*tables)}
+    write_atomically(folder / IMAGES, drift_images.render(before.images, current.images, unusual, verdict.against))
     with _project(workspace) as (opened, project):
         _delete_runs([marker], opened, project)
         snapshot = _run(*tables, verdict)
@@ -146,7 +198,7 @@ def markdown(version: str, verdict: MonitoringVerdict, report: Path, history: st
         "\n".join(f"- {sentence}" for sentence in verdict.recommendations),
         _table(("accuracy", "share", "of"), _accuracies(verdict)),
         _table(("traffic of 24 hours", ""), _traffic(verdict.traffic)) if verdict.traffic else "",
-        _table(("column", "reference", "current", "unit", "score", "threshold"), columns) if columns else "",
+        _table(("column", verdict.against, "current", "unit", "score", "threshold"), columns) if columns else "",
         f"[history in the Evidently UI]({history}), `{report}`",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -229,12 +281,23 @@ def _run(expected: Columns, current: Columns, verdict: MonitoringVerdict) -> Any
     parameters = {"columns": list(limits), "method": _SCORE, "per_column_threshold": limits}
     # One drifted column is drift, because the thresholds hold for all columns together: half of its share is the limit.
     count = DriftedColumnsCount(**parameters, drift_share=0.5 / len(limits))
-    drifts = [ValueDrift(column=name, method=_SCORE, threshold=limit) for name, limit in limits.items()]
+    shown = _columns_shown(verdict.drift)
+    drifts = [ValueDrift(column=name, method=_SCORE, threshold=limits[name]) for name in limits if name in shown]
     means = [MeanValue(column=column, tests=[]) for *_, column in _panels() if column in frame]
     metadata = {"versions": ", ".join(verdict.versions), "verdict": verdict.drift.verdict, "message": verdict.message}
     report = Report([count, RowCount(tests=[]), *drifts, *means], include_tests=True)
     datasets = (Dataset.from_pandas(table, data_definition=definition) for table in frames)
     return report.run(*datasets, timestamp=verdict.until, metadata=metadata, tags=["monitor"])
+
+
+def _columns_shown(found: Drift) -> set[str]:
+    """The columns with a figure of their own: those with a unit, and of the others those that drifted most.
+
+    Each figure takes Evidently 0.1 s and 0.1 MB; the count of drifted columns is about all of them.
+    """
+    named = [*STATISTICS, drift.CONFIDENCE, drift.DIGIT]
+    others = [column.name for column in found.columns if column.drifted and column.name not in named]
+    return {*named, *others[:MAX_OTHER_FIGURES]}
 
 
 def _panels() -> list[tuple[str, str, str]]:

@@ -11,7 +11,12 @@ TimeRange = tuple[datetime, datetime]
 
 def parse_since(since: str, until: datetime) -> datetime:
     """The start of a window of `24h`, or of one since `2026-01-05T08:00`; raises ValueError."""
-    return until - parse_duration(since) if re.fullmatch(r"\d+\w", since) else parse_time(since)
+    return until - parse_duration(since) if is_duration(since) else parse_time(since)
+
+
+def is_duration(since: str) -> bool:
+    """Whether it is meant as one: `24h`, not `2026-01-05`."""
+    return bool(re.fullmatch(r"\d+\w", since))
 
 
 def parse_time(text: str) -> datetime:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from digits.errors import first_line
 from digits.settings import load_settings
-from ops.commands import answers, keys, local_platform, monitoring, training, versions
+from ops.commands import answers, evaluations, keys, local_platform, monitoring, training, versions
 
 app = typer.Typer(
     help="Trains, promotes, serves and monitors handwritten-digit recognisers.",
@@ -29,11 +29,12 @@ COMMANDS = (
     *(training.ingest, training.train, training.retrain, training.sweep, training.replay, training.recipes),
     *(versions.promote, versions.rollback, versions.ledger, versions.leaderboard, versions.diff),
     versions.replay_traffic,
-    *(answers.predict, answers.score, answers.traffic, monitoring.monitor, monitoring.audit),
+    *(answers.predict, answers.score, answers.traffic, monitoring.monitor, monitoring.baseline, monitoring.audit),
 )
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(keys.app, name="keys")
+app.add_typer(evaluations.app, name="evaluations")
 
 
 def main() -> None:

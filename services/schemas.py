@@ -24,7 +24,7 @@ Image = Annotated[list[Row], Field(min_length=SIZE, max_length=SIZE, description
 Digit = Annotated[int, Field(ge=0, le=9)]
 TrueDigit = Annotated[Digit, Field(description="True digit.")]
 Probability = Annotated[float, Field(ge=0, le=1.0001)]
-COVERAGE = "Digits that include the true one with the coverage at /about, for images like those of the calibration."
+COVERAGE = "Digits that include the true one with the coverage at /about, which holds for each digit on images like the validation images."
 PredictionSet = Annotated[list[Digit], Field(min_length=1, max_length=10, description=COVERAGE)]
 UNCERTAIN = "Whether the probability is below the limit that /about reports, or the image is blank."
 Uncertain = Annotated[bool, Field(description=UNCERTAIN)]
@@ -94,7 +94,9 @@ class About(BaseModel):
     recipe: dict[str, Any] | None = Field(description="Recipe the version was trained with.")
     dataset: str | None = Field(description="Fingerprint of its training data.")
     metrics: dict[str, Any] | None = Field(description="Metrics on its test images.")
-    conformal: dict[str, Any] | None = Field(description="Coverage of prediction sets, and the limit of uncertainty.")
+    conformal: dict[str, Any] | None = Field(
+        description="Coverage of prediction sets for each digit, its thresholds, and the limit of uncertainty."
+    )
     created_at: str | None = Field(description="Time of its registration.")
     run_id: str | None = Field(description="Id of its MLflow run.")
     run_url: str | None = Field(description="Address of its run in MLflow's UI.")

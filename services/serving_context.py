@@ -135,8 +135,8 @@ class ServingContext:
         self.metrics.count_answers(champion.version, digits, uncertain)
         ids: list[str | None] = [None] * len(images)
         if not is_preview:
-            count = self.prediction_log.counter.count
-            count(route, 200, images=len(images), uncertain=int(np.count_nonzero(uncertain)))
+            n_uncertain = int(np.count_nonzero(uncertain))
+            self.prediction_log.counter.count(route, 200, images=len(images), uncertain=n_uncertain)
             ids = self._log(champion.version, images, probabilities, route, clients, sample_rate)
         prediction_sets = [_SETS[bits] for bits in (sets @ _DIGIT_BITS).tolist()]
         return BatchResult(champion.version, digits, probabilities, prediction_sets, uncertain, ids)

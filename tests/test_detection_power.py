@@ -16,9 +16,9 @@ def measured(count: int) -> dict[tuple[str, str], DetectionRate]:
     return {(rate.perturbation, rate.description): rate for rate in rates}
 
 
-def test_the_false_alarm_rate_is_at_most_five_percent() -> None:
+def test_the_false_alarm_rate_is_at_most_one_percent() -> None:
     clean = measured(100)["none", "false alarms"]
-    assert clean.windows == 100 and clean.detected <= 5
+    assert clean.windows == 100 and clean.detected <= 1
 
 
 def test_the_strongest_amount_of_every_injected_perturbation_is_detected() -> None:

@@ -4,11 +4,11 @@ from monitored import held_out, reference, window
 
 from digits.data import perturbations
 from digits.images import Images
-from monitoring import drift, label_shift
+from monitoring import drift, label_shift, samples
 
 
 def detected(images: Images) -> drift.Drift:
-    return drift.detect(reference(), window(images))
+    return drift.detect(samples.of_reference(reference()), samples.of_window(window(images)))
 
 
 @pytest.mark.parametrize(

@@ -348,6 +348,30 @@ def test_unusable_rows_go_into_quarantine_and_the_others_into_training(
     assert sorted(path.name for path in rejected.iterdir()) == ["june.npz.rows.csv", "june.npz.rows.npz"]
 
 
+def test_killed_between_quarantine_and_archive_the_next_one_ends_as_an_undisturbed_one(
+    tmp_path: Path, bundled: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "june.npz", changed(digit_rows(bundled, 100), slice(3, 6), lambda images: images * 0))
+    write_atomically = inbox.write_atomically
+
+    def killed_after(target: Path, content: bytes) -> None:
+        write_atomically(target, content)
+        if target.suffix == ".npz":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inbox, "write_atomically", killed_after)
+        with pytest.raises(KeyboardInterrupt):
+            inbox.archive(read_now(tmp_path), tmp_path)
+    assert (tmp_path / "june.npz").exists()
+    inbox.archive(read_now(tmp_path), tmp_path)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")) == [
+        "rejected/june.npz.rows.csv",
+        "rejected/june.npz.rows.npz",
+        "taken/june.npz",
+    ]
+
+
 def test_a_file_with_too_many_unusable_rows_is_rejected_whole(tmp_path: Path, bundled: Dataset) -> None:
     write(tmp_path / "half.npz", changed(digit_rows(bundled, 100), slice(50, 100), lambda images: 255 - images))
     batch = read_now(tmp_path)

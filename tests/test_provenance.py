@@ -1,11 +1,15 @@
 """Whether a version was trained before depends on what decides the weights, and on nothing else."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from models import provenance, training
+from models import backend, provenance, training
 from models.provenance import ROOT, code_hash
 from models.recipes import COMPACT
 
@@ -62,3 +66,44 @@ def test_data_and_recipe_change_the_inputs() -> None:
     seeded = COMPACT.model_copy(update={"seed": 1})
     assert len({provenance.inputs_hash(*facts) for facts in (("a", COMPACT), ("b", COMPACT), ("a", seeded))}) == 3
     assert provenance.inputs_hash("a", COMPACT) == provenance.inputs_hash("a", COMPACT.model_copy())
+
+
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[: int(sys.argv[1])])
+from digits.data import sources
+from models import provenance, training
+from models.recipes import COMPACT
+dataset = sources.read("bundled", mnist=None, cache=Path("."))
+trained = training.fit(COMPACT.model_copy(update={"epochs": 1}), dataset)
+print(json.dumps([provenance.environment(), trained.weights_hash]))
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core only")
+def test_the_number_of_cores_does_not_change_the_weights() -> None:
+    """Without a fixed number of threads it does: TensorFlow starts as many as there are cores."""
+    unset = {name: value for name, value in os.environ.items() if name not in backend.DETERMINANTS}
+    command = [sys.executable, "-c", PROGRAM]
+    processes = [
+        subprocess.Popen([*command, cores], cwd=ROOT, env=unset, stdout=subprocess.PIPE, text=True) for cores in "12"
+    ]
+    (one, weights), (two, others) = (json.loads(process.communicate()[0].splitlines()[-1]) for process in processes)
+    assert weights == others
+    assert one == {**two, "cores": "1"} and two["cores"] == "2"
+
+
+@pytest.mark.parametrize("name", ["TF_DETERMINISTIC_OPS", "XLA_FLAGS", "TF_NUM_INTRAOP_THREADS"])
+def test_the_flags_of_tensorflow_are_inputs(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    before = provenance.environment(), provenance.inputs_hash("a", COMPACT)
+    monkeypatch.setenv(name, "7")
+    assert provenance.environment() == {**before[0], name: "7"}
+    assert provenance.inputs_hash("a", COMPACT) != before[1]
+
+
+def test_a_gpu_that_tensorflow_cannot_use_is_told() -> None:
+    assert backend.unusable_gpu([], []) is None
+    assert backend.unusable_gpu(["/dev/nvidia0"], ["NVIDIA L4"]) is None
+    problem = backend.unusable_gpu(["/dev/nvidia0", "/dev/nvidia1"], [])
+    assert problem is not None and "trains on the CPU although this machine has /dev/nvidia0, /dev/nvidia1" in problem

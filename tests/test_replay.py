@@ -48,11 +48,18 @@ def test_where_the_weights_differ_the_reason_is_looked_for(trained_runs: Runs, w
     elsewhere = replace(
         recorded,
         recipe=recorded.recipe.model_copy(update={"seed": 5}),  # stands for another arithmetic
-        environment={**recorded.environment, "numpy": "1.0", "processor": "abacus"},
+        environment={
+            **recorded.environment,
+            "numpy": "1.0",
+            "processor": "abacus",
+            "TF_NUM_INTRAOP_THREADS": "16",
+            "device": "L4",
+        },
     )
     outcome = replay.train_again(elsewhere, trained_runs.datasets)
     assert not outcome.identical
     assert "the weights differ" in outcome.sentence
+    assert "TF_NUM_INTRAOP_THREADS: 16 → " in outcome.sentence and "device: L4 → " in outcome.sentence
     assert "numpy: 1.0 → " in outcome.sentence and "processor: abacus → " in outcome.sentence
     assert "keras" not in outcome.sentence
 

@@ -1,7 +1,7 @@
 """A retraining ingests new data exactly once, whichever step it dies in, and keeps it when the source is read again."""
 
 import gzip
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +21,10 @@ from flows import retrain
 from flows.connections import Platform
 from flows.ingest import set_source
 from flows.retrain import assemble_dataset, check_policies, cooldown_message, report_end
-from models import gate, promotion
+from models import evaluation_sets, gate, promotion
 from models import registry as registries
+from models.registry_reader import RegistryReader
+from monitoring import baseline
 from services.prediction_log import PredictionLog
 
 
@@ -239,5 +241,42 @@ def test_a_champion_that_came_meanwhile_is_not_replaced(
     monkeypatch.setattr(registries, "RegistryWriter", lambda uri: VersionRegistry(registry))
     monkeypatch.setattr(promotion, "promote", lambda registry, store, engine, version, *reason: done.append(version))
     monkeypatch.setattr(retrain, "publish", lambda *_: None)
+    monkeypatch.setattr(evaluation_sets, "pin_first_anchor", lambda *_: None)
     retrain.apply_verdict(Platform(settings), "3", "1", gate.GateVerdict("promote", ["better"], {}))
     assert done == promoted
+
+
+def test_the_page_of_a_verdict_shows_a_table_of_the_evaluation_sets() -> None:
+    labels = (np.arange(1000) % 10).astype(np.uint8)
+    worse = np.where(np.arange(1000) < 100, (labels + 1) % 10, labels).astype(np.uint8)
+    facts, policy = gate.ModelFacts(400_000, 0.05), gate.GatePolicy()
+    samples = [gate.EvaluationSample("anchor", labels, worse, labels, left_out=7)]
+    page = retrain.gate_page("3", gate.judge(samples, facts, facts, policy, policy.significance))
+    assert page.startswith(
+        "# digits v3: hold\n\n- anchor: accuracy falls from 1.0000 to 0.9000, 100 errors more than 0"
+    )
+    assert "\n| set | images | left out | champion | candidate | p | bound of more errors | allowed |\n| --- |" in page
+    assert "\n| anchor | 1,000 | 7 | 1.0000 | 0.9000 | 1 | 100.0 | 3.0 |\n" in page
+    first = retrain.gate_page("1", gate.judge_first(0.9, 0.8, facts, policy))
+    assert "| accuracy | 0.9 |" in first and "| set |" not in first
+
+
+def test_a_promotion_records_the_traffic_that_it_was_judged_on_as_normal(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform, at, ids = Platform(settings), datetime.now(UTC) - timedelta(hours=1), new_ids(300)
+    images = current(settings).train.images[:300]
+    batch = PredictionBatch(ids, at, "1", images, np.full((300, 10), 0.1, np.float32), "/classify")
+    predictions.append(platform.engine, [batch], audit_sample_rate=1.0)
+    for id in ids[:20]:
+        predictions.label(platform.engine, id, 1, AUDITOR)
+    feedback.ingest_feedback(platform.engine, feedback.FeedbackPolicy())
+    promoted = ["1"]
+    monkeypatch.setattr(registries, "RegistryWriter", lambda uri: None)
+    monkeypatch.setattr(RegistryReader, "version", lambda reader: promoted[-1])
+    monkeypatch.setattr(promotion, "promote", lambda registry, store, engine, version, *_: promoted.append(version))
+    monkeypatch.setattr(retrain, "publish", lambda *_: None)
+    retrain.apply_verdict(platform, "3", "1", gate.GateVerdict("promote", ["better"], {}))
+    accepted = baseline.current(platform.engine, "3")
+    assert accepted is not None and accepted.since <= at < accepted.until
+    assert baseline.current(platform.engine, "1") is None

@@ -1,4 +1,4 @@
-"""A sweep as its users see it: killed, interrupted, resumed on a cluster, and its best recipe the challenger."""
+"""A sweep as its users see it: killed, interrupted, resumed on a cluster, and its best recipe judged by the gate."""
 
 import os
 import re
@@ -186,17 +186,17 @@ def test_on_a_cluster_a_killed_worker_costs_time_and_no_result(sweep: Sweep, clu
     assert trained_alone(search.recipe_of(spread[0]), sweep) == spread[0].value
 
 
-def test_at_the_end_of_the_time_the_best_is_registered_as_challenger(sweep: Sweep) -> None:
+def test_at_the_end_of_the_time_the_best_is_registered_and_judged(sweep: Sweep) -> None:
     with sweep.call("--minutes", "0") as process:
         printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    version = re.fullmatch(r"digits v(\d+) is registered; make it the champion .*\n", printed)
-    assert version
+    decided = re.fullmatch(r"digits v(\d+): (promote|hold): .*\n", printed)
+    assert decided
     best = sweep.complete()[0]
     registry = sweep.registry()
-    challenger = registry.client.get_model_version_by_alias("digits", "challenger")
-    assert challenger.version == version[1]
-    run = registry.client.get_run(challenger.run_id)
+    registered = registry.client.get_model_version("digits", decided[1])
+    assert registered.tags["gate"] == decided[2]
+    run = registry.client.get_run(registered.run_id)
     assert run.data.params == {
         name: str(value) for name, value in flatten(search.recipe_of(best).model_dump(mode="json")).items()
     }

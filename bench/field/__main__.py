@@ -10,10 +10,13 @@ a rule does not do what it promises.
 import argparse
 import time
 
-from bench.field import accuracy, challenger, data
+from bench.field import accuracy, challenger, data, determinism, drift, gate
 from bench.field.scenario import Scenario
 
-SCENARIOS: tuple[Scenario, ...] = (*data.SCENARIOS, *challenger.SCENARIOS, *accuracy.SCENARIOS)
+MODULES = (gate, data, drift, accuracy, challenger, determinism)
+SCENARIOS: tuple[Scenario, ...] = tuple(
+    sorted((one for module in MODULES for one in module.SCENARIOS), key=lambda one: one.row)
+)
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ def _image_fault(ink: int, paper: int) -> str:
 
 
 def _correlation(images: Images) -> NDArray[np.float32]:
-    """The larger correlation of each pixel with its right or lower neighbour in the box that holds the ink, (n,); 0 without ink."""
+    """The larger correlation of each pixel with its right or lower neighbour in the box that holds the ink, (n,); 1 in a solid box."""
     ink = images >= MIN_INK
     rows, columns = (_between(np.any(ink, axis=axis)) for axis in (2, 1))
     box = rows[:, :, None] & columns[:, None, :]
@@ -54,7 +54,7 @@ def _correlation(images: Images) -> NDArray[np.float32]:
     right = np.einsum("nij,nij->n", centred[:, :, 1:], centred[:, :, :-1])
     down = np.einsum("nij,nij->n", centred[:, 1:], centred[:, :-1])
     variance = np.einsum("nij,nij->n", centred, centred)
-    return np.divide(np.maximum(right, down), variance, out=np.zeros_like(variance), where=variance > 0)
+    return np.divide(np.maximum(right, down), variance, out=np.ones_like(variance), where=variance > 0)
 
 
 def _between(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:

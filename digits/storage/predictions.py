@@ -182,6 +182,15 @@ def counts(engine: Engine, since: datetime, until: datetime) -> dict[str, int]:
         return dict(row._tuple() for row in connection.execute(query.group_by(predictions.c.version)))
 
 
+def start_of_newest(engine: Engine, count: int, until: datetime, version: str | None = None) -> datetime | None:
+    """The time of the oldest of the newest `count` predictions before a time; None where there are fewer."""
+    query = select(predictions.c.at).where(predictions.c.at < until)
+    if version is not None:
+        query = query.where(predictions.c.version == version)
+    with engine.connect() as connection:
+        return connection.scalar(query.order_by(predictions.c.at.desc()).offset(count - 1).limit(1))
+
+
 def with_labels() -> Select[Any]:
     """Every prediction with its most recent label, -1 without one; an auditor's label has precedence over later ones.
 

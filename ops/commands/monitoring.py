@@ -33,6 +33,25 @@ def monitor(
         run_flow("monitor", since)
 
 
+def baseline(
+    reason: Annotated[str, typer.Option("--reason", help="Why this traffic is normal, for the ledger.")],
+    since: Since = "24h",
+) -> None:
+    """Accept the traffic since then as normal: drift is what changes after it. Recorded in the ledger."""
+    from datetime import UTC, datetime
+
+    from flows.connections import Platform
+    from monitoring import baseline
+    from monitoring.windows import parse_since
+
+    platform, until = Platform(), datetime.now(UTC)
+    version = platform.models.registry.version()
+    if version is None:
+        raise LookupError("there is no champion yet; `digits train` and `digits promote` make one")
+    accepted = baseline.accept(platform.engine, version, parse_since(since, until), until, reason)
+    print(f"the traffic from {accepted.period} UTC is normal for digits v{version}")
+
+
 def audit(
     folder: Annotated[Path | None, typer.Argument(show_default="`audit` in DIGITS_HOME")] = None,
     since: Since = "7d",

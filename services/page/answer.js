@@ -44,7 +44,7 @@ export function article(digit) {
 function describeSet(digits) {
   if (digits.length === 10) return "No digit is ruled out.";
   const left = digits.length === 1 ? `${digits[0]}` : `${digits.slice(0, -1).join(", ")} and ${digits.at(-1)}`;
-  const promise = coverage === null ? "." : `; that is right for ${percent(coverage)} of digits like those it was trained with.`;
+  const promise = coverage === null ? "." : `; that is right for ${percent(coverage)} of the images of each digit, if they are like those it was trained with.`;
   return `All but ${left} are ruled out${promise}`;
 }
 
