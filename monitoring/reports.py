@@ -90,7 +90,9 @@ def assess(
     else:
         found = drift.detect(expected.baseline, current, tables, "baseline")
         unlike_training = drift.detect(expected.training, current)
-    accurate = accuracy.assess(reference, window, labelled, history, found.verdict == "drift")
+    # The estimate is calibrated on the reference sample, also where a baseline says what is normal.
+    drifted = "drift" in (found.verdict, unlike_training.verdict)
+    accurate = accuracy.assess(reference, window, labelled, history, drifted)
     recommendations = tuple(dict.fromkeys(explanation.recommendation for explanation in found.explanations))
     if accurate.verdict == "worse" and not recommendations:
         recommendations = ("Check the labels and the wrongly classified digits; then retrain with the labelled ones.",)

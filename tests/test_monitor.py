@@ -91,11 +91,10 @@ def audit(platform: Platform, days: range, per_day: int, wrong: int, client: str
 
 def monitored(platform: Platform, until: datetime) -> tuple[MonitoringVerdict, list[str]]:
     """The verdict on the 24 hours before, by the steps of the flow, and the events of its alerts."""
-    version, created_at, sample = monitor.load(platform)
-    counted = version_history.count_traffic(platform, version, created_at, until)
-    hours = until - timedelta(hours=24), until
-    verdict, path = monitor.report(platform, version, created_at, hours, sample, counted)
-    return verdict, [alert.event for alert in alerts_of(version, verdict, path)]
+    model = monitor.load(platform)
+    counted = version_history.count_traffic(platform, model.version, monitor.created_at(model), until)
+    verdict, path = monitor.report(platform, model, (until - timedelta(hours=24), until), (), counted)
+    return verdict, [alert.event for alert in alerts_of(model.version, verdict, path)]
 
 
 def test_a_fall_is_told_by_ten_labels_a_day_also_when_the_window_has_none(platform: Platform) -> None:

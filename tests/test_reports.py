@@ -9,7 +9,7 @@ import pytest
 from monitored import START, held_out, reference, window
 
 from digits.data import perturbations
-from monitoring import reports
+from monitoring import reports, samples
 from monitoring.image_statistics import STATISTICS, Statistic
 
 
@@ -184,3 +184,12 @@ def test_plotly_keeps_its_theme(drifted: tuple[reports.MonitoringVerdict, Path])
     import plotly.io
 
     assert plotly.io.templates.default == "plotly"
+
+
+def test_an_accepted_baseline_unlike_training_brings_no_estimate_back() -> None:
+    images = perturbations.shift(held_out()[0], 3)
+    usual, _ = samples.distinct(samples.of_window(window(images[::2])))
+    expected = reports.Expected(samples.of_reference(reference()), usual)
+    verdict = reports.assess(reference(), window(images[1::2]), expected=expected)
+    assert (verdict.drift.verdict, verdict.training_drift.verdict) == ("no drift", "drift")
+    assert verdict.accuracy.estimate is not None and "estimate" not in verdict.message
