@@ -75,7 +75,7 @@ def match_routes(window: Sample, *preferred: tuple[Sample, Sample]) -> Sample:
         for wanted, candidates in zip(shares, zip(*preferred, strict=True), strict=True)
     ]
     count = min(int(len(pool) / wanted) for pool, wanted in zip(pools, shares, strict=True) if wanted > 0)
-    return _join(*(_draw(pool, round(wanted * count)) for pool, wanted in zip(pools, shares, strict=True)))
+    return join(*(_draw(pool, round(wanted * count)) for pool, wanted in zip(pools, shares, strict=True)))
 
 
 def split_routes(sample: Sample) -> tuple[Sample, Sample]:
@@ -87,6 +87,7 @@ def _draw(sample: Sample, count: int) -> Sample:
     return sample.take(np.sort(np.random.default_rng(0).permutation(len(sample))[:count]))
 
 
-def _join(*samples: Sample) -> Sample:
+def join(*samples: Sample) -> Sample:
+    """All images, in this order."""
     columns: Sequence[str] = ("images", "probabilities", "clients", "is_picture")
     return Sample(*(np.concatenate([getattr(sample, column) for sample in samples]) for column in columns))
