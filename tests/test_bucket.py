@@ -54,9 +54,9 @@ def test_another_machine_gets_the_same_data_set_and_starts_from_it(
     fingerprint = datasets.save(bundled, here).name
     datasets.set_current(here, fingerprint)
     assert keys(s3) == [
+        "some/prefix/current",
         f"some/prefix/{fingerprint}/arrays.npz",
         f"some/prefix/{fingerprint}/manifest.json",
-        "some/prefix/current",
     ]
     assert datasets.current(there) == fingerprint
     assert datasets.manifest(there, fingerprint) == datasets.manifest(here, fingerprint)

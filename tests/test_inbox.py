@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digits import files
 from digits.data import datasets, inbox, sources
 from digits.data.datasets import Dataset
 from digits.data.sources import Rows
@@ -352,10 +353,9 @@ def test_killed_between_quarantine_and_archive_the_next_one_ends_as_an_undisturb
     tmp_path: Path, bundled: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "june.npz", changed(digit_rows(bundled, 100), slice(3, 6), lambda images: images * 0))
-    write_atomically = inbox.write_atomically
 
     def killed_after(target: Path, content: bytes) -> None:
-        write_atomically(target, content)
+        files.write_atomically(target, content)
         if target.suffix == ".npz":
             raise KeyboardInterrupt
 

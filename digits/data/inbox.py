@@ -33,7 +33,7 @@ OWN_FOLDERS = ("taken", "rejected")
 # Endings of the names that copying programs use until a file is complete.
 UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".filepart", "~")
 MAX_UNUSABLE_SHARE = 0.1  # of the rows of a file; more of them are no accident
-# A champion with 98 % accuracy contradicts about 0.5 % of right labels with confidence, of shuffled ones 85 %.
+# `compact` on MNIST contradicts 0.14 % of right labels with confidence, 1 % in unseen handwriting, and 72 % of shuffled ones.
 MAX_CONTRADICTED_SHARE = 0.2
 CONFIRMED = (
     "confirmed"  # the part of a name, as in `june.confirmed.csv`, of files that are not compared with the champion
