@@ -15,12 +15,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise, permutations
+from typing import Any
 
 import numpy as np
 
 from digits.data import datasets, sources
 from digits.data.datasets import Dataset
-from digits.images import Labels, Split
+from digits.images import Images, Labels, Split
 from digits.settings import load_settings
 from models import evaluation, gate, recipes, significance, training
 from models.training import Recipe
@@ -34,18 +35,25 @@ class JudgedModel:
 
     def __init__(self, recipe: Recipe, data: Dataset) -> None:
         model = training.fit(recipe, data).model
-        self.digits: Labels = training.forward(model, data.test.images).argmax(axis=1).astype(np.uint8)
-        answers = training.forward(model, data.validation.images).argmax(axis=1)
+        suite = evaluation.corruptions(data.test.images)
+        self.digits, answers = self._answers(model, data.test.images), self._answers(model, data.validation.images)
         self.truth = 100 * float((answers == data.validation.labels).mean())
-        corruption = evaluation.corruption_accuracy(lambda images: training.forward(model, images), data.test)
-        self.facts = gate.ModelFacts(corruption, size_bytes=500_000, milliseconds=0.1)
+        self.corrupted = {name: self._answers(model, images) for name, images in suite.items()}
+
+    def _answers(self, model: Any, images: Images) -> Labels:
+        return training.forward(model, images).argmax(axis=1).astype(np.uint8)
 
 
 def verdict(data: Dataset, candidate: JudgedModel, champion: JudgedModel) -> gate.GateVerdict:
-    """As the first retraining judges, with the usual policy."""
-    sample = gate.EvaluationSample("test images", data.test.labels, candidate.digits, champion.digits)
-    policy = gate.GatePolicy()
-    return gate.judge([sample], candidate.facts, champion.facts, policy, significance.level([], policy.significance))
+    """As the first retraining judges without labelled traffic, with the usual policy."""
+    labels, weight = data.test.labels, 1 / (1 + len(evaluation.CORRUPTIONS))
+    samples = [gate.EvaluationSample("anchor", labels, candidate.digits, champion.digits)]
+    corrupted = [
+        gate.CorruptedSample(gate.EvaluationSample(name, labels, answers, champion.corrupted[name]), weight)
+        for name, answers in candidate.corrupted.items()
+    ]
+    policy, facts = gate.GatePolicy(), gate.ModelFacts(size_bytes=500_000, milliseconds=0.1)
+    return gate.judge(samples, facts, facts, policy, significance.level([], policy.significance), corrupted)
 
 
 def report(what: str, data: Dataset, pairs: Sequence[tuple[JudgedModel, JudgedModel]]) -> None:

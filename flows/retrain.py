@@ -1,5 +1,6 @@
 """`digits retrain`: new data comes in, a candidate is trained, and it replaces the champion only if it is really better."""
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -127,10 +128,11 @@ def check_policies(settings: Settings) -> None:
 
 def repair_crashed(platform: Platform) -> None:
     """Close the runs of retrainings whose process died, and record a promotion that did not reach the ledger."""
-    from models import promotion
+    from models import evaluation_sets, promotion
 
     crashed_runs.mark_crashed(platform.registry, timedelta(seconds=LEASE_SECONDS))
     promotion.repair_ledger(platform.registry, platform.models, platform.engine)
+    evaluation_sets.pin_first_anchor(platform.models, platform.engine)
 
 
 def assemble_dataset(platform: Platform, data: str | None) -> Dataset:
@@ -267,28 +269,46 @@ def _question(platform: Platform, version: str, champion: str, policy: GatePolic
 
 def compare(platform: Platform, version: str, other: str | None, significance: float) -> GateVerdict:
     """What the gate says of a version beside another one, the champion or the challenger; None before the first champion."""
-    from models import candidate_comparison  # ONNX Runtime and scikit-learn
+    from models import candidate_comparison, evaluation_sets  # ONNX Runtime and scikit-learn
 
-    policy, card = gate.GatePolicy.model_validate(platform.settings.gate), platform.models.fetch_version(version).card
-    test = datasets.load(platform.datasets, card["dataset"]).test
-    traffic, floor = feedback.audited_traffic(platform.engine), recipes.floor(card["recipe"]["name"])
-    return candidate_comparison.judge(platform.models, version, other, test, traffic, floor, policy, significance)
+    store, policy, engine = platform.models, gate.GatePolicy.model_validate(platform.settings.gate), platform.engine
+    card, retired = store.fetch_version(version).card, evaluation_sets.retired(engine).keys()
+    dataset, floor = datasets.load(platform.datasets, card["dataset"]), recipes.floor(card["recipe"]["name"])
+    sets = evaluation_sets.assemble(platform.datasets, store, engine, dataset, other, retired)
+    verdict = candidate_comparison.judge(store, version, other, sets, floor, policy, significance, retired)
+    for one in sets:
+        log.info("evaluation set %s: %s images of %s, %s", one.name, f"{len(one.split):,}", one.fingerprint, one.source)
+    for line in gate.table(verdict.evidence):
+        figures = ", ".join(f"{name} {value}" for name, value in line.items() if name != "set")
+        log.info("on %s: %s", line["set"], figures)
+    fingerprints = {one.name: one.fingerprint for one in sets}
+    platform.registry.tag_version(version, {"evaluation_sets": json.dumps(fingerprints)})
+    return verdict
 
 
 def apply_verdict(platform: Platform, version: str, champion: str | None, verdict: GateVerdict) -> None:
     """Show the verdict on the page of the flow run, promote the version or let an undecided one wait, and appoint the challenger."""
-    from models import challengers, promotion
+    from models import challengers, evaluation_sets, promotion
 
     log.info("digits v%s: %s", version, verdict.sentence)
-    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
-    rows = "\n".join(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in verdict.evidence.items())
-    title = f"digits v{version}: {verdict.decision}"
-    publish("gate", title, f"# {title}\n\n{reasons}\n\n| evidence | |\n|---|---|\n{rows}\n")
+    publish("gate", f"digits v{version}: {verdict.decision}", gate_page(version, verdict))
     registry, store, now = platform.registry, platform.models, datetime.now(UTC)
     promotion.apply_verdict(registry, store, platform.engine, version, champion, verdict)
+    evaluation_sets.pin_first_anchor(store, platform.engine)
     challenger = challengers.appoint(registry, store, now)
     if verdict.decision == gate.UNDECIDED and challenger not in (None, version):
         against = compare(platform, version, challenger, CHALLENGE_SIGNIFICANCE)
         log.info("digits v%s beside the challenger v%s: %s", version, challenger, against.sentence)
         if against.decision == "promote":
             challengers.replace(registry, challenger, version, now)
+
+
+def gate_page(version: str, verdict: GateVerdict) -> str:
+    """The verdict as Markdown: its reasons, a table of the evaluation sets, and all evidence."""
+    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
+    lines = gate.table(verdict.evidence)
+    cells = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)] if lines else []
+    sets = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    evidence = "\n".join(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in verdict.evidence.items())
+    table = f"{sets}\n\n" if lines else ""
+    return f"# digits v{version}: {verdict.decision}\n\n{reasons}\n\n{table}| evidence | |\n|---|---|\n{evidence}\n"

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from digits.errors import first_line
 from digits.settings import load_settings
-from ops.commands import answers, keys, local_platform, monitoring, training, versions
+from ops.commands import answers, evaluations, keys, local_platform, monitoring, training, versions
 
 app = typer.Typer(
     help="Trains, promotes, serves and monitors handwritten-digit recognisers.",
@@ -34,6 +34,7 @@ COMMANDS = (
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(keys.app, name="keys")
+app.add_typer(evaluations.app, name="evaluations")
 
 
 def main() -> None:

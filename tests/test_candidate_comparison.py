@@ -13,9 +13,12 @@ from digits import reference
 from digits.data.datasets import digests
 from digits.images import Split
 from models import gate
-from models.candidate_comparison import fetch, samples
+from models.candidate_comparison import fetch, fresh, judge
+from models.evaluation_sets import EvaluationSet
 from models.model_store import ModelStore
 from models.onnx_model import InvalidArtifact
+
+POLICY = gate.GatePolicy()
 
 
 def publish(registry: Registry, version: str, files: Files, trained_on: np.ndarray) -> None:
@@ -31,18 +34,67 @@ def publish(registry: Registry, version: str, files: Files, trained_on: np.ndarr
     }
 
 
-def test_traffic_that_one_of_the_two_trained_on_judges_neither(
-    registry: Registry, champion_files: Files, tmp_path: Path
+@pytest.fixture
+def sample(champion_files: Files) -> reference.Reference:
+    return reference.from_bytes(champion_files["reference.npz"])
+
+
+def evaluation_set(name: str, sample: reference.Reference, rows: slice) -> EvaluationSet:
+    return EvaluationSet(name, Split(sample.images[rows], sample.labels[rows]), "a test")
+
+
+def test_images_that_one_of_the_two_trained_on_are_left_out_of_every_set(
+    registry: Registry, champion_files: Files, sample: reference.Reference, tmp_path: Path
 ) -> None:
-    sample = reference.from_bytes(champion_files["reference.npz"])
-    test, traffic = (Split(sample.images[part], sample.labels[part]) for part in (slice(0, 100), slice(100, 300)))
-    publish(registry, "1", champion_files, digests(traffic.images[:40]))
-    publish(registry, "2", champion_files, digests(traffic.images[30:90]))
-    first, second = (fetch(ModelStore(registry.uri, tmp_path), version) for version in "12")
-    found = samples(test, traffic, second, first, gate.GatePolicy())
-    assert [(one.name, len(one.labels)) for one in found] == [("test images", 100), ("new traffic", 110)]
-    assert first.facts(test).images_trained_on == 0 and second.facts(traffic).images_trained_on == 60
-    assert len(samples(test, traffic, second, first, gate.GatePolicy(min_sample=111))) == 1
+    publish(registry, "1", champion_files, digests(sample.images[100:140]))
+    publish(registry, "2", champion_files, digests(sample.images[130:190]))
+    store = ModelStore(registry.uri, tmp_path)
+    sets = [evaluation_set("anchor", sample, slice(0, 150)), evaluation_set("traffic", sample, slice(100, 300))]
+    evidence = judge(store, "2", "1", sets, 0.0, POLICY, 0.01).evidence
+    assert (evidence["anchor: images"], evidence["anchor: left out"]) == (100, 50)
+    assert (evidence["traffic: images"], evidence["traffic: left out"]) == (110, 90)
+    # Traffic waits for more of it; a stored set that has become too small holds.
+    few = judge(store, "2", "1", sets, 0.0, gate.GatePolicy(min_sample=105), 0.01)
+    assert few.decision == "hold" and "100 images remain, at least 105 are required; 50 were left out" in few.sentence
+    assert "traffic: images" in few.evidence
+    assert "traffic: images" not in judge(store, "2", "1", sets, 0.0, gate.GatePolicy(min_sample=111), 0.01).evidence
+
+
+def test_a_set_without_any_image_left_is_held_too(
+    registry: Registry, champion_files: Files, sample: reference.Reference, tmp_path: Path
+) -> None:
+    for version in "12":
+        publish(registry, version, champion_files, digests(sample.images[:100]))
+    sets = [evaluation_set("anchor", sample, slice(0, 100)), evaluation_set("candidate", sample, slice(100, 300))]
+    found = judge(ModelStore(registry.uri, tmp_path), "2", "1", sets, 0.0, POLICY, 0.01)
+    assert found.decision == "hold" and found.reasons[0].startswith("anchor: 0 images remain")
+
+
+def test_the_same_images_under_two_names_are_judged_once_and_retired_ones_not_at_all(
+    registry: Registry, champion_files: Files, sample: reference.Reference, tmp_path: Path
+) -> None:
+    for version in "12":
+        publish(registry, version, champion_files, digests(sample.images[500:]))
+    store, names = ModelStore(registry.uri, tmp_path), ("anchor", "champion", "candidate")
+    sets = [evaluation_set(name, sample, slice(0, 300)) for name in names]
+    retired = {"anchor digit 7", "corruption inverted"}
+    evidence = judge(store, "2", "1", sets, 0.0, POLICY, 0.01, retired).evidence
+    assert evidence["anchor: images"] == (sample.labels[:300] != 7).sum()
+    assert "champion: images" not in evidence and "candidate: images" not in evidence
+    corruptions = {name.split(":")[0] for name in evidence if name.startswith("corruption ")}
+    assert len(corruptions) == 10 and "corruption inverted" not in corruptions
+    first, second = (fetch(store, version) for version in "12")
+    assert fresh(sets[0], first, second, retired).left_out == 0  # retired, not trained on
+
+
+def test_a_first_version_is_judged_on_its_own_test_images(
+    registry: Registry, champion_files: Files, sample: reference.Reference, tmp_path: Path
+) -> None:
+    publish(registry, "1", champion_files, np.arange(10, dtype=np.uint64))
+    own = [evaluation_set("candidate", sample, slice(0, 300))]
+    store = ModelStore(registry.uri, tmp_path)
+    assert judge(store, "1", None, own, 0.5, POLICY, 0.01).decision == "promote"
+    assert judge(store, "1", None, own, 1.0, POLICY, 0.01).decision == "hold"
 
 
 def test_a_changed_list_of_training_images_is_noticed(

@@ -52,6 +52,7 @@ def predicted(
 def one(number: int, label: int = 3, probability: float = 0.6, source: str = "api", id: str = "") -> IngestedLabel:
     return IngestedLabel(
         client="",
+        route="/classify",
         prediction_id=id or f"id{number}",
         digest=feedback.digest(bytes([number])),
         label=label,

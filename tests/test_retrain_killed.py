@@ -97,7 +97,7 @@ def state(settings: Settings) -> dict[str, Any]:
         "gate": registry.version_tags(version)["gate"],
         "ledger": [(entry.action, entry.before, entry.reason.split(",")[0]) for entry in ledger.entries(engine)],
         "evidence": [sorted(entry.evidence) for entry in ledger.entries(engine)],
-        "points to the champion": ledger.entries(engine)[-1].after == version,
+        "points to the champion": ledger.entries(engine, ledger.CHAMPION)[-1].after == version,
         "taken": sorted(path.name for path in (settings.inbox / "taken").iterdir()),
         "labels": (training.images.tobytes(), judging.images.tobytes(), feedback.waiting(engine)),
         "ended": cooldowns.at(engine, "retrained") is not None,
@@ -113,7 +113,8 @@ def undisturbed() -> dict[str, Any]:
 def test_undisturbed(settings: Settings, undisturbed: dict[str, Any]) -> None:
     assert "promote: there is no champion" in run()
     undisturbed.update(state(settings))
-    assert undisturbed["ledger"] == [("promotion", None, "there is no champion")]
+    first = ("promotion", None, "there is no champion"), ("pin", None, "the test part that the first champion")
+    assert undisturbed["ledger"] == [*first]
     assert undisturbed["points to the champion"] and undisturbed["ended"]
     assert undisturbed["labels"][2] == 0
 

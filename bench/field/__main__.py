@@ -10,10 +10,10 @@ a rule does not do what it promises.
 import argparse
 import time
 
-from bench.field import challenger
+from bench.field import challenger, gate
 from bench.field.scenario import Scenario
 
-SCENARIOS: tuple[Scenario, ...] = (*challenger.SCENARIOS,)
+SCENARIOS: tuple[Scenario, ...] = (*gate.SCENARIOS, *challenger.SCENARIOS)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ that ends between the two loses nothing.
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -45,6 +46,7 @@ class IngestedLabel(Base):
     version: Mapped[str] = mapped_column(String(32))  # that predicted
     source: Mapped[str] = mapped_column(String(64))
     client: Mapped[str] = mapped_column(String(64))  # who sent the image
+    route: Mapped[str] = mapped_column(String(32))  # by which it came
     audited: Mapped[bool]  # belongs to the audit sample
     predicted_at: Mapped[datetime]
     part: Mapped[Part] = mapped_column(String(16), index=True)
@@ -54,6 +56,15 @@ class IngestedLabel(Base):
     @property
     def is_trusted(self) -> bool:
         return self.source == AUDITOR
+
+
+@dataclass(frozen=True, eq=False)
+class AuditedTraffic(Split):
+    """Labelled images of the audit sample, newest first."""
+
+    clients: list[str]  # who sent each image, "" where unknown
+    routes: list[str]  # by which each image came
+    since: datetime  # of the oldest image, UTC
 
 
 class FeedbackPolicy(BaseModel, frozen=True, extra="forbid", title="DIGITS_FEEDBACK"):
@@ -138,14 +149,19 @@ def training(engine: Engine) -> Split | None:
     return _split(engine, select(IngestedLabel).where(IngestedLabel.part == "train").order_by("prediction_id"))
 
 
-def audited_traffic(engine: Engine, max_images: int = 2000) -> Split | None:
+def audited_traffic(engine: Engine, max_images: int = 2000) -> AuditedTraffic | None:
     """The newest labels of the audit sample, on which two versions can be compared by replay; None if there are none.
 
     Complaints are about errors of the champion, so any other model would look better on them. The caller leaves out the images
     that one of the two versions was trained on.
     """
     query = select(IngestedLabel).where(IngestedLabel.part.in_(IN_USE), IngestedLabel.audited)
-    return _split(engine, query.order_by(IngestedLabel.prediction_id.desc()).limit(max_images))
+    rows, images = _rows(engine, query.order_by(IngestedLabel.prediction_id.desc()).limit(max_images))
+    if not rows:
+        return None
+    labels = np.array([row.label for row in rows], np.uint8)
+    clients, routes = [row.client for row in rows], [row.route for row in rows]
+    return AuditedTraffic(images, labels, clients, routes, min(row.predicted_at for row in rows))
 
 
 def unlabelled_audit(engine: Engine, since: datetime) -> list[tuple[str, NDArray[np.uint8]]]:
@@ -171,9 +187,8 @@ def _new() -> Select[Any]:
     labelled = select(predictions.feedback.c.prediction_id)
     found = predictions.with_labels().where(predictions.predictions.c.id.in_(labelled)).subquery().c
     renamed = (found.id.label("prediction_id"), found.digit.label("predicted"), found.at.label("predicted_at"))
-    copied = (
-        found[name] for name in ("sequence", "image", "label", "probability", "version", "source", "client", "audited")
-    )
+    names = ("sequence", "image", "label", "probability", "version", "source", "client", "route", "audited")
+    copied = (found[name] for name in names)
     joined = select(*renamed, *copied).outerjoin(IngestedLabel, found.id == IngestedLabel.prediction_id)
     return joined.where(IngestedLabel.sequence.is_distinct_from(found.sequence))
 

@@ -42,6 +42,7 @@ def upgrade() -> None:
         sa.Column("version", sa.String(32), nullable=False),
         sa.Column("source", sa.String(64), nullable=False),
         sa.Column("client", sa.String(64), nullable=False),
+        sa.Column("route", sa.String(32), nullable=False),
         sa.Column("audited", sa.Boolean(), nullable=False),
         sa.Column("predicted_at", sa.DateTime(), nullable=False),
         sa.Column("part", sa.String(16), nullable=False, index=True),
