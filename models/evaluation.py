@@ -74,11 +74,6 @@ def corruption_accuracies(predict_proba: Callable[[Images], Probabilities], test
     return {f"corruption_{name}": accuracy(predict_proba(images), test.labels).value for name, images in suite.items()}
 
 
-def corruption_accuracy(predict_proba: Callable[[Images], Probabilities], test: Split) -> float:
-    """The mean over the corruptions."""
-    return float(np.mean(list(corruption_accuracies(predict_proba, test).values())))
-
-
 def accuracy(probabilities: Probabilities, labels: Labels) -> Proportion:
     """Share of images whose most probable digit is the true one."""
     return intervals.wilson(int((probabilities.argmax(axis=1) == labels).sum()), len(labels))

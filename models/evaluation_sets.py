@@ -119,7 +119,7 @@ def retired(engine: Engine) -> dict[str, Entry]:
         elif entry.action == "reinstatement":
             found.pop(entry.subject, None)
         elif entry.action == "pin":
-            found = {name: decision for name, decision in found.items() if name.split()[0] != ANCHOR}
+            found = {name: decision for name, decision in found.items() if not _is_of_anchor(name)}
     return found
 
 
@@ -152,7 +152,7 @@ def corruption_name(corruption: str) -> str:
 def best_accuracy(engine: Engine) -> float | None:
     """The best that a champion reached on the anchor since it or what is retired of it changed; None where unknown."""
     entries = ledger.entries(engine)
-    changed = max((entry.number for entry in entries if entry.subject.split()[0] == ANCHOR), default=0)
+    changed = max((entry.number for entry in entries if _is_of_anchor(entry.subject)), default=0)
     measured = [
         entry.evidence[name]
         for entry in entries
@@ -166,6 +166,10 @@ def rows_in_use(evaluation_set: EvaluationSet, retired: Set[str]) -> NDArray[np.
     """Which of its images are of no retired digit, (n,)."""
     digits = [digit for digit in range(10) if f"{evaluation_set.name} digit {digit}" in retired]
     return ~np.isin(evaluation_set.split.labels, digits)
+
+
+def _is_of_anchor(name: str) -> bool:
+    return name == ANCHOR or name.startswith(f"{ANCHOR} ")
 
 
 def _pins(engine: Engine) -> list[Entry]:

@@ -26,7 +26,7 @@ class GatePolicy(BaseModel):
     min_error_reduction: float = Field(0.125, ge=0, le=1, description="Smallest fraction of errors to remove.")
     max_error_growth: float = Field(0.3, ge=0, description="Largest growth of the errors on a set, as a fraction.")
     error_tolerance: int = Field(3, ge=0, description="Errors allowed beyond that growth, for sets with few errors.")
-    max_slice_growth: float = Field(2.0, ge=0, description="Growth of a digit's errors, at the set's error rate.")
+    max_slice_growth: float = Field(2.0, ge=0, description="Allowed loss of a digit, in units of the set's error rate.")
     max_slice_loss: float = Field(0.05, ge=0, le=1, description="Largest loss of accuracy of a digit, route or client.")
     max_corruption_loss: float = Field(0.02, ge=0, le=1, description="Loss of weighted accuracy on corrupted images.")
     harm_significance: float = Field(0.05, gt=0, lt=0.5, description="Level of the tests and bounds of harm.")

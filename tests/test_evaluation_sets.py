@@ -122,7 +122,7 @@ def _prefect() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("_prefect")
 def test_a_candidate_of_another_data_set_leaves_the_champion_until_the_operator_decides(
     mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -24,4 +24,4 @@ def test_the_loop_closes_unattended(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].endswith("rolled back: digits v1 answers again")
-    assert "was promoted: new traffic: only the candidate is right on" in done.stdout
+    assert "was promoted: traffic: only the candidate is right on" in done.stdout

@@ -17,7 +17,7 @@ from flows import retrain
 from flows.connections import Platform
 from flows.ingest import set_source
 from flows.retrain import assemble_dataset, check_policies, cooldown_message, report_end
-from models import gate, promotion
+from models import evaluation_sets, gate, promotion
 from models import registry as registries
 from services.prediction_log import PredictionLog
 
@@ -167,5 +167,21 @@ def test_a_champion_that_came_meanwhile_is_not_replaced(
     monkeypatch.setattr(registries, "RegistryWriter", lambda uri: VersionRegistry(registry))
     monkeypatch.setattr(promotion, "promote", lambda registry, store, engine, version, *reason: done.append(version))
     monkeypatch.setattr(retrain, "publish", lambda *_: None)
+    monkeypatch.setattr(evaluation_sets, "pin_first_anchor", lambda *_: None)
     retrain.apply_verdict(Platform(settings), "3", "1", gate.GateVerdict("promote", ["better"], {}))
     assert done == promoted
+
+
+def test_the_page_of_a_verdict_shows_a_table_of_the_evaluation_sets() -> None:
+    labels = (np.arange(1000) % 10).astype(np.uint8)
+    worse = np.where(np.arange(1000) < 100, (labels + 1) % 10, labels).astype(np.uint8)
+    facts, policy = gate.ModelFacts(400_000, 0.05), gate.GatePolicy()
+    samples = [gate.EvaluationSample("anchor", labels, worse, labels, left_out=7)]
+    page = retrain.gate_page("3", gate.judge(samples, facts, facts, policy, policy.significance))
+    assert page.startswith(
+        "# digits v3: hold\n\n- anchor: accuracy falls from 1.0000 to 0.9000, 100 errors more than 0"
+    )
+    assert "\n| set | images | left out | champion | candidate | p | bound of more errors | allowed |\n| --- |" in page
+    assert "\n| anchor | 1,000 | 7 | 1.0000 | 0.9000 | 1 | 100.0 | 3.0 |\n" in page
+    first = retrain.gate_page("1", gate.judge_first(0.9, 0.8, facts, policy))
+    assert "| accuracy | 0.9 |" in first and "| set |" not in first
