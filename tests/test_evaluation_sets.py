@@ -167,13 +167,12 @@ def test_a_candidate_of_another_data_set_leaves_the_champion_until_the_operator_
         digits("evaluations", "retire", name, "--reason", "the paper is fed in sideways now")
     listed = digits("evaluations")
     assert named["anchor"] not in listed and "the paper is fed in sideways now" in listed
-    dataset = datasets.load(platform.datasets, first)
-    champion, verdict = judge(platform, "2", dataset, quick)
+    champion, verdict = judge(platform, "2")
     assert (champion, verdict.decision) == ("1", "promote") and verdict.reasons[0].startswith("candidate: ")
     digits("evaluations", "reinstate", "champion", "--reason", "not all of it")
-    assert judge(platform, "2", dataset, quick)[1].decision == "hold"
+    assert judge(platform, "2")[1].decision == "hold"
     digits("evaluations", "pin", first, "--reason", "the paper is fed in sideways now")
     pinned = ledger.entries(platform.engine, "anchor")[-1]
     assert (pinned.action, pinned.before, pinned.after) == ("pin", bundled.fingerprint, first)
     assert named["candidate"] in digits("evaluations")
-    assert "champion: accuracy falls from" in judge(platform, "2", dataset, quick)[1].sentence
+    assert "champion: accuracy falls from" in judge(platform, "2")[1].sentence

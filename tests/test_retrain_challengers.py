@@ -82,7 +82,7 @@ def moved(images: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def loop(registry: Memory, bundled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
-    settings = Settings(home=tmp_path, MLFLOW_TRACKING_URI=registry.uri, gate={"min_sample": 30})  # type: ignore[call-arg]
+    settings = Settings(home=tmp_path, MLFLOW_TRACKING_URI=registry.uri, gate={"min_sample": 30, "error_tolerance": 20})  # type: ignore[call-arg]
     platform, versions = Platform(settings), VersionRegistry(registry)
     vars(platform)["registry"] = versions
     datasets.save(bundled, settings.datasets)

@@ -20,7 +20,7 @@ from models.challengers import Question
 from models.gate import UNDECIDED, EvaluationSample, GatePolicy, GateVerdict, ModelFacts
 
 POLICY = GatePolicy()
-SAME = ModelFacts(corruption_accuracy=0.8, size_bytes=400_000, milliseconds=0.1)
+SAME = ModelFacts(size_bytes=400_000, milliseconds=0.1)
 CANDIDATES = 1000
 HARD_IMAGES = 400  # of the test images; each model is right on every second of them
 SETS = 2

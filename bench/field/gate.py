@@ -12,13 +12,13 @@ from digits.data.datasets import Dataset, join
 from digits.data.perturbations import PERTURBATIONS, quarter_turn
 from digits.images import Images, Labels, Split
 from digits.settings import load_settings
-from models import corruption_weights, evaluation, gate, recipes, training
+from models import corruption_weights, evaluation, gate, recipes, significance, training
 from models.gate import CorruptedSample, EvaluationSample, GatePolicy, GateVerdict, ModelFacts
 
 Answers = Callable[[Images], Labels]
 FACTS = ModelFacts(size_bytes=500_000, milliseconds=0.1)
 POLICY = GatePolicy()
-LEVEL = POLICY.significance
+LEVEL = significance.level([], POLICY.significance)
 EPOCHS, TRAINED_ON = 6, 20_000  # of the networks: enough for 96.5 % of MNIST
 
 
