@@ -20,6 +20,7 @@ from monitoring.sequential import Days, Values
 
 MIN_LABELS = 50  # with fewer, nothing but a fall is claimed; and in the newest stretch
 STRETCH_DAYS = 7  # of the newest stretch
+MIN_CLIENTS = 3  # with fewer, clients are applications that send for many writers
 ALPHA = 0.01  # the chance that a version is ever called worse though it is not: half for the test, half for the expected accuracy
 
 Verdict = Literal["as expected", "worse", "not enough labels"]
@@ -143,11 +144,13 @@ def assess(
 def observations(history: History) -> Observations:
     """The labelled audit answers of one client on one day are one observation, their mean: digits of one writer are alike.
 
-    Answers to unknown clients count one by one.
+    Answers to unknown clients count one by one, and so do all where fewer than `MIN_CLIENTS` are known.
     """
     groups: dict[tuple[int, str], list[bool]] = defaultdict(list)
+    by_client = len({answer.client for answer in history.answers if answer.client}) >= MIN_CLIENTS
     for answer in history.answers:
-        groups[(answer.at.date() - history.since.date()).days, answer.client or answer.id].append(answer.is_right)
+        day, writer = (answer.at.date() - history.since.date()).days, answer.client if by_client else ""
+        groups[day, writer or answer.id].append(answer.is_right)
     ordered = sorted(groups.items(), key=lambda group: group[0][0])
     return Observations(
         np.array([np.mean(right) for _, right in ordered], np.float64),

@@ -67,7 +67,7 @@ def test_a_fall_that_few_labels_prove_is_told() -> None:
 
 def test_a_fall_after_good_months_is_told_within_days_though_no_day_has_fifty_labels() -> None:
     days = np.repeat(np.arange(67), 10)
-    right = drawn(days, np.where(days < 60, 0.98, 0.6))
+    right = drawn(days, np.where(days < 60, 0.98, 0.4))
     assert judged(right[days < 60], days[days < 60]).verdict == "as expected"
     found = judged(right, days)
     assert found.verdict == "worse" and found.newest is not None and found.worse_since is not None
@@ -93,10 +93,14 @@ def test_labels_that_came_long_ago_still_count() -> None:
 def test_the_answers_to_one_client_on_a_day_are_one_observation() -> None:
     right, days = np.arange(100) >= 40, np.zeros(100, int)
     assert judged(right, days).verdict == "worse"
-    one = judged(right, days, ["ann"] * 100)
-    assert one.verdict == "as expected" and one.newest is not None and one.newest.value == pytest.approx(0.6)
-    assert one.newest.high > 0.99
+    three = judged(right, days, ["ann", "ben", "eva"] * 33 + ["ann"])
+    assert three.verdict == "as expected" and three.newest is not None
+    assert three.newest.value == pytest.approx(0.6, abs=0.01) and three.newest.high > 0.95
     assert judged(right, days, [f"writer {n}" for n in range(100)]).verdict == "worse"
+
+
+def test_one_application_sends_for_many_writers() -> None:
+    assert judged(np.arange(100) >= 40, np.zeros(100, int), ["shop"] * 100).verdict == "worse"
 
 
 def test_a_version_that_was_promoted_on_harder_traffic_is_expected_to_reach_that() -> None:
