@@ -105,11 +105,11 @@ def test_one_application_sends_for_many_writers() -> None:
 
 def test_a_version_that_was_promoted_on_harder_traffic_is_expected_to_reach_that() -> None:
     days = np.repeat(np.arange(30), 20)
-    right = drawn(days, 0.8)
+    right = drawn(days, 0.7)
     assert judged(right, days).verdict == "worse"
-    found = judged(right, days, promoted=0.82)
+    found = judged(right, days, promoted=0.72)
     assert found.verdict == "as expected"
-    assert found.least == pytest.approx(intervals.lower_bound(246, 300, 0.005))
+    assert found.least == pytest.approx(intervals.lower_bound(216, 300, 0.005))
 
 
 def test_while_images_drift_the_message_has_no_estimate() -> None:
