@@ -70,7 +70,8 @@ def retrain(
 def retraining_slot(wait_seconds: float = 0) -> Iterator[None]:
     """Hold the only slot for retraining that Prefect gives out, on all machines; raises RuntimeError where it is held.
 
-    With `wait_seconds` another retraining may end first. If Prefect becomes unreachable, the lease ends and the retraining continues; until Prefect is back, no other one gets the slot.
+    With `wait_seconds` another retraining may end first. If Prefect becomes unreachable, the lease ends and the retraining
+    continues; until Prefect is back, no other one gets the slot.
     """
     slot_taken = RuntimeError("another retraining is running; wait for its end, or cancel it in the Prefect UI")
     with get_client(sync_client=True) as client:

@@ -71,5 +71,5 @@ def _decoded(images: Images, form: str, folder: Path) -> Images:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part, part.open("wb") as file:
             np.save(file, decode(images, form))
-    found: Images = np.load(path)
+    found: Images = np.load(path, allow_pickle=False)
     return found

@@ -417,6 +417,7 @@ def test_the_champion_is_swapped_under_load_without_a_failed_request(
         clients = [threading.Thread(target=ask) for _ in range(3)]
         for client in clients:
             client.start()
+        service.wait_for(lambda: seen)
         for version in ("2", "1", "2"):
             registry.aliases["champion"] = version
             service.wait_for(lambda version=version: service.version() == version)  # type: ignore[misc]
