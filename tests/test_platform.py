@@ -229,11 +229,10 @@ def test_promote_and_rollback_are_followed_by_the_service_and_recorded(platform:
     assert back.returncode == 0, back.stderr
     _wait_for_version(platform, "1")
     ledger = platform.run("ledger").stdout
-    assert [line.split()[2] for line in ledger.splitlines() if line.startswith("20")] == [
-        "promotion",
-        "promotion",
-        "rollback",
-    ]
+    decisions = [line.split()[2:4] for line in ledger.splitlines() if line.startswith("20")]
+    assert ["pin", "anchor"] in decisions
+    actions = [action for action, subject in decisions if subject == "champion"]
+    assert actions == ["promotion", "promotion", "rollback"]
     missing = platform.run("promote", "99")
     assert missing.returncode == 1
     assert missing.stderr.startswith("digits: the registry has no digits v99")
