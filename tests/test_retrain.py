@@ -23,7 +23,6 @@ from flows.ingest import set_source
 from flows.retrain import assemble_dataset, check_policies, cooldown_message, report_end
 from models import evaluation_sets, gate, promotion
 from models import registry as registries
-from models.registry_reader import RegistryReader
 from monitoring import baseline
 from services.prediction_log import PredictionLog
 
@@ -262,8 +261,10 @@ def test_the_page_of_a_verdict_shows_a_table_of_the_evaluation_sets() -> None:
 
 
 def test_a_promotion_records_the_traffic_that_it_was_judged_on_as_normal(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, registry: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    registry.versions["1"], registry.aliases["champion"] = {}, "1"
+    settings = settings.model_copy(update={"mlflow_tracking_uri": registry.uri})
     platform, at, ids = Platform(settings), datetime.now(UTC) - timedelta(hours=1), new_ids(300)
     images = current(settings).train.images[:300]
     batch = PredictionBatch(ids, at, "1", images, np.full((300, 10), 0.1, np.float32), "/classify")
@@ -271,10 +272,11 @@ def test_a_promotion_records_the_traffic_that_it_was_judged_on_as_normal(
     for id in ids[:20]:
         predictions.label(platform.engine, id, 1, AUDITOR)
     feedback.ingest_feedback(platform.engine, feedback.FeedbackPolicy())
-    promoted = ["1"]
-    monkeypatch.setattr(registries, "RegistryWriter", lambda uri: None)
-    monkeypatch.setattr(RegistryReader, "version", lambda reader: promoted[-1])
-    monkeypatch.setattr(promotion, "promote", lambda registry, store, engine, version, *_: promoted.append(version))
+    monkeypatch.setattr(registries, "RegistryWriter", lambda uri: VersionRegistry(registry))
+    monkeypatch.setattr(
+        promotion, "promote", lambda writer, store, engine, version, *_: writer.set_alias("champion", version)
+    )
+    monkeypatch.setattr(evaluation_sets, "pin_first_anchor", lambda *_: None)
     monkeypatch.setattr(retrain, "publish", lambda *_: None)
     retrain.apply_verdict(platform, "3", "1", gate.GateVerdict("promote", ["better"], {}))
     accepted = baseline.current(platform.engine, "3")
