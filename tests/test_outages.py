@@ -121,4 +121,4 @@ def test_prefect_is_killed_during_a_training_in_a_terminal(
     assert printed.count(f"Prefect at http://127.0.0.1:{ports[1]}/api stopped answering") == 1
     assert "make it the champion with `digits promote 1`" in printed
     assert len(printed.splitlines()) <= 18
-    assert seconds < 15
+    assert seconds < 30
