@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_loop_closes_unattended(tmp_path: Path) -> None:
     """The script checks every step itself and ends with 1 at the first that goes wrong."""
     words = ["--data", "bundled", "--recipe", "sigmoid", "--requests", "350", "--audit", "1"]
