@@ -39,15 +39,21 @@ def by_route(
 
 
 def nearest(images: Images, window: Images, folder: Path) -> Images:
-    """The first images, sent in the form whose decoded images look most like the window's pictures.
+    """Some of the images, sent in the form whose decoded images look most like the window's pictures.
 
-    The log holds only the decoded images, so the form is not known. Each form is decoded once and kept in the folder.
+    The log holds only the decoded images, so the form is not known. Each form is decoded once and kept in the folder. Both are
+    random samples: the first half of MNIST's test images is of other writers than the second.
     """
-    found = [_decoded(images[:MAX_DECODED], form, folder) for form in FORMS]
-    target = image_statistics.measure(window[: 2 * MAX_DECODED])
+    found = [_decoded(_some(images, MAX_DECODED), form, folder) for form in FORMS]
+    target = image_statistics.measure(_some(window, 2 * MAX_DECODED))
     tables = [image_statistics.measure(one) for one in found]
     squares = [sum(image_statistics.distance(table[name], target[name]) ** 2 for name in table) for table in tables]
     return found[int(np.argmin(squares))]
+
+
+def _some(images: Images, count: int) -> Images:
+    """A random sample, the same one every time."""
+    return images[np.random.default_rng(0).permutation(len(images))[:count]]
 
 
 def decode(images: Images, form: str) -> Images:

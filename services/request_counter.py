@@ -1,4 +1,4 @@
-"""Counts the requests of this worker minute by minute, and writes them to the database for whoever watches the volume of traffic."""
+"""Counts the requests of this worker by minute, and writes them to the database: monitoring assesses the volume of traffic."""
 
 import threading
 import time

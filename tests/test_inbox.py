@@ -422,7 +422,7 @@ def test_labels_that_a_confident_champion_contradicts_are_in_quarantine(tmp_path
     )
     inbox.archive(batch, tmp_path)
     assert len(inbox.read_taken(tmp_path).labelled or ()) == 95  # without the champion, too
-    write(tmp_path / "unsure.npz", Split(split.images, labels))
+    write(tmp_path / "uncertain.npz", Split(split.images, labels))
     assert len(read_now(tmp_path, oracle(split, 0.9)).labelled or ()) == 100
 
 

@@ -21,9 +21,19 @@ def test_the_form_of_the_windows_pictures_is_recognised_and_decoded_once(
     monkeypatch.setattr(pictures, "MAX_DECODED", 60)
     window = pictures.decode(held_out()[0][:60], "enlarged")
     found = pictures.nearest(reference().images, window, tmp_path)
-    assert np.array_equal(found, pictures.decode(reference().images[:60], "enlarged"))
+    drawn = np.random.default_rng(0).permutation(len(reference()))[:60]
+    assert np.array_equal(found, pictures.decode(reference().images[drawn], "enlarged"))
     monkeypatch.setattr(pictures, "decode", lambda *_: pytest.fail("decoded again"))
     assert np.array_equal(pictures.nearest(reference().images, window, tmp_path), found)
+
+
+def test_the_decoded_images_are_of_the_whole_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first images may be of other writers than the last: here the first half has no ink above the middle."""
+    monkeypatch.setattr(pictures, "MAX_DECODED", 60)
+    images = held_out()[0][:200].copy()
+    images[:100, :14] = 0
+    found = pictures.nearest(images, images, tmp_path)
+    assert len(found) == 60 and 15 <= (found[:, :14].max(axis=(1, 2)) == 0).sum() <= 45
 
 
 def test_a_sample_is_mixed_as_the_window_is_and_the_last_pair_fills_gaps() -> None:
