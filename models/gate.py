@@ -15,6 +15,7 @@ from digits.images import Labels
 UNDECIDED: Final = "not enough evidence"
 # With fewer, no permutation of clients can reach a level of 0.001; their images then count as independent.
 MIN_CLIENTS = 10
+MAX_REASONS = 3  # about single digits, routes or clients of a set
 
 
 class GatePolicy(BaseModel):
@@ -314,12 +315,24 @@ def _harm(
             yield f"{sample.name}: {left}; {sample.left_out} were left out because one of the two was trained on them"
         elif sample.bound(policy) > sample.margin(policy) and sample.loss_p_value <= policy.harm_significance:
             yield _more_errors(sample, sample.margin(policy), policy)
-        slices = sample.slices(policy)
-        for part in slices:
-            margin = _slice_margin(sample, part, policy)
-            if -part.changes.sum() > margin and part.loss_p_value <= policy.harm_significance / len(slices):
-                yield _more_errors(part, margin, policy)
+        yield from _slice_harm(sample, policy)
     yield from _corruption_harm(corruptions, policy)
+
+
+def _slice_harm(sample: EvaluationSample, policy: GatePolicy) -> Iterator[str]:
+    """The digits, routes and clients of a set that lose by evidence: those that lose most, and how many others."""
+    slices, level = sample.slices(policy), policy.harm_significance
+    margins = [(part, _slice_margin(sample, part, policy)) for part in slices]
+    harmed = [
+        (part, margin)
+        for part, margin in margins
+        if -part.changes.sum() > margin and part.loss_p_value <= level / len(slices)
+    ]
+    harmed.sort(key=lambda found: int(found[0].changes.sum()))
+    for part, margin in harmed[:MAX_REASONS]:
+        yield _more_errors(part, margin, policy)
+    if others := harmed[MAX_REASONS:]:
+        yield f"{sample.name}: {len(others)} other digits, routes or clients lose as well"
 
 
 def _margin(errors: int, policy: GatePolicy) -> float:

@@ -136,6 +136,17 @@ def test_harm_to_one_digit_is_held_whatever_the_total() -> None:
     assert "anchor digit 7: accuracy falls from 1.0000 to 0.9200" in found.sentence
 
 
+def test_of_many_digits_that_lose_those_that_lose_most_are_named() -> None:
+    candidate = LABELS.copy()
+    for digit in range(10):
+        rows = np.flatnonzero(digit == LABELS)[: 80 + 10 * digit]
+        candidate[rows] = (candidate[rows] + 1) % 10
+    found = verdict(candidate, LABELS)
+    named = [reason for reason in found.reasons if "digit" in reason]
+    assert [reason[:14] for reason in named[:3]] == ["anchor digit 9", "anchor digit 8", "anchor digit 7"]
+    assert named[3:] == ["anchor: 7 other digits, routes or clients lose as well"]
+
+
 def test_a_digit_that_only_traffic_loses_is_held() -> None:
     """Twenty of twenty sevens, and forty others gained."""
     labels = LABELS[:200]
