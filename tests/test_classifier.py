@@ -462,7 +462,9 @@ def test_the_access_log_has_a_line_for_each_request_where_it_is_asked_for(regist
     with serving(tmp_path, registry, DIGITS_ACCESS_LOG="true") as service:
         service.client.post("/classify", json={})
         line = re.compile(r'^[\d-]+ [\d:,]+ 127\.0\.0\.1 "POST /classify HTTP/1\.1" 422 \d+\.\d ms$', re.M)
-        service.wait_for(lambda: line.search((tmp_path / "service.log").read_text()), seconds=10)
+        log = tmp_path / "service.log"
+        service.wait_for(lambda: line.search(log.read_text()), seconds=10)
+        assert len(line.findall(log.read_text())) == 1
 
 
 def test_two_workers_share_log_feedback_and_metrics(
