@@ -26,7 +26,7 @@ from ops.detection_power import hold_out
 REPORT = Path("var/reports/a/report.html")
 
 
-def test_drift_and_lost_accuracy_are_twoalerts_of_and_plain_traffic_is_none() -> None:
+def test_drift_and_lost_accuracy_are_two_alerts_and_plain_traffic_is_none() -> None:
     images, labels = held_out()
     plain = reports.assess(reference(), window(images[:300], labels[:300]))
     assert alerts_of("7", plain, REPORT) == []
