@@ -188,7 +188,7 @@ def probe(repetitions: int) -> Finding:
     shifted = alarms(tested, map(version.sample, _draws(perturbations.shift(images[:4_000], 1), 500, repetitions)))
     return Finding(
         f"alarms in {rate(naive, len(probed))} of 500 answers and 2,625 to one image",
-        f"each image once: {once} images are compared, alarms in {rate(guarded, repetitions)}",
+        f"each image once: {min(once)} to {max(once)} images are compared, alarms in {rate(guarded, repetitions)}",
         f"a shift by 1 px is detected in {rate(shifted, repetitions)}",
         passed=once == {500} and guarded <= 0.02 * repetitions and shifted >= 0.95 * repetitions,
     )
