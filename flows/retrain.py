@@ -174,7 +174,7 @@ def decided_before(platform: Platform, version: str) -> str | None:
     """
     from models import challengers
 
-    entry = ledger.last_replacement(ledger.entries(platform.engine, ledger.CHAMPION), version)
+    entry = ledger.last_replacement(ledger.replacements(platform.engine), version)
     if platform.models.registry.version() == version:
         message = f"digits v{version} stays the champion: there is nothing new to learn"
     elif entry:

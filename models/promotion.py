@@ -51,7 +51,7 @@ def promote(
 def roll_back(registry: RegistryWriter, store: ModelStore, engine: Engine, reason: str) -> str:
     """Make the previous champion the champion again. Returns its version."""
     current = store.registry.version()
-    previous = current and ledger.previous_champion(ledger.entries(engine, ledger.CHAMPION), current)
+    previous = current and ledger.previous_champion(ledger.replacements(engine), current)
     if not previous:
         raise LookupError("there is no previous champion to roll back to; use `digits promote VERSION`")
     promote(registry, store, engine, previous, reason, action="rollback")
@@ -68,7 +68,7 @@ def record_verdict(registry: RegistryWriter, version: str, champion: str | None,
 def repair_ledger(registry: RegistryWriter, store: ModelStore, engine: Engine) -> None:
     """Append the promotion that is missing from the ledger when a process died after it moved the alias."""
     current = store.registry.version()
-    entries = ledger.entries(engine, ledger.CHAMPION)
+    entries = ledger.replacements(engine)
     last = entries[-1].after if entries else None
     if current is None or current == last:
         return

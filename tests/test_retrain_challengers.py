@@ -101,7 +101,7 @@ def test_with_ten_labels_a_day_the_first_candidate_stays_and_is_decided(loop: Lo
     assert said[0].startswith("digits v2: not enough evidence: ")
     assert said[1].startswith("digits v3 waits behind the challenger v2, which it does not beat: ")
     assert said[3].startswith("digits v5 waits behind the challenger v3")
-    assert [(entry.before, entry.after) for entry in ledger.entries(loop.platform.engine, ledger.CHAMPION)] == [
+    assert [(entry.before, entry.after) for entry in ledger.replacements(loop.platform.engine)] == [
         (None, "1"),
         ("1", "2"),
     ]
@@ -200,7 +200,7 @@ def test_killed_in_a_step_the_next_retraining_decides_the_same_at_the_same_cost(
     promotion.repair_ledger(loop.versions, loop.platform.models, loop.platform.engine)  # type: ignore[arg-type]
     retrain.review_challengers(loop.platform)
     assert loop.asked() == [("2", "1", 0), ("2", "1", 30), ("3", "2", 30)]
-    assert [(entry.before, entry.after) for entry in ledger.entries(loop.platform.engine, ledger.CHAMPION)] == [
+    assert [(entry.before, entry.after) for entry in ledger.replacements(loop.platform.engine)] == [
         (None, "1"),
         ("1", "2"),
     ]
