@@ -56,7 +56,7 @@ def test_the_first_champions_test_part_becomes_the_anchor_once(
     evaluation_sets.pin(engine, "3" * 16, "a new scanner")
     assert evaluation_sets.stored_sets(store, engine, "2")["anchor"][0] == "3" * 16
     assert ledger.entries(engine, "anchor")[-1].before == "1" * 16
-    with pytest.raises(ValueError, match="the anchor is the test part of 3{16} already"):
+    with pytest.raises(ValueError, match=r"the anchor is the test part of 3{16} already"):
         evaluation_sets.pin(engine, "3" * 16, "once more")
 
 
