@@ -19,11 +19,10 @@ LEADERBOARD: list[str | Column] = [
 
 def promote(version: str, reason: Reason = "manual") -> None:
     """Make VERSION the champion, after checking that it loads and predicts."""
+    from flows import promote
     from flows.connections import Platform
-    from models import promotion
 
-    platform = Platform()
-    promotion.promote(platform.registry, platform.models, platform.engine, version, reason)
+    promote.by_hand(Platform(), version, reason)
 
 
 def rollback(reason: Reason = "manual") -> None:
