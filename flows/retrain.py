@@ -274,9 +274,11 @@ def _question(platform: Platform, version: str, champion: str, policy: GatePolic
     inputs = [platform.registry.version_tags(one).get("inputs") for one in (version, champion)]
     decided = [entry.number for entry in ledger.entries(platform.engine) if entry.changes_evaluation]
     traffic, unseen = feedback.audited_traffic(platform.engine, MAX_COUNTED_IMAGES), 0
-    if traffic is not None and evaluation_sets.TRAFFIC not in evaluation_sets.retired(platform.engine):
+    # What is retired also ends with a promotion or a rollback.
+    retired = sorted(evaluation_sets.retired(platform.engine))
+    if traffic is not None and evaluation_sets.TRAFFIC not in retired:
         unseen = int((~challengers.trained_on(platform.models, traffic.images, version, champion)).sum())
-    conditions = challengers.conditions(policy, inputs, decided[-1:])
+    conditions = challengers.conditions(policy, inputs, decided[-1:], retired)
     return challengers.Question(version, champion, conditions, unseen if unseen >= policy.min_sample else 0)
 
 

@@ -203,6 +203,17 @@ def test_without_the_set_traffic_new_labels_spend_no_significance(loop: Loop) ->
     assert loop.asked() == [("2", "1", 0), ("2", "1", 70)]
 
 
+def test_after_a_rollback_the_set_champion_is_whole_and_the_question_another_one(loop: Loop) -> None:
+    engine = loop.platform.engine
+    evaluation_sets.retire(engine, "champion digit 7", "sevens have a bar now")
+    loop.day("2", labels=0)
+    for action, before, after in (("promotion", "1", "9"), ("rollback", "9", "1")):
+        ledger.append(engine, action, before, after, "by hand", {})  # type: ignore[arg-type]
+    for _ in range(2):
+        retrain.review_challengers(loop.platform)
+    assert loop.asked() == [("2", "1", 0), ("2", "1", 0)]
+
+
 def test_after_a_comparison_with_the_challenger_the_version_names_the_sets_of_its_judgement(loop: Loop) -> None:
     loop.day("2")
     loop.day("3")
