@@ -19,7 +19,7 @@ from digits.images import Split
 from digits.settings import Settings
 from digits.storage import feedback, judgements, ledger, predictions
 from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
-from flows import retrain
+from flows import crashed_runs, retrain
 from flows.connections import Platform
 from models import challengers, evaluation_sets, gate, promotion
 from models import registry as registries
@@ -241,7 +241,7 @@ def test_a_promotion_by_hand_leaves_what_one_by_the_gate_leaves(loop: Loop, monk
 
 def test_a_promotion_that_the_ledger_lacked_has_its_baseline_too(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process died after it moved the alias, or somebody moved it in MLflow."""
-    monkeypatch.setattr(retrain.crashed_runs, "mark_crashed", lambda *_: None)
+    monkeypatch.setattr(crashed_runs, "mark_crashed", lambda *_: None)
     baseline.accept(loop.platform.engine, "1", *logged(loop, 200), "the new form is normal")
     loop.register("2", share_shifted=0.5, seed=2)
     loop.aliases["champion"] = "2"

@@ -68,10 +68,10 @@ def test_both_answer_the_same_images_audited_and_volunteered_apart(
     right_2, right_1 = (answered == test.labels[:190] for answered in digits)
     audited = parts["audited"]
     assert (audited.version.right, audited.champion.right) == (right_2.sum(), right_1.sum())
-    differing = (right_2 & ~right_1).sum(), (right_1 & ~right_2).sum()
-    assert (audited.sample.gained, audited.sample.lost) == differing
+    gained, lost = int((right_2 & ~right_1).sum()), int((right_1 & ~right_2).sum())
+    assert (audited.sample.gained, audited.sample.lost) == (gained, lost)
     # Nobody knows who sent them: as independent images, by McNemar's exact test.
-    assert audited.p_value == pytest.approx(Agreement(0, *map(int, differing), 0).p_value)
+    assert audited.p_value == pytest.approx(Agreement(0, gained, lost, 0).p_value)
     assert audited.version.right < audited.champion.right and audited.p_value < 0.01
 
 
