@@ -271,7 +271,7 @@ def close(platform: Platform, digits: Digits, requests: int) -> None:
     second = platform.version()
     after, test_after = platform.accuracy(written), platform.accuracy(digits.test)
     recovered = (after - before) / (plain - before)
-    recorded = ledger.entries(database.connect(f"sqlite:///{platform.home}/digits.db"), ledger.CHAMPION)
+    recorded = ledger.replacements(database.connect(f"sqlite:///{platform.home}/digits.db"))
     reason = recorded[-1].reason
     platform.report(f"digits v{second} was promoted: {reason}")
     platform.report(f"on held-out changed digits {before:.2%} → {after:.2%}, {recovered:.0%} of the loss recovered")

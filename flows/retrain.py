@@ -14,10 +14,10 @@ from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 
 from digits.data import datasets, inbox
-from digits.data.datasets import Dataset
+from digits.data.datasets import BadData, Dataset
 from digits.settings import Settings
 from digits.storage import cooldowns, database, feedback, ledger
-from flows import alerts, crashed_runs
+from flows import alerts, crashed_runs, promote
 from flows.alerts import Alert
 from flows.connections import Platform
 from flows.ingest import champion_predictions, extend, read_source, with_feedback
@@ -25,7 +25,6 @@ from flows.tasks import publish, server_task
 from flows.train import train_on
 from models import gate, recipes
 from models.gate import GatePolicy, GateVerdict
-from monitoring import baseline
 
 if TYPE_CHECKING:  # MLflow takes 4 s to import
     from models.challengers import Question
@@ -133,7 +132,8 @@ def repair_crashed(platform: Platform) -> None:
     from models import evaluation_sets, promotion
 
     crashed_runs.mark_crashed(platform.registry, timedelta(seconds=LEASE_SECONDS))
-    promotion.repair_ledger(platform.registry, platform.models, platform.engine)
+    if entry := promotion.repair_ledger(platform.registry, platform.models, platform.engine):
+        promote.settle(platform, str(entry.after), entry.before)
     evaluation_sets.pin_first_anchor(platform.models, platform.engine)
 
 
@@ -174,7 +174,7 @@ def decided_before(platform: Platform, version: str) -> str | None:
     """
     from models import challengers
 
-    entry = ledger.last_replacement(ledger.entries(platform.engine, ledger.CHAMPION), version)
+    entry = ledger.last_replacement(ledger.replacements(platform.engine), version)
     if platform.models.registry.version() == version:
         message = f"digits v{version} stays the champion: there is nothing new to learn"
     elif entry:
@@ -193,22 +193,33 @@ def decided_before(platform: Platform, version: str) -> str | None:
 def review_challengers(platform: Platform) -> None:
     """Judge the challenger again where there is enough new traffic; when it is decided, the next one that waits follows."""
     from models import challengers
-    from models.onnx_model import InvalidArtifact
 
     registry, store, now = platform.registry, platform.models, datetime.now(UTC)
     if champion := store.registry.version():
         challengers.close(registry, champion, "promoted")
     challengers.expire(registry, now, platform.settings.challenger_days)
     while challenger := challengers.appoint(registry, store, now):
-        try:
-            current, verdict = judge(platform, challenger)
-        except InvalidArtifact as error:
-            log.error("%s", error)
+        if problem := _unreadable(platform, challenger):
+            log.error("digits v%s can be judged no longer: %s", challenger, problem)
             challengers.close(registry, challenger, "unreadable")
             continue
+        current, verdict = judge(platform, challenger)
         apply_verdict(platform, challenger, current, verdict)
         if verdict.decision == gate.UNDECIDED:
             break
+
+
+def _unreadable(platform: Platform, version: str) -> str | None:
+    """Why the files of a version or its data set cannot be read; None where they can."""
+    from models import challengers
+    from models.onnx_model import InvalidArtifact
+
+    try:
+        challengers.training_digests(platform.models, version)
+        datasets.load(platform.datasets, platform.models.fetch_version(version).card["dataset"])
+    except (InvalidArtifact, BadData) as error:
+        return str(error)
+    return None
 
 
 def decide(platform: Platform, version: str) -> str:
@@ -257,15 +268,17 @@ def judge(platform: Platform, version: str) -> tuple[str | None, GateVerdict]:
 
 
 def _question(platform: Platform, version: str, champion: str, policy: GatePolicy) -> "Question":
-    from models import challengers
+    from models import challengers, evaluation_sets
 
     # Weights follow from the inputs; a new registry counts its versions from 1 again.
     inputs = [platform.registry.version_tags(one).get("inputs") for one in (version, champion)]
     decided = [entry.number for entry in ledger.entries(platform.engine) if entry.changes_evaluation]
     traffic, unseen = feedback.audited_traffic(platform.engine, MAX_COUNTED_IMAGES), 0
-    if traffic is not None:
+    # What is retired also ends with a promotion or a rollback.
+    retired = sorted(evaluation_sets.retired(platform.engine))
+    if traffic is not None and evaluation_sets.TRAFFIC not in retired:
         unseen = int((~challengers.trained_on(platform.models, traffic.images, version, champion)).sum())
-    conditions = challengers.conditions(policy, inputs, decided[-1:])
+    conditions = challengers.conditions(policy, inputs, decided[-1:], retired)
     return challengers.Question(version, champion, conditions, unseen if unseen >= policy.min_sample else 0)
 
 
@@ -284,22 +297,22 @@ def compare(platform: Platform, version: str, other: str | None, significance: f
     for line in gate.table(verdict.evidence):
         figures = ", ".join(f"{name} {value}" for name, value in line.items() if name != "set")
         log.info("on %s: %s", line["set"], figures)
-    fingerprints = {one.name: one.fingerprint for one in sets}
-    platform.registry.tag_version(version, {"evaluation_sets": json.dumps(fingerprints)})
+    if other == store.registry.version():
+        fingerprints = {one.name: one.fingerprint for one in sets}
+        platform.registry.tag_version(version, {"evaluation_sets": json.dumps(fingerprints)})
     return verdict
 
 
 def apply_verdict(platform: Platform, version: str, champion: str | None, verdict: GateVerdict) -> None:
     """Show the verdict on the page of the flow run, promote the version or let an undecided one wait, and appoint the challenger."""
-    from models import challengers, evaluation_sets, promotion
+    from models import challengers, promotion
 
     log.info("digits v%s: %s", version, verdict.sentence)
     publish("gate", f"digits v{version}: {verdict.decision}", gate_page(version, verdict))
     registry, store, now = platform.registry, platform.models, datetime.now(UTC)
     promotion.apply_verdict(registry, store, platform.engine, version, champion, verdict)
-    evaluation_sets.pin_first_anchor(store, platform.engine)
     if store.registry.version() == version != champion:
-        baseline.at_promotion(platform.engine, version, champion)
+        promote.settle(platform, version, champion)
     challenger = challengers.appoint(registry, store, now)
     if verdict.decision == gate.UNDECIDED and challenger not in (None, version):
         against = compare(platform, version, challenger, CHALLENGE_SIGNIFICANCE)

@@ -30,7 +30,7 @@ def audited_answers(platform: Platform, version: str, created_at: datetime, unti
 
 def _promotions(platform: Platform, version: str, created_at: datetime) -> list[ledger.Entry]:
     """The entries that made the version the champion. A new registry counts versions from 1 again; older entries are of others."""
-    entries = ledger.entries(platform.engine, ledger.CHAMPION)
+    entries = ledger.replacements(platform.engine)
     return [entry for entry in entries if entry.after == version and entry.at >= created_at]
 
 

@@ -1,6 +1,7 @@
 """Compares a candidate with the champion for the gate: predictions on the same images, size, speed, overlap with training images."""
 
 import io
+import logging
 import statistics
 import timeit
 from collections.abc import Sequence, Set
@@ -16,6 +17,8 @@ from models import corruption_weights, evaluation, evaluation_sets, gate
 from models.evaluation_sets import CANDIDATE, TRAFFIC, EvaluationSet
 from models.gate import CorruptedSample, EvaluationSample, GatePolicy, GateVerdict
 from models.model_store import ModelStore, VerifiedModel
+
+log = logging.getLogger("digits.candidate_comparison")
 
 TIMED_IMAGES = 200
 
@@ -68,8 +71,12 @@ def judge(
         return gate.judge_first(accuracy, floor, candidate.facts(test.images), policy)
     champion = fetch(store, current)
     judged = [fresh(one, candidate, champion, retired) for one in evaluation_sets.distinct(sets)]
-    # Traffic is used once there is enough of it; the other sets must stay large enough.
-    judged = [one for one in judged if one.name != TRAFFIC or len(one.images) >= policy.min_sample]
+    # Traffic is used once there is enough of it. Where the champion was trained on what the candidate is tested on, its own sets
+    # are about these images too. The sets that protect what was readable must stay large enough.
+    for one in judged:
+        if len(one.images) < policy.min_sample and one.name in (TRAFFIC, CANDIDATE):
+            log.info("not judged on %s: %d images remain, %d were left out", one.name, len(one.images), one.left_out)
+    judged = [one for one in judged if len(one.images) >= policy.min_sample or one.name not in (TRAFFIC, CANDIDATE)]
     samples = [one.sample(candidate, champion) for one in judged]
     corrupted = corruptions(judged, sets, candidate, champion, retired)
     images = candidate.model.reference.images

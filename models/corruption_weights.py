@@ -9,6 +9,7 @@ from digits.images import SIZE, Images
 
 CLEAN = "clean"
 MAX_IMAGES = 1_000  # of each condition, from which its statistics are estimated
+MIN_IMAGES = 20  # with no more images than statistics, their covariance is not defined
 # Images that the prior is worth: traffic has to be seen before a corruption counts for nothing.
 PRIOR_IMAGES = 300
 ITERATIONS = 200
@@ -17,7 +18,8 @@ ITERATIONS = 200
 def corruption_weights(conditions: Mapping[str, Images], traffic: Images | None) -> dict[str, float]:
     """The share of the traffic that looks like each condition, by its name; the shares add up to 1.
 
-    `conditions` are the same images clean and with each corruption, (n, 28, 28) each. Without traffic all weigh the same.
+    `conditions` are the same images clean and with each corruption, (n, 28, 28) each. Without traffic, or with fewer images than
+    `MIN_IMAGES`, all weigh the same.
 
     The statistics of an image are normally distributed in each condition (quadratic discriminant analysis). The shares are those
     with the largest posterior density under a Dirichlet prior, found by expectation maximisation (Saerens, Latinne and
@@ -26,7 +28,8 @@ def corruption_weights(conditions: Mapping[str, Images], traffic: Images | None)
     from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis  # takes 1 s to import
 
     even = np.full(len(conditions), 1 / len(conditions))
-    if traffic is None:
+    # Where all corruptions are retired, there is one condition, and nothing to tell it from.
+    if traffic is None or len(conditions) == 1 or len(conditions[CLEAN]) < MIN_IMAGES:
         return dict(zip(conditions, even.tolist(), strict=True))
     statistics = [image_statistics(images[:MAX_IMAGES]) for images in conditions.values()]
     condition_of = np.repeat(np.arange(len(statistics)), [len(rows) for rows in statistics])

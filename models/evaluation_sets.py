@@ -83,7 +83,7 @@ def stored_sets(store: ModelStore, engine: Engine, current: str) -> dict[str, tu
     pin_first_anchor(store, engine)
     pin = _pins(engine)[-1]
     champion = json.loads(store.registry.download(current, "card.json"))["dataset"]
-    promoted = [entry.at for entry in ledger.entries(engine, ledger.CHAMPION) if entry.after == current]
+    promoted = [entry.at for entry in ledger.replacements(engine) if entry.after == current]
     return {ANCHOR: (str(pin.after), pin.at), CHAMPION: (champion, promoted[-1] if promoted else None)}
 
 
@@ -92,7 +92,7 @@ def pin_first_anchor(store: ModelStore, engine: Engine) -> None:
     current = store.registry.version()
     if current is None or _pins(engine):
         return
-    champions = [entry.before or entry.after for entry in ledger.entries(engine, ledger.CHAMPION)[:1]]
+    champions = [entry.before or entry.after for entry in ledger.replacements(engine)[:1]]
     for version in [*champions, current]:
         try:
             card = json.loads(store.registry.download(str(version), "card.json"))
@@ -105,21 +105,30 @@ def pin_first_anchor(store: ModelStore, engine: Engine) -> None:
 
 
 def pin(engine: Engine, fingerprint: str, reason: str) -> None:
-    """Make the test part of a stored data set the anchor."""
+    """Make the test part of a stored data set the anchor; raises ValueError where it is.
+
+    Pinned again, it would forget the best that a champion reached on it, and what is retired of it.
+    """
     pins = _pins(engine)
-    ledger.append(engine, "pin", pins[-1].after if pins else None, fingerprint, reason, {}, subject=ANCHOR)
+    before = pins[-1].after if pins else None
+    if before == fingerprint:
+        raise ValueError(f"the anchor is the test part of {fingerprint} already")
+    ledger.append(engine, "pin", before, fingerprint, reason, {}, subject=ANCHOR)
 
 
 def retired(engine: Engine) -> dict[str, Entry]:
-    """The names of what nothing is judged on, with the decision; a new anchor has no retired digits."""
+    """The names of what nothing is judged on, with the decision.
+
+    What is retired of the anchor ends with the next pin, and of `champion` with the next champion: they are other images then.
+    """
     found: dict[str, Entry] = {}
     for entry in ledger.entries(engine):
         if entry.action == "retirement":
             found[entry.subject] = entry
         elif entry.action == "reinstatement":
             found.pop(entry.subject, None)
-        elif entry.action == "pin":
-            found = {name: decision for name, decision in found.items() if not _is_of_anchor(name)}
+        elif entry.action == "pin" or entry.replaces_champion:
+            found = {name: decision for name, decision in found.items() if not _is_of(entry.subject, name)}
     return found
 
 
@@ -152,7 +161,7 @@ def corruption_name(corruption: str) -> str:
 def best_accuracy(engine: Engine) -> float | None:
     """The best that a champion reached on the anchor since it or what is retired of it changed; None where unknown."""
     entries = ledger.entries(engine)
-    changed = max((entry.number for entry in entries if _is_of_anchor(entry.subject)), default=0)
+    changed = max((entry.number for entry in entries if _is_of(ANCHOR, entry.subject)), default=0)
     measured = [
         entry.evidence[name]
         for entry in entries
@@ -168,8 +177,9 @@ def rows_in_use(evaluation_set: EvaluationSet, retired: Set[str]) -> NDArray[np.
     return ~np.isin(evaluation_set.split.labels, digits)
 
 
-def _is_of_anchor(name: str) -> bool:
-    return name == ANCHOR or name.startswith(f"{ANCHOR} ")
+def _is_of(evaluation_set: str, name: str) -> bool:
+    """Whether this is the name of the set or of one of its digits."""
+    return name == evaluation_set or name.startswith(f"{evaluation_set} ")
 
 
 def _pins(engine: Engine) -> list[Entry]:

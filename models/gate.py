@@ -15,6 +15,9 @@ from digits.images import Labels
 UNDECIDED: Final = "not enough evidence"
 # With fewer, no permutation of clients can reach a level of 0.001; their images then count as independent.
 MIN_CLIENTS = 10
+# Of the images of a set. With more, the permutation of one client decides the test. Such a client, often an application that sends for
+# many writers, is a part of the traffic rather than one of many that were drawn from it, and its images count as independent.
+MAX_CLIENT_SHARE = 0.25
 MAX_REASONS = 3  # about single digits, routes or clients of a set
 
 
@@ -80,13 +83,15 @@ class EvaluationSample:
 
     @cached_property
     def totals(self) -> NDArray[np.int64]:
-        """The sums of the changes over each client; of every image by itself where there are few clients."""
-        clients = np.array(self.clients)
-        names = np.unique(clients[clients != ""]) if len(clients) else clients
-        if len(names) < MIN_CLIENTS:
+        """The sums of the changes over each client; of every image by itself where clients are unknown, few or large."""
+        if not self.clients:
             return self.changes
-        by_client = np.bincount(np.searchsorted(names, clients[clients != ""]), self.changes[clients != ""])
-        return np.concatenate([by_client.astype(np.int64), self.changes[clients == ""]])
+        names, client_of, counts = np.unique(np.array(self.clients), return_inverse=True, return_counts=True)
+        if (names != "").sum() < MIN_CLIENTS:
+            return self.changes
+        is_single = (names == "") | (counts > MAX_CLIENT_SHARE * len(client_of))
+        by_client = np.bincount(client_of, self.changes).astype(np.int64)
+        return np.concatenate([by_client[~is_single], self.changes[is_single[client_of]]])
 
     @property
     def gain(self) -> float:
@@ -238,7 +243,8 @@ def judge(
     for corrupted in corruptions:
         evidence |= _corruption_evidence(corrupted)
     if not samples:
-        return GateVerdict(UNDECIDED, ["every evaluation set is retired; `digits evaluations` lists them"], evidence)
+        nothing = "every evaluation set is retired or too small"
+        return GateVerdict(UNDECIDED, [f"{nothing}; `digits evaluations` lists them"], evidence)
     if harm := [*_unservable(candidate, policy), *_harm(samples, corruptions, policy)]:
         return GateVerdict("hold", harm, evidence)
     better = [sample for sample in samples if sample.p_value <= significance / len(samples)]
@@ -312,7 +318,9 @@ def _harm(
     for sample in samples:
         if len(sample.labels) < policy.min_sample:
             left = f"{len(sample.labels)} images remain, at least {policy.min_sample} are required"
-            yield f"{sample.name}: {left}; {sample.left_out} were left out because one of the two was trained on them"
+            known = f"{sample.left_out} were left out because one of the two was trained on them"
+            fix = f'`digits evaluations retire {sample.name} --reason "…"` gives the set up'
+            yield f"{sample.name}: {left}; {known}; {fix}"
         elif sample.bound(policy) > sample.margin(policy) and sample.loss_p_value <= policy.harm_significance:
             yield _more_errors(sample, sample.margin(policy), policy)
         yield from _slice_harm(sample, policy)

@@ -51,7 +51,7 @@ def promote(
 def roll_back(registry: RegistryWriter, store: ModelStore, engine: Engine, reason: str) -> str:
     """Make the previous champion the champion again. Returns its version."""
     current = store.registry.version()
-    previous = current and ledger.previous_champion(ledger.entries(engine, ledger.CHAMPION), current)
+    previous = current and ledger.previous_champion(ledger.replacements(engine), current)
     if not previous:
         raise LookupError("there is no previous champion to roll back to; use `digits promote VERSION`")
     promote(registry, store, engine, previous, reason, action="rollback")
@@ -65,18 +65,19 @@ def record_verdict(registry: RegistryWriter, version: str, champion: str | None,
     registry.tag_version(version, {**tags, "gate_champion": champion or ""})
 
 
-def repair_ledger(registry: RegistryWriter, store: ModelStore, engine: Engine) -> None:
-    """Append the promotion that is missing from the ledger when a process died after it moved the alias."""
+def repair_ledger(registry: RegistryWriter, store: ModelStore, engine: Engine) -> ledger.Entry | None:
+    """Append the promotion that is missing from the ledger when a process died after it moved the alias. Returns it."""
     current = store.registry.version()
-    entries = ledger.entries(engine, ledger.CHAMPION)
+    entries = ledger.replacements(engine)
     last = entries[-1].after if entries else None
     if current is None or current == last:
-        return
+        return None
     tags = registry.version_tags(current)
     evidence = json.loads(tags.get("gate_evidence", "{}"))
     reason = tags.get("gate_reasons", "found as champion; its promotion recorded no reason")
     ledger.append(engine, "promotion", last, current, reason, evidence)
     log.warning("digits v%s was made the champion by a process that died; the ledger now records it", current)
+    return ledger.replacements(engine)[-1]
 
 
 def apply_verdict(

@@ -13,32 +13,33 @@ from sqlalchemy import Engine
 
 from digits import intervals
 from digits.data.datasets import digests
+from digits.images import Labels
 from digits.intervals import Proportion
 from digits.storage import predictions
 from digits.storage.predictions import PredictionWindow
-from models import challengers, run_diff
+from models import challengers
+from models.gate import EvaluationSample
 from models.model_store import ModelStore
-from models.run_diff import Agreement
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
-    """The version (A) and the champion (B) on the same labelled images."""
+    """The version and the champion on the same labelled images."""
 
-    name: str  # "audited", "audited, digit 3", "volunteered", …
-    counts: Agreement
-
-    @property
-    def images(self) -> int:
-        return self.counts.both_right + self.counts.only_a + self.counts.only_b + self.counts.both_wrong
+    sample: EvaluationSample  # "audited", "audited digit 3", "volunteered", …; the version is its candidate
 
     @property
     def version(self) -> Proportion:
-        return intervals.wilson(self.counts.both_right + self.counts.only_a, self.images)
+        return _accuracy(self.sample.candidate, self.sample.labels)
 
     @property
     def champion(self) -> Proportion:
-        return intervals.wilson(self.counts.both_right + self.counts.only_b, self.images)
+        return _accuracy(self.sample.champion, self.sample.labels)
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of the gate's test, for which the images of one client are not independent."""
+        return min(1.0, 2 * min(self.sample.p_value, self.sample.loss_p_value))
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,13 @@ def _compare(
     a, b = (model.predict_proba(window.images).argmax(axis=1).astype(np.uint8) for model in models)
     labels = window.labels.astype(np.uint8)
     for source, rows in (("audited", used & window.audited), ("volunteered", used & ~window.audited)):
-        by_digit = {f"{source}, digit {digit}": rows & (labels == digit) for digit in range(10)}
-        for name, part in {source: rows, **by_digit}.items():
-            if part.any():
-                yield Comparison(name, run_diff.agreement(a[part], b[part], labels[part]))
+        if rows.any():
+            clients = [window.clients[row] for row in np.flatnonzero(rows)]
+            sample = EvaluationSample(source, labels[rows], a[rows], b[rows], clients)
+            yield Comparison(sample)
+            for digit in np.unique(sample.labels):
+                yield Comparison(sample.rows(f"digit {digit}", sample.labels == digit))
+
+
+def _accuracy(answers: Labels, labels: Labels) -> Proportion:
+    return intervals.wilson(int((answers == labels).sum()), len(labels))

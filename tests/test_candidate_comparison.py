@@ -70,6 +70,20 @@ def test_a_set_without_any_image_left_is_held_too(
     assert found.decision == "hold" and found.reasons[0].startswith("anchor: 0 images remain")
 
 
+def test_where_the_champion_knows_what_the_candidate_is_tested_on_the_other_sets_decide(
+    registry: Registry, champion_files: Files, sample: reference.Reference, tmp_path: Path
+) -> None:
+    publish(registry, "1", champion_files, digests(sample.images[:100]))
+    publish(registry, "2", champion_files, digests(sample.images[400:500]))
+    store = ModelStore(registry.uri, tmp_path)
+    sets = [evaluation_set("anchor", sample, slice(100, 300)), evaluation_set("candidate", sample, slice(0, 100))]
+    found = judge(store, "2", "1", sets, 0.0, POLICY, 0.01)
+    assert found.decision == "not enough evidence" and found.reasons[0].startswith("anchor: ")
+    assert "anchor: images" in found.evidence and "candidate: images" not in found.evidence
+    alone = judge(store, "2", "1", sets[1:], 0.0, POLICY, 0.01)
+    assert alone.sentence.startswith("not enough evidence: every evaluation set is retired or too small")
+
+
 def test_the_same_images_under_two_names_are_judged_once_and_retired_ones_not_at_all(
     registry: Registry, champion_files: Files, sample: reference.Reference, tmp_path: Path
 ) -> None:

@@ -34,3 +34,13 @@ def test_what_the_traffic_looks_like_weighs_most(
 
 def test_a_blank_image_has_finite_statistics() -> None:
     assert np.isfinite(image_statistics(np.zeros((1, 28, 28), np.uint8))).all()
+
+
+def test_where_the_conditions_cannot_be_told_apart_all_weigh_the_same(conditions: dict[str, np.ndarray]) -> None:
+    """All corruptions are retired, or the set has hardly any image left."""
+    traffic = conditions["noise"]
+    assert corruption_weights({CLEAN: conditions[CLEAN]}, traffic) == {CLEAN: 1.0}
+    few = {name: images[:19] for name, images in conditions.items()}
+    assert set(corruption_weights(few, traffic).values()) == {1 / 12}
+    enough = {name: images[:20] for name, images in conditions.items()}
+    assert sum(corruption_weights(enough, traffic).values()) == pytest.approx(1)

@@ -56,6 +56,8 @@ def test_the_first_champions_test_part_becomes_the_anchor_once(
     evaluation_sets.pin(engine, "3" * 16, "a new scanner")
     assert evaluation_sets.stored_sets(store, engine, "2")["anchor"][0] == "3" * 16
     assert ledger.entries(engine, "anchor")[-1].before == "1" * 16
+    with pytest.raises(ValueError, match=r"the anchor is the test part of 3{16} already"):
+        evaluation_sets.pin(engine, "3" * 16, "once more")
 
 
 def test_a_deleted_first_champion_leaves_the_present_one(store: ModelStore, registry: Registry, engine: Engine) -> None:
@@ -89,6 +91,18 @@ def test_what_is_retired_is_reinstated_by_name_or_for_the_anchor_by_a_new_one(en
         evaluation_sets.reinstate(engine, "champion", "again")
     with pytest.raises(ValueError, match='there is no evaluation set "anker"'):
         evaluation_sets.retire(engine, "anker", "a typing error")
+
+
+def test_what_is_retired_of_the_champions_set_ends_with_the_next_champion(engine: Engine) -> None:
+    """Its images are others then: in the new convention, sevens have to be read."""
+    promoted(engine, None, "1")
+    for name in ("champion digit 7", "candidate", "champion"):
+        evaluation_sets.retire(engine, name, "sevens have a bar now")
+    promoted(engine, "1", "2")
+    assert set(evaluation_sets.retired(engine)) == {"candidate"}
+    evaluation_sets.retire(engine, "champion digit 7", "and are written sideways")
+    ledger.append(engine, "rollback", "2", "1", "worse", {})
+    assert set(evaluation_sets.retired(engine)) == {"candidate"}
 
 
 def test_sets_of_the_same_images_are_one(few: Split) -> None:

@@ -208,13 +208,16 @@ def test_a_set_that_is_too_small_without_what_was_trained_on_holds_and_says_so()
     found = verdict(answers(100), answers(200), small)
     assert found.decision == "hold"
     assert found.reasons == [
-        "champion: 40 images remain, at least 50 are required; 960 were left out because one of the two was trained on them"
+        "champion: 40 images remain, at least 50 are required; 960 were left out because one of the two was trained on them; "
+        '`digits evaluations retire champion --reason "…"` gives the set up'
     ]
     assert judge([anchor(answers(100), answers(200), left_out=3000)], FIT, FIT, POLICY, 0.01).decision == "promote"
 
 
 def test_without_any_set_nothing_is_decided() -> None:
-    assert judge([], FIT, FIT, POLICY, 0.01).decision == "not enough evidence"
+    assert judge([], FIT, FIT, POLICY, 0.01).sentence == (
+        "not enough evidence: every evaluation set is retired or too small; `digits evaluations` lists them"
+    )
 
 
 @pytest.mark.parametrize(
@@ -273,6 +276,23 @@ def test_many_images_of_few_clients_are_less_evidence_than_as_many_of_many() -> 
     # Images of unknown clients, or of too few to permute, count by themselves.
     assert EvaluationSample("traffic", labels, labels, champion, [""] * 300).p_value == 2**-18
     assert EvaluationSample("traffic", labels, labels, champion, ["app"] * 300).p_value == 2**-18
+
+
+def test_one_large_client_among_many_small_ones_does_not_decide_alone() -> None:
+    """An application sends 300 of 360 images, twelve people the others; the candidate gains a fifth of them and loses a twentieth."""
+    labels = LABELS[:360]
+    candidate, champion = labels.copy(), labels.copy()
+    candidate[3::20] = (labels[3::20] + 1) % 10
+    champion[::5] = (labels[::5] + 1) % 10
+    clients = ["app" if row < 300 else f"person {row % 12}" for row in range(360)]
+    mixed = EvaluationSample("traffic", labels, candidate, champion, clients)
+    assert (mixed.gained, mixed.lost) == (72, 18) and mixed.p_value < 1e-6 and mixed.bound(POLICY) < 0
+    assert sorted(mixed.totals[:12].tolist()) == sorted(
+        mixed.changes[[row for row in range(300, 360) if row % 12 == person]].sum() for person in range(12)
+    )
+    # A quarter of the images is not too many for one of many clients.
+    quarter = ["large" if row < 90 else f"person {row % 30}" for row in range(360)]
+    assert len(EvaluationSample("traffic", labels, candidate, champion, quarter).totals) == 31
 
 
 def test_the_test_of_clients_keeps_its_level_where_mcnemars_does_not() -> None:

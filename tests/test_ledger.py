@@ -51,6 +51,15 @@ def test_rolling_back_twice_goes_back_two_champions(
     assert ledger.previous_champion(ledger.entries(engine), "99") is None
 
 
+def test_a_retirement_of_the_set_champion_replaces_no_champion(database_url: str) -> None:
+    engine = database.connect(database_url)
+    ledger.append(engine, "promotion", None, "1", "the first", {})
+    ledger.append(engine, "promotion", "1", "2", "better", {})
+    ledger.append(engine, "retirement", None, None, "sevens have a bar now", {}, subject="champion")
+    assert [entry.after for entry in ledger.replacements(engine)] == ["1", "2"]
+    assert ledger.previous_champion(ledger.replacements(engine), "2") == "1"
+
+
 def test_the_last_replacement_of_a_version_is_found_with_its_reason(database_url: str) -> None:
     engine = database.connect(database_url)
     ledger.append(engine, "promotion", None, "1", "the first", {})

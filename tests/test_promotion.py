@@ -9,7 +9,7 @@ from conftest import Registry as Memory
 from versions import VersionRegistry
 
 from digits.storage import database, ledger
-from models import promotion
+from models import evaluation_sets, promotion
 from models.model_store import ModelStore, VerifiedModel
 
 
@@ -28,6 +28,18 @@ def test_the_former_champion_is_the_previous_one_and_the_ledger_says_why(stand_i
     assert (last.before, last.after, last.reason, last.evidence) == ("1", "2", "better", {"gain": 0.01})
     with pytest.raises(ValueError, match="v2 is the champion already"):
         promotion.promote(stand_in, stand_in.store(tmp_path), engine, "2", "again")
+
+
+def test_after_the_set_champion_is_retired_nothing_is_repaired_and_a_rollback_works(
+    stand_in: Any, tmp_path: Path
+) -> None:
+    engine, store = database.connect(f"sqlite:///{tmp_path}/digits.db"), stand_in.store(tmp_path)
+    for version in "12":
+        promotion.promote(stand_in, store, engine, version, "better")
+    evaluation_sets.retire(engine, "champion", "sevens have a bar now")
+    promotion.repair_ledger(stand_in, store, engine)
+    assert [entry.action for entry in ledger.entries(engine)] == ["promotion", "promotion", "retirement"]
+    assert promotion.roll_back(stand_in, store, engine, "worse") == "1"
 
 
 def test_who_is_overtaken_while_a_version_is_checked_changes_nothing(

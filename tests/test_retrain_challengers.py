@@ -1,5 +1,6 @@
 """Labels come slowly, and candidates daily: one of them stays the challenger, is judged on growing traffic, and is decided."""
 
+import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Registry as Memory
+from typer.testing import CliRunner
 from versions import VersionRegistry, version_files
 
 from digits.data import datasets
@@ -17,10 +19,14 @@ from digits.images import Split
 from digits.settings import Settings
 from digits.storage import feedback, judgements, ledger, predictions
 from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
-from flows import retrain
+from flows import crashed_runs, retrain
 from flows.connections import Platform
-from models import challengers, gate, promotion
+from models import challengers, evaluation_sets, gate, promotion
+from models import registry as registries
 from models.gate import UNDECIDED
+from models.onnx_model import InvalidArtifact
+from monitoring import baseline
+from ops.cli import app
 
 
 @dataclass
@@ -103,7 +109,7 @@ def test_with_ten_labels_a_day_the_first_candidate_stays_and_is_decided(loop: Lo
     assert said[0].startswith("digits v2: not enough evidence: ")
     assert said[1].startswith("digits v3 waits behind the challenger v2, which it does not beat: ")
     assert said[3].startswith("digits v5 waits behind the challenger v3")
-    assert [(entry.before, entry.after) for entry in ledger.entries(loop.platform.engine, ledger.CHAMPION)] == [
+    assert [(entry.before, entry.after) for entry in ledger.replacements(loop.platform.engine)] == [
         (None, "1"),
         ("1", "2"),
     ]
@@ -170,6 +176,91 @@ def test_a_version_whose_files_are_damaged_stops_no_retraining(loop: Loop) -> No
     assert "challenger" not in loop.aliases and loop.versions.tags["2"]["challenger"] == "unreadable"
 
 
+def test_without_its_data_set_a_challenger_makes_room_for_the_next(loop: Loop) -> None:
+    loop.day("2")
+    loop.day("3")
+    card = json.loads(loop.versions.memory.versions["2"]["card.json"])
+    loop.versions.memory.versions["2"]["card.json"] = json.dumps({**card, "dataset": "2" * 16}).encode()
+    retrain.review_challengers(loop.platform)
+    assert loop.aliases["challenger"] == "3" and loop.versions.tags["2"]["challenger"] == "unreadable"
+
+
+def test_damage_of_the_champion_is_not_the_challengers(loop: Loop) -> None:
+    loop.day("2")
+    loop.label(30)
+    loop.versions.memory.versions["1"]["trained_on.npy"] = b"damaged"
+    with pytest.raises(InvalidArtifact, match=r"v1: the checksum of trained_on\.npy"):
+        retrain.review_challengers(loop.platform)
+    assert loop.aliases["challenger"] == "2" and loop.versions.tags["2"]["challenger"] == "waiting"
+
+
+def test_without_the_set_traffic_new_labels_spend_no_significance(loop: Loop) -> None:
+    evaluation_sets.retire(loop.platform.engine, "traffic", "a trial of the form")
+    loop.day("2")
+    loop.label(60)
+    retrain.review_challengers(loop.platform)
+    assert loop.asked() == [("2", "1", 0)]
+    evaluation_sets.reinstate(loop.platform.engine, "traffic", "the trial is over")
+    retrain.review_challengers(loop.platform)
+    assert loop.asked() == [("2", "1", 0), ("2", "1", 70)]
+
+
+def test_after_a_rollback_the_set_champion_is_whole_and_the_question_another_one(loop: Loop) -> None:
+    engine = loop.platform.engine
+    evaluation_sets.retire(engine, "champion digit 7", "sevens have a bar now")
+    loop.day("2", labels=0)
+    for action, before, after in (("promotion", "1", "9"), ("rollback", "9", "1")):
+        ledger.append(engine, action, before, after, "by hand", {})  # type: ignore[arg-type]
+    for _ in range(2):
+        retrain.review_challengers(loop.platform)
+    assert loop.asked() == [("2", "1", 0), ("2", "1", 0)]
+
+
+def test_after_a_comparison_with_the_challenger_the_version_names_the_sets_of_its_judgement(loop: Loop) -> None:
+    loop.day("2")
+    loop.day("3")
+    assert "evaluation_sets" in loop.versions.tags["2"] and "evaluation_sets" not in loop.versions.tags["3"]
+
+
+def test_a_promotion_by_hand_leaves_what_one_by_the_gate_leaves(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The anchor, the next challenger and the baseline, through the command."""
+    loop.day("2", labels=0)
+    loop.day("3", labels=0)
+    engine, settings = loop.platform.engine, loop.platform.settings
+    baseline.accept(engine, "1", *logged(loop, 200), "the new form is normal")
+    monkeypatch.setattr(registries, "RegistryWriter", lambda _: loop.versions)
+    monkeypatch.setenv("DIGITS_HOME", str(settings.home))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", settings.mlflow_tracking_uri)
+    done = CliRunner().invoke(app, ["promote", "v2", "--reason", "seen by eye"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert loop.aliases == {"champion": "2", "previous": "1", "challenger": "3"}
+    assert loop.versions.tags["2"]["challenger"] == "promoted"
+    assert baseline.current(engine, "2") == baseline.current(engine, "1") is not None
+    assert evaluation_sets.stored_sets(loop.platform.models, engine, "2")["champion"][1] is not None
+    retrain.review_challengers(loop.platform)
+    assert loop.asked()[-1] == ("3", "2", 0)
+
+
+def test_a_promotion_that_the_ledger_lacked_has_its_baseline_too(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process died after it moved the alias, or somebody moved it in MLflow."""
+    monkeypatch.setattr(crashed_runs, "mark_crashed", lambda *_: None)
+    baseline.accept(loop.platform.engine, "1", *logged(loop, 200), "the new form is normal")
+    loop.register("2", share_shifted=0.5, seed=2)
+    loop.aliases["champion"] = "2"
+    for _ in range(2):
+        retrain.repair_crashed(loop.platform)
+    assert baseline.current(loop.platform.engine, "2") == baseline.current(loop.platform.engine, "1") is not None
+    assert [entry.action for entry in ledger.entries(loop.platform.engine, "baseline")] == ["baseline"] * 2
+
+
+def logged(loop: Loop, count: int) -> tuple[datetime, datetime]:
+    """The hour around so many answers without labels."""
+    now, images = datetime.now(UTC), moved(loop.dataset.train.images[:count])
+    batch = PredictionBatch(new_ids(count), now, "1", images, np.full((count, 10), 0.1, np.float32), "/classify")
+    predictions.append(loop.platform.engine, [batch], 0.0)
+    return now - timedelta(hours=1), now + timedelta(seconds=1)
+
+
 STEPS = {
     "judged": (promotion, "record_verdict"),
     "recorded": (retrain, "apply_verdict"),
@@ -202,7 +293,7 @@ def test_killed_in_a_step_the_next_retraining_decides_the_same_at_the_same_cost(
     promotion.repair_ledger(loop.versions, loop.platform.models, loop.platform.engine)  # type: ignore[arg-type]
     retrain.review_challengers(loop.platform)
     assert loop.asked() == [("2", "1", 0), ("2", "1", 30), ("3", "2", 30)]
-    assert [(entry.before, entry.after) for entry in ledger.entries(loop.platform.engine, ledger.CHAMPION)] == [
+    assert [(entry.before, entry.after) for entry in ledger.replacements(loop.platform.engine)] == [
         (None, "1"),
         ("1", "2"),
     ]

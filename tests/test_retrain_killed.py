@@ -98,7 +98,7 @@ def state(settings: Settings) -> dict[str, Any]:
         "gate": registry.version_tags(version)["gate"],
         "ledger": [(entry.action, entry.before, entry.reason.split(",")[0]) for entry in ledger.entries(engine)],
         "evidence": [sorted(entry.evidence) for entry in ledger.entries(engine)],
-        "points to the champion": ledger.entries(engine, ledger.CHAMPION)[-1].after == version,
+        "points to the champion": ledger.replacements(engine)[-1].after == version,
         "taken": sorted(path.name for path in (settings.inbox / "taken").iterdir()),
         "labels": (training.images.tobytes(), judging.images.tobytes(), feedback.waiting(engine)),
         "ended": cooldowns.at(engine, "retrained") is not None,

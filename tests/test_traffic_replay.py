@@ -1,5 +1,6 @@
 """Last week's labelled traffic, answered by another version: both on the same images, and none that one of them knows."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from digits.data.datasets import Dataset
 from digits.images import Images, Split
 from digits.storage import predictions
 from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
-from models import traffic_replay
+from models import gate, traffic_replay
 from models.model_store import ModelStore
+from models.run_diff import Agreement
 from ops.cli import app
 
 NOW = datetime.now(UTC)
@@ -32,9 +34,17 @@ def store(registry: Registry, bundled: Dataset, tmp_path: Path) -> ModelStore:
     return ModelStore(registry.uri, tmp_path)
 
 
-def label(engine: Engine, images: Images, labels: np.ndarray, source: str, audit: float, at: datetime = NOW) -> None:
+def label(
+    engine: Engine,
+    images: Images,
+    labels: np.ndarray,
+    source: str,
+    audit: float,
+    at: datetime = NOW,
+    clients: Sequence[str] = (),
+) -> None:
     ids, even = new_ids(len(images)), np.full((len(images), 10), 0.1, np.float32)
-    predictions.append(engine, [PredictionBatch(ids, at, "1", images, even, "/classify")], audit)
+    predictions.append(engine, [PredictionBatch(ids, at, "1", images, even, "/classify", clients)], audit)
     for id, digit in zip(ids, labels.tolist(), strict=True):
         predictions.label(engine, id, digit, source)
 
@@ -48,17 +58,34 @@ def test_both_answer_the_same_images_audited_and_volunteered_apart(
     label(engine, train.images[50:80], train.labels[50:80], AUDITOR, audit=1.0)
     label(engine, test.images[230:], test.labels[230:], AUDITOR, audit=1.0, at=LAST_WEEK - timedelta(hours=1))
     found = traffic_replay.replay(store, engine, "v2", LAST_WEEK)
-    parts = {one.name: one for one in found.comparisons}
+    parts = {one.sample.name: one for one in found.comparisons}
     # Of the ten images that came again, the newest answer counts.
-    assert (parts["audited"].images, parts["volunteered"].images, found.repeated) == (190, 40, 10)
+    sizes = {name: len(one.sample.labels) for name, one in parts.items()}
+    assert (sizes["audited"], sizes["volunteered"], found.repeated) == (190, 40, 10)
     assert found.trained_on == {"2": 10, "1": 30}
-    assert sum(one.images for name, one in parts.items() if name.startswith("audited, digit")) == 190
+    assert sum(size for name, size in sizes.items() if name.startswith("audited digit")) == 190
     digits = [store.fetch_version(version).predict_proba(test.images[:190]).argmax(axis=1) for version in "21"]
     right_2, right_1 = (answered == test.labels[:190] for answered in digits)
     audited = parts["audited"]
     assert (audited.version.right, audited.champion.right) == (right_2.sum(), right_1.sum())
-    assert (audited.counts.only_a, audited.counts.only_b) == ((right_2 & ~right_1).sum(), (right_1 & ~right_2).sum())
-    assert audited.version.right < audited.champion.right and audited.counts.p_value < 0.01
+    gained, lost = int((right_2 & ~right_1).sum()), int((right_1 & ~right_2).sum())
+    assert (audited.sample.gained, audited.sample.lost) == (gained, lost)
+    # Nobody knows who sent them: as independent images, by McNemar's exact test.
+    assert audited.p_value == pytest.approx(Agreement(0, gained, lost, 0).p_value)
+    assert audited.version.right < audited.champion.right and audited.p_value < 0.01
+
+
+def test_images_of_one_client_are_less_evidence_than_images_of_many(
+    store: ModelStore, engine: Engine, bundled: Dataset
+) -> None:
+    test = bundled.test
+    for client in range(12):
+        rows = slice(20 * client, 20 * client + 20)
+        label(engine, test.images[rows], test.labels[rows], AUDITOR, audit=1.0, clients=[f"writer {client}"] * 20)
+    audited = traffic_replay.replay(store, engine, "2", LAST_WEEK).comparisons[0]
+    assert len(audited.sample.totals) == 12
+    assert audited.p_value == pytest.approx(2 * gate.sign_flip(-audited.sample.totals))
+    assert audited.p_value > 10 * Agreement(0, audited.sample.gained, audited.sample.lost, 0).p_value
 
 
 def test_what_cannot_be_compared_is_said(store: ModelStore, engine: Engine, bundled: Dataset) -> None:

@@ -13,7 +13,9 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from digits.storage.database import Base
 
 Action = Literal["promotion", "rollback", "pin", "retirement", "reinstatement", "baseline"]
-CHAMPION = "champion"  # the subject of promotions and rollbacks
+CHAMPION = (
+    "champion"  # the subject of promotions and rollbacks, and of the retirement of the evaluation set of this name
+)
 
 
 class Entry(Base):
@@ -30,6 +32,10 @@ class Entry(Base):
     by: Mapped[str] = mapped_column(String(128))
     reason: Mapped[str] = mapped_column(Text)
     evidence: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+    @property
+    def replaces_champion(self) -> bool:
+        return self.action in ("promotion", "rollback")
 
     @property
     def changes_evaluation(self) -> bool:
@@ -65,8 +71,13 @@ def entries(engine: Engine, subject: str | None = None) -> Sequence[Entry]:
         return session.scalars(query if subject is None else query.where(Entry.subject == subject)).all()
 
 
+def replacements(engine: Engine) -> Sequence[Entry]:
+    """The promotions and rollbacks, oldest first."""
+    return [entry for entry in entries(engine, CHAMPION) if entry.replaces_champion]
+
+
 def previous_champion(entries: Sequence[Entry], current: str) -> str | None:
-    """Of the entries about the champion: the champion before the current one, except those that were rolled back; None if the ledger has none."""
+    """Of these promotions and rollbacks: the champion before the current one, except those that were rolled back; None if the ledger has none."""
     champions: list[str | None] = []
     for entry in entries:
         if entry.action == "rollback":
@@ -80,7 +91,7 @@ def previous_champion(entries: Sequence[Entry], current: str) -> str | None:
 
 
 def last_replacement(entries: Sequence[Entry], version: str) -> Entry | None:
-    """Of the entries about the champion: the last one that replaced the version; None if there is none."""
+    """Of these promotions and rollbacks: the last one that replaced the version; None if there is none."""
     return next((entry for entry in reversed(entries) if entry.before == version), None)
 
 

@@ -19,11 +19,10 @@ LEADERBOARD: list[str | Column] = [
 
 def promote(version: str, reason: Reason = "manual") -> None:
     """Make VERSION the champion, after checking that it loads and predicts."""
+    from flows import promote
     from flows.connections import Platform
-    from models import promotion
 
-    platform = Platform()
-    promotion.promote(platform.registry, platform.models, platform.engine, version, reason)
+    promote.by_hand(Platform(), version, reason)
 
 
 def rollback(reason: Reason = "manual") -> None:
@@ -75,11 +74,12 @@ def replay_traffic(version: str, since: Since = "7d") -> None:
     platform = Platform()
     found = traffic_replay.replay(platform.models, platform.engine, version, parse_since(since, datetime.now(UTC)))
     columns = ("labels", "images", f"v{found.version} right (95 %)", f"champion v{found.champion} right (95 %)")
-    only = (f"only v{found.version}", f"only v{found.champion}", "p (McNemar)")
+    only = (f"only v{found.version}", f"only v{found.champion}", "p (by client)")
     rows = []
     for one in found.comparisons:
-        counts = (str(one.counts.only_a), str(one.counts.only_b), f"{one.counts.p_value:.2g}")
-        rows.append((one.name, str(one.images), str(one.version), str(one.champion), *counts))
+        sample = one.sample
+        counts = (str(sample.gained), str(sample.lost), f"{one.p_value:.2g}")
+        rows.append((sample.name, str(len(sample.labels)), str(one.version), str(one.champion), *counts))
     print_table((*columns, *only), rows)
     left_out = [f"{count} that v{one} was trained on" for one, count in found.trained_on.items()]
     print(f"left out: {', '.join(left_out)}, {found.repeated} that came again later")

@@ -1,0 +1,24 @@
+"""A promotion by hand, and what follows any promotion: the anchor, and what traffic is normal for the version."""
+
+from datetime import UTC, datetime
+
+from flows.connections import Platform
+from monitoring import baseline
+
+
+def by_hand(platform: Platform, version: str, reason: str) -> None:
+    """Make the version the champion as a person decided; raises as `models.promotion.promote` does."""
+    from models import challengers, promotion
+
+    replaced = platform.models.registry.version()
+    promotion.promote(platform.registry, platform.models, platform.engine, version, reason)
+    settle(platform, version.removeprefix("v"), replaced)
+    challengers.appoint(platform.registry, platform.models, datetime.now(UTC))
+
+
+def settle(platform: Platform, version: str, replaced: str | None) -> None:
+    """Pin the first champion's anchor, and record the baseline of a version that has just become the champion."""
+    from models import evaluation_sets
+
+    evaluation_sets.pin_first_anchor(platform.models, platform.engine)
+    baseline.at_promotion(platform.engine, version, replaced)
