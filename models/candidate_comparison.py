@@ -1,6 +1,5 @@
 """Compares a candidate with the champion for the gate: predictions on the same images, size, speed, overlap with training images."""
 
-import io
 import statistics
 import timeit
 from collections.abc import Sequence, Set
@@ -43,8 +42,7 @@ class JudgedModel:
 def fetch(store: ModelStore, version: str) -> JudgedModel:
     """The version from the registry; raises VersionNotFound, InvalidArtifact or RegistryUnreachable."""
     model = store.fetch_version(version)
-    training_digests = np.load(io.BytesIO(store.download(model, "trained_on.npy")), allow_pickle=False)
-    return JudgedModel(model, training_digests)
+    return JudgedModel(model, store.training_digests(model))
 
 
 def judge(

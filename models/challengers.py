@@ -5,7 +5,6 @@ when it waits, and the alias `challenger` marks the one that is judged. Every fu
 """
 
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Callable
@@ -102,16 +101,12 @@ def _make_challenger(registry: RegistryWriter, version: str, now: datetime) -> N
 
 
 def trained_on(store: ModelStore, images: Images, *versions: str) -> NDArray[np.bool_]:
-    """Whether each image, (n,), was among the training images of one of the versions."""
-    known = [training_digests(store, version) for version in versions]
+    """Whether each image, (n,), was among the training images of one of the versions.
+
+    Raises VersionNotFound, InvalidArtifact or RegistryUnreachable.
+    """
+    known = [store.training_digests(store.fetch_version(version)) for version in versions]
     return np.isin(digests(images), np.concatenate(known))
-
-
-def training_digests(store: ModelStore, version: str) -> NDArray[np.uint64]:
-    """The digests of the training images; raises VersionNotFound, InvalidArtifact or RegistryUnreachable."""
-    content = store.download(store.fetch_version(version), "trained_on.npy")
-    digests_of_images: NDArray[np.uint64] = np.load(io.BytesIO(content), allow_pickle=False)
-    return digests_of_images
 
 
 class Question(NamedTuple):

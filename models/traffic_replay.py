@@ -18,6 +18,7 @@ from digits.storage import predictions
 from digits.storage.predictions import PredictionWindow
 from models import challengers, run_diff
 from models.model_store import ModelStore
+from models.registry_reader import version_number
 from models.run_diff import Agreement
 
 
@@ -57,9 +58,7 @@ def replay(store: ModelStore, engine: Engine, version: str, since: datetime) -> 
 
     Raises ValueError for what is no other version, and LookupError where there is no such version, champion or traffic.
     """
-    version = version.removeprefix("v")
-    if not version.isdecimal():
-        raise ValueError(f"{version!r} is no version; give its number, see `digits leaderboard`")
+    version = version_number(version)
     champion = store.registry.alias_target("champion").version
     if version == champion:
         raise ValueError(f"digits v{version} is the champion; give another version to compare it with")

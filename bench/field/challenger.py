@@ -219,7 +219,7 @@ class World:
         if rows.sum() >= POLICY.min_sample:
             zeros = np.zeros(rows.sum(), np.uint8)
             answers = ((~self.right[one][rows]).astype(np.uint8) for one in (candidate, champion))
-            samples.append(EvaluationSample("new traffic", zeros, *answers))
+            samples.append(EvaluationSample("traffic", zeros, *answers))
         return gate.judge(samples, SAME, SAME, POLICY, level)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ops.commands.options import Reason
 from ops.tables import format_time, print_table
 
 if TYPE_CHECKING:  # loading them takes seconds, `digits --help` must not
@@ -12,7 +13,6 @@ if TYPE_CHECKING:  # loading them takes seconds, `digits --help` must not
     from models.evaluation_sets import EvaluationSet
 
 app = typer.Typer(help="List, pin and retire the images that candidates are judged on.")
-Reason = Annotated[str, typer.Option("--reason", help="The reason that the ledger records.")]
 
 
 @app.callback(invoke_without_command=True)
