@@ -57,7 +57,7 @@ def judge(
 ) -> GateVerdict:
     """Compare a candidate with the current champion, if there is one, on the evaluation sets, which are of `assemble`.
 
-    `significance` is the level available to this judgement, `retired` the names of what nothing is judged on.
+    `significance` is the level available to this judgement, `retired` the names that are excluded.
     """
     candidate = fetch(store, version)
     if current is None:

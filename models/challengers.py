@@ -47,7 +47,7 @@ def queue(registry: RegistryWriter) -> list[Waiting]:
 
 
 def enqueue(registry: RegistryWriter, version: str, now: datetime) -> None:
-    """Let a version wait, behind those that wait already; one that waits keeps its place."""
+    """Add a version to the end of the queue; one that is in it keeps its place."""
     if registry.version_tags(version).get(TAG) != "waiting":
         # The state last: a version that waits has a time.
         registry.tag_version(version, {SINCE: now.isoformat(timespec="seconds")})
@@ -55,10 +55,10 @@ def enqueue(registry: RegistryWriter, version: str, now: datetime) -> None:
 
 
 def close(registry: RegistryWriter, version: str, outcome: Outcome) -> None:
-    """Take a version that waits out of the queue; nothing happens to others."""
+    """Remove a version from the queue, with the reason; does nothing for a version that is not in it."""
     if registry.version_tags(version).get(TAG) == "waiting":
         registry.tag_version(version, {TAG: outcome})
-        log.info("digits v%s waits no longer: %s", version, outcome)
+        log.info("digits v%s left the queue of challengers: %s", version, outcome)
 
 
 def given_up(registry: RegistryWriter, version: str) -> str | None:

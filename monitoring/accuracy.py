@@ -1,4 +1,4 @@
-"""Accuracy in production: tested on all that is known of a version's audited answers, estimated from calibrated confidence elsewhere."""
+"""Accuracy in production: tested on all audited answers of a version, and estimated from calibrated confidence without labels."""
 
 from collections import defaultdict
 from collections.abc import Sequence

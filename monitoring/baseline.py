@@ -1,4 +1,4 @@
-"""Baselines: periods of logged traffic that are normal for a version; alarms are about changes since, not about being unlike training.
+"""Baselines: periods of logged traffic that are normal for a version; drift alarms are about changes since then.
 
 The ledger records them. A version without one is compared with its reference sample.
 """

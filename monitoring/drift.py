@@ -1,4 +1,4 @@
-"""Drift detection: do two samples of images and answers differ by more than chance at their sizes?
+"""Drift detection: whether two samples of images and answers differ by more than chance.
 
 Every column (image statistics, block means, principal axes, confidence) is compared by its Kolmogorov-Smirnov distance, the
 predicted digits by the largest change of one digit's share. The distribution of these scores without drift is simulated by the

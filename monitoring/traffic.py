@@ -1,4 +1,4 @@
-"""Traffic that stops, is refused or becomes uncertain, and labels that stop: by counts of requests, so also without any answer."""
+"""Detects traffic that stops, is refused or becomes uncertain, and labels that stop, from the counts of requests."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What is wrong with single rows of a source: images that are no digits on paper, and labels that cannot be right."""
+"""Checks of single rows of a source: images that show no digit on paper, and labels that contradict each other or the champion."""
 
 import numpy as np
 from numpy.typing import NDArray

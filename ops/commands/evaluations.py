@@ -59,7 +59,7 @@ def pin(
 def retire(
     name: Annotated[str, typer.Argument(help="Of a set, a digit of a set or a corruption, in quotes.")], reason: Reason
 ) -> None:
-    """Judge no candidate on NAME any more."""
+    """Exclude NAME from the judgement of candidates."""
     from flows.connections import Platform
     from models import evaluation_sets
 
@@ -68,7 +68,7 @@ def retire(
 
 @app.command("reinstate")
 def reinstate(name: Annotated[str, typer.Argument(help="What was retired, in quotes.")], reason: Reason) -> None:
-    """Judge candidates on NAME again."""
+    """Include NAME in the judgement of candidates again."""
     from flows.connections import Platform
     from models import evaluation_sets
 
