@@ -15,7 +15,7 @@ from digits import intervals
 from digits.intervals import Proportion
 from digits.storage.request_counts import Total
 
-ROUTES = ("/classify", "/classify_file", "/classify_bulk", "/read")  # that classify images
+ROUTES = ("/classify", "/classify_file", "/classify_bulk")  # that classify images
 DAY, WEEK = 24, 168  # hours
 WEEKS = 4  # before the present one, with whose same hours the volume is compared
 HOURS = (WEEKS + 1) * WEEK  # that are read

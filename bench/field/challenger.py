@@ -51,7 +51,7 @@ def null_p_values(random: np.random.Generator) -> NDArray[np.float64]:
 
 
 def p_values(gained: NDArray[np.int64], lost: NDArray[np.int64]) -> NDArray[np.float64]:
-    """As `gate.mcnemar`, for arrays."""
+    """As `gate.sign_flip`, for arrays of counts of independent images."""
     from scipy.stats import binom
 
     return np.asarray(binom.sf(gained - 1, gained + lost, 0.5))
