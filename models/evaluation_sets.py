@@ -128,7 +128,7 @@ def retire(engine: Engine, name: str, reason: str) -> None:
     if name not in names():
         raise ValueError(f'there is no evaluation set "{name}"; see `digits evaluations` for the names')
     if name in retired(engine):
-        raise ValueError(f"{name} is retired already")
+        raise ValueError(f"{name} is retired already; `digits evaluations reinstate` includes it again")
     ledger.append(engine, "retirement", None, None, reason, {}, subject=name)
 
 

@@ -108,6 +108,7 @@ def detect(expected: Sample, current: Sample, tables: Tables | None = None, agai
 
 
 def measure(expected: Sample, current: Sample) -> Tables:
+    """The columns of both samples, along the principal axes of the expected images."""
     axes = image_statistics.principal_axes(expected.images)
     before, now = (table(sample.images, sample.probabilities, axes) for sample in (expected, current))
     return before, now

@@ -180,7 +180,9 @@ def _require_all_digits(dataset: Dataset) -> Dataset:
 def _require_digits(source: str, part: str, counts: list[int]) -> None:
     if 0 in counts:
         digit = counts.index(0)
-        raise BadData(f"{source}: digit {digit} has too few images or writers, none is left for the {part} part")
+        raise BadData(
+            f"{source}: digit {digit} has too few images or writers, none is left for the {part} part; add more of it"
+        )
 
 
 def _check_balance(source: str, split: Split) -> None:
