@@ -3,8 +3,9 @@
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.power
 
 A champion is trained; half of the test images are its reference, and windows are drawn from the other half: 200 clean ones and 40
-with each perturbation. The false-alarm rate is at most 1 % (0.1 % a look, so that a month of hourly looks expects at most one); the strongest amount of each of `INJECTED`, an inversion and a digit
-twice as often must be detected in 95 % of the windows from 500 predictions on.
+with each perturbation. The false-alarm rate must be at most 1 %: it is 0.1 % a look, so that at most one is expected in a month of
+hourly looks. The strongest amount of each of `INJECTED`, an inversion and a digit twice as often must be detected in 95 % of the windows
+from 500 predictions on.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from digits.data import kaggle_csv, sources
-from digits.images import PIXELS, Images
+from digits.images import PIXELS, Images, PredictProba
 from digits.settings import load_settings
 from models import export, recipes, scoring, training
 
@@ -81,7 +81,7 @@ def _read(source: Path) -> list[scoring.Rows]:
     return list(scoring.in_threads(scoring.read, scoring.chunks(source)))
 
 
-def _answer(rows: list[scoring.Rows], answer: scoring.PredictProba, source: Path, target: Path) -> None:
+def _answer(rows: list[scoring.Rows], answer: PredictProba, source: Path, target: Path) -> None:
     """All that `digits score` does once the CSV is read."""
 
     def predict(chunk: scoring.Rows) -> scoring.Rows:

@@ -3,6 +3,7 @@
 Images are checked at three borders (a file ingested, a request, a log read) and trusted inside.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -16,6 +17,7 @@ SIZE = 28
 PIXELS = SIZE * SIZE
 Images = NDArray[np.uint8]  # (n, 28, 28), 0 = paper, 255 = ink
 Labels = NDArray[np.uint8]  # (n,), 0 to 9
+PredictProba = Callable[[Images], NDArray[np.float32]]  # images (n, 28, 28) to probabilities (n, 10)
 
 MAX_IMAGES = 1_000  # in one JSON request; larger batches are sent as raw bytes
 

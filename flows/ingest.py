@@ -8,8 +8,7 @@ from prefect import flow
 
 from digits.data import datasets, inbox, near_duplicates, sources
 from digits.data.datasets import BadData, Dataset
-from digits.data.row_checks import PredictProba
-from digits.images import Split
+from digits.images import PredictProba, Split
 from digits.storage import feedback
 from flows.connections import Platform
 from flows.tasks import server_task

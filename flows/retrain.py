@@ -234,7 +234,7 @@ def decide(platform: Platform, version: str) -> str:
 def queue_behind(platform: Platform, version: str) -> str | None:
     """Let a new candidate wait behind the challenger and say so; None where there is none or the candidate beats it.
 
-    Only who beats the challenger is judged now: a judgement of each candidate would leave no significance for the one whose
+    Only a candidate that beats the challenger is judged now: a judgement of each candidate would leave no significance for the one whose
     labelled traffic grows.
     """
     from models import challengers

@@ -10,8 +10,6 @@ from monitoring import traffic
 from monitoring.accuracy import History
 from monitoring.traffic import Traffic
 
-TRAFFIC_SETS = ("traffic", "new traffic")  # evaluation sets of audited traffic in the gate's evidence
-
 
 def count_traffic(platform: Platform, version: str, created_at: datetime, until: datetime) -> Traffic:
     """The requests of the last day, compared with the weeks before."""
@@ -35,8 +33,6 @@ def _promotions(platform: Platform, version: str, created_at: datetime) -> list[
 
 
 def _traffic_accuracy(entry: ledger.Entry) -> Proportion | None:
-    for name in TRAFFIC_SETS:
-        count, accuracy = (entry.evidence.get(f"{name}: {fact}") for fact in ("images", "accuracy"))
-        if count and accuracy is not None:
-            return intervals.wilson(round(accuracy * count), int(count))
-    return None
+    """The accuracy on the evaluation set `traffic` in the gate's evidence; None where it was not used."""
+    count = int(entry.evidence.get("traffic: images", 0))
+    return intervals.wilson(round(entry.evidence["traffic: accuracy"] * count), count) if count else None

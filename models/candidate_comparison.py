@@ -1,6 +1,5 @@
 """Compares a candidate with the champion for the gate: predictions on the same images, size, speed, overlap with training images."""
 
-import io
 import logging
 import statistics
 import timeit
@@ -46,8 +45,7 @@ class JudgedModel:
 def fetch(store: ModelStore, version: str) -> JudgedModel:
     """The version from the registry; raises VersionNotFound, InvalidArtifact or RegistryUnreachable."""
     model = store.fetch_version(version)
-    training_digests = np.load(io.BytesIO(store.download(model, "trained_on.npy")), allow_pickle=False)
-    return JudgedModel(model, training_digests)
+    return JudgedModel(model, store.training_digests(model))
 
 
 def judge(
@@ -62,7 +60,7 @@ def judge(
 ) -> GateVerdict:
     """Compare a candidate with the current champion, if there is one, on the evaluation sets, which are of `assemble`.
 
-    `significance` is the level available to this judgement, `retired` the names of what nothing is judged on.
+    `significance` is the level available to this judgement, `retired` the names that are excluded.
     """
     candidate = fetch(store, version)
     if current is None:

@@ -5,7 +5,6 @@ when it waits, and the alias `challenger` marks the one that is judged. Every fu
 """
 
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Callable
@@ -48,7 +47,7 @@ def queue(registry: RegistryWriter) -> list[Waiting]:
 
 
 def enqueue(registry: RegistryWriter, version: str, now: datetime) -> None:
-    """Let a version wait, behind those that wait already; one that waits keeps its place."""
+    """Add a version to the end of the queue; one that is in it keeps its place."""
     if registry.version_tags(version).get(TAG) != "waiting":
         # The state last: a version that waits has a time.
         registry.tag_version(version, {SINCE: now.isoformat(timespec="seconds")})
@@ -56,10 +55,10 @@ def enqueue(registry: RegistryWriter, version: str, now: datetime) -> None:
 
 
 def close(registry: RegistryWriter, version: str, outcome: Outcome) -> None:
-    """Take a version that waits out of the queue; nothing happens to others."""
+    """Remove a version from the queue, with the reason; does nothing for a version that is not in it."""
     if registry.version_tags(version).get(TAG) == "waiting":
         registry.tag_version(version, {TAG: outcome})
-        log.info("digits v%s waits no longer: %s", version, outcome)
+        log.info("digits v%s left the queue of challengers: %s", version, outcome)
 
 
 def given_up(registry: RegistryWriter, version: str) -> str | None:
@@ -102,16 +101,12 @@ def _make_challenger(registry: RegistryWriter, version: str, now: datetime) -> N
 
 
 def trained_on(store: ModelStore, images: Images, *versions: str) -> NDArray[np.bool_]:
-    """Whether each image, (n,), was among the training images of one of the versions."""
-    known = [training_digests(store, version) for version in versions]
+    """Whether each image, (n,), was among the training images of one of the versions.
+
+    Raises VersionNotFound, InvalidArtifact or RegistryUnreachable.
+    """
+    known = [store.training_digests(store.fetch_version(version)) for version in versions]
     return np.isin(digests(images), np.concatenate(known))
-
-
-def training_digests(store: ModelStore, version: str) -> NDArray[np.uint64]:
-    """The digests of the training images; raises VersionNotFound, InvalidArtifact or RegistryUnreachable."""
-    content = store.download(store.fetch_version(version), "trained_on.npy")
-    digests_of_images: NDArray[np.uint64] = np.load(io.BytesIO(content), allow_pickle=False)
-    return digests_of_images
 
 
 class Question(NamedTuple):

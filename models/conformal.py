@@ -20,12 +20,8 @@ from digits.images import Images, Labels
 
 Probabilities = NDArray[np.float32]  # (n, 10)
 
-COVERAGES = (
-    0.995,
-    0.99,
-    0.95,
-    0.9,
-)  # a version states the first for which it has enough validation images of each digit
+# A version states the first of these for which it has enough validation images of each digit.
+COVERAGES = (0.995, 0.99, 0.95, 0.9)
 MIN_OUTSIDE = 2  # validation images of a digit outside their sets; a single one may be mislabelled
 UNCERTAIN_BELOW = 0.9  # calibrated confidence, below which more than one prediction in ten is wrong
 MIN_CONTRAST = 10  # between the darkest and the lightest pixel; an image with less is blank

@@ -1,4 +1,4 @@
-"""Which share of the traffic looks like each corruption of the evaluation suite, so that harm counts where it would be felt."""
+"""Which share of the traffic looks like each corruption of the evaluation suite: the weight of harm on its images."""
 
 from collections.abc import Mapping
 
@@ -57,25 +57,10 @@ def image_statistics(images: Images) -> NDArray[np.float64]:
     border = np.concatenate([ink[:, 0], ink[:, -1], ink[:, :, 0], ink[:, :, -1]], axis=1)
     edges = np.abs(np.diff(ink, axis=1)).sum(axis=(1, 2)) + np.abs(np.diff(ink, axis=2)).sum(axis=(1, 2))
     grey = ((ink > 0.1) & (ink < 0.9)).sum(axis=(1, 2)) / (ink > 0.1).sum(axis=(1, 2)).clip(1)
-    return np.stack(
-        [
-            *(
-                np.log(mass),
-                np.quantile(ink.reshape(len(ink), -1), 0.98, axis=1),
-                border.mean(axis=1),
-                border.std(axis=1),
-            ),
-            *(
-                np.log(edges / mass + 1e-3),
-                grey,
-                np.hypot(x, y),
-                np.log(spread_x.clip(0.1)),
-                np.log(spread_y.clip(0.1)),
-            ),
-            covariance / np.sqrt((spread_x * spread_y).clip(0.1)),
-        ],
-        axis=1,
-    )
+    darkest = np.quantile(ink.reshape(len(ink), -1), 0.98, axis=1)
+    slant = covariance / np.sqrt((spread_x * spread_y).clip(0.1))
+    amounts = np.log(mass), darkest, border.mean(axis=1), border.std(axis=1), np.log(edges / mass + 1e-3), grey
+    return np.stack([*amounts, np.hypot(x, y), np.log(spread_x.clip(0.1)), np.log(spread_y.clip(0.1)), slant], axis=1)
 
 
 def _standardised(statistics: NDArray[np.float64], clean: NDArray[np.float64]) -> NDArray[np.float64]:

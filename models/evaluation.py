@@ -1,7 +1,6 @@
 """Evaluation of a model on test images: accuracy with its interval, calibration, precision and recall per digit, a corruption suite."""
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from sklearn import metrics
 
 from digits import intervals
 from digits.data.perturbations import PERTURBATIONS
-from digits.images import Images, Labels, Split
+from digits.images import Images, Labels, PredictProba, Split
 from digits.intervals import Proportion
 
 Probabilities = NDArray[np.float32]  # (n, 10)
@@ -50,7 +49,7 @@ class Evaluation:
         return self.metrics["test_accuracy"]
 
 
-def evaluate(predict_proba: Callable[[Images], Probabilities], test: Split) -> Evaluation:
+def evaluate(predict_proba: PredictProba, test: Split) -> Evaluation:
     """Every metric on the test images and on their corruptions; `predict_proba` maps (n, 28, 28) to (n, 10)."""
     probabilities = predict_proba(test.images)
     exact = accuracy(probabilities, test.labels)
@@ -68,7 +67,7 @@ def evaluate(predict_proba: Callable[[Images], Probabilities], test: Split) -> E
     return Evaluation(measured, probabilities, confusion(probabilities, test.labels))
 
 
-def corruption_accuracies(predict_proba: Callable[[Images], Probabilities], test: Split) -> dict[str, float]:
+def corruption_accuracies(predict_proba: PredictProba, test: Split) -> dict[str, float]:
     """Accuracy on each corruption of the test images, as `corruption_<name>`."""
     suite = corruptions(test.images)
     return {f"corruption_{name}": accuracy(predict_proba(images), test.labels).value for name, images in suite.items()}

@@ -117,7 +117,7 @@ def pin(engine: Engine, fingerprint: str, reason: str) -> None:
 
 
 def retired(engine: Engine) -> dict[str, Entry]:
-    """The names of what nothing is judged on, with the decision.
+    """What is excluded from judgements, by name, with the decision.
 
     What is retired of the anchor ends with the next pin, and of `champion` with the next champion: they are other images then.
     """
@@ -133,16 +133,16 @@ def retired(engine: Engine) -> dict[str, Entry]:
 
 
 def retire(engine: Engine, name: str, reason: str) -> None:
-    """Judge nothing on a set, a digit of a set or a corruption any more; raises ValueError for another name."""
+    """Exclude a set, a digit of a set or a corruption from all judgements; raises ValueError for another name."""
     if name not in names():
         raise ValueError(f'there is no evaluation set "{name}"; see `digits evaluations` for the names')
     if name in retired(engine):
-        raise ValueError(f"{name} is retired already")
+        raise ValueError(f"{name} is retired already; `digits evaluations reinstate` includes it again")
     ledger.append(engine, "retirement", None, None, reason, {}, subject=name)
 
 
 def reinstate(engine: Engine, name: str, reason: str) -> None:
-    """Judge on it again; raises ValueError where it is not retired."""
+    """Include it in judgements again; raises ValueError where it is not retired."""
     if name not in retired(engine):
         raise ValueError(f"{name} is not retired; `digits evaluations` lists what is")
     ledger.append(engine, "reinstatement", None, None, reason, {}, subject=name)

@@ -57,7 +57,7 @@ class EvaluationSample:
 
     @property
     def accuracies(self) -> tuple[float, float]:
-        """Of the champion and of the candidate; 0 without images."""
+        """The accuracy of the champion and of the candidate; 0 without images."""
         n = max(1, len(self.labels))
         return float((self.champion == self.labels).sum() / n), float((self.candidate == self.labels).sum() / n)
 
@@ -73,7 +73,7 @@ class EvaluationSample:
 
     @property
     def errors(self) -> int:
-        """Of the champion."""
+        """How many images the champion gets wrong."""
         return int((self.champion != self.labels).sum())
 
     @cached_property
@@ -105,16 +105,16 @@ class EvaluationSample:
 
     @cached_property
     def p_value(self) -> float:
-        """Of the hypothesis that the candidate is not better."""
+        """The p-value of the hypothesis that the candidate is not better, one-sided."""
         return sign_flip(self.totals)
 
     @cached_property
     def loss_p_value(self) -> float:
-        """Of the hypothesis that the candidate is not worse."""
+        """The p-value of the hypothesis that the candidate is not worse, one-sided."""
         return sign_flip(-self.totals)
 
     def reference_errors(self, policy: GatePolicy) -> int:
-        """Of the champion or, where a champion before it made fewer on this set, of that one, so that losses do not add up.
+        """The errors of the champion or, where a champion before it made fewer on this set, of that one, so that losses do not add up.
 
         Only a promotion by hand leaves a champion beyond the margin; then that champion is the reference.
         """
@@ -159,6 +159,7 @@ class EvaluationSample:
         )
 
     def evidence(self, policy: GatePolicy) -> dict[str, float]:
+        """The figures of the comparison, named `<set>: <figure>`."""
         champion, candidate = self.accuracies
         facts = {
             "images": len(self.labels),

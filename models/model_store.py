@@ -6,6 +6,7 @@ when it was registered.
 """
 
 import hashlib
+import io
 import json
 import shutil
 from contextlib import suppress
@@ -83,6 +84,11 @@ class ModelStore:
         content = self.registry.download(model.version, name)
         _check(content, name, model.card, model.version)
         return content
+
+    def training_digests(self, model: VerifiedModel) -> NDArray[np.uint64]:
+        """`datasets.digests` of the training images of a version, (n,); raises as `download` does."""
+        digests: NDArray[np.uint64] = np.load(io.BytesIO(self.download(model, "trained_on.npy")), allow_pickle=False)
+        return digests
 
 
 def last_good(alias: str, cache: Path) -> VerifiedModel:

@@ -13,6 +13,7 @@ from models import challengers, gate
 from models.gate import GateVerdict
 from models.model_store import ModelStore
 from models.registry import RegistryWriter
+from models.registry_reader import version_number
 
 log = logging.getLogger("digits.promotion")
 
@@ -30,9 +31,7 @@ def promote(
 
     The alias `previous` is moved first and `champion` last, so that there is one valid champion at every moment.
     """
-    version = version.removeprefix("v")
-    if not version.isdecimal():
-        raise ValueError(f"{version!r} is no version; give its number, see `digits leaderboard`")
+    version = version_number(version)
     current = store.registry.version()
     if version == current:
         raise ValueError(f"digits v{version} is the champion already")

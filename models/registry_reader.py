@@ -32,6 +32,14 @@ class AliasTarget:
     run_id: str | None
 
 
+def version_number(text: str) -> str:
+    """The number of a version that is written `3` or `v3`; raises ValueError for anything else."""
+    number = text.removeprefix("v")
+    if not number.isdecimal():
+        raise ValueError(f"{text!r} is no version; give its number, see `digits leaderboard`")
+    return number
+
+
 class RegistryReader:
     """A connection to one MLflow server; its methods raise RegistryUnreachable where the server fails or is unreachable."""
 

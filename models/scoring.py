@@ -21,14 +21,13 @@ from digits.data import kaggle_csv
 from digits.data.datasets import BadData, reading
 from digits.data.kaggle_csv import PIXEL_NAMES
 from digits.files import replacing
-from digits.images import PIXELS, SIZE, Images
+from digits.images import PIXELS, SIZE, PredictProba
 
 CHUNK_ROWS = 4096  # of Parquet
 SCHEMA = pa.schema([("ImageId", pa.int64()), ("Label", pa.uint8())])
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-PredictProba = Callable[[Images], NDArray[np.float32]]  # (n, 28, 28) -> (n, 10)
 Chunk = Any  # bytes, lines of CSV, or pyarrow.RecordBatch, rows of Parquet; unparsed, and it can be pickled
 # The valid rows of a chunk (images, or digits once they are predicted), their positions among all of its rows, counted
 # from 0, and the fault of each other row.

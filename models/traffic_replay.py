@@ -20,6 +20,7 @@ from digits.storage.predictions import PredictionWindow
 from models import challengers
 from models.gate import EvaluationSample
 from models.model_store import ModelStore
+from models.registry_reader import version_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +59,7 @@ def replay(store: ModelStore, engine: Engine, version: str, since: datetime) -> 
 
     Raises ValueError for what is no other version, and LookupError where there is no such version, champion or traffic.
     """
-    version = version.removeprefix("v")
-    if not version.isdecimal():
-        raise ValueError(f"{version!r} is no version; give its number, see `digits leaderboard`")
+    version = version_number(version)
     champion = store.registry.alias_target("champion").version
     if version == champion:
         raise ValueError(f"digits v{version} is the champion; give another version to compare it with")

@@ -1,1 +1,1 @@
-"""Drift and accuracy monitoring: image statistics, drift detection and diagnosis, accuracy, Evidently reports."""
+"""Drift, accuracy and traffic monitoring: image statistics, drift detection and diagnosis, baselines, Evidently reports."""

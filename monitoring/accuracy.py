@@ -1,4 +1,4 @@
-"""Accuracy in production: tested on all that is known of a version's audited answers, estimated from calibrated confidence elsewhere."""
+"""Accuracy in production: tested on all audited answers of a version, and estimated from calibrated confidence without labels."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -32,7 +32,9 @@ class History:
 
     answers: Sequence[AuditedAnswer]  # the labelled audit sample, oldest first
     since: datetime  # when the version began
-    promoted_at: Proportion | None = None  # on the labelled traffic on which the gate judged it; None if there was none
+    accuracy_at_promotion: Proportion | None = (
+        None  # on the labelled traffic on which the gate judged it; None if there was none
+    )
 
 
 class Observations(NamedTuple):
@@ -120,7 +122,7 @@ def assess(
     """
     known = window if labelled is None else labelled
     history = history or _history(known)
-    expected, least = _expected(reference, history.promoted_at)
+    expected, least = _expected(reference, history.accuracy_at_promotion)
     observed = observations(history)
     stretch, answers = _newest(observed, history)
     has_label, right = known.labels >= 0, known.digits == known.labels
@@ -203,13 +205,13 @@ def _day(history: History, day: int) -> date:
     return history.since.date() + timedelta(days=day)
 
 
-def _expected(reference: Reference, promoted_at: Proportion | None) -> tuple[Proportion, float]:
+def _expected(reference: Reference, accuracy_at_promotion: Proportion | None) -> tuple[Proportion, float]:
     """The accuracy on the reference, and the lower of the exact bounds (Clopper and Pearson, Biometrika 26, 1934) of what is expected.
 
     A version that was promoted for its accuracy on new traffic is not worse because it was better on older images.
     """
     expected = _accuracy(reference.probabilities.argmax(axis=1) == reference.labels)
-    known = [proportion for proportion in (expected, promoted_at) if proportion]
+    known = [proportion for proportion in (expected, accuracy_at_promotion) if proportion]
     return expected, min(intervals.lower_bound(one.right, one.count, ALPHA / 2) for one in known)
 
 

@@ -1,18 +1,16 @@
-"""Baselines: periods of logged traffic that are normal for a version; alarms are about changes since, not about being unlike training.
+"""Baselines: periods of logged traffic that are normal for a version; drift alarms are about changes since then.
 
 The ledger records them. A version without one is compared with its reference sample.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Engine
 
-from digits.images import Images
+from digits.images import PredictProba
 from digits.storage import feedback, ledger, predictions
 from monitoring import drift, samples
 from monitoring.samples import Sample
@@ -22,8 +20,6 @@ MAX_IMAGES = 5_000  # of a baseline that are compared
 MAX_AGE = timedelta(days=30)  # of the answers in a window or in the baseline of a promotion
 ENOUGH = 300  # answers to which windows go back, and the smallest baseline of a promotion
 MIN_AUDITED = 10  # audited labels that say that a version was trained or judged on this traffic
-
-PredictProba = Callable[[Images], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Detection power: how often the drift detector detects known perturbations, and how often it raises a false alarm."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digits.data.perturbations import PERTURBATIONS
-from digits.images import Images, Labels
+from digits.images import Images, Labels, PredictProba
 from digits.reference import Reference
 from monitoring import drift, image_statistics, label_shift
 
@@ -40,7 +40,7 @@ def measure(
     reference: Reference,
     images: Images,
     labels: Labels,
-    predict_proba: Callable[[Images], NDArray[np.float32]],
+    predict_proba: PredictProba,
     count: int,
     windows: int = 40,
 ) -> list[DetectionRate]:

@@ -1,4 +1,4 @@
-"""Drift detection: do two samples of images and answers differ by more than chance at their sizes?
+"""Drift detection: whether two samples of images and answers differ by more than chance.
 
 Every column (image statistics, block means, principal axes, confidence) is compared by its Kolmogorov-Smirnov distance, the
 predicted digits by the largest change of one digit's share. The distribution of these scores without drift is simulated by the
@@ -108,6 +108,7 @@ def detect(expected: Sample, current: Sample, tables: Tables | None = None, agai
 
 
 def measure(expected: Sample, current: Sample) -> Tables:
+    """The columns of both samples, along the principal axes of the expected images."""
     axes = image_statistics.principal_axes(expected.images)
     before, now = (table(sample.images, sample.probabilities, axes) for sample in (expected, current))
     return before, now

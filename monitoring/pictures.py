@@ -12,7 +12,7 @@ from PIL import Image
 
 from digits.data import rectification
 from digits.files import replacing
-from digits.images import Images
+from digits.images import Images, PredictProba
 from digits.reference import Reference
 from monitoring import image_statistics, samples
 from monitoring.samples import Sample
@@ -27,9 +27,7 @@ FORMS: dict[str, Callable[[NDArray[np.uint8]], Image.Image]] = {
 }
 
 
-def by_route(
-    reference: Reference, window: Sample, predict_proba: Callable[[Images], NDArray[np.float32]], folder: Path
-) -> tuple[Sample, Sample]:
+def by_route(reference: Reference, window: Sample, predict_proba: PredictProba, folder: Path) -> tuple[Sample, Sample]:
     """The reference as pixels, and as pictures that were decoded like those of the window; empty where it has none."""
     pixels = samples.of_reference(reference)
     if not window.is_picture.any():

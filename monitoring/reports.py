@@ -93,12 +93,9 @@ def assess(
     # The estimate is calibrated on the reference sample, also where a baseline says what is normal.
     drifted = "drift" in (found.verdict, unlike_training.verdict)
     accurate = accuracy.assess(reference, window, labelled, history, drifted)
-    recommendations = tuple(dict.fromkeys(explanation.recommendation for explanation in found.explanations))
-    if accurate.verdict == "worse" and not recommendations:
-        recommendations = ("Check the labels and the wrongly classified digits; then retrain with the labelled ones.",)
-    compared = [found.message]
+    messages = [traffic.message if traffic else "", found.message]
     if expected.baseline is not None and unlike_training.columns:
-        compared.append(f"Compared with training: {unlike_training.message[0].lower()}{unlike_training.message[1:]}")
+        messages.append(f"Compared with training: {unlike_training.message[0].lower()}{unlike_training.message[1:]}")
     notes = (*expected.notes, *_repeats_note(repeats, len(window)))
     return MonitoringVerdict(
         since=min(window.at, default=None),
@@ -111,12 +108,17 @@ def assess(
         repeats=repeats,
         accuracy=accurate,
         traffic=traffic,
-        message=" ".join(
-            part for part in (traffic.message if traffic else "", *compared, accurate.message, *notes) if part
-        ),
+        message=" ".join(filter(None, [*messages, accurate.message, *notes])),
         notes=notes,
-        recommendations=recommendations,
+        recommendations=_recommendations(found, accurate),
     )
+
+
+def _recommendations(found: Drift, accurate: accuracy.Accuracy) -> tuple[str, ...]:
+    recommendations = tuple(dict.fromkeys(explanation.recommendation for explanation in found.explanations))
+    if accurate.verdict == "worse" and not recommendations:
+        return ("Check the labels and the wrongly classified digits; then retrain with the labelled ones.",)
+    return recommendations
 
 
 def _repeats_note(repeats: Repeats, count: int) -> tuple[str, ...]:

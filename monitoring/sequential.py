@@ -1,4 +1,4 @@
-"""A test that an accuracy fell below the expected one, valid at every look, and an interval that is, too: e-processes by betting.
+"""Tests sequentially whether an accuracy fell below the expected one, with an interval; both hold at every look: e-processes by betting.
 
 A bet against the hypothesis "each observation is right with at least this probability" wins on errors and loses on right ones; under
 the hypothesis no bet gains on average, so the capital exceeds 1 / alpha at any time with a probability of at most alpha (Ville 1939).

@@ -1,4 +1,4 @@
-"""Traffic that stops, is refused or becomes uncertain, and labels that stop: by counts of requests, so also without any answer."""
+"""Detects traffic that stops, is refused or becomes uncertain, and labels that stop, from the counts of requests."""
 
 import math
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from digits import intervals
 from digits.intervals import Proportion
 from digits.storage.request_counts import Total
 
-ROUTES = ("/classify", "/classify_file", "/classify_bulk", "/read")  # that classify images
+ROUTES = ("/classify", "/classify_file", "/classify_bulk")  # that classify images
 DAY, WEEK = 24, 168  # hours
 WEEKS = 4  # before the present one, with whose same hours the volume is compared
 HOURS = (WEEKS + 1) * WEEK  # that are read
@@ -144,7 +144,7 @@ def _silence(counted: Hours) -> Problem | None:
         return None
     earlier = _earlier_weeks(counted, min(silent, WEEK))
     if earlier and _is_less(0, earlier):
-        usual = f"the same hours of the weeks before had {np.mean(earlier):,.0f} on average"
+        usual = _usual_volume(earlier)
     elif not earlier and silent >= FIRST_WEEK_SILENT_HOURS and counted.answered.sum() >= MIN_ANSWERED:
         usual = f"there were {counted.answered.sum():,} before"
     else:
@@ -157,8 +157,12 @@ def _lost_volume(counted: Hours) -> Problem | None:
     now, earlier = int(counted.answered[-DAY:].sum()), _earlier_weeks(counted, DAY)
     if not earlier or now > MAX_VOLUME * min(earlier) or not _is_less(now, earlier):
         return None
-    usual = f"the same hours of the weeks before had {np.mean(earlier):,.0f} on average"
-    return Problem(event="no traffic", message=f"Only {now:,} requests were answered in {DAY} hours; {usual}.")
+    message = f"Only {now:,} requests were answered in {DAY} hours; {_usual_volume(earlier)}."
+    return Problem(event="no traffic", message=message)
+
+
+def _usual_volume(earlier: list[int]) -> str:
+    return f"the same hours of the weeks before had {np.mean(earlier):,.0f} on average"
 
 
 def _is_less(now: int, earlier: list[int]) -> bool:

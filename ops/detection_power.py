@@ -15,8 +15,7 @@ from monitoring.windows import parse_since
 
 log = logging.getLogger("digits.detection_power")
 
-# With fewer predictions, the detector gives no verdict, and the default is used.
-MIN_COUNT, DEFAULT_COUNT = 100, 500
+DEFAULT_COUNT = 500  # where the window has too few answers for a verdict
 
 
 def measure(since: str) -> tuple[int, list[tuple[str, str, str, str]]]:
@@ -24,7 +23,7 @@ def measure(since: str) -> tuple[int, list[tuple[str, str, str, str]]]:
 
     They are measured at that size, on digits that the champion was not trained on.
     """
-    from monitoring import detection_power  # SciPy
+    from monitoring import detection_power, drift  # SciPy
 
     platform = Platform()
     champion = platform.models.fetch()
@@ -32,7 +31,7 @@ def measure(since: str) -> tuple[int, list[tuple[str, str, str, str]]]:
     reference, held_out = hold_out(champion.reference, test)
     now = datetime.now(UTC)
     found = predictions.counts(platform.engine, parse_since(since, now), now).get(champion.version, 0)
-    count = min(found, MAX_ANSWERS) if found >= MIN_COUNT else DEFAULT_COUNT
+    count = min(found, MAX_ANSWERS) if found >= drift.MIN_COUNT else DEFAULT_COUNT
     rates = detection_power.measure(reference, held_out.images, held_out.labels, champion.predict_proba, count)
     return count, [(one.perturbation, one.description, f"{one.rate:.1%}", str(one.windows)) for one in rates]
 

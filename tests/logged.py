@@ -1,11 +1,14 @@
-"""Answers made up for the prediction log."""
+"""Answers made up for the prediction log, and the requests that were counted."""
 
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from sqlalchemy import Engine
 
+from digits.storage import request_counts
 from digits.storage.predictions import PredictionBatch, new_ids
+from digits.storage.request_counts import Total
 from services.prediction_log import PredictionLog
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -23,3 +26,8 @@ def write(url: str, spool: Path, *batches: PredictionBatch, audit_sample_rate: f
     for batch in batches:
         log.append(batch)
     log.close()
+
+
+def counted(engine: Engine, since: datetime, until: datetime) -> list[Total]:
+    """The requests of a period of one hour at most, by route and status."""
+    return [total for _, total in request_counts.by_hour(engine, since, until)]

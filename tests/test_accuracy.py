@@ -18,8 +18,10 @@ def judged(right: np.ndarray, days: np.ndarray, clients: list[str] | None = None
         AuditedAnswer(f"id{n}", START + timedelta(days=int(day), minutes=n % 600), client, bool(is_right), 0.9)
         for n, (is_right, day, client) in enumerate(zip(right, days, clients or [""] * len(days), strict=True))
     ]
-    promoted_at = intervals.wilson(round(promoted * 300), 300) if promoted else None
-    return accuracy.assess(reference(), window(held_out()[0][:0]), history=History(answers, START, promoted_at))
+    accuracy_at_promotion = intervals.wilson(round(promoted * 300), 300) if promoted else None
+    return accuracy.assess(
+        reference(), window(held_out()[0][:0]), history=History(answers, START, accuracy_at_promotion)
+    )
 
 
 def drawn(days: np.ndarray, accuracies: np.ndarray | float, seed: int = 0) -> np.ndarray:

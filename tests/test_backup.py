@@ -86,7 +86,7 @@ def test_all_state_comes_back_and_nothing_else(settings: Settings, tmp_path: Pat
     del kept["datasets/.f2.tmp/data.npz"], kept["logs/service.log"]
     assert content(new.home) == kept
     restored_database = database.connect(new.database_url)
-    assert request_counts.totals(restored_database, NOON, NOON + timedelta(minutes=1)) == [COUNTED]
+    assert request_counts.by_hour(restored_database, NOON, NOON + timedelta(minutes=1)) == [(0, COUNTED)]
     (before,), (after,) = (ledger.entries(database.connect(one.database_url)) for one in (settings, new))
     names = [column.name for column in ledger.Entry.__table__.columns]
     assert [getattr(after, name) for name in names] == [getattr(before, name) for name in names]

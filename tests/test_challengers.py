@@ -90,7 +90,7 @@ def answers(decision: judgements.Decision) -> tuple[Callable[[float], GateVerdic
 
     def compare(level: float) -> GateVerdict:
         levels.append(level)
-        return GateVerdict(decision, ["because"], {"new traffic: p-value": 0.02, "test images: p-value": 0.5})
+        return GateVerdict(decision, ["because"], {"traffic: p-value": 0.02, "test images: p-value": 0.5})
 
     return compare, levels
 

@@ -19,11 +19,12 @@ import numpy as np
 import psutil
 import pytest
 from conftest import Files, Registry, post, serve_registry
+from logged import counted
 from PIL import Image
 from serving import ROOT, Service, classify, png, serving
 
 from digits import reference
-from digits.storage import database, request_counts
+from digits.storage import database
 from models import onnx_model
 
 
@@ -369,7 +370,7 @@ def test_requests_are_counted_by_route_and_status_and_all_of_them_at_the_end(
         service.stop()
         now = datetime.now(UTC)
         engine = database.connect(f"sqlite:///{tmp_path}/digits.db")
-        totals = request_counts.totals(engine, now - timedelta(hours=1), now)
+        totals = counted(engine, now - timedelta(hours=1), now)
         engine.dispose()
         assert len(service.window()) == 7
     assert [(one.route, one.status, one.requests, one.images) for one in totals] == [

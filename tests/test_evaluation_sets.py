@@ -141,7 +141,7 @@ def _prefect() -> Iterator[None]:
 def test_a_candidate_of_another_data_set_leaves_the_champion_until_the_operator_decides(
     mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The digits of the second data set are turned: who learned from them reads no upright ones."""
+    """The digits of the second data set are turned: a version trained on them recognises no upright ones."""
     from flows.connections import Platform
     from flows.ingest import ingest
     from flows.retrain import judge, retrain

@@ -36,7 +36,7 @@ def events(hours: Hours, last_label: datetime | None = None, serving_since: date
 def test_the_counts_of_all_routes_that_classify_are_summed() -> None:
     rows = [
         (5, Total("/classify", 200, 3, 9, 2)),
-        (5, Total("/read", 200, 1, 4, 1)),
+        (5, Total("/classify_file", 200, 1, 4, 1)),
         (5, Total("/classify", 422, 2, 0, 0)),
         (6, Total("/classify_bulk", 503, 1, 0, 0)),
         (6, Total("/feedback", 404, 50, 0, 0)),

@@ -116,8 +116,8 @@ def test_old_predictions_are_deleted_with_their_feedback(database_url: str, engi
     for at in (NOON, datetime.now(UTC)):
         request_counts.append(engine, at, [Total("/classify", 200, 1, 1, 0)])
     PredictionLog(database_url, tmp_path / "spool", retention=timedelta(days=1)).close()
-    (counted,) = request_counts.totals(engine, NOON, datetime.now(UTC) + timedelta(minutes=1))
-    assert counted.requests == 1
+    ((_, kept),) = request_counts.by_hour(engine, NOON, datetime.now(UTC) + timedelta(minutes=1))
+    assert kept.requests == 1
     window = predictions.read_window(engine, NOON)
     assert window.ids == new.ids and window.labels.tolist() == [4, -1]
     with engine.connect() as connection:

@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from logged import counted
 from sqlalchemy import Engine
 
-from digits.storage import database, request_counts
+from digits.storage import database
 from digits.storage.request_counts import Total
 from services.request_counter import RequestCounter
 
@@ -33,11 +34,11 @@ def test_counts_belong_to_their_minute(engine: Engine, clock: list[float]) -> No
     counter.count("/classify", 200, requests=1, images=1)
     counter.store(engine)
     minute = timedelta(minutes=1)
-    assert request_counts.totals(engine, NOON, NOON + minute) == [
+    assert counted(engine, NOON, NOON + minute) == [
         Total("/classify", 200, 1, 3, 1),
         Total("/classify", 422, 1, 0, 0),
     ]
-    assert request_counts.totals(engine, NOON + minute, NOON + 2 * minute) == [Total("/classify", 200, 1, 1, 0)]
+    assert counted(engine, NOON + minute, NOON + 2 * minute) == [Total("/classify", 200, 1, 1, 0)]
 
 
 def test_what_is_stored_is_not_stored_again(engine: Engine, clock: list[float]) -> None:
@@ -46,7 +47,7 @@ def test_what_is_stored_is_not_stored_again(engine: Engine, clock: list[float]) 
         counter.count("/about", 200, requests=1)
         counter.store(engine)
         counter.store(engine)
-    assert request_counts.totals(engine, NOON, NOON + HOUR) == [Total("/about", 200, 3, 0, 0)]
+    assert counted(engine, NOON, NOON + HOUR) == [Total("/about", 200, 3, 0, 0)]
 
 
 def test_nothing_is_lost_while_the_database_is_unreachable_for_an_hour(
@@ -61,7 +62,7 @@ def test_nothing_is_lost_while_the_database_is_unreachable_for_an_hour(
             counter.store(missing)
         clock[0] += 60
     counter.store(engine)
-    found = request_counts.totals(engine, NOON, NOON + HOUR)
+    found = counted(engine, NOON, NOON + HOUR)
     assert found == [Total("/classify", status, 120, 0, 0) for status in range(400, 410)]
 
 
@@ -78,7 +79,7 @@ def test_threads_lose_no_count(engine: Engine, clock: list[float]) -> None:
     while any(thread.is_alive() for thread in threads):
         counter.store(engine)
     counter.store(engine)
-    assert request_counts.totals(engine, NOON, NOON + HOUR) == [Total("/classify", 200, 8000, 16000, 0)]
+    assert counted(engine, NOON, NOON + HOUR) == [Total("/classify", 200, 8000, 16000, 0)]
 
 
 def test_the_oldest_minutes_are_forgotten_when_there_are_too_many_counts(engine: Engine, clock: list[float]) -> None:
@@ -88,6 +89,6 @@ def test_the_oldest_minutes_are_forgotten_when_there_are_too_many_counts(engine:
         counter.count("/classify", 422, requests=1)
         clock[0] += 60
     counter.store(engine)
-    kept = request_counts.totals(engine, NOON, NOON + HOUR)
+    kept = counted(engine, NOON, NOON + HOUR)
     assert kept == [Total("/classify", status, 6, 0, 0) for status in (200, 422)]
-    assert request_counts.totals(engine, NOON + timedelta(minutes=24), NOON + HOUR) == kept
+    assert counted(engine, NOON + timedelta(minutes=24), NOON + HOUR) == kept

@@ -15,11 +15,11 @@ def test_totals_sum_the_minutes_of_a_period(engine: Engine) -> None:
     request_counts.append(engine, NOON, [Total("/classify", 200, 1, 1, 0)])
     request_counts.append(engine, NOON + timedelta(minutes=1), [Total("/classify", 200, 4, 4, 4)])
     until = NOON + timedelta(minutes=1)
-    assert request_counts.totals(engine, NOON, until) == [
-        Total("/classify", 200, 4, 6, 1),
-        Total("/classify", 422, 2, 0, 0),
+    assert request_counts.by_hour(engine, NOON, until) == [
+        (0, Total("/classify", 200, 4, 6, 1)),
+        (0, Total("/classify", 422, 2, 0, 0)),
     ]
-    assert request_counts.totals(engine, until, until) == []
+    assert request_counts.by_hour(engine, until, until) == []
 
 
 def test_old_counts_are_deleted(engine: Engine) -> None:
@@ -27,7 +27,7 @@ def test_old_counts_are_deleted(engine: Engine) -> None:
         request_counts.append(engine, NOON + timedelta(minutes=minute), [Total("/about", 200, 1, 0, 0)])
     request_counts.append(engine, NOON, [])
     request_counts.delete_before(engine, NOON + timedelta(minutes=2))
-    assert request_counts.totals(engine, NOON, NOON + timedelta(hours=1)) == [Total("/about", 200, 1, 0, 0)]
+    assert request_counts.by_hour(engine, NOON, NOON + timedelta(hours=1)) == [(0, Total("/about", 200, 1, 0, 0))]
 
 
 def test_hours_are_counted_from_the_start_of_the_period(engine: Engine) -> None:

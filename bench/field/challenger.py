@@ -51,7 +51,7 @@ def null_p_values(random: np.random.Generator) -> NDArray[np.float64]:
 
 
 def p_values(gained: NDArray[np.int64], lost: NDArray[np.int64]) -> NDArray[np.float64]:
-    """As `gate.mcnemar`, for arrays."""
+    """As `gate.sign_flip`, for arrays of counts of independent images."""
     from scipy.stats import binom
 
     return np.asarray(binom.sf(gained - 1, gained + lost, 0.5))
@@ -119,6 +119,7 @@ def queue_promotes(random: np.random.Generator, levels: NDArray[np.float64]) -> 
 
 
 def no_better(repetitions: int) -> Finding:
+    """Streams of equally good candidates: how many promote one, and how likely a better one is promoted."""
     random = np.random.default_rng(0)
     levels = np.array([significance.level([False] * number, POLICY.significance) for number in range(CANDIDATES)])
     fixed, spent = np.zeros(repetitions), np.zeros(repetitions, np.bool_)
@@ -219,7 +220,7 @@ class World:
         if rows.sum() >= POLICY.min_sample:
             zeros = np.zeros(rows.sum(), np.uint8)
             answers = ((~self.right[one][rows]).astype(np.uint8) for one in (candidate, champion))
-            samples.append(EvaluationSample("new traffic", zeros, *answers))
+            samples.append(EvaluationSample("traffic", zeros, *answers))
         return gate.judge(samples, SAME, SAME, POLICY, level)
 
 
@@ -264,12 +265,14 @@ def persistent(world: World) -> tuple[int | None, int]:
 
 
 def ask(engine: Any, world: World, day: int, version: str) -> GateVerdict:
+    """The recorded judgement of a version against the champion on that day."""
     images = int(world.unseen(day, version, "0").sum())
     question = Question(version, "0", "", images if images >= POLICY.min_sample else 0)
     return challengers.judge(engine, question, POLICY.significance, partial(world.compare, day, version, "0"))
 
 
 def slow_labels(repetitions: int) -> Finding:
+    """Months in which every candidate is better, and months in which none is: how soon, and how often, one is promoted."""
     found = {}
     for name, accuracy in (("better", 0.9), ("equal", 0.7)):
         for rule in (forgetful, persistent):

@@ -9,15 +9,14 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from bench.field.scenario import Finding, Scenario
-from digits.data import datasets, inbox, near_duplicates, perturbations, sources
+from digits.data import datasets, inbox, near_duplicates, perturbations, sources, splitting
 from digits.data.datasets import Dataset
-from digits.images import Images, Split
+from digits.images import Images, PredictProba, Split
 from digits.settings import load_settings
 
 ROWS = 10_000  # of the source that grows
@@ -42,7 +41,7 @@ def drawn_again(split: Split, seed: int = 0) -> tuple[Split, Split]:
     for digit in range(10):
         own = order[split.labels[order] == digit]
         test[own[: round(0.15 * len(own))]] = True
-    return _pick(split, ~test), _pick(split, test)
+    return splitting.pick(split, ~test), splitting.pick(split, test)
 
 
 def by_content(split: Split) -> tuple[Split, Split]:
@@ -59,8 +58,8 @@ def growth(repetitions: int) -> Finding:
     for _ in range(repetitions):
         rows = rng.choice(len(pool), ROWS + 1, replace=False)
         for name, divide in (("before", drawn_again), ("now", by_content)):
-            learned, _ = divide(_pick(pool, rows[1:]))
-            _, test = divide(_pick(pool, rows))
+            learned, _ = divide(splitting.pick(pool, rows[1:]))
+            _, test = divide(splitting.pick(pool, rows))
             leaked[name].append(int(np.isin(datasets.digests(test.images), datasets.digests(learned.images)).sum()))
         sizes.append(len(test))
         rarest.append(min(test.counts()))
@@ -140,7 +139,7 @@ def framed_noise(split: Split, rng: np.random.Generator) -> Split:
 
 def bundled(split: Split, rng: np.random.Generator) -> Split:
     """Digits of other writers, scanned by others: scikit-learn's."""
-    return _pick(bundled_digits(), rng.choice(len(bundled_digits()), len(split), replace=False))
+    return splitting.pick(bundled_digits(), rng.choice(len(bundled_digits()), len(split), replace=False))
 
 
 @cache
@@ -170,7 +169,7 @@ GOOD = (as_they_are, slanted, thick, bundled)
 
 
 @cache
-def champion() -> Callable[[Images], Any]:
+def champion() -> PredictProba:
     """`predict_proba` of the recipe `compact` on MNIST, as it would be served."""
     from models import candidates, export, onnx_model, recipes, training
 
@@ -180,15 +179,15 @@ def champion() -> Callable[[Images], Any]:
     return onnx_model.load(export.to_onnx(trained.model)).predict_proba
 
 
-def taken(split: Split, predict_proba: Callable[[Images], Any]) -> Split | None:
-    """What the inbox takes in of a file with these images; None where it refuses the file."""
+def ingested(split: Split, predict_proba: PredictProba) -> Split | None:
+    """What the inbox ingests of a file with these images; None where it rejects the file."""
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "file.npz", images=split.images, labels=split.labels)
         return inbox.read_inbox(Path(folder), predict_proba, settle_seconds=0).labelled
 
 
-def taken_before(split: Split) -> bool:
-    """Whether a file was taken in by the checks of the whole file that there were: its scale and the median of its border."""
+def accepted_whole(split: Split) -> bool:
+    """Whether a file passes checks of the whole file alone, without the guard: its scale and the median of its border."""
     images = split.images
     border = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1)
     return bool(images.max() >= 64 and np.median(border) <= 127)
@@ -200,9 +199,9 @@ def files(repetitions: int) -> Finding:
     before, refused, kept = ({change.__name__: 0 for change in (*BAD, *GOOD)} for _ in range(3))
     for change in (*BAD, *GOOD):
         for _ in range(repetitions):
-            split = change(_pick(test, rng.choice(len(test), FILE, replace=False)), rng)
-            before[change.__name__] += taken_before(split)
-            usable = taken(split, predict_proba)
+            split = change(splitting.pick(test, rng.choice(len(test), FILE, replace=False)), rng)
+            before[change.__name__] += accepted_whole(split)
+            usable = ingested(split, predict_proba)
             refused[change.__name__] += usable is None
             kept[change.__name__] += 0 if usable is None else len(usable)
     naive = ", ".join(f"{name} {before[name] / repetitions:.0%}" for name in before)
@@ -212,7 +211,7 @@ def files(repetitions: int) -> Finding:
     )
     bad, good = ([refused[change.__name__] for change in changes] for changes in (BAD, GOOD))
     return Finding(
-        f"taken in: {naive}",
+        f"accepted: {naive}",
         f"refused, of {repetitions} files of {FILE} images each: {told}",
         f"right rows that are in quarantine: {lost}",
         min(bad) == repetitions and max(good) == 0,
@@ -224,10 +223,10 @@ def few_wrong_labels(repetitions: int) -> Finding:
     test, predict_proba, rng = mnist().test, champion(), np.random.default_rng(0)
     wrong, right = [], []
     for _ in range(repetitions):
-        split = _pick(test, rng.choice(len(test), FILE, replace=False))
+        split = splitting.pick(test, rng.choice(len(test), FILE, replace=False))
         false = np.arange(FILE) < FILE // 20
         labels = np.where(false, (split.labels + rng.integers(1, 10, FILE)) % 10, split.labels).astype(np.uint8)
-        usable = taken(Split(split.images, labels), predict_proba)
+        usable = ingested(Split(split.images, labels), predict_proba)
         out = (
             ~np.isin(datasets.digests(split.images), datasets.digests(usable.images)) if usable else np.ones(FILE, bool)
         )
@@ -253,7 +252,7 @@ def blank_picture(_: int) -> Finding:
         usable = inbox.read_inbox(Path(folder), settle_seconds=0).labelled
     n = len(usable or ())
     naive = f"{len(rows.unreadable)} unreadable picture of 201 rejects the folder"
-    return Finding(naive, f"{n} of 201 are taken in", "", n == 200)
+    return Finding(naive, f"{n} of 201 are ingested", "", n == 200)
 
 
 # Prints what became of the files, and the largest resident memory in MB before and after. (getrusage would begin with the parent's.)
@@ -264,7 +263,7 @@ from digits.data import inbox
 def peak(): return int(re.search(r"VmHWM:\\s+([0-9]+)", Path("/proc/self/status").read_text())[1]) // 1024
 before = peak()
 batch = inbox.read_inbox(Path(sys.argv[1]), limit_bytes=int(sys.argv[2]), settle_seconds=0)
-print(json.dumps([batch.rejected.get("bomb.csv.gz", "taken in"), before, peak()]))
+print(json.dumps([batch.rejected.get("bomb.csv.gz", "ingested"), before, peak()]))
 """
 
 
@@ -291,10 +290,6 @@ def _read_members(member: bytes, n: int, limit_bytes: int) -> tuple[str, int, in
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     fate, before, peak = json.loads(done.stdout)
     return fate, before, peak
-
-
-def _pick(split: Split, rows: Any) -> Split:
-    return Split(split.images[rows], split.labels[rows])
 
 
 SCENARIOS: tuple[Scenario, ...] = (

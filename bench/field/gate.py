@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.field.data import mnist
 from bench.field.scenario import Finding, Scenario
 from digits.data import sources
 from digits.data.datasets import Dataset, join
@@ -64,12 +65,6 @@ def pair(rng: np.random.Generator, name: str, n: int, champion: float, candidate
         answered(rng, labels, np.where(hard, 1.0, (rate - shared) / (1 - shared))) for rate in (candidate, champion)
     )
     return EvaluationSample(name, labels, first, second)
-
-
-@cache
-def mnist() -> Dataset:
-    settings = load_settings()
-    return sources.read("mnist", mnist=settings.mnist, cache=settings.downloads)
 
 
 def network(train: Split, validation: Split) -> Answers:

@@ -142,10 +142,10 @@ def extend(dataset: Dataset, more: Split, *, validation_fraction: float, seed: i
     `validation_fraction` of them to validation: an image that is added again later is assigned to the same part.
     """
     in_test = np.isin(digests(more.images), digests(dataset.test.images))
-    known = {*_pairs(dataset.train), *_pairs(dataset.validation)}
+    known = {*pairs(dataset.train), *pairs(dataset.validation)}
     rows: dict[str, list[int]] = {"train": [], "validation": []}
     hashes = splitting.hash_fractions((image.tobytes() for image in more.images), seed)
-    for row, pair in enumerate(_pairs(more)):
+    for row, pair in enumerate(pairs(more)):
         if not in_test[row] and pair not in known:
             known.add(pair)
             rows["validation" if hashes[row] < validation_fraction else "train"].append(row)
@@ -159,6 +159,11 @@ def digests(images: Images) -> NDArray[np.uint64]:
     """A 64-bit hash of each image, (n,); two different images collide in one of 10^9 data sets."""
     keys = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
     return np.frombuffer(b"".join(keys), "<u8")
+
+
+def pairs(split: Split) -> list[tuple[int, int]]:
+    """The digest of each image with its label."""
+    return list(zip(digests(split.images).tolist(), split.labels.tolist(), strict=True))
 
 
 def join(*splits: Split) -> Split:
@@ -175,7 +180,9 @@ def _require_all_digits(dataset: Dataset) -> Dataset:
 def _require_digits(source: str, part: str, counts: list[int]) -> None:
     if 0 in counts:
         digit = counts.index(0)
-        raise BadData(f"{source}: digit {digit} has too few images or writers, none is left for the {part} part")
+        raise BadData(
+            f"{source}: digit {digit} has too few images or writers, none is left for the {part} part; add more of it"
+        )
 
 
 def _check_balance(source: str, split: Split) -> None:
@@ -183,11 +190,6 @@ def _check_balance(source: str, split: Split) -> None:
     if count < MIN_CLASS_SHARE * len(split):
         expected = f"expected at least {MIN_CLASS_SHARE:.0%} of each digit"
         raise BadData(f"{source}: digit {digit} has {count} of {len(split)} images, {expected}")
-
-
-def _pairs(split: Split) -> list[tuple[int, int]]:
-    """The digest of each image with its label."""
-    return list(zip(digests(split.images).tolist(), split.labels.tolist(), strict=True))
 
 
 # Storage: one folder per data set, named by its fingerprint

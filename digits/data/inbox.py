@@ -21,11 +21,10 @@ import numpy as np
 
 from digits.data import datasets, row_checks, sources, splitting
 from digits.data.datasets import BadData
-from digits.data.row_checks import PredictProba
 from digits.data.sources import LIMIT_BYTES, Rows
 from digits.errors import first_line
 from digits.files import write_atomically
-from digits.images import Split
+from digits.images import PredictProba, Split
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +34,7 @@ UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".filepart", "~")
 MAX_UNUSABLE_SHARE = 0.1  # of the rows of a file; more of them are no accident
 # `compact` on MNIST contradicts 0.14 % of right labels with confidence, 1 % in unseen handwriting, and 72 % of shuffled ones.
 MAX_CONTRADICTED_SHARE = 0.2
-CONFIRMED = (
-    "confirmed"  # the part of a name, as in `june.confirmed.csv`, of files that are not compared with the champion
-)
+CONFIRMED = "confirmed"  # in the name of a file, `june.confirmed.csv`, whose labels are not compared with the champion
 
 Stamp = frozenset[tuple[str, int, int]]  # path, bytes and modification time in nanoseconds of every file
 
@@ -185,9 +182,8 @@ def _without_quarantine(split: Split, path: Path) -> Split:
     if not path.exists():
         return split
     quarantined = sources.read_rows(path).split
-    apart = set(zip(datasets.digests(quarantined.images).tolist(), quarantined.labels.tolist(), strict=True))
-    pairs = zip(datasets.digests(split.images).tolist(), split.labels.tolist(), strict=True)
-    keep = np.array([pair not in apart for pair in pairs])
+    apart = set(datasets.pairs(quarantined))
+    keep = np.array([pair not in apart for pair in datasets.pairs(split)])
     if not keep.any():
         raise BadData(f"all its rows are in {path.name}")
     return splitting.pick(split, keep)

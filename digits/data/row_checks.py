@@ -1,12 +1,9 @@
-"""What is wrong with single rows of a source: images that are no digits on paper, and labels that cannot be right."""
-
-from collections.abc import Callable
-from typing import Any
+"""Checks of single rows of a source: images that show no digit on paper, and labels that contradict each other or the champion."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digits.images import Images, Split
+from digits.images import Images, PredictProba, Split
 
 MIN_INK = 64  # the brightest pixel of real data is 255; images scaled to 0..1 or 0..16 stay below this
 MAX_PAPER = 127  # the median of the border; 0 in all of MNIST, 255 in inverted images
@@ -15,8 +12,6 @@ MAX_PAPER = 127  # the median of the border; 0 in all of MNIST, 255 in inverted 
 MIN_CORRELATION = 0.2
 CONFIDENT = 0.99  # a probability of the champion from which its digit is held against the label
 BATCH_SIZE = 5_000
-
-PredictProba = Callable[[Images], NDArray[Any]]  # uint8 images (n, 28, 28) to probabilities (n, 10)
 
 
 def image_faults(images: Images) -> dict[int, str]:

@@ -1,1 +1,1 @@
-"""Persistence: the database and its migrations, predictions, feedback, the ledger, API keys."""
+"""Persistence: the database and its migrations, predictions, request counts, feedback, the ledger, judgements, API keys."""

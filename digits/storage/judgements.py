@@ -1,4 +1,4 @@
-"""The judgements of the gate: every comparison of a version with a champion, at what significance, and what came of it.
+"""The judgements of the gate: every comparison of a version with a champion, its significance and its decision.
 
 They are one stream: the significance of the next judgement follows from all before it.
 """

@@ -42,26 +42,14 @@ def append(engine: Engine, at: datetime, totals: Iterable[Total]) -> None:
             connection.execute(insert(RequestCount), rows)
 
 
-def totals(engine: Engine, since: datetime, until: datetime) -> Sequence[Total]:
-    """The requests of the minutes from `since` up to but not including `until`."""
-    sums = (func.sum(column) for column in (RequestCount.requests, RequestCount.images, RequestCount.uncertain))
-    query = select(RequestCount.route, RequestCount.status, *sums).group_by(RequestCount.route, RequestCount.status)
-    query = query.where(RequestCount.at >= since, RequestCount.at < until)
-    with Session(engine) as session:
-        return [Total(*row) for row in session.execute(query.order_by(RequestCount.route, RequestCount.status))]
-
-
 def by_hour(engine: Engine, since: datetime, until: datetime) -> Sequence[tuple[int, Total]]:
-    """The totals of each hour with requests, by the number of hours after `since`."""
+    """The totals of each hour with requests, by the number of whole hours after `since`; up to but not including `until`."""
     second = cast(extract("epoch", RequestCount.at), Integer)
-    hour = ((second - int(since.timestamp())) // 3600).label("hour")
+    keys = ((second - int(since.timestamp())) // 3600).label("hour"), RequestCount.route, RequestCount.status
     sums = (func.sum(column) for column in (RequestCount.requests, RequestCount.images, RequestCount.uncertain))
-    query = select(hour, RequestCount.route, RequestCount.status, *sums).group_by(
-        hour, RequestCount.route, RequestCount.status
-    )
-    query = query.where(RequestCount.at >= since, RequestCount.at < until)
+    query = select(*keys, *sums).where(RequestCount.at >= since, RequestCount.at < until)
     with Session(engine) as session:
-        return [(row[0], Total(*row[1:])) for row in session.execute(query.order_by(hour))]
+        return [(row[0], Total(*row[1:])) for row in session.execute(query.group_by(*keys).order_by(*keys))]
 
 
 def delete_before(engine: Engine, before: datetime) -> None:

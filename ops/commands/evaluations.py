@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ops.commands.options import Reason
 from ops.tables import format_time, print_table
 
 if TYPE_CHECKING:  # loading them takes seconds, `digits --help` must not
@@ -12,7 +13,6 @@ if TYPE_CHECKING:  # loading them takes seconds, `digits --help` must not
     from models.evaluation_sets import EvaluationSet
 
 app = typer.Typer(help="List, pin and retire the images that candidates are judged on.")
-Reason = Annotated[str, typer.Option("--reason", help="The reason that the ledger records.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -59,7 +59,7 @@ def pin(
 def retire(
     name: Annotated[str, typer.Argument(help="Of a set, a digit of a set or a corruption, in quotes.")], reason: Reason
 ) -> None:
-    """Judge no candidate on NAME any more."""
+    """Exclude NAME from the judgement of candidates."""
     from flows.connections import Platform
     from models import evaluation_sets
 
@@ -68,7 +68,7 @@ def retire(
 
 @app.command("reinstate")
 def reinstate(name: Annotated[str, typer.Argument(help="What was retired, in quotes.")], reason: Reason) -> None:
-    """Judge candidates on NAME again."""
+    """Include NAME in the judgement of candidates again."""
     from flows.connections import Platform
     from models import evaluation_sets
 

@@ -1,14 +1,10 @@
 """`digits promote`, `rollback`, `ledger`, `leaderboard`, `diff` and `replay-traffic`: versions and the runs that trained them."""
 
-from typing import Annotated
-
-import typer
 from rich.table import Column
 
-from ops.commands.options import Since
+from ops.commands.options import Reason, Since
 from ops.tables import format_time, print_table
 
-Reason = Annotated[str, typer.Option("--reason", help="The reason that the ledger records.")]
 LEADERBOARD: list[str | Column] = [
     "recipe",
     *(Column(name, no_wrap=True) for name in ("data", "seeds", "accuracy (95 %)", "best", "reported")),
