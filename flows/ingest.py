@@ -58,8 +58,10 @@ def _read(platform: Platform, data: str) -> Dataset:
 
 def _near_duplicates(platform: Platform, dataset: Dataset) -> int:
     """The number of the manifest where the data set is stored already, and otherwise a new count."""
-    with suppress(BadData, KeyError):
-        return int(datasets.manifest(platform.datasets, dataset.fingerprint)["near_duplicates"])
+    with suppress(BadData):
+        known = datasets.manifest(platform.datasets, dataset.fingerprint).get("near_duplicates")
+        if known is not None:
+            return int(known)
     found = near_duplicates.count(dataset)
     log.info("%s: %d of %d test images nearly equal one for training", dataset.source, found, len(dataset.test))
     return found

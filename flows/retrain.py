@@ -211,12 +211,12 @@ def review_challengers(platform: Platform) -> None:
 
 def _unreadable(platform: Platform, version: str) -> str | None:
     """Why the files of a version or its data set cannot be read; None where they can."""
-    from models import challengers
     from models.onnx_model import InvalidArtifact
 
     try:
-        challengers.training_digests(platform.models, version)
-        datasets.load(platform.datasets, platform.models.fetch_version(version).card["dataset"])
+        model = platform.models.fetch_version(version)
+        platform.models.training_digests(model)
+        datasets.load(platform.datasets, model.card["dataset"])
     except (InvalidArtifact, BadData) as error:
         return str(error)
     return None

@@ -28,13 +28,13 @@ DETERMINANTS = (
     "XLA_FLAGS",
 )
 """The variables of TensorFlow and XLA that the bits of a training depend on."""
+# Device files of NVIDIA's drivers, of Tegra, AMD, Windows's subsystem, and Intel. Without one of them Linux has no GPU.
+GPU_FILES = ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg", "dri/renderD*")
 
 
 def load() -> tuple[Any, Any]:
     """The modules (keras, tensorflow)."""
-    # Also where another library has imported TensorFlow: it reads most of them when it is first used.
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    _set_defaults()
     if "tensorflow" not in sys.modules:
         with _silent_stderr():
             import tensorflow
@@ -50,11 +50,28 @@ def load() -> tuple[Any, Any]:
     return keras, tensorflow
 
 
+def _set_defaults() -> None:
+    # Also where another library has imported TensorFlow: it reads most of them when it is first used.
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
 def determinants() -> dict[str, str]:
-    """The devices that this process trains on and the variables that its arithmetic depends on; unset ones are empty."""
-    load()
-    devices = ", ".join(gpus()) or "CPU"
+    """The devices that this process trains on and the variables that its arithmetic depends on; unset ones are empty.
+
+    Loads TensorFlow, which knows the devices, only where there may be another one than the CPU.
+    """
+    _set_defaults()
+    devices = "CPU"
+    if may_have_gpu(Path("/dev")):
+        load()
+        devices = ", ".join(gpus()) or "CPU"
     return {"device": devices, **{name: os.environ.get(name, "") for name in DETERMINANTS}}
+
+
+def may_have_gpu(devices: Path) -> bool:
+    """Whether TensorFlow may find a GPU; never false on systems other than Linux, whose drivers have no such files."""
+    return sys.platform != "linux" or any(next(devices.glob(pattern), None) for pattern in GPU_FILES)
 
 
 def gpus() -> list[str]:

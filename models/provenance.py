@@ -67,7 +67,7 @@ class _WithoutText(ast.NodeTransformer):
 def environment() -> dict[str, str]:
     """What besides recipe, data and code decides the weights: Python, processor, libraries, device and threads.
 
-    Loads TensorFlow, which knows the device. With a fixed number of threads, the number of cores was not seen to change
+    Loads TensorFlow where there may be a GPU. With a fixed number of threads, the number of cores was not seen to change
     the weights; it is recorded because XLA compiles for it.
     """
     return {

@@ -18,6 +18,7 @@ from monitoring import image_statistics, samples
 from monitoring.samples import Sample
 
 MAX_DECODED = 1_000  # images in each form; decoding takes 10 to 40 ms each, once for every version
+MAX_FILES = 30  # those used last are kept: 0.8 MB each, three for a version
 
 # What clients make of a digit: the file that MNIST's pixels are, ink on paper, and a drawing or scan of more pixels.
 FORMS: dict[str, Callable[[NDArray[np.uint8]], Image.Image]] = {
@@ -39,8 +40,9 @@ def by_route(reference: Reference, window: Sample, predict_proba: PredictProba, 
 def nearest(images: Images, window: Images, folder: Path) -> Images:
     """Some of the images, sent in the form whose decoded images look most like the window's pictures.
 
-    The log holds only the decoded images, so the form is not known. Each form is decoded once and kept in the folder. Both are
-    random samples: the first half of MNIST's test images is of other writers than the second.
+    The log holds only the decoded images, so the form is not known. Each form is decoded once and kept in the folder, until
+    other versions have used it more recently. Both are random samples: the first half of MNIST's test images is of other
+    writers than the second.
     """
     found = [_decoded(_some(images, MAX_DECODED), form, folder) for form in FORMS]
     target = image_statistics.measure(_some(window, 2 * MAX_DECODED))
@@ -76,4 +78,7 @@ def _decoded(images: Images, form: str, folder: Path) -> Images:
         with replacing(path) as part, part.open("wb") as file:
             np.save(file, decode(images, form))
     found: Images = np.load(path, allow_pickle=False)
+    path.touch()
+    for unused in sorted(folder.glob("*.npy"), key=lambda file: file.stat().st_mtime)[:-MAX_FILES]:
+        unused.unlink(missing_ok=True)
     return found

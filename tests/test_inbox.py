@@ -289,6 +289,89 @@ def test_a_crash_at_any_step_ends_in_the_same_data_set(
     assert {path.name for path in store.iterdir()} == expected
 
 
+@pytest.mark.parametrize(
+    "name", ["n" * 250 + ".csv", os.fsdecode(b"caf\xe9.csv"), "a\nb.csv"], ids=["long", "Latin-1", "of two lines"]
+)
+@pytest.mark.parametrize("is_good", [True, False])
+def test_a_file_of_any_name_is_moved(name: str, is_good: bool, tmp_path: Path, drop: Callable[..., Split]) -> None:
+    folder = tmp_path / "inbox"
+    good = drop("labels.csv", 0, 20)
+    text = (folder / "labels.csv").read_text()
+    (folder / "labels.csv").rename(folder / name)
+    (folder / name).write_text(text + "3,4\n" if is_good else "garbage")
+    batch = read_now(folder)
+    inbox.archive(batch, folder)
+    assert [path for path in folder.iterdir() if path.is_file()] == []
+    if is_good:
+        assert pairs(inbox.read_taken(folder).labelled) == pairs(batch.labelled) == pairs(good)
+        assert len(list((folder / "rejected").glob("*.rows.csv"))) == 1
+    else:
+        (reason,) = (folder / "rejected").glob("*.reason.txt")
+        assert "begins with 'garbage'" in reason.read_text()
+        assert (folder / "rejected" / reason.name.removesuffix(".reason.txt")).read_text() == "garbage"
+
+
+def test_what_cannot_be_moved_stays_and_the_others_are_moved(
+    tmp_path: Path, drop: Callable[..., Split], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as a folder that another user copied into the inbox: only its owner may move it elsewhere."""
+    rename = Path.rename
+
+    def refuse_folders(path: Path, target: Path) -> Path:
+        if path.is_dir():
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+
+    folder = tmp_path / "inbox"
+    dropped = [drop("a", 0, 5), drop("b.csv", 5, 9)]
+    (folder / "bad" / "seven").mkdir(parents=True)
+    (folder / "bad" / "seven" / "7.png").write_bytes(b"")
+    (folder / "worse.csv").write_text("garbage")
+    monkeypatch.setattr(Path, "rename", refuse_folders)
+    for _ in range(2):
+        batch = read_now(folder)
+        inbox.archive(batch, folder)
+        assert {"bad", "a"} <= {*batch.rejected, *batch.stamps}
+        known = inbox.read_taken(folder).labelled
+        assert pairs(known) == pairs(dropped[1])
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "bad", "rejected", "taken"]
+    assert caplog.text.count("a stays in the inbox and is read again each time, because it cannot be moved") == 2
+
+
+def test_a_folder_that_may_not_be_listed_is_rejected(
+    tmp_path: Path, drop: Callable[..., Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever runs the tests may read every folder."""
+    folder = tmp_path / "inbox"
+    good = drop("good.csv")
+    (folder / "closed").mkdir()
+    scandir, iterdir = os.scandir, Path.iterdir
+
+    def refused(function: Callable[..., object]) -> Callable[..., object]:
+        def of(path: Path | str) -> object:
+            if Path(path).name == "closed":
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path)
+
+        return of
+
+    monkeypatch.setattr(os, "scandir", refused(scandir))
+    monkeypatch.setattr(Path, "iterdir", refused(iterdir))
+    batch = read_now(folder)
+    assert pairs(batch.labelled) == pairs(good) and list(batch.rejected) == ["closed"]
+    assert "Permission denied" in (folder / "rejected" / "closed.reason.txt").read_text()
+
+
+def test_a_link_still_names_its_file_after_it_moved(tmp_path: Path, drop: Callable[..., Split]) -> None:
+    folder = tmp_path / "inbox"
+    good = drop("labels.csv")
+    (folder / "labels.csv").rename(tmp_path / "elsewhere.csv")
+    (folder / "labels.csv").symlink_to("../elsewhere.csv")
+    inbox.archive(read_now(folder), folder)
+    assert not (folder / "labels.csv").is_symlink()
+    assert pairs(inbox.read_taken(folder).labelled) == pairs(good)
+
+
 # Row by row
 
 
@@ -435,6 +518,48 @@ def test_shuffled_labels_are_refused_unless_they_are_confirmed(tmp_path: Path, b
     assert reason.endswith("if they are right, put the file into the inbox as june.confirmed.npz")
     (tmp_path / "rejected" / "june.npz").rename(tmp_path / "june.confirmed.npz")
     assert pairs(read_now(tmp_path, oracle(split, 0.995)).labelled) == pairs(shuffled)
+
+
+def test_rows_in_quarantine_come_back_when_a_person_confirms_them(tmp_path: Path, bundled: Dataset) -> None:
+    split = changed(digit_rows(bundled, 100), slice(5, 8), lambda images: images * 0)
+    labels = split.labels.copy()
+    labels[:5] = (labels[:5] + 1) % 10
+    champion = oracle(Split(split.images, split.labels), 0.995)
+    write(tmp_path / "june.npz", Split(split.images, labels))
+    inbox.archive(read_now(tmp_path, champion), tmp_path)
+    (tmp_path / "rejected" / "june.npz.rows.npz").rename(tmp_path / "june.confirmed.npz")
+    batch = read_now(tmp_path, champion)
+    assert pairs(batch.labelled) == pairs(Split(split.images[:5], labels[:5]))  # the blank ones are in quarantine again
+    inbox.archive(batch, tmp_path)
+    usable = np.r_[0:5, 8:100]
+    assert pairs(inbox.read_taken(tmp_path).labelled) == pairs(Split(split.images[usable], labels[usable]))
+
+
+def test_rows_whose_images_were_moved_out_of_quarantine_do_not_come_back_with_the_wrong_label(
+    tmp_path: Path, bundled: Dataset
+) -> None:
+    split = digit_rows(bundled, 100)
+    labels = split.labels.copy()
+    labels[:5] = (labels[:5] + 1) % 10
+    write(tmp_path / "june.npz", Split(split.images, labels))
+    inbox.archive(read_now(tmp_path, oracle(split, 0.995)), tmp_path)
+    (tmp_path / "rejected" / "june.npz.rows.npz").unlink()
+    write(tmp_path / "june.confirmed.npz", Split(split.images[:5], split.labels[:5]))
+    inbox.archive(read_now(tmp_path), tmp_path)
+    assert pairs(inbox.read_taken(tmp_path).labelled) == pairs(split)
+
+
+def test_another_file_of_the_same_name_keeps_the_quarantine_of_the_first(tmp_path: Path, bundled: Dataset) -> None:
+    for start in (0, 100):
+        split = digit_rows(bundled, start + 100)
+        one = Split(split.images[start:], split.labels[start:])
+        write(tmp_path / "june.npz", changed(one, slice(0, 3 + start // 50), lambda images: images * 0))
+        inbox.archive(read_now(tmp_path), tmp_path)
+        (tmp_path / "taken" / "june.npz").unlink(missing_ok=True)  # a person frees the space
+    assert len(inbox.read_taken(tmp_path).labelled or ()) == 95
+    tables = sorted((tmp_path / "rejected").glob("*.csv"))
+    assert [len(path.read_text().splitlines()) - 1 for path in tables] == [5, 3]
+    assert [path.name for path in tables] == ["june-2.npz.rows.csv", "june.npz.rows.csv"]
 
 
 # Files that would exhaust the memory, and whatever else a reader raises

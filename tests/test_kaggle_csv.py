@@ -61,7 +61,7 @@ def test_the_chunks_hold_every_row_once_and_know_its_line(
     for content in kaggle_csv.chunks(tmp_path / "test.csv.gz", 784):
         values, _, faults = kaggle_csv.read(content, 784)
         rows += len(values)
-        found |= {before + kaggle_csv.line_number(content, position): fault for position, fault in faults.items()}
+        found |= {before + kaggle_csv.line_numbers(content)[position]: fault for position, fault in faults.items()}
         before += content.count(b"\n")
     line = 1 + text[: text.index("1,2")].count("\n")
     assert rows == 2 and found == {line: "has 2 values, expected 784; it begins '1,2'"}

@@ -37,6 +37,13 @@ def test_copies_are_found(copy: Callable[[np.ndarray], np.ndarray], bundled: Dat
     assert len(found) >= 196 and np.mean([row == other for row, other in found.items()]) > 0.97
 
 
+def test_the_size_of_the_batches_changes_nothing(bundled: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, others = np.roll(bundled.train.images[:40], 1, axis=1), bundled.train.images[:100]
+    found = near_duplicates.near_duplicates(images, others)
+    monkeypatch.setattr(near_duplicates, "MAX_SIMILARITIES", 700)
+    assert near_duplicates.near_duplicates(images, others) == found and len(found) >= 39
+
+
 def test_the_count_is_stored_and_changes_no_fingerprint(bundled: Dataset, tmp_path: Path) -> None:
     assert near_duplicates.count(bundled) == 28  # 8 x 8 pixels of 43 writers, enlarged
     moved = Split(np.roll(bundled.test.images, 1, axis=1), bundled.test.labels)

@@ -1,5 +1,6 @@
 """Reference images that went through the service's decoder, and samples with the window's share of pictures."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,20 @@ def test_the_form_of_the_windows_pictures_is_recognised_and_decoded_once(
     assert np.array_equal(found, pictures.decode(reference().images[drawn], "enlarged"))
     monkeypatch.setattr(pictures, "decode", lambda *_: pytest.fail("decoded again"))
     assert np.array_equal(pictures.nearest(reference().images, window, tmp_path), found)
+
+
+def test_of_the_decoded_images_those_used_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_FILES", 6)
+    monkeypatch.setattr(pictures, "decode", lambda images, form: images)
+    images, files = held_out()[0], []
+    for start in (0, 1, 0, 2):
+        pictures.nearest(images[start : start + 5], images[:5], tmp_path)
+        for path in tmp_path.iterdir():  # file systems may not tell two times apart
+            os.utime(path, ns=(0, path.stat().st_mtime_ns - 10**9))
+        files.append({path.name for path in tmp_path.iterdir()})
+    first, second = files[0], files[1] - files[0]
+    assert [len(names) for names in files] == [3, 6, 6, 6]
+    assert first < files[3] and not second & files[3]
 
 
 def test_the_decoded_images_are_of_the_whole_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

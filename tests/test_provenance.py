@@ -103,6 +103,44 @@ def test_the_flags_of_tensorflow_are_inputs(monkeypatch: pytest.MonkeyPatch, nam
     assert provenance.inputs_hash("a", COMPACT) != before[1]
 
 
+WITHOUT_TENSORFLOW = """
+import sys
+from models import backend, provenance
+device = provenance.environment()["device"]
+assert backend.may_have_gpu(backend.Path("/dev")) or "tensorflow" not in sys.modules
+backend.load()
+assert device == (", ".join(backend.gpus()) or "CPU"), device
+"""
+
+
+def test_the_device_is_known_without_tensorflow_where_there_is_no_gpu() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_TENSORFLOW], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("name", ["nvidia0", "nvhost-gpu", "kfd", "dxg", "dri/renderD128"])
+def test_the_file_of_a_gpu_is_a_reason_to_ask_tensorflow(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    for other in ("null", "nvme0n1", "nvram", "dri/card0"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).touch()
+    assert not backend.may_have_gpu(tmp_path)
+    (tmp_path / name).touch()
+    assert backend.may_have_gpu(tmp_path)
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("linux", "CPU"), ("darwin", "Apple M4")])
+def test_tensorflow_names_the_device_where_there_may_be_a_gpu(
+    platform: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(backend, "GPU_FILES", ())
+    monkeypatch.setattr(backend, "load", lambda: None)
+    monkeypatch.setattr(backend, "gpus", lambda: ["Apple M4"])
+    assert backend.determinants()["device"] == expected
+
+
 def test_a_gpu_that_tensorflow_cannot_use_is_told() -> None:
     assert backend.unusable_gpu([], []) is None
     assert backend.unusable_gpu(["/dev/nvidia0"], ["NVIDIA L4"]) is None

@@ -1,6 +1,7 @@
 """A retraining ingests new data exactly once, whichever step it dies in, and keeps it when the source is read again."""
 
 import gzip
+import os
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -99,6 +100,20 @@ def test_a_bomb_in_the_inbox_ends_as_a_rejected_file(settings: Settings) -> None
     rejected = settings.inbox / "rejected"
     assert "has more than 10,000,000 bytes" in (rejected / "bomb.csv.gz.reason.txt").read_text()
     assert sorted(path.name for path in settings.inbox.iterdir()) == ["rejected", "taken"]
+
+
+def test_strange_files_in_the_inbox_neither_end_nor_stop_a_retraining(settings: Settings) -> None:
+    before = current(settings)
+    for name in ("n" * 250 + ".csv", os.fsdecode(b"caf\xe9.csv")):
+        (settings.inbox / name).write_text("garbage")
+    (settings.inbox / "scans" / "3").mkdir(parents=True)
+    (settings.inbox / "scans" / "3" / "empty.png").touch()
+    os.mkfifo(settings.inbox / "scans" / "3" / "pipe.png")
+    after = assemble(settings)
+    assert size(after) == size(before) + 30
+    assert sorted(path.name for path in settings.inbox.iterdir()) == ["rejected", "taken"]
+    assert len(list((settings.inbox / "rejected").glob("*.reason.txt"))) == 3
+    assert assemble(settings).fingerprint == after.fingerprint
 
 
 def test_a_blank_picture_stays_out_of_training_and_the_200_beside_it_do_not(settings: Settings) -> None:

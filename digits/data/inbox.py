@@ -4,14 +4,18 @@ A file stays until the data set with its images is stored and current, and only 
 it is read again; `datasets.extend` leaves out images that a data set already holds, so the result is the same data set.
 
 Unusable rows of a file in `taken/` are in quarantine: `rejected/<file>.rows.csv` lists them with their reasons, and
-`rejected/<file>.rows.npz` holds their images and labels, and is a labelled file itself. They stay out when `taken/` is read again.
+`rejected/<file>.rows.npz` holds their images and labels, and is a labelled file itself. The rows of that list stay out when
+`taken/` is read again.
 """
 
 import csv
 import io
 import logging
+import os
+import stat
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
@@ -31,6 +35,7 @@ log = logging.getLogger(__name__)
 OWN_FOLDERS = ("taken", "rejected")
 # Endings of the names that copying programs use until a file is complete.
 UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".filepart", "~")
+MAX_NAME_BYTES = 180  # longer names are shortened: file systems allow 255, of which ours for a temporary file take 50
 MAX_UNUSABLE_SHARE = 0.1  # of the rows of a file; more of them are no accident
 # `compact` on MNIST contradicts 0.14 % of right labels with confidence, 1 % in unseen handwriting, and 72 % of shuffled ones.
 MAX_CONTRADICTED_SHARE = 0.2
@@ -98,40 +103,49 @@ def read_taken(inbox: Path, limit_bytes: int = LIMIT_BYTES) -> InboxBatch:
     batch = InboxBatch(None)
     for path in sorted((inbox / "taken").iterdir()) if (inbox / "taken").is_dir() else []:
         try:
-            usable, _ = _triage(path.name, sources.read_rows(path, limit_bytes), None)
-            splits.append(_without_quarantine(usable, _quarantine_path(inbox, path.name)))
+            splits.append(_without_quarantine(sources.read_rows(path, limit_bytes), _quarantine_path(inbox, path.name)))
             batch.stamps[path.name] = _stamp(path)
-        except BadData as error:
-            log.warning("left out taken/%s: %s", path.name, error)
+        # As in the inbox, a single file must not end a retraining.
+        except Exception as error:
+            log.warning("left out taken/%s: %s", path.name, first_line(error))
     return InboxBatch(datasets.join(*splits) if splits else None, batch.stamps)
 
 
 def archive(batch: InboxBatch, inbox: Path) -> None:
     """Move the ingested files to `taken/`, and write their unusable rows to `rejected/`.
 
-    A file that has changed since stays for the next retraining.
+    A file that has changed since, or cannot be moved, stays for the next retraining, which finds that it knows its images.
     """
     for name, stamp in batch.stamps.items():
         if _stamp(inbox / name) == stamp:
-            target = _unused(inbox / "taken", name)
-            quarantine = batch.quarantine.get(name)
-            # Before the file moves: after a crash in between they are written again, under the same name.
-            if quarantine:
-                _write(quarantine, _quarantine_path(inbox, target.name))
-            (inbox / name).rename(target)
-            log.info("ingested %s%s", name, f", but for {_summary(quarantine)}" if quarantine else "")
+            with _logged_failure(inbox / name):
+                quarantine = batch.quarantine.get(name)
+                table = _table(quarantine) if quarantine else None
+                target = _target(inbox, name, table)
+                # Before the file moves: after a crash in between they are written again, under the same name.
+                if quarantine and table:
+                    _write(quarantine, table, _quarantine_path(inbox, target.name))
+                _move(inbox / name, target)
+                log.info(
+                    "ingested %s%s",
+                    _printable(name),
+                    f", but for {_printable(_summary(quarantine))}" if quarantine else "",
+                )
 
 
 def _triage(file: str, rows: Rows, predict_proba: PredictProba | None) -> tuple[Split, Quarantine]:
-    """The usable rows of a file, and the others; raises BadData where these are too many to be an accident."""
-    split, total = rows.split, len(rows.split) + len(rows.unreadable)
-    faults = row_checks.contradictory_labels(split) | row_checks.image_faults(split.images)
+    """The usable rows of a file, and the others; raises BadData where these are too many to be an accident.
+
+    A person has looked at a confirmed file, so it may have any number of them, and no label is compared with the champion.
+    """
+    split, total, is_confirmed = rows.split, len(rows.split) + len(rows.unreadable), CONFIRMED in file.split(".")
+    faults = _faults(split)
     reasons = {**rows.unreadable, **{rows.name(row): reason for row, reason in faults.items()}}
-    if len(reasons) > MAX_UNUSABLE_SHARE * total or len(faults) == len(split):
+    if len(faults) == len(split) or (len(reasons) > MAX_UNUSABLE_SHARE * total and not is_confirmed):
         first = next(f"{name} {reason}" for name, reason in reasons.items())
         limit = f"a file may have {MAX_UNUSABLE_SHARE:.0%} of them"
         raise BadData(f"{file}: {len(reasons):,} of {total:,} rows are unusable, {limit}; the first: {first}")
-    if predict_proba and CONFIRMED not in file.split("."):
+    if predict_proba and not is_confirmed:
         contradicted = row_checks.contradicted_labels(split, predict_proba)
         _check_contradicted(file, len(contradicted), len(split))
         faults = contradicted | faults
@@ -139,6 +153,10 @@ def _triage(file: str, rows: Rows, predict_proba: PredictProba | None) -> tuple[
     reasons = {**rows.unreadable, **{rows.name(row): faults[row] for row in bad}}
     good = np.setdiff1d(np.arange(len(split)), bad)
     return splitting.pick(split, good), Quarantine(reasons, splitting.pick(split, bad) if bad else None)
+
+
+def _faults(split: Split) -> dict[int, str]:
+    return row_checks.contradictory_labels(split) | row_checks.image_faults(split.images)
 
 
 def _check_contradicted(file: str, contradicted: int, total: int) -> None:
@@ -159,44 +177,57 @@ def _summary(quarantine: Quarantine) -> str:
 
 
 def _quarantine_path(inbox: Path, name: str) -> Path:
-    return inbox / "rejected" / f"{name}.rows.npz"
+    """The list of the quarantined rows; their images are beside it, as .npz."""
+    return inbox / "rejected" / f"{name}.rows.csv"
 
 
-def _write(quarantine: Quarantine, path: Path) -> None:
-    """Write the images and labels as .npz, and the name, label and reason of every row as .csv beside it."""
-    path.parent.mkdir(exist_ok=True)
+def _table(quarantine: Quarantine) -> bytes:
+    """The name, label and reason of every row as CSV."""
     labels = [] if quarantine.labelled is None else quarantine.labelled.labels.tolist()
     labels = [""] * (len(quarantine.reasons) - len(labels)) + labels
     table = io.StringIO()
     rows = zip(quarantine.reasons.items(), labels, strict=True)
     csv.writer(table).writerows([("row", "label", "reason"), *((name, label, why) for (name, why), label in rows)])
-    write_atomically(path.with_suffix(".csv"), table.getvalue().encode())
+    return table.getvalue().encode(errors="surrogateescape")
+
+
+def _write(quarantine: Quarantine, table: bytes, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, table)
     if quarantine.labelled is not None:
         arrays = io.BytesIO()
         np.savez(arrays, images=quarantine.labelled.images, labels=quarantine.labelled.labels)
-        write_atomically(path, arrays.getvalue())
+        write_atomically(path.with_suffix(".npz"), arrays.getvalue())
 
 
-def _without_quarantine(split: Split, path: Path) -> Split:
-    """The images but for those that a file of quarantined rows holds with the same label; raises BadData where none remains."""
-    if not path.exists():
-        return split
-    quarantined = sources.read_rows(path).split
-    apart = set(datasets.pairs(quarantined))
-    keep = np.array([pair not in apart for pair in datasets.pairs(split)])
-    if not keep.any():
+def _without_quarantine(rows: Rows, path: Path) -> Split:
+    """The images but for unusable rows and those that a table lists; raises BadData where none remains."""
+    listed, faults = set(), _faults(rows.split)
+    if path.exists():
+        with path.open(newline="", errors="surrogateescape") as file:
+            listed = {line["row"] for line in csv.DictReader(file)}
+    keep = [row for row in range(len(rows.split)) if row not in faults and rows.name(row) not in listed]
+    if not keep:
         raise BadData(f"all its rows are in {path.name}")
-    return splitting.pick(split, keep)
+    return splitting.pick(rows.split, keep)
 
 
 def _stamp(path: Path) -> Stamp:
-    """Empty for an empty folder and a missing file."""
-    stamp = set()
-    for file in chain([path], path.rglob("*")):
-        # Its writer may have renamed it.
-        with suppress(FileNotFoundError):
-            if file.is_file():
-                status = file.stat()
+    """Empty for an empty folder and a missing file; what may not be listed or looked at counts as an old file of no bytes."""
+    stamp: set[tuple[str, int, int]] = set()
+
+    def add_unreadable(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            stamp.add((str(error.filename), 0, 0))
+
+    walk = os.walk(path, onerror=add_unreadable)
+    for file in chain([path], (Path(folder, name) for folder, _, names in walk for name in names)):
+        try:
+            status = file.stat()
+        except OSError as error:  # also where its writer has renamed it meanwhile
+            add_unreadable(error)
+        else:
+            if stat.S_ISREG(status.st_mode):
                 stamp.add((file.relative_to(path.parent).as_posix(), status.st_size, status.st_mtime_ns))
     return frozenset(stamp)
 
@@ -212,15 +243,51 @@ def _is_settled(name: str, stamp: Stamp, settle_seconds: float) -> bool:
 
 def _reject(path: Path, reason: str) -> None:
     """Move a file to `rejected/`, its reason first: after a crash in between the file is rejected again."""
-    target = _unused(path.parent / "rejected", path.name)
-    target.with_name(f"{target.name}.reason.txt").write_text(f"{reason}\n")
-    path.rename(target)
-    log.warning("rejected %s: %s", path.name, reason)
+    with _logged_failure(path):
+        target = next(one for one in _targets(path.parent / "rejected", path.name) if not os.path.lexists(one))
+        target.with_name(f"{target.name}.reason.txt").write_text(f"{_printable(reason)}\n")
+        _move(path, target)
+    log.warning("rejected %s: %s", _printable(path.name), _printable(reason))
 
 
-def _unused(folder: Path, name: str) -> Path:
-    """A path in the folder that does not exist: `june.csv`, then `june-2.csv`."""
+@contextmanager
+def _logged_failure(path: Path) -> Iterator[None]:
+    """Log an error of the file system in place of raising it: the other files must still be moved."""
+    try:
+        yield
+    except OSError as error:
+        problem = "stays in the inbox and is read again each time, because it cannot be moved"
+        log.error("%s %s: %s", _printable(path.name), problem, first_line(error))
+
+
+def _printable(text: str) -> str:
+    """With escapes for the bytes of a file name that are not UTF-8, which Python keeps as surrogates."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _move(path: Path, target: Path) -> None:
+    if path.is_symlink():
+        # A relative link would name another file from there.
+        target.symlink_to(path.resolve())
+        path.unlink()
+    else:
+        path.rename(target)
+
+
+def _target(inbox: Path, name: str, table: bytes | None) -> Path:
+    """The first path in `taken/` that is unused and has no other quarantine than this one: that of a file which was removed."""
+    for target in _targets(inbox / "taken", name):
+        listed = _quarantine_path(inbox, target.name)
+        if not os.path.lexists(target) and (not listed.exists() or listed.read_bytes() == table):
+            return target
+    raise AssertionError("the names never end")
+
+
+def _targets(folder: Path, name: str) -> Iterator[Path]:
+    """The paths that a file may have in the folder: `june.csv`, `june-2.csv` and so on."""
     folder.mkdir(exist_ok=True)
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        name = f"{name[:20]}...{name[-20:]}"
     stem, dot, suffix = name.partition(".")
-    names = chain([name], (f"{stem}-{number}{dot}{suffix}" for number in count(2)))
-    return next(folder / name for name in names if not (folder / name).exists())
+    yield folder / name
+    yield from (folder / f"{stem}-{number}{dot}{suffix}" for number in count(2))

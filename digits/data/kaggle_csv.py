@@ -47,6 +47,12 @@ def _without_header(file: str, content: bytes, columns: int) -> bytes:
     if len(names) != columns or (names[0] == "label") != (expected == "label"):
         start = f"begins with {names[0][:40]!r} and has {len(names)} columns"
         raise BadData(f"{file} {start}, expected {expected!r} and {columns}")
+    # Such as `pixel0`, or `1x1` in another common copy of MNIST; a transposed image would pass every check of its values.
+    places = [tuple(map(int, re.findall("[0-9]+", name))) for name in names[columns - PIXELS :]]
+    if all(places) and places != sorted(places):
+        raise BadData(
+            f"{file} has the pixels in another order than {names[columns - PIXELS]!r} to the last; sort its columns"
+        )
     return content.replace(line, b"", 1)
 
 
@@ -94,9 +100,9 @@ def read_tolerantly(content: bytes, columns: int) -> tuple[NDArray[np.uint8], ND
     return np.array(rows, np.uint8).reshape(-1, columns), np.array(positions, np.int64), faults
 
 
-def line_number(content: bytes, position: int) -> int:
-    """The number, from 1, of the line that holds a row."""
-    return [number for number, line in enumerate(_split(content), 1) if line.strip()][position]
+def line_numbers(content: bytes) -> list[int]:
+    """The number, from 1, of the line that holds each row."""
+    return [number for number, line in enumerate(_split(content), 1) if line.strip()]
 
 
 def _split(content: bytes) -> list[str]:

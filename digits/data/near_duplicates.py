@@ -16,6 +16,7 @@ from digits.images import SIZE, Images
 FREQUENCIES = 5  # the lowest of each axis
 MIN_CORRELATION = 0.985
 BATCH_SIZE = 1_000
+MAX_SIMILARITIES = 60_000_000  # at once, 240 MB
 
 
 def count(dataset: Dataset) -> int:
@@ -26,8 +27,9 @@ def count(dataset: Dataset) -> int:
 def near_duplicates(images: Images, others: Images) -> dict[int, int]:
     """The row of the nearest of `others` (m, 28, 28) for each row of `images` (n, 28, 28) that nearly equals it."""
     signatures, found = _signatures(others), {}
-    for start in range(0, len(images), BATCH_SIZE):
-        batch = images[start : start + BATCH_SIZE]
+    size = min(BATCH_SIZE, max(1, MAX_SIMILARITIES // len(others)))
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
         nearest = (_signatures(batch) @ signatures.T).argmax(axis=1)
         for row in np.flatnonzero(_correlation(batch, others[nearest]) >= MIN_CORRELATION).tolist():
             found[start + row] = int(nearest[row])

@@ -32,6 +32,9 @@ MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1
 KERAS_CACHE = Path("~/.keras/datasets/mnist.npz")
 DOWNLOAD_TIMEOUT_SECONDS = 5.0  # for connecting and for each pause, not for the whole file
 LIMIT_BYTES = 2_000_000_000  # decompressed; Kaggle's 42,000 rows are 77 million bytes of text
+MAX_UNREADABLE_ROWS = (
+    100_000  # of a CSV: the reasons take 400 bytes each, and a file of the limit may have a billion lines
+)
 NPZ_PARTS = (("x_train", "y_train"), ("x_test", "y_test"), ("images", "labels"))
 IDX_PARTS = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -92,7 +95,12 @@ def read_rows(path: Path, limit_bytes: int = LIMIT_BYTES) -> Rows:
     if test is None:
         return train
     n = len(train.split)
-    return Rows(join(train.split, test.split), lambda row: train.name(row) if row < n else test.name(row - n))
+    both = join(train.split, test.split)
+    return Rows(
+        both,
+        lambda row: train.name(row) if row < n else test.name(row - n),
+        {**train.unreadable, **test.unreadable},
+    )
 
 
 def _divide(source: str, parts: Parts, seed: int) -> Dataset:
@@ -150,47 +158,61 @@ def _known_sources() -> str:
 
 
 def _checked(file: str, images_name: str, images: Any, labels_name: str, labels: Any) -> Rows:
-    """The two arrays as rows, once type, shape and range are right; raises BadData naming the row.
+    """The two arrays as rows; raises BadData where type or shape is wrong. Rows with other values are unreadable.
 
-    Images may also be flat (n, 784) or have a channel (n, 28, 28, 1), and floats from 0 to 1 or of whole numbers.
+    Images may also be flat (n, 784) or have a channel, (n, 28, 28, 1) or (n, 1, 28, 28), and booleans, floats from 0 to 1 or of
+    whole numbers.
     """
     images, labels = _whole_numbers(file, images_name, images), _whole_numbers(file, labels_name, labels)
-    if images.shape[1:] in ((SIZE * SIZE,), (SIZE, SIZE, 1)):
+    if images.shape[1:] in ((SIZE * SIZE,), (SIZE, SIZE, 1), (1, SIZE, SIZE)):
         images = images.reshape(-1, SIZE, SIZE)
     if images.ndim != 3 or images.shape[1:] != (SIZE, SIZE) or len(images) == 0:
-        shapes = f"(n, {SIZE}, {SIZE}), (n, {SIZE}, {SIZE}, 1) or (n, {SIZE * SIZE}) with n >= 1"
+        shapes = (
+            f"(n, {SIZE}, {SIZE}), (n, {SIZE}, {SIZE}, 1), (n, 1, {SIZE}, {SIZE}) or (n, {SIZE * SIZE}) with n >= 1"
+        )
         raise BadData(f"{file}: {images_name} should have the shape {shapes}, got {images.shape}")
     if labels.shape != (len(images),):
         shape = f"({len(images)},) of {images_name}"
         raise BadData(f"{file}: {labels_name} should have the shape {shape}, got {labels.shape}")
-    _check_range(file, images_name, images, 255)
-    _check_range(file, labels_name, labels, 9)
-    split = Split(images.astype(np.uint8), labels.astype(np.uint8))
-    return Rows(split, lambda row: f"row {row} of {images_name} (counted from 0)")
+    faults = _faults_of_range("label", labels, 9) | _faults_of_range("pixel", images, 255)
+    good = np.setdiff1d(np.arange(len(images)), list(faults))
+    unreadable = {f"row {row} of {images_name} (counted from 0)": faults[row] for row in sorted(faults)}
+    if not len(good):
+        name, fault = next(iter(unreadable.items()))
+        raise BadData(f"{file}, {name} {fault}; in all, {len(images):,} rows are unusable")
+    split = Split(images[good].astype(np.uint8), labels[good].astype(np.uint8))
+    return Rows(split, lambda row: f"row {good[row]} of {images_name} (counted from 0)", unreadable)
 
 
 def _whole_numbers(file: str, name: str, array: Any) -> NDArray[Any]:
-    """Whole numbers as they are; images of floats from 0 to 1 are multiplied by 255. Raises BadData for other values."""
+    """Whole numbers as they are; images of booleans and floats from 0 to 1 are multiplied by 255. Raises BadData for others.
+
+    Infinite values and those that are not a number remain, and do not count.
+    """
     kind = array.dtype.kind if isinstance(array, np.ndarray) else ""
     if kind in ("i", "u"):
         return array
+    if kind == "b" and array.ndim > 1:
+        return array * np.uint8(255)
     got = array.dtype if kind else type(array).__name__
-    if kind == "f" and array.size:
-        if (array == np.rint(array)).all() and (array.ndim == 1 or array.max() > 1):
+    if kind == "f" and (finite := array[np.isfinite(array)]).size:
+        if (finite == np.rint(finite)).all() and (array.ndim == 1 or finite.max() > 1):
             return array
-        if array.ndim > 1 and array.min() >= 0 and array.max() <= 1:
+        if array.ndim > 1 and finite.min() >= 0 and finite.max() <= 1:
             return np.rint(array * 255)
-        got = f"{got} from {array.min():g} to {array.max():g}"
+        got = f"{got} from {finite.min():g} to {finite.max():g}"
     raise BadData(f"{file}: {name} should be whole numbers (uint8) or, of images, floats from 0 to 1, got {got}")
 
 
-def _check_range(file: str, name: str, array: NDArray[Any], highest: int) -> None:
-    if array.min() >= 0 and array.max() <= highest:
-        return
-    row, *place = np.argwhere((array < 0) | (array > highest))[0].tolist()
-    pixel = f", pixel {tuple(place)}" if place else ""
-    value = array[(row, *place)]
-    raise BadData(f"{file}: row {row} of {name} (counted from 0){pixel} is {value}, expected 0 to {highest}")
+def _faults_of_range(kind: str, array: NDArray[Any], highest: int) -> dict[int, str]:
+    """What is wrong with each row that has a value outside 0 to `highest`, or one that is not a number."""
+    wrong = ~((array >= 0) & (array <= highest))
+    faults = {}
+    for row in np.flatnonzero(wrong.reshape(len(array), -1).any(axis=1)).tolist():
+        place = tuple(np.argwhere(wrong[row])[0].tolist()) if array.ndim > 1 else ()
+        at = f" at {place}" if place else ""
+        faults[row] = f"has the {kind} {array[(row, *place)]}{at}, expected a whole number 0 to {highest}"
+    return faults
 
 
 # MNIST and the bundled digits
@@ -269,7 +291,8 @@ def _read_npz(path: Path) -> Parts:
         rows = {x: _checked(path.name, x, archive[x], y, archive[y]) for x, y in pairs}
         writers = archive.get("writers")
     if train := rows.get("x_train") or rows.get("images"):
-        return Parts(train, rows.get("x_test"), _checked_writers(path.name, writers, len(train.split)))
+        n = len(train.split) + len(train.unreadable)
+        return Parts(train, rows.get("x_test"), _checked_writers(path.name, writers, n))
     expected = "expected x_train, y_train, x_test, y_test or images, labels"
     raise BadData(f"{path.name} holds the arrays {archive.files}, {expected}")
 
@@ -291,9 +314,12 @@ def _read_csv(path: Path) -> Parts:
         table, positions, faults = kaggle_csv.read(content, kaggle_csv.LABELLED)
         tables.append(table)
         numbers.append(rows + positions + 1)
+        line_numbers = kaggle_csv.line_numbers(content) if faults else []
         for position, fault in faults.items():
-            line = lines + kaggle_csv.line_number(content, position)
-            unreadable[f"row {rows + position + 1} (line {line})"] = fault
+            unreadable[f"row {rows + position + 1} (line {lines + line_numbers[position]})"] = fault
+        if len(unreadable) > MAX_UNREADABLE_ROWS:
+            first = next(f"{name} {fault}" for name, fault in unreadable.items())
+            raise BadData(f"{path.name} has more than {MAX_UNREADABLE_ROWS:,} unreadable rows; the first: {first}")
         rows, lines = rows + len(table) + len(faults), lines + content.count(b"\n")
     if not any(map(len, tables)):
         for name, fault in unreadable.items():
@@ -314,7 +340,7 @@ def _read_idx_folder(folder: Path) -> Parts:
 
 def _idx_files(folder: Path) -> dict[str, Path]:
     """By their names; some copies have a dot where the original has a dash (`train-images.idx3-ubyte`)."""
-    files = sorted(folder.iterdir(), reverse=True)
+    files = sorted(filter(Path.is_file, folder.iterdir()), reverse=True)
     named = {file.name.removesuffix(".gz").replace(".idx", "-idx"): file for file in files}
     return {name: named[name] for part in IDX_PARTS for name in part if name in named}
 
@@ -349,6 +375,10 @@ def _read_pictures(folder: Path) -> Parts:
     unreadable: dict[str, str] = {}
     for path in (file for digit in entries for file in _files_by_writer(digit)):
         name = path.relative_to(folder).as_posix()
+        # Reading a pipe or a link to a device would never end.
+        if not path.is_file():
+            unreadable[name] = "is not a file"
+            continue
         try:
             images[name] = rectification.decode(path.read_bytes())
         except (OSError, ValueError) as error:
