@@ -97,7 +97,7 @@ def test_refusals_of_half_of_five_requests_a_day_are_told_within_a_week() -> Non
     refused = requested * recent * (hour % 10 == 0)
     (problem,) = traffic.problems(counted(requested - refused, refused), UNTIL, LONG_AGO, None)
     assert problem.event == "refusals"
-    assert problem.message.startswith("50% of the requests of the last 150 hours were refused")
+    assert problem.message.startswith("47% of the requests of the last 150 hours were refused")
 
 
 def test_the_first_week_waits_longer_than_a_weekend() -> None:
