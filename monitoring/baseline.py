@@ -44,10 +44,12 @@ def current(engine: Engine, version: str, at: datetime | None = None) -> Baselin
 
 def accept(engine: Engine, version: str, since: datetime, until: datetime, reason: str) -> Baseline:
     """Record the traffic of this period as normal for the version; raises ValueError where there is too little of it."""
-    new, images = Baseline(since.astimezone(UTC), until), sum(predictions.counts(engine, since, until).values())
-    if images < drift.MIN_COUNT:
-        found = f"{images} answers were logged from {new.period} UTC"
-        raise ValueError(f"{found}; a baseline takes at least {drift.MIN_COUNT}, give a longer --since")
+    new = Baseline(since.astimezone(UTC), until)
+    images = sum(predictions.counts(engine, since, until).values())
+    different = len(_distinct(engine, new.since, until))
+    if different < drift.MIN_COUNT:
+        found = f"{images} answers to {different} different images were logged from {new.period} UTC"
+        raise ValueError(f"{found}; a baseline takes at least {drift.MIN_COUNT} images, give a longer --since")
     return _record(engine, version, new, reason, {"images": images})
 
 
@@ -60,7 +62,7 @@ def at_promotion(engine: Engine, version: str, replaced: str | None) -> Baseline
     until = datetime.now(UTC)
     since = unchanged_since(engine, until)
     audited = feedback.count_audited(engine, since, until) if since else 0
-    if since and audited >= MIN_AUDITED:
+    if since and audited >= MIN_AUDITED and len(_distinct(engine, since, until)) >= drift.MIN_COUNT:
         reason = f"digits v{version} was promoted with {audited} audited labels of this traffic"
         return _record(engine, version, Baseline(since, until), reason, {"audited": audited})
     kept = current(engine, replaced) if replaced else None
@@ -95,8 +97,7 @@ def unchanged_since(engine: Engine, until: datetime) -> datetime | None:
 
 
 def _differ(engine: Engine, *periods: tuple[datetime, datetime]) -> bool:
-    windows = (predictions.read_window(engine, *period, limit=MAX_IMAGES) for period in periods)
-    before, now = (samples.distinct(samples.of_window(window))[0] for window in windows)
+    before, now = (_distinct(engine, *period) for period in periods)
     if min(len(before), len(now)) < drift.MIN_COUNT:
         return False
     tables = drift.measure(before, now)
@@ -104,10 +105,14 @@ def _differ(engine: Engine, *periods: tuple[datetime, datetime]) -> bool:
     return any(column.drifted for column in drift.compare(*tables, limits))
 
 
+def _distinct(engine: Engine, since: datetime, until: datetime) -> Sample:
+    """The answers of a period to different images, of many a random sample."""
+    return samples.distinct(samples.of_window(predictions.read_window(engine, since, until, limit=MAX_IMAGES)))[0]
+
+
 def read(engine: Engine, baseline: Baseline, predict_proba: PredictProba) -> Sample | None:
     """The baseline's images, each once, with this version's answers; None where the log has too few of them left."""
-    window = predictions.read_window(engine, baseline.since, baseline.until, limit=MAX_IMAGES)
-    found, _ = samples.distinct(samples.of_window(window))
+    found = _distinct(engine, baseline.since, baseline.until)
     if len(found) < drift.MIN_COUNT:
         return None
     return Sample(found.images, predict_proba(found.images), found.clients, found.is_picture)

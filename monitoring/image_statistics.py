@@ -133,5 +133,9 @@ def distance(reference: Values, current: Values, weights: Values | None = None) 
 
 def principal_axes(images: Images, count: int = 6) -> Values:
     """The first principal components of the pixels, one in each column, shape (784, count)."""
-    _, components = np.linalg.eigh(np.cov(images.reshape(len(images), -1), rowvar=False))
-    return components[:, : -count - 1 : -1]
+    from scipy.linalg import eigh  # 0.3 s; finds some components in half the time that NumPy's takes for all
+
+    covariance = np.cov(images.reshape(len(images), -1), rowvar=False)
+    size = len(covariance)
+    components: Values = eigh(covariance, subset_by_index=(size - count, size - 1))[1]
+    return components[:, ::-1]

@@ -18,14 +18,14 @@ Days = NDArray[np.int64]
 BETS = 2.0 ** -np.arange(1, 8)
 
 
-def log_e_values(values: Values, days: Days, expected: float | Values) -> Values:
+def log_e_values(values: Values, days: Days, expected: float | Values, first_day: int = 0) -> Values:
     """The logarithm of the capital after each observation, of the bets that the accuracy is below `expected`, 0 <= expected < 1.
 
     `values` in [0, 1], shape (n,) or (n, series), are the observations; `days`, shape (n,), the days since the first one possible,
-    ascending; `expected` is one number, or one for each series.
+    ascending; `expected` is one number, or one for each series. Bets from before `first_day` are left out, with their shares.
     """
     capital = np.full((*values.shape[1:], len(BETS)), -np.inf)
-    path, next_day = np.empty(values.shape), 0
+    path, next_day = np.empty(values.shape), first_day
     for n, (value, day) in enumerate(zip(values, days.tolist(), strict=True)):
         if day >= next_day:
             # The shares of all days since the last observation's: their sum telescopes.

@@ -13,20 +13,22 @@ from pydantic import BaseModel
 
 from digits import intervals
 from digits.intervals import Proportion
-from digits.storage.request_counts import Total
+from digits.storage.request_counts import MIN_KEPT, Total
 
 ROUTES = ("/classify", "/classify_file", "/classify_bulk")  # that classify images
 DAY, WEEK = 24, 168  # hours
-WEEKS = 4  # before the present one, with whose same hours the volume is compared
-HOURS = (WEEKS + 1) * WEEK  # that are read
+HOURS = MIN_KEPT // timedelta(hours=1)  # that are read
+WEEKS = HOURS // WEEK - 1  # before the present one, with whose same hours the volume is compared
 
 # A test per hour and kind over a hundred years is a million tests.
 MAX_P_VALUE = 1e-6
 MIN_SILENT_HOURS = 2
 FIRST_WEEK_SILENT_HOURS = 72  # while no earlier week is known: longer than a weekend
 MIN_ANSWERED = 20  # requests before the silence, in the first week
+CLOCK_CHANGE = 1  # hour by which the clients' days may move in UTC
 MAX_VOLUME = 0.2  # of the smallest earlier week, for a loss of volume
 SPANS = (3, DAY)  # hours for which refusals and uncertain answers are counted
+MIN_COUNTED = 30  # requests, or images; with fewer in a day the span is longer, a week at most
 PRIOR = 1, 100  # counted as usual in addition, so that a platform without a past is judged, too
 OUTAGE_DAYS, MIN_USUAL_DAYS = 2, 5  # of the week before, which one outage must not change
 MIN_RISE, MIN_RELATIVE_RISE = 0.05, 0.5  # the larger of a rise by five points and by half
@@ -131,10 +133,16 @@ def _silent_hours(counted: Hours) -> int | None:
     return len(counted.answered) - 1 - int(answered[-1]) if len(answered) else None
 
 
-def _earlier_weeks(counted: Hours, span: int) -> list[int]:
-    """The answered requests in the last `span` hours of each earlier week since the first request."""
-    ends = [len(counted.answered) - WEEK * week for week in range(1, WEEKS + 1)]
+def _earlier_weeks(counted: Hours, span: int, until: int = 0) -> list[int]:
+    """The answered requests in `span` hours, the last one `until` hours ago, of each earlier week since the first request."""
+    ends = [len(counted.answered) - until - WEEK * week for week in range(1, WEEKS + 1)]
     return [int(counted.answered[end - span : end].sum()) for end in ends if end - span >= counted.first]
+
+
+def _fewest(counted: Hours, span: int) -> list[int]:
+    """These requests without those of the first or the last hour, whichever leaves fewer: the clients' clocks may have changed."""
+    shorter = (_earlier_weeks(counted, span - CLOCK_CHANGE, until) for until in (0, CLOCK_CHANGE))
+    return [min(counts) for counts in zip(*shorter, strict=False)]
 
 
 def _silence(counted: Hours) -> Problem | None:
@@ -143,8 +151,8 @@ def _silence(counted: Hours) -> Problem | None:
     if silent is None or silent < MIN_SILENT_HOURS:
         return None
     earlier = _earlier_weeks(counted, min(silent, WEEK))
-    if earlier and _is_less(0, earlier):
-        usual = _usual_volume(earlier)
+    if earlier and _is_less(0, _fewest(counted, min(silent, WEEK))):
+        usual = f"the same hours of the weeks before had {np.mean(earlier):,.0f} on average"
     elif not earlier and silent >= FIRST_WEEK_SILENT_HOURS and counted.answered.sum() >= MIN_ANSWERED:
         usual = f"there were {counted.answered.sum():,} before"
     else:
@@ -154,8 +162,8 @@ def _silence(counted: Hours) -> Problem | None:
 
 def _lost_volume(counted: Hours) -> Problem | None:
     """Far fewer answers in a day than on the same day of any earlier week."""
-    now, earlier = int(counted.answered[-DAY:].sum()), _earlier_weeks(counted, DAY)
-    if not earlier or now > MAX_VOLUME * min(earlier) or not _is_less(now, earlier):
+    now, earlier, fewest = int(counted.answered[-DAY:].sum()), _earlier_weeks(counted, DAY), _fewest(counted, DAY)
+    if not earlier or now > MAX_VOLUME * min(fewest) or not _is_less(now, fewest):
         return None
     message = f"Only {now:,} requests were answered in {DAY} hours; {_usual_volume(earlier)}."
     return Problem(event="no traffic", message=message)
@@ -177,7 +185,7 @@ def _is_less(now: int, earlier: list[int]) -> bool:
 
 def _refusals(counted: Hours) -> Problem | None:
     """A larger share of refused requests than in the seven days before; any large share where nothing is known yet."""
-    for span in SPANS:
+    for span in _spans(counted.requests):
         if rise := _rise(counted.refused, counted.requests, span, counted.first):
             now, usual = rise
             statuses = {status: int(hourly[-span:].sum()) for status, hourly in counted.statuses.items()}
@@ -198,7 +206,7 @@ def _phrase(status: int) -> str:
 
 def _uncertainty(counted: Hours, first: int) -> Problem | None:
     """A larger share of uncertain answers than the version gave in the seven days before, of which it needs one."""
-    for span in SPANS:
+    for span in _spans(counted.images):
         if len(counted.images) - span - first < DAY or not counted.images[first:-span].any():
             return None
         if rise := _rise(counted.uncertain, counted.images, span, first, grouped=True):
@@ -206,6 +214,12 @@ def _uncertainty(counted: Hours, first: int) -> Problem | None:
             message = f"The share of uncertain answers rose from {usual:.1%} to {now:.1%} in the last {span} hours."
             return Problem(event="uncertainty", message=message)
     return None
+
+
+def _spans(counts: Counts) -> tuple[int, ...]:
+    """The spans for which a share is counted, in hours: with few a day one more, which goes back until it holds enough."""
+    longer = int(np.searchsorted(counts[::-1].cumsum(), MIN_COUNTED)) + 1
+    return (*SPANS, min(longer, WEEK)) if longer > DAY else SPANS
 
 
 def _rise(part: Counts, whole: Counts, span: int, first: int, grouped: bool = False) -> tuple[float, float] | None:

@@ -207,11 +207,12 @@ class PredictionLog:
             self._count_at = time.monotonic() + COUNT_SECONDS
 
     def _delete_expired(self, engine: Engine) -> None:
-        """Once an hour, delete the predictions and request counts that are older than the retention time."""
+        """Once an hour, delete the predictions and request counts older than the retention time; counts of five weeks stay."""
         if self._retention is None or time.monotonic() < self._delete_at:
             return
         self._delete_at = time.monotonic() + 3600
-        before = datetime.now(UTC) - self._retention
-        request_counts.delete_before(engine, before)
+        now = datetime.now(UTC)
+        before = now - self._retention
+        request_counts.delete_before(engine, min(before, now - request_counts.MIN_KEPT))
         if deleted := predictions.delete_before(engine, before):
             log.info("deleted %d predictions older than %s", deleted, self._retention)

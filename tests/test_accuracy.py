@@ -83,7 +83,26 @@ def test_a_fall_that_ended_is_not_worse_for_ever() -> None:
     right = drawn(days, np.where((days >= 20) & (days < 40), 0.2, 0.99))
     assert judged(right[days < 40], days[days < 40]).verdict == "worse"
     found = judged(right, days)
-    assert found.evidence > 2.3 and found.verdict == "as expected"
+    assert found.evidence < 2.3 and found.verdict == "as expected"
+
+
+def test_after_a_fall_that_ended_chance_is_not_worse_but_a_second_fall_is() -> None:
+    """Its evidence would turn every unlucky week of the version's later time into an alarm, also after a rollback to it."""
+    days = np.repeat(np.arange(200), 10)
+    right = drawn(days, np.where((days >= 20) & (days < 40), 0.6, 0.96))
+    looks = [judged(right[days < end], days[days < end]).verdict for end in (40, *range(70, 180, 10))]
+    assert looks[0] == "worse" and set(looks[1:]) == {"as expected"}
+    second = right & (drawn(days, 0.5, seed=1) | (days < 185))
+    found = judged(second, days)
+    assert found.verdict == "worse" and found.worse_since is not None
+    assert abs((found.worse_since - START.date()).days - 185) <= 2
+
+
+def test_a_lucky_week_does_not_end_a_fall() -> None:
+    days = np.repeat(np.arange(40), 10)
+    right = drawn(days, np.where(days < 20, 0.98, 0.2)) | (days // 7 == 4)
+    assert judged(right[days < 35], days[days < 35]).verdict == "as expected"
+    assert judged(right, days).verdict == "worse"
 
 
 def test_labels_that_came_long_ago_still_count() -> None:

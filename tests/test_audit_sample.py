@@ -50,3 +50,27 @@ def test_an_ingested_label_outlives_its_answer_and_a_correction_replaces_it(engi
     found = audit.answers(engine, "1", *EVER)
     assert [one.is_right for one in found] == [one.id != new.ids[0] for one in found]
     assert sorted(one.id for one in found) == sorted([*old.ids, *new.ids])
+
+
+def test_an_image_that_a_probe_sends_again_and_again_counts_once(engine: Engine) -> None:
+    probe, other = answers(1), answers(2, seed=1)
+    again = [probe._replace(ids=predictions.new_ids(1), at=NOON + timedelta(hours=hour)) for hour in (3, 1, 2)]
+    predictions.append(engine, [other, *again, probe], audit_sample_rate=1.0)
+    for batch in (other, *again, probe):
+        for id, digit in zip(batch.ids, batch.probabilities.argmax(axis=1).tolist(), strict=True):
+            predictions.label(engine, id, digit, AUDITOR)
+    assert {one.id for one in audit.answers(engine, "1", *EVER)} == {*probe.ids, *other.ids}
+    feedback.ingest_feedback(engine, FeedbackPolicy())
+    predictions.delete_before(engine, NOON + timedelta(minutes=1))
+    assert {one.id for one in audit.answers(engine, "1", *EVER)} == {*probe.ids, *other.ids}
+
+
+def test_labels_that_stopped_long_ago_are_not_forgotten(engine: Engine) -> None:
+    batch = answers(1)
+    predictions.append(engine, [batch], audit_sample_rate=1.0)
+    predictions.label(engine, batch.ids[0], 3, AUDITOR)
+    feedback.ingest_feedback(engine, FeedbackPolicy())
+    given = audit.last_label(engine)
+    predictions.delete_before(engine, EVER[1])
+    known = audit.last_label(engine)
+    assert given is not None and known is not None and given <= known <= given + timedelta(minutes=1)

@@ -111,7 +111,7 @@ def test_the_present_is_accepted_as_normal_by_a_command(
     monkeypatch.setenv("DIGITS_HOME", str(platform.settings.home))
     monkeypatch.setattr(RegistryReader, "version", lambda reader: "7")
     model, now = version("7", NOW - hours(90)), datetime.now(UTC)
-    with pytest.raises(ValueError, match=r"0 answers were logged from .* at least 100, give a longer --since"):
+    with pytest.raises(ValueError, match=r"0 answers to 0 different images were logged from .* at least 100 images"):
         monitoring.baseline(reason="nothing yet")
     log(platform, changed(held_out()[0][:340]), "7", now - hours(20), now)
     assert judge(platform, model, until=now).drift.verdict == "drift"
@@ -125,6 +125,18 @@ def test_the_present_is_accepted_as_normal_by_a_command(
     predictions.delete_before(platform.engine, now - hours(3))
     gone = judge(platform, model, until=datetime.now(UTC))
     assert not gone.has_baseline and "the reference sample takes its place" in gone.message
+
+
+def test_a_probe_alone_is_no_baseline(platform: Platform) -> None:
+    """With too few different images it would be replaced by the reference sample at every look."""
+    images = held_out()[0]
+    ids = log(platform, np.repeat(images[:10], 40, axis=0), "7", NOW - hours(20), NOW)
+    with pytest.raises(ValueError, match="400 answers to 10 different images were logged"):
+        baseline.accept(platform.engine, "7", NOW - hours(24), NOW, "the probe")
+    for id in ids[:100:2]:
+        predictions.label(platform.engine, id, 3, AUDITOR)
+    assert baseline.at_promotion(platform.engine, "8", "7") is None
+    assert ledger.entries(platform.engine, baseline.SUBJECT) == []
 
 
 def test_a_window_with_few_answers_goes_back_but_not_behind_the_version(platform: Platform) -> None:

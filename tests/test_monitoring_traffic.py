@@ -58,7 +58,7 @@ def test_a_fresh_platform_is_no_alarm() -> None:
     assert (found.requests, found.refused, found.silent_hours, found.message) == (0, None, None, "")
 
 
-@pytest.mark.parametrize(("per_hour", "hours"), [(1, 24), (4, 6), (100, 2)])
+@pytest.mark.parametrize(("per_hour", "hours"), [(1, 25), (4, 7), (100, 2)])
 def test_silence_after_traffic_is_told_sooner_the_more_there_was(per_hour: int, hours: int) -> None:
     answered = steady(per_hour)
     answered[-hours:] = 0
@@ -77,6 +77,27 @@ def test_a_weekend_is_no_silence_and_a_silent_monday_is() -> None:
     assert events(counted(monday)) == []
     monday[-12:] = 0
     assert events(counted(monday)) == ["no traffic"]
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_no_silence_when_the_clocks_of_the_clients_change(by: int) -> None:
+    """Office hours move by an hour in UTC on a Sunday; at every hour of the next three days."""
+    before = office(100)
+    series = np.concatenate([before, np.roll(before, by)[:WEEK]])
+    for hours in range(1, 3 * DAY):
+        assert events(counted(series[hours : hours + HOURS])) == []
+    series[HOURS + DAY :] = 0
+    assert events(counted(series[36 : 36 + HOURS])) == ["no traffic"]
+
+
+def test_refusals_of_half_of_five_requests_a_day_are_told_within_a_week() -> None:
+    hour = np.arange(HOURS)
+    requested, recent = (hour % 5 == 0).astype(int), hour >= HOURS - 6 * DAY
+    assert events(counted(requested)) == []
+    refused = requested * recent * (hour % 10 == 0)
+    (problem,) = traffic.problems(counted(requested - refused, refused), UNTIL, LONG_AGO, None)
+    assert problem.event == "refusals"
+    assert problem.message.startswith("47% of the requests of the last 150 hours were refused")
 
 
 def test_the_first_week_waits_longer_than_a_weekend() -> None:

@@ -38,3 +38,10 @@ def test_hours_are_counted_from_the_start_of_the_period(engine: Engine) -> None:
         (0, Total("/classify", 200, 2, 4, 2)),
         (1, Total("/classify", 200, 2, 4, 2)),
     ]
+
+
+def test_a_minute_that_has_just_begun_belongs_to_the_last_hour(engine: Engine) -> None:
+    """Half a second after the full hour the counts of the new minute may be in the database already."""
+    until = NOON + timedelta(seconds=0.5)
+    request_counts.append(engine, NOON, [Total("/classify", 200, 1, 1, 0)])
+    assert request_counts.by_hour(engine, until - timedelta(hours=2), until) == [(1, Total("/classify", 200, 1, 1, 0))]

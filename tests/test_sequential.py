@@ -27,6 +27,13 @@ def test_the_recursion_is_the_sum_over_all_starts() -> None:
         assert np.exp(path[n - 1]) == pytest.approx(direct(values[:n], days[:n], 0.9), rel=1e-9)
 
 
+def test_without_the_bets_of_the_first_days_there_is_less_capital() -> None:
+    values, days = np.array([1, 0, 0, 1.0]), np.array([1, 2, 4, 4])
+    path = sequential.log_e_values(values, days, 0.9, first_day=1)
+    left_out = [0.5 * np.mean([np.prod(1 + bet * 10 * (0.9 - values[:n])) for bet in BETS]) for n in range(1, 5)]
+    assert np.exp(path) == pytest.approx(np.exp(sequential.log_e_values(values, days, 0.9)) - left_out)
+
+
 def test_the_bets_gain_nothing_under_the_hypothesis() -> None:
     """All 4,096 sequences of twelve observations, weighted by their probabilities where the accuracy is just the expected one."""
     sequences = np.array(list(product([0.0, 1.0], repeat=12))).T

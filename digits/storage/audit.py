@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Engine, func, select
 
-from digits.storage.feedback import IngestedLabel
+from digits.storage.feedback import IngestedLabel, digest
 from digits.storage.predictions import AUDITOR, feedback, predictions
 
 
@@ -23,25 +23,40 @@ class AuditedAnswer(NamedTuple):
 def answers(engine: Engine, version: str, since: datetime, until: datetime) -> Sequence[AuditedAnswer]:
     """The labelled audit sample of the version's answers from `since` up to but not including `until`, oldest answer first.
 
-    Labels that a retraining ingested are known for longer than the prediction log keeps their answers.
+    Labels that a retraining ingested are known for longer than the prediction log keeps their answers. Of answers to the same
+    image, as an uptime probe sends it, the oldest one counts.
     """
     newest = (
         select(func.max(feedback.c.sequence)).where(feedback.c.source == AUDITOR).group_by(feedback.c.prediction_id)
     )
     logged, label = predictions.c, IngestedLabel
-    live = select(logged.id, logged.at, logged.client, logged.digit == feedback.c.label, logged.probability)
+    live = select(
+        logged.image, logged.id, logged.at, logged.client, logged.digit == feedback.c.label, logged.probability
+    )
     live = live.join_from(feedback, predictions, logged.id == feedback.c.prediction_id)
     live = live.where(feedback.c.sequence.in_(newest), logged.audit, logged.version == version)
     live = live.where(logged.at >= since, logged.at < until)
     kept = select(
-        label.prediction_id, label.predicted_at, label.client, label.predicted == label.label, label.probability
+        label.image,
+        label.prediction_id,
+        label.predicted_at,
+        label.client,
+        label.predicted == label.label,
+        label.probability,
     ).where(label.audited, label.version == version, label.predicted_at >= since, label.predicted_at < until)
     with engine.connect() as connection:
-        found = {row[0]: AuditedAnswer(*row) for query in (kept, live) for row in connection.execute(query)}
-    return sorted(found.values(), key=lambda answer: (answer.at, answer.id))
+        found = {row[1]: row for query in (kept, live) for row in connection.execute(query)}
+    ordered = sorted(found.values(), key=lambda row: (row[2], row[1]), reverse=True)
+    oldest = {digest(row[0]): AuditedAnswer(*row[1:]) for row in ordered}
+    return sorted(oldest.values(), key=lambda answer: (answer.at, answer.id))
 
 
 def last_label(engine: Engine) -> datetime | None:
-    """When an auditor gave the newest label, UTC; None before the first."""
+    """When an auditor gave the newest label, UTC; None before the first.
+
+    Labels are deleted with their predictions; then it is when the newest one was ingested.
+    """
+    logged = select(func.max(feedback.c.at)).where(feedback.c.source == AUDITOR)
+    ingested = select(func.max(IngestedLabel.ingested_at)).where(IngestedLabel.source == AUDITOR)
     with engine.connect() as connection:
-        return connection.scalar(select(func.max(feedback.c.at)).where(feedback.c.source == AUDITOR))
+        return connection.scalar(logged) or connection.scalar(ingested)

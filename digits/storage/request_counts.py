@@ -1,13 +1,16 @@
 """How many requests were answered or refused, minute by minute: the volume of traffic, also of answers that are not logged."""
 
+import math
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from sqlalchemy import Engine, Integer, SmallInteger, String, cast, delete, extract, func, insert, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from digits.storage.database import Base
+
+MIN_KEPT = timedelta(weeks=5)  # monitoring compares a week with the four before; counts hold nothing about persons
 
 
 class RequestCount(Base):
@@ -45,7 +48,8 @@ def append(engine: Engine, at: datetime, totals: Iterable[Total]) -> None:
 def by_hour(engine: Engine, since: datetime, until: datetime) -> Sequence[tuple[int, Total]]:
     """The totals of each hour with requests, by the number of whole hours after `since`; up to but not including `until`."""
     second = cast(extract("epoch", RequestCount.at), Integer)
-    keys = ((second - int(since.timestamp())) // 3600).label("hour"), RequestCount.route, RequestCount.status
+    # Minutes begin at whole seconds. Rounded down, a minute that began less than a second before the end would be an hour too many.
+    keys = ((second - math.ceil(since.timestamp())) // 3600).label("hour"), RequestCount.route, RequestCount.status
     sums = (func.sum(column) for column in (RequestCount.requests, RequestCount.images, RequestCount.uncertain))
     query = select(*keys, *sums).where(RequestCount.at >= since, RequestCount.at < until)
     with Session(engine) as session:
