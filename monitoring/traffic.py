@@ -152,7 +152,7 @@ def _silence(counted: Hours) -> Problem | None:
         return None
     earlier = _earlier_weeks(counted, min(silent, WEEK))
     if earlier and _is_less(0, _fewest(counted, min(silent, WEEK))):
-        usual = f"the same hours of the weeks before had {np.mean(earlier):,.0f} on average"
+        usual = _usual_volume(earlier)
     elif not earlier and silent >= FIRST_WEEK_SILENT_HOURS and counted.answered.sum() >= MIN_ANSWERED:
         usual = f"there were {counted.answered.sum():,} before"
     else:
