@@ -77,7 +77,8 @@ def audit(platform: Platform, days: range, per_day: int, wrong: int, client: str
     for day in days:
         probabilities = np.tile(np.eye(10, dtype=np.float32)[3], (per_day, 1))
         ids, at = new_ids(per_day), CREATED + timedelta(days=day)
-        images = np.full((per_day, 28, 28), day, np.uint8)
+        random = np.random.default_rng([day, *f"{client} {version}".encode()])
+        images = random.integers(0, 256, (per_day, 28, 28), dtype=np.uint8)
         batch = PredictionBatch(ids, at, version, images, probabilities, "/classify", [client] * per_day)
         predictions.append(platform.engine, [batch], audit_sample_rate=1.0)
         labels = [8 if n < wrong else 3 for n in range(per_day)]
