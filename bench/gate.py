@@ -1,7 +1,7 @@
 """The gate on trainings whose truth is known: another seed of the same recipe must be held, a real improvement promoted.
 
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.gate
-    DIGITS_MNIST=/path/to/mnist.npz python -m bench.gate --recipe augmented --epochs 8 --validation 0.2 --weaker 8 --fewest 20000
+    DIGITS_MNIST=/path/to/mnist.npz python -m bench.gate --recipe augmented --epochs 8 --validation 0.2 --pairs 20 --weaker 8 --fewest 20000
 
 The second command compares models near 99 %, where half a point is half of all errors.
 
