@@ -1,6 +1,7 @@
 """Labels come slowly, and candidates daily: one of them stays the challenger, is judged on growing traffic, and is decided."""
 
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from versions import VersionRegistry, version_files
 
 from digits.data import datasets
 from digits.data.datasets import Dataset
-from digits.data.perturbations import shift
+from digits.data.perturbations import quarter_turn, shift
 from digits.images import Split
 from digits.settings import Settings
 from digits.storage import feedback, judgements, ledger, predictions
@@ -27,6 +28,14 @@ from models.gate import UNDECIDED
 from models.onnx_model import InvalidArtifact
 from monitoring import baseline
 from ops.cli import app
+
+
+def moved(images: np.ndarray) -> np.ndarray:
+    return shift(images, 3)
+
+
+def upside_down(images: np.ndarray) -> np.ndarray:
+    return quarter_turn(images, 2)
 
 
 @dataclass
@@ -48,10 +57,10 @@ class Loop:
         self.versions.memory.versions[version] = version_files(learned, self.dataset)
         self.versions.tag_version(version, {"inputs": f"inputs of v{version}"})
 
-    def label(self, count: int) -> None:
-        """Answers of the champion to shifted digits that nobody trained on, labelled by an auditor."""
+    def label(self, count: int, change: Callable[[np.ndarray], np.ndarray] = moved) -> None:
+        """Answers of the champion to changed digits that nobody trained on, labelled by an auditor."""
         rows = slice(self.sent, self.sent + count)
-        images, labels = moved(self.dataset.validation.images[rows]), self.dataset.validation.labels[rows]
+        images, labels = change(self.dataset.validation.images[rows]), self.dataset.validation.labels[rows]
         self.sent += count
         ids, engine = new_ids(count), self.platform.engine
         even = np.full((count, 10), 0.1, np.float32)
@@ -80,10 +89,6 @@ class Loop:
             columns = judgements.Judgement.__table__.c
             query = judgements.Judgement.__table__.select().order_by(columns.number)
             return [(row.candidate, row.champion, row.traffic_images) for row in connection.execute(query)]
-
-
-def moved(images: np.ndarray) -> np.ndarray:
-    return shift(images, 3)
 
 
 @pytest.fixture
@@ -336,3 +341,17 @@ def test_a_gain_on_traffic_pays_for_no_digit_that_is_lost_there(unread: int | No
     loop.label(len(loop.dataset.validation))
     said = loop.decide("2")
     assert f": {decision}: " in said and ("traffic digit 6" in said) == (unread == 6), said
+
+
+@pytest.mark.parametrize(("labels", "decision"), [(0, "hold"), (269, "promote")])
+def test_corruptions_that_nobody_sends_hold_no_candidate_that_reads_the_traffic(
+    labels: int, decision: str, loop: Loop
+) -> None:
+    """The camera is upside down: who learned such digits reads corrupted upright ones worse."""
+    train = loop.dataset.train
+    images = np.concatenate([train.images, upside_down(train.images[:800])])
+    learned = Split(images, np.concatenate([train.labels, train.labels[:800]]))
+    loop.versions.memory.versions["2"] = version_files(learned, loop.dataset)
+    loop.label(labels, upside_down)
+    said = loop.decide("2")
+    assert f": {decision}: " in said and ("weighted accuracy on corrupted images" in said) == (labels == 0), said
