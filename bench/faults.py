@@ -82,11 +82,17 @@ class Load:
     def lost(self) -> list[str]:
         """Ids that the service does not find; None stands for an answer that was not logged."""
         with httpx.Client(base_url=self.url, timeout=60) as client:
-            return [
-                str(id)
-                for id in self.ids
-                if id is None or client.get(f"/predictions/{id}").status_code != httpx.codes.OK
-            ]
+            return [str(id) for id in self.ids if id is None or _status(client, str(id)) != httpx.codes.OK]
+
+
+def _status(client: httpx.Client, id: str) -> int:
+    """The status of the answer about a prediction, asked again for a minute while the log's database is not reached (503)."""
+    deadline = time.monotonic() + 60
+    while (status := client.get(f"/predictions/{id}").status_code) == httpx.codes.SERVICE_UNAVAILABLE:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    return status
 
 
 @dataclass(frozen=True)
