@@ -32,9 +32,8 @@ MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1
 KERAS_CACHE = Path("~/.keras/datasets/mnist.npz")
 DOWNLOAD_TIMEOUT_SECONDS = 5.0  # for connecting and for each pause, not for the whole file
 LIMIT_BYTES = 2_000_000_000  # decompressed; Kaggle's 42,000 rows are 77 million bytes of text
-MAX_UNREADABLE_ROWS = (
-    100_000  # of a CSV: the reasons take 400 bytes each, and a file of the limit may have a billion lines
-)
+# Of a CSV: the reasons take 400 bytes each, and a file of the limit may have a billion lines.
+MAX_UNREADABLE_ROWS = 100_000
 NPZ_PARTS = (("x_train", "y_train"), ("x_test", "y_test"), ("images", "labels"))
 IDX_PARTS = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),

@@ -13,9 +13,8 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from digits.storage.database import Base
 
 Action = Literal["promotion", "rollback", "pin", "retirement", "reinstatement", "baseline"]
-CHAMPION = (
-    "champion"  # the subject of promotions and rollbacks, and of the retirement of the evaluation set of this name
-)
+# The subject of promotions and rollbacks, and of the retirement of the evaluation set of this name.
+CHAMPION = "champion"
 
 
 class Entry(Base):
