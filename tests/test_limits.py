@@ -195,8 +195,8 @@ def test_clients_that_never_read_hold_nobody_up(tight: Service, sample: Referenc
     for connection in connections:
         connection.sendall(b"GET /static_content/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
     body = {"images": sample.images[0].tolist()}
-    tight.wait_for(lambda: tight.client.post("/classify", json=body).status_code == 200, seconds=30)
-    assert tight.client.post("/classify", json=body).json()["model_version"] == "1"
+    # the first requests meet the burst itself, which takes all places for as long as it lasts
+    tight.wait_for(lambda: {tight.client.post("/classify", json=body).status_code for _ in range(20)} == {200}, 30)
     for connection in connections:
         connection.close()
 
