@@ -6,7 +6,7 @@ from prefect import flow
 
 from digits.storage import predictions
 from flows import monitor
-from flows.connections import Platform
+from models.connections import Platform
 from monitoring import windows
 
 log = logging.getLogger("digits.backfill")

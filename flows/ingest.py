@@ -10,8 +10,8 @@ from digits.data import datasets, inbox, near_duplicates, sources
 from digits.data.datasets import BadData, Dataset
 from digits.images import PredictProba, Split
 from digits.storage import feedback
-from flows.connections import Platform
 from flows.tasks import server_task
+from models.connections import Platform
 
 log = logging.getLogger("digits.ingest")
 

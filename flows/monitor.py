@@ -14,8 +14,8 @@ from digits.storage import feedback, predictions
 from digits.storage.predictions import PredictionWindow
 from flows import alerts, tasks, version_history
 from flows.alerts import Alert
-from flows.connections import Platform
 from flows.tasks import server_task, task
+from models.connections import Platform
 from monitoring import baseline, pictures, reports, samples, windows
 from monitoring.reports import Expected, MonitoringVerdict
 from monitoring.traffic import Traffic

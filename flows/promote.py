@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from flows.connections import Platform
+from models.connections import Platform
 from monitoring import baseline
 
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from prefect import flow
 
-from flows.connections import Platform
 from flows.tasks import publish, server_task, task
+from models.connections import Platform
 
 if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s
     from models.replay import Replay

@@ -12,8 +12,8 @@ from prefect import flow
 
 from digits.settings import Settings
 from flows import dask_cluster
-from flows.connections import Platform
 from flows.tasks import publish, server_task, task
+from models.connections import Platform
 
 if TYPE_CHECKING:
     from distributed import Client, Future

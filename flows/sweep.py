@@ -26,12 +26,12 @@ from digits import intervals
 from digits.data import datasets
 from digits.data.datasets import Dataset, DatasetStore
 from flows import dask_cluster
-from flows.connections import Platform
 from flows.ingest import load_dataset
 from flows.retrain import decide, retraining_slot
 from flows.tasks import publish, server_task
 from flows.train import prefect_run, train_on
 from models import search
+from models.connections import Platform
 from models.provenance import git_commit
 from models.registry import RegistryWriter
 from models.training import EpochMetrics, Recipe

@@ -9,9 +9,9 @@ from prefect.runtime import flow_run
 
 from digits.data import datasets
 from digits.data.datasets import Dataset
-from flows.connections import Platform
 from flows.ingest import load_dataset
 from flows.tasks import publish, server_task, task
+from models.connections import Platform
 from models.recipes import COMPACT
 from models.training import Recipe
 

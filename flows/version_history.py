@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from digits import intervals
 from digits.intervals import Proportion
 from digits.storage import audit, ledger, request_counts
-from flows.connections import Platform
+from models.connections import Platform
 from monitoring import traffic
 from monitoring.accuracy import History
 from monitoring.traffic import Traffic

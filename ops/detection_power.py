@@ -9,8 +9,8 @@ from digits.data import datasets
 from digits.images import Split
 from digits.reference import Reference
 from digits.storage import predictions
-from flows.connections import Platform
 from flows.monitor import MAX_ANSWERS
+from models.connections import Platform
 from monitoring.windows import parse_since
 
 log = logging.getLogger("digits.detection_power")

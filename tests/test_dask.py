@@ -16,8 +16,8 @@ from digits import reference
 from digits.data import kaggle_csv
 from digits.settings import Settings
 from flows import dask_cluster, score
-from flows.connections import Platform
 from models import onnx_model, scoring
+from models.connections import Platform
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 

@@ -142,9 +142,10 @@ def test_a_candidate_of_another_data_set_leaves_the_champion_until_the_operator_
     mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The digits of the second data set are turned: a version trained on them recognises no upright ones."""
-    from flows.connections import Platform
     from flows.ingest import ingest
-    from flows.retrain import judge, retrain
+    from flows.retrain import retrain
+    from models.connections import Platform
+    from models.judging import judge
 
     for module in (registries, registry_reader):
         monkeypatch.setattr(module, "MODEL_NAME", "another-data-set")

@@ -17,8 +17,8 @@ from digits.storage.feedback import FeedbackPolicy
 from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
 from digits.storage.request_counts import Total
 from flows import monitor, version_history
-from flows.connections import Platform
 from flows.monitor import alerts_of
+from models.connections import Platform
 from monitoring import reports
 from monitoring.reports import MonitoringVerdict
 from ops.detection_power import hold_out

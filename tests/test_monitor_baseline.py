@@ -13,9 +13,9 @@ from digits.images import Images
 from digits.settings import Settings
 from digits.storage import feedback, ledger, predictions
 from digits.storage.predictions import AUDITOR, PredictionBatch
-from flows.connections import Platform
 from flows.monitor import alerts_of, choose_window, expectation
 from models.conformal import UNCALIBRATED
+from models.connections import Platform
 from models.model_store import VerifiedModel
 from models.registry_reader import RegistryReader
 from monitoring import baseline, pictures, reports

@@ -19,11 +19,11 @@ from digits.settings import Settings
 from digits.storage import database, feedback, predictions
 from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
 from flows import retrain
-from flows.connections import Platform
 from flows.ingest import set_source
 from flows.retrain import assemble_dataset, check_policies, cooldown_message, report_end
 from models import evaluation_sets, gate, promotion
 from models import registry as registries
+from models.connections import Platform
 from monitoring import baseline
 from services.prediction_log import PredictionLog
 

@@ -21,9 +21,9 @@ from digits.settings import Settings
 from digits.storage import feedback, judgements, ledger, predictions
 from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
 from flows import crashed_runs, retrain
-from flows.connections import Platform
-from models import challengers, evaluation_sets, gate, promotion
+from models import challengers, evaluation_sets, gate, judging, promotion
 from models import registry as registries
+from models.connections import Platform
 from models.gate import UNDECIDED
 from models.onnx_model import InvalidArtifact
 from monitoring import baseline
@@ -162,7 +162,7 @@ def test_only_who_beats_the_challenger_replaces_it(
         decision = UNDECIDED if other == "1" else beside_challenger
         return gate.GateVerdict(decision, [], {})  # type: ignore[arg-type]
 
-    monkeypatch.setattr(retrain, "compare", compare)
+    monkeypatch.setattr(judging, "compare", compare)
     loop.day("2")
     loop.day("3")
     assert loop.aliases["challenger"] == challenger

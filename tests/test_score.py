@@ -9,7 +9,7 @@ from conftest import Files, Registry
 from digits import reference
 from digits.settings import Settings
 from flows import score
-from flows.connections import Platform
+from models.connections import Platform
 from models.registry_reader import VersionNotFound
 
 

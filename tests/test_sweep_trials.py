@@ -14,10 +14,9 @@ from optuna.trial import TrialState
 from digits.data import datasets, sources
 from digits.data.datasets import Dataset
 from flows import sweep
-from flows.connections import Platform
 from flows.sweep import MAX_FAILURES, SweepExecutor, SweepPlan
-from models import registry as registries
 from models import search
+from models.connections import Platform
 from models.recipes import COMPACT
 from models.training import Recipe
 
@@ -90,7 +89,7 @@ def test_a_stopped_trial_ends_after_its_epoch_and_the_other_one_does_not(
 class Runs:
     """Stands for the registry: the open MLflow runs by number, their status and the steps on their curves."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self) -> None:
         self.status: dict[str, str] = {}
         self.steps: dict[str, list[int]] = {}
 
@@ -115,9 +114,9 @@ def executor(
     client: Client, study: Study, stored: tuple[Path, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> SweepExecutor:
     monkeypatch.setenv("DIGITS_HOME", str(stored[0].parent))
-    monkeypatch.setattr(registries, "RegistryWriter", Runs)
-    plan = SweepPlan(epochs=EPOCHS, minutes=1)
-    return SweepExecutor(Platform(), plan, study, stored[1].fingerprint, "parent", client)
+    plan, platform = SweepPlan(epochs=EPOCHS, minutes=1), Platform()
+    vars(platform)["registry"] = Runs()
+    return SweepExecutor(platform, plan, study, stored[1].fingerprint, "parent", client)
 
 
 def test_failures_in_a_row_end_the_sweep_and_are_enqueued_again(

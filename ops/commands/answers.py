@@ -18,7 +18,7 @@ def predict(
     direct: Annotated[bool, typer.Option("--direct", help="Load the champion, without the endpoint.")] = False,
 ) -> None:
     """Classify image files."""
-    from flows.connections import Platform
+    from models.connections import Platform
     from ops import endpoint
 
     platform = Platform()

@@ -41,9 +41,9 @@ def pin(
 ) -> None:
     """Make the test part of a data set the anchor, on which no later champion may lose."""
     from digits.data import datasets
-    from flows.connections import Platform
     from flows.ingest import read_source
     from models import evaluation_sets
+    from models.connections import Platform
 
     platform = Platform()
     if not re.fullmatch("[0-9a-f]{16}", source):
@@ -60,8 +60,8 @@ def retire(
     name: Annotated[str, typer.Argument(help="Of a set, a digit of a set or a corruption, in quotes.")], reason: Reason
 ) -> None:
     """Exclude NAME from the judgement of candidates."""
-    from flows.connections import Platform
     from models import evaluation_sets
+    from models.connections import Platform
 
     evaluation_sets.retire(Platform().engine, name, reason)
 
@@ -69,8 +69,8 @@ def retire(
 @app.command("reinstate")
 def reinstate(name: Annotated[str, typer.Argument(help="What was retired, in quotes.")], reason: Reason) -> None:
     """Include NAME in the judgement of candidates again."""
-    from flows.connections import Platform
     from models import evaluation_sets
+    from models.connections import Platform
 
     evaluation_sets.reinstate(Platform().engine, name, reason)
 
@@ -78,8 +78,8 @@ def reinstate(name: Annotated[str, typer.Argument(help="What was retired, in quo
 def _read() -> "tuple[list[EvaluationSet], dict[str, Entry]]":
     """The sets on which the next retraining would judge, and what is retired."""
     from digits.data import datasets
-    from flows.connections import Platform
     from models import evaluation_sets
+    from models.connections import Platform
 
     platform = Platform()
     storage, current = platform.datasets, datasets.current(platform.datasets)

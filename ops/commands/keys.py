@@ -17,7 +17,7 @@ def create(
 ) -> None:
     """Create a key and print it once; only its hash is stored."""
     from digits.storage import api_keys
-    from flows.connections import Platform
+    from models.connections import Platform
 
     print(api_keys.create(Platform().engine, name, role, rate))
 
@@ -26,7 +26,7 @@ def create(
 def list_keys() -> None:
     """List all keys with their roles, also revoked ones."""
     from digits.storage import api_keys
-    from flows.connections import Platform
+    from models.connections import Platform
 
     platform, rows = Platform(), []
     for key in api_keys.by_hash(platform.engine).values():
@@ -40,6 +40,6 @@ def list_keys() -> None:
 def revoke(name: str) -> None:
     """Revoke a key; every worker refuses it within seconds."""
     from digits.storage import api_keys
-    from flows.connections import Platform
+    from models.connections import Platform
 
     api_keys.revoke(Platform().engine, name)

@@ -40,7 +40,7 @@ def baseline(
     """Accept the traffic since then as normal: drift is what changes after it. Recorded in the ledger."""
     from datetime import UTC, datetime
 
-    from flows.connections import Platform
+    from models.connections import Platform
     from monitoring import baseline
     from monitoring.windows import parse_since
 
@@ -62,7 +62,7 @@ def audit(
     from datetime import UTC, datetime
 
     from digits.storage import feedback
-    from flows.connections import Platform
+    from models.connections import Platform
     from monitoring.windows import parse_since
     from ops import audit
 

@@ -12,8 +12,8 @@ from ops.tables import print_table
 def ingest(data: Source = "mnist") -> None:
     """Read, check and store a data set, and make it the current one, which the next retraining uses."""
     prepare()
-    from flows.connections import Platform
     from flows.ingest import set_source
+    from models.connections import Platform
 
     print(set_source(Platform(), data))
 

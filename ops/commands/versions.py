@@ -16,15 +16,15 @@ LEADERBOARD: list[str | Column] = [
 def promote(version: str, reason: Reason = "manual") -> None:
     """Make VERSION the champion, after checking that it loads and predicts."""
     from flows import promote
-    from flows.connections import Platform
+    from models.connections import Platform
 
     promote.by_hand(Platform(), version, reason)
 
 
 def rollback(reason: Reason = "manual") -> None:
     """Make the previous champion the champion again."""
-    from flows.connections import Platform
     from models import promotion
+    from models.connections import Platform
 
     platform = Platform()
     promotion.roll_back(platform.registry, platform.models, platform.engine, reason)
@@ -33,7 +33,7 @@ def rollback(reason: Reason = "manual") -> None:
 def ledger() -> None:
     """List all decisions about versions and evaluation, oldest first."""
     from digits.storage import ledger
-    from flows.connections import Platform
+    from models.connections import Platform
 
     columns = ("when (UTC)", "what", "of", "from", "to", "by", "reason")
     entries = ledger.entries(Platform().engine)
@@ -43,16 +43,16 @@ def ledger() -> None:
 
 def leaderboard() -> None:
     """Compare recipes by the accuracy over their seeds with what the projects that they reproduce report."""
-    from flows.connections import Platform
     from models import leaderboard
+    from models.connections import Platform
 
     print_table(LEADERBOARD, [row.cells for row in leaderboard.read(Platform().registry)])
 
 
 def diff(run_a: str, run_b: str) -> None:
     """Explain how two runs (versions or run ids) differ: data, code, recipe, environment, and a paired test of their predictions."""
-    from flows.connections import Platform
     from models import run_diff, runs
+    from models.connections import Platform
 
     platform = Platform()
     a, b = runs.find(platform.registry, run_a), runs.find(platform.registry, run_b)
@@ -63,8 +63,8 @@ def replay_traffic(version: str, since: Since = "7d") -> None:
     """Compare VERSION with the champion on the logged, labelled traffic that neither was trained on."""
     from datetime import UTC, datetime
 
-    from flows.connections import Platform
     from models import traffic_replay
+    from models.connections import Platform
     from monitoring.windows import parse_since
 
     platform = Platform()

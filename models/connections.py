@@ -1,4 +1,4 @@
-"""What a flow run is connected to: made once per run, passed to its tasks, and opened when it is first used."""
+"""The platform that a flow run or a command works on: made once, passed on, each server connected when it is first used."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # MLflow takes 4 s to import, ONNX Runtime 1 s
 
 
 class Platform:
-    """The settings of a flow run, and the servers that they name."""
+    """The settings, and the servers that they name."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or load_settings()
