@@ -76,6 +76,8 @@ class Metrics:
         self._version = gauge("digits_champion_version", "Served version, 0 at first.", multiprocess_mode="livemin")
         self._waiting = gauge("digits_log_waiting", "Unstored predictions.", multiprocess_mode="livesum")
         self._sealed = gauge("digits_log_sealed_segments", "Unstored log segments.", multiprocess_mode="livemax")
+        damaged = "Log segments with damaged records, or with some that the database refuses."
+        self._damaged = gauge("digits_log_damaged_segments", damaged, multiprocess_mode="livemax")
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count one request; `route` must come from a fixed set."""
@@ -94,11 +96,12 @@ class Metrics:
         """Count predictions that were not logged."""
         self._lost.inc(count)
 
-    def set_gauges(self, champion_version: int, log_waiting: int, log_sealed_segments: int) -> None:
-        """Set the state of this worker."""
+    def set_gauges(self, champion_version: int, waiting: int, sealed_segments: int, damaged_segments: int) -> None:
+        """Set the version that this worker serves, and the state of its prediction log."""
         self._version.set(champion_version)
-        self._waiting.set(log_waiting)
-        self._sealed.set(log_sealed_segments)
+        self._waiting.set(waiting)
+        self._sealed.set(sealed_segments)
+        self._damaged.set(damaged_segments)
 
     def render(self) -> tuple[bytes, str]:
         """The metrics of all workers in the Prometheus text format, and its content type."""

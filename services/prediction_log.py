@@ -3,8 +3,7 @@
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
@@ -19,7 +18,7 @@ from digits.storage import database, predictions, request_counts
 from digits.storage.predictions import PredictionBatch, UnknownPrediction
 from services import write_ahead_log
 from services.request_counter import RequestCounter
-from services.write_ahead_log import ACTIVE, SEALED, WriteAheadLog, segments
+from services.write_ahead_log import ACTIVE, DAMAGED, SEALED, WriteAheadLog, segments
 
 log = logging.getLogger("digits.prediction_log")
 
@@ -31,9 +30,10 @@ COUNT_SECONDS = 10.0
 class PredictionLog:
     """Appending takes microseconds; a thread writes to the database in batches.
 
-    A batch of predictions is handed to the operating system before it is answered (not fsynced); the thread writes the segments
-    of this process and of killed ones to the database, each prediction once. What the disk does not accept waits in memory. A
-    prediction is stored when it is in the database, or on disk while that is unreachable; `limit` may be unstored at a time.
+    A batch of predictions is handed to the operating system before it is answered (not fsynced), or refused where the disk does not
+    accept it; the thread writes the segments of this process and of killed ones to the database, each prediction once. What no
+    database accepts is set aside. `limit` predictions may wait for the thread at a time; while the database is unreachable, they
+    wait on disk.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class PredictionLog:
         self._url, self._audit_sample_rate, self._retention, self._limit = url, audit_sample_rate, retention, limit
         self._interval_seconds, self._retry_seconds = interval_seconds, retry_seconds
         self._wal = WriteAheadLog(spool)
-        # those that the disk did not accept
-        self._in_memory: deque[PredictionBatch] = deque()
-        # Numbers of predictions since the start: appended, and stored.
-        self._appended = self._durable = 0
+        # Numbers of predictions since the start: appended, and those that the thread has dealt with.
+        self._appended = self._stored = 0
+        # Why the thread does not write, though the database may be reachable.
+        self.problem: str | None = None
         self._engine: Engine | None = None
         self._retry_at = self._delete_at = self._count_at = 0.0
         self._wake, self._closing = threading.Event(), False
@@ -65,8 +65,8 @@ class PredictionLog:
 
     @property
     def depth(self) -> int:
-        """Number of unstored predictions."""
-        return self._appended - self._durable
+        """Number of predictions that wait for the thread."""
+        return self._appended - self._stored
 
     @property
     def sealed_segments(self) -> int:
@@ -74,31 +74,30 @@ class PredictionLog:
         return len(segments(self.spool, SEALED))
 
     @property
+    def damaged_segments(self) -> int:
+        """Number of files that hold damaged records, or some that the database refuses."""
+        return len(segments(self.spool, DAMAGED))
+
+    @property
     def engine(self) -> Engine | None:
         """The database, or None while it is unreachable."""
         return self._engine if time.monotonic() >= self._retry_at else None
 
     def append(self, batch: PredictionBatch) -> bool:
-        """Log predictions without waiting for the database or the disk; False if there is no room for them."""
+        """Log predictions without waiting for the database; False if there is no room for them, or the disk refuses them."""
         with self._progress:
-            if self.depth >= self._limit:
+            if self.depth >= self._limit or not self._wal.append(batch):
                 self.lost += len(batch.ids)
                 return False
-            self._in_memory.append(batch)
             self._appended += len(batch.ids)
-            self._spill()
             return True
-
-    def _spill(self) -> None:
-        while self._in_memory and self._wal.append(self._in_memory[0]):
-            self._in_memory.popleft()
 
     def flush(self, timeout_seconds: float = 5.0) -> bool:
         """Wait until what was appended before is in the database, or on disk while it is unreachable; False if that takes longer."""
         with self._progress:
             target = self._appended
             self._wake.set()
-            return self._progress.wait_for(lambda: self._durable >= target, timeout_seconds)
+            return self._progress.wait_for(lambda: self._stored >= target, timeout_seconds)
 
     def label(self, id: str, digit: int, source: str) -> None:
         """Like `predictions.label`, but also finds predictions that are not stored yet; raises NotFound or ServiceUnavailable."""
@@ -139,32 +138,37 @@ class PredictionLog:
             self._wake.wait(self._interval_seconds)
             self._wake.clear()
             closing = self._closing
-            self._write()
+            try:
+                self._write()
+                self.problem = None
+            # Whatever it is, the next pass may succeed, and a thread that ended would lose all that follows.
+            except Exception as error:
+                self.problem = f"predictions are not written to the database: {first_line(error)}"
+                log.exception("the prediction log failed; it tries again")
         self._wal.seal()
+        self._wal.close()
         if self._engine is not None:
             self._engine.dispose()
 
     def _write(self) -> None:
-        """Store what was appended, or leave it on disk, or in memory, while the database is unreachable."""
+        """Store what was appended, or leave it on disk while the database is unreachable."""
         is_due = self._closing or time.monotonic() >= self._retry_at
+        # While the database is unreachable, its state is tried with what was sealed before: each segment needs space of its own.
+        can_seal = self._closing or not self._retry_at
         with self._progress:
-            self._spill()
-            appended, new = self._appended, self._wal.seal() if is_due else []
-            batches, self._in_memory = self._in_memory, deque()
-        is_stored = is_due and self._store(batches, new)
+            self._wal.refill()
+            appended, new = self._appended, self._wal.seal() if can_seal else []
+        if is_due:
+            self._store(new)
         with self._progress:
-            if not is_stored:
-                self._in_memory.extendleft(reversed(batches))
-            self._durable = appended - (0 if is_stored else sum(len(batch.ids) for batch in batches))
+            self._stored = appended
             self._progress.notify_all()
 
-    def _store(self, batches: Iterable[PredictionBatch], new: list[Path]) -> bool:
-        """Write to the database what is in memory, in the new segments and in those of the past; False if it is unreachable."""
+    def _store(self, new: list[Path]) -> None:
+        """Write the new segments and those of the past to the database; leave them where it is unreachable."""
         try:
             if self._engine is None:
                 self._engine = database.connect(self._url, busy_seconds=2)
-            if batches:
-                predictions.append(self._engine, batches, self._audit_sample_rate)
             self._store_segments(self._engine, new)
             self._store_counts(self._engine)
             self._delete_expired(self._engine)
@@ -173,11 +177,10 @@ class PredictionLog:
                 reason = first_line(error)
                 log.warning("the database is unreachable (%s); predictions are kept in %s", reason, self.spool)
             self._retry_at = time.monotonic() + self._retry_seconds
-            return False
+            return
         if self._retry_at:
             log.info("the database is reachable again; the predictions in %s are written to it", self.spool)
             self._retry_at = 0.0
-        return True
 
     def _store_segments(self, engine: Engine, new: list[Path]) -> None:
         """Store the new segments, then older ones for a while, because new predictions do not wait for the end of a long recovery.
@@ -186,19 +189,32 @@ class PredictionLog:
         """
         deadline = time.monotonic() + RECOVERY_SECONDS
         # an active segment belongs to a dead process, or cannot be read
-        for path, content in write_ahead_log.read(chain(new, segments(self.spool, SEALED, ACTIVE))):
+        for path, contents in write_ahead_log.read(chain(new, segments(self.spool, SEALED, ACTIVE))):
             if path not in new and time.monotonic() > deadline:
                 return
-            try:
-                batches = list(write_ahead_log.batches(content))
-            except (ValueError, TypeError) as error:
-                log.error("%s contains no predictions (%s); it is renamed to .damaged", path, error)
-                path.rename(path.with_suffix(".damaged"))
-                continue
+            refused = self._insert(engine, contents.batches)
+            if contents.damaged_bytes or refused:
+                self._set_aside(path, contents.damaged_bytes, refused)
+            else:
+                path.unlink(missing_ok=True)
+                if contents.batches and path.suffix == ACTIVE:
+                    log.info("the predictions in %s, of a process that was killed, are in the database", path.name)
+
+    def _insert(self, engine: Engine, batches: list[PredictionBatch]) -> int:
+        """Store the predictions; returns the number of batches that the database refuses for what they contain."""
+        try:
             predictions.append(engine, batches, self._audit_sample_rate)
-            path.unlink(missing_ok=True)
-            if batches and path.suffix == ACTIVE:
-                log.info("the predictions in %s, of a process that was killed, are in the database", path.name)
+        except database.REFUSALS:
+            if len(batches) > 1:
+                return sum(self._insert(engine, [batch]) for batch in batches)
+            return 1
+        return 0
+
+    def _set_aside(self, path: Path, damaged_bytes: int, refused: int) -> None:
+        """Keep a segment that holds more than is in the database now."""
+        set_aside = path.rename(path.with_suffix(DAMAGED))
+        text = "%s: %d bytes are no whole record, and the database refuses %d records; the others are stored"
+        log.error(text, set_aside, damaged_bytes, refused)
 
     def _store_counts(self, engine: Engine) -> None:
         """Every ten seconds, and before the process ends, write how many requests there were."""
@@ -214,5 +230,8 @@ class PredictionLog:
         now = datetime.now(UTC)
         before = now - self._retention
         request_counts.delete_before(engine, min(before, now - request_counts.MIN_KEPT))
+        for path in segments(self.spool, DAMAGED):
+            if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
+                path.unlink(missing_ok=True)
         if deleted := predictions.delete_before(engine, before):
             log.info("deleted %d predictions older than %s", deleted, self._retention)

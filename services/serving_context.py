@@ -75,8 +75,8 @@ class ServingContext:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a champion."""
-        return self._watcher.state.champion is not None
+        """Whether there is a champion, and predictions are logged."""
+        return self._watcher.state.champion is not None and self.prediction_log.problem is None
 
     @property
     def _champion(self) -> VerifiedModel:
@@ -204,10 +204,15 @@ class ServingContext:
         return {
             "model_version": state.champion and state.champion.version,
             "since": state.since,
-            "warning": state.warning,
+            "warning": state.warning or log.problem,
             **{name: card.get(name) for name in ("recipe", "dataset", "metrics", "conformal", "created_at", "run_id")},
             "run_url": self.settings.run_url(card["experiment_id"], card["run_id"]) if has_run else None,
-            "log": {"waiting": log.depth, "sealed_segments": log.sealed_segments, "lost": log.lost},
+            "log": {
+                "waiting": log.depth,
+                "sealed_segments": log.sealed_segments,
+                "damaged_segments": log.damaged_segments,
+                "lost": log.lost,
+            },
         }
 
     def samples(self) -> Content:
@@ -220,9 +225,9 @@ class ServingContext:
     def _update_gauges(self) -> None:
         """Share the metrics that are states rather than events with the worker that answers /metrics."""
         while not self._closing.wait(GAUGE_SECONDS):
-            version = self._champion.version if self.is_ready else "0"
-            number, log = int(version) if version.isdigit() else 0, self.prediction_log
-            self.metrics.set_gauges(number, log.depth, log.sealed_segments)
+            champion, log = self._watcher.state.champion, self.prediction_log
+            number = int(champion.version) if champion and champion.version.isdigit() else 0
+            self.metrics.set_gauges(number, log.depth, log.sealed_segments, log.damaged_segments)
 
     def close(self) -> None:
         """Stop the threads and write what waits in the log."""

@@ -1,17 +1,22 @@
 """The write-ahead log: one write per batch of predictions makes it survive the death of its process.
 
 A batch is handed to the operating system before it is answered. It is not forced onto the disk: a power failure loses what the
-operating system has not written yet.
+operating system has not written yet. A segment is a file of records; each has a length and a checksum, so that damage costs the
+records that it hits and no other. Space for a segment is allocated when it is created, and for ten more in a reserve: while others
+have filled the disk, predictions are still logged.
 """
 
 import fcntl
 import os
 import struct
+import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 import orjson
@@ -19,11 +24,17 @@ import orjson
 from digits.images import PIXELS, SIZE
 from digits.storage.predictions import PredictionBatch
 
-# Suffixes of a segment that its process writes to, and of one that it has handed over.
-ACTIVE, SEALED = ".wal", ".sealed"
-SEGMENT_BYTES = 2_000_000
-# A record is its length, a line of JSON, the images, the probabilities.
-_LENGTH = struct.Struct("<I")
+# Suffixes of a segment that its process writes to, of one that it has handed over, and of one that holds more than whole records.
+ACTIVE, SEALED, DAMAGED = ".wal", ".sealed", ".damaged"
+SEGMENT_BYTES = 1 << 21
+RESERVED_SEGMENTS = 10
+FORMAT = 1
+# A record begins with the mark of its segment, which its name repeats: random, so that no image can contain a forged record. Then come
+# the format and the length and CRC-32 of the content: a line of JSON, the images, the probabilities.
+_HEADER = struct.Struct("<8sBII")
+MARK_BYTES = 8
+
+Buffer = bytes | memoryview
 
 
 class WriteAheadLog:
@@ -31,26 +42,26 @@ class WriteAheadLog:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._descriptor, self._path, self._size = -1, folder, 0
+        self._descriptor, self._path, self._size, self._mark = -1, folder, 0, b""
+        self._reserve: IO[bytes] | None = None
         self._sealed: list[Path] = []
+        self.refill()
 
     def append(self, batch: PredictionBatch) -> bool:
         """Write predictions to the active segment; False if the disk does not accept them."""
-        head = orjson.dumps([batch.ids, batch.at, batch.version, batch.route, batch.clients])
-        length = _LENGTH.pack(len(head) + 1 + batch.images.nbytes + batch.probabilities.nbytes)
-        frame = b"".join((length, head, b"\n", batch.images.data, batch.probabilities.data))
+        content = _encode(batch)
+        length = _HEADER.size + sum(map(len, content))
+        if self._descriptor >= 0 and self._size and self._size + length > SEGMENT_BYTES:
+            self._seal()
         try:
             if self._descriptor < 0:
                 self._create()
-            if os.write(self._descriptor, frame) < len(frame):
-                # what follows a record that was cut short could not be read
-                os.ftruncate(self._descriptor, self._size)
+            if os.pwritev(self._descriptor, [_header(self._mark, content), *content], self._size) < length:
+                # The next record is written over this one.
                 return False
         except OSError:
             return False
-        self._size += len(frame)
-        if self._size > SEGMENT_BYTES:
-            self._seal()
+        self._size += length
         return True
 
     def seal(self) -> list[Path]:
@@ -60,24 +71,69 @@ class WriteAheadLog:
         sealed, self._sealed = self._sealed, []
         return sealed
 
+    def refill(self) -> None:
+        """Reserve space again that was needed while the disk was full, as far as there is some."""
+        with suppress(OSError):
+            if self._reserve is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                # Without a name, so that the space is free again when this process dies.
+                self._reserve = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # open as long as the log
+            if self._reserved_bytes < RESERVED_SEGMENTS * SEGMENT_BYTES:
+                os.posix_fallocate(self._reserve.fileno(), 0, RESERVED_SEGMENTS * SEGMENT_BYTES)
+
+    def close(self) -> None:
+        """Give the reserved space back."""
+        if self._reserve:
+            self._reserve.close()
+            self._reserve = None
+
+    @property
+    def _reserved_bytes(self) -> int:
+        return os.fstat(self._reserve.fileno()).st_size if self._reserve else 0
+
     def _create(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{time.time_ns()}-{os.getpid()}{ACTIVE}"
+        self._mark, self._size = os.urandom(MARK_BYTES), 0
+        path = self._folder / f"{time.time_ns()}-{os.getpid()}-{self._mark.hex()}{ACTIVE}"
         unlocked = path.with_suffix(".tmp")
-        descriptor = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        unlocked.rename(path)
+        descriptor = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._allocate(descriptor)
+            unlocked.rename(path)
+        except OSError:
+            os.close(descriptor)
+            unlocked.unlink()
+            raise
         self._descriptor, self._path = descriptor, path
 
+    def _allocate(self, descriptor: int) -> None:
+        """Give a new segment its space, from the reserve where the disk has none; raises OSError where that is used up."""
+        try:
+            os.posix_fallocate(descriptor, 0, SEGMENT_BYTES)
+        except OSError:
+            if self._reserve is None or self._reserved_bytes < SEGMENT_BYTES:
+                raise
+            self._reserve.truncate(self._reserved_bytes - SEGMENT_BYTES)
+            os.posix_fallocate(descriptor, 0, SEGMENT_BYTES)
+
     def _seal(self) -> None:
-        # a segment that cannot be renamed is recovered as that of a dead process
+        # A segment that cannot be renamed is recovered as that of a dead process.
         with suppress(OSError):
             if self._size:
+                os.ftruncate(self._descriptor, self._size)
                 self._sealed.append(self._path.rename(self._path.with_suffix(SEALED)))
             else:
                 self._path.unlink()
         os.close(self._descriptor)
-        self._descriptor, self._size = -1, 0
+        self._descriptor = -1
+
+
+class Contents(NamedTuple):
+    """What a segment holds."""
+
+    batches: list[PredictionBatch]  # of the whole records
+    damaged_bytes: int  # that belong to no whole record
 
 
 def segments(folder: Path, *suffixes: str) -> list[Path]:
@@ -85,25 +141,68 @@ def segments(folder: Path, *suffixes: str) -> list[Path]:
     return sorted(path for suffix in suffixes for path in folder.glob(f"*{suffix}"))
 
 
-def read(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes]]:
+def read(paths: Iterable[Path]) -> Iterator[tuple[Path, Contents]]:
     """The content of the segments that no other process writes or stores; the caller removes a segment that it has stored."""
     for path in paths:
         with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield path, file.read()
+            yield path, parse(path, file.read())
 
 
-def batches(content: bytes) -> Iterator[PredictionBatch]:
-    """The predictions of a segment up to the first record that was cut short; raises ValueError if it contains something else."""
-    view, end = memoryview(content), 0
-    while end + _LENGTH.size <= len(content):
-        start = end + _LENGTH.size
-        end = start + _LENGTH.unpack_from(content, end)[0]
-        if end > len(content):
-            return
-        line = content.index(b"\n", start, end)
-        ids, at, version, route, clients = orjson.loads(view[start:line])
-        middle = line + 1 + len(ids) * PIXELS
-        images = np.frombuffer(view[line + 1 : middle], np.uint8).reshape(-1, SIZE, SIZE)
-        probabilities = np.frombuffer(view[middle:end], np.float32).reshape(len(ids), 10)
-        yield PredictionBatch(ids, datetime.fromisoformat(at), version, images, probabilities, route, clients)
+def parse(path: Path, content: bytes) -> Contents:
+    """The predictions in the whole records of a segment; after damage, reading goes on at the next mark."""
+    mark = _mark(path)
+    batches, damaged_bytes, position = [], 0, 0
+    while position < len(content):
+        try:
+            batch, end = _decode(content, position, mark)
+            batches.append(batch)
+        except (ValueError, TypeError, struct.error):
+            end = content.find(mark, position + 1) if mark else -1
+            end = len(content) if end < 0 else end
+            # The space behind the last record of a killed process is all zeros.
+            damaged_bytes += end - position if content[position:end].strip(b"\0") else 0
+        position = end
+    return Contents(batches, damaged_bytes)
+
+
+def _mark(path: Path) -> bytes:
+    """The mark in the name of a segment, empty where it has none."""
+    with suppress(ValueError):
+        mark = bytes.fromhex(path.stem.rpartition("-")[2])
+        return mark if len(mark) == MARK_BYTES else b""
+    return b""
+
+
+def _encode(batch: PredictionBatch) -> list[Buffer]:
+    """The content of a record in parts; the arrays are not copied."""
+    head = orjson.dumps([batch.ids, batch.at, batch.version, batch.route, batch.clients])
+    return [head, b"\n", batch.images.data.cast("B"), batch.probabilities.data.cast("B")]
+
+
+def _header(mark: bytes, content: list[Buffer]) -> bytes:
+    return _HEADER.pack(mark, FORMAT, sum(map(len, content)), _checksum(*content))
+
+
+def _checksum(*content: Buffer) -> int:
+    checksum = zlib.crc32(struct.pack("<BI", FORMAT, sum(map(len, content))))
+    for part in content:
+        checksum = zlib.crc32(part, checksum)
+    return checksum
+
+
+def _decode(content: bytes, position: int, mark: bytes) -> tuple[PredictionBatch, int]:
+    """The predictions of the record at a position, and its end; raises ValueError, TypeError or struct.error where none is whole."""
+    found, version, length, checksum = _HEADER.unpack_from(content, position)
+    start = position + _HEADER.size
+    end = start + length
+    if found != mark or version != FORMAT or end > len(content):
+        raise ValueError("no record begins here")
+    if _checksum(memoryview(content)[start:end]) != checksum:
+        raise ValueError("the record is damaged")
+    line = content.index(b"\n", start, end)
+    ids, at, version, route, clients = orjson.loads(content[start:line])
+    middle = line + 1 + len(ids) * PIXELS
+    images = np.frombuffer(content[line + 1 : middle], np.uint8).reshape(-1, SIZE, SIZE)
+    probabilities = np.frombuffer(content[middle:end], np.float32).reshape(len(ids), 10)
+    return PredictionBatch(ids, datetime.fromisoformat(at), version, images, probabilities, route, clients), end

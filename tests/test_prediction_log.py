@@ -20,6 +20,7 @@ from digits.storage import database, predictions
 from digits.storage.request_counts import Total
 from services import prediction_log
 from services.prediction_log import PredictionLog
+from services.write_ahead_log import WriteAheadLog
 
 if TYPE_CHECKING:  # a process that only imports this file need not find it
     from postgres import Postgres
@@ -75,8 +76,10 @@ def test_predictions_are_spooled_while_the_database_is_unreachable_and_written_o
     log.append(first)
     wait_for(lambda: log.sealed_segments == 1 and log.depth == 0)
     assert log.engine is None
-    log.append(second)
-    wait_for(lambda: log.sealed_segments == 2)
+    assert log.append(second)
+    time.sleep(0.2)
+    # Each sealed segment would need space of its own.
+    assert log.sealed_segments == 1 and log.depth == 0
     blocked.unlink()
     wait_for(lambda: log.sealed_segments == 0 and log.engine is not None)
     log.close()
@@ -155,14 +158,11 @@ def test_the_spool_of_another_process_is_recovered_and_a_damaged_file_renamed(
 
 
 def test_a_full_log_counts_what_it_refuses(tmp_path: Path) -> None:
-    blocked = tmp_path / "blocked"
-    blocked.touch()
-    log = PredictionLog(f"sqlite:///{blocked}/x.db", blocked / "spool", limit=5, interval_seconds=0.01)
+    log = PredictionLog(f"sqlite:///{tmp_path}/x.db", tmp_path / "spool", limit=5, interval_seconds=60)
     assert log.append(answers(4)) and log.append(answers(8, seed=1))  # a large request is not refused for its size
     assert not log.append(answers(4, seed=2))
     assert (log.depth, log.lost) == (12, 4)
-    blocked.unlink()
-    log.close()  # the disk is back just in time
+    log.close()
     assert log.depth == 0
 
 
@@ -212,30 +212,87 @@ os.kill(os.getpid(), 9)
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-def test_a_damaged_segment_is_renamed(database_url: str, engine: Engine, tmp_path: Path) -> None:
-    (tmp_path / "1-2.wal").write_bytes(b"\x04\0\0\0{no}")
-    write(database_url, tmp_path, answers(2))
-    assert len(predictions.read_window(engine, NOON)) == 2
-    assert [path.name for path in tmp_path.glob("1-2*")] == ["1-2.damaged"]
+def test_what_is_no_prediction_is_set_aside_and_the_rest_is_stored(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    """The segment keeps its whole records; a file of something else keeps its content."""
+    spool = tmp_path / "spool"
+    living, first, second = WriteAheadLog(spool), answers(2), answers(3, seed=1)
+    assert living.append(first) and living.append(second)
+    (path,) = living.seal()
+    living.close()
+    content = bytearray(path.read_bytes())
+    content[100] ^= 4
+    path.write_bytes(content)
+    (spool / "1-2.wal").write_bytes(b"\x04\0\0\0{no}")
+    (spool / "1-3.sealed").write_bytes(b"\x05\0\0\0null\n")
+    write(database_url, spool, answers(4, seed=2))
+    window = predictions.read_window(engine, NOON)
+    assert len(window) == 7 and set(second.ids) < set(window.ids)
+    assert {path.suffix for path in spool.iterdir()} == {".damaged"} and len(list(spool.iterdir())) == 3
+    assert path.with_suffix(".damaged").read_bytes() == content
 
 
-def test_neither_database_nor_disk_and_then_the_disk(
+def test_what_the_database_refuses_is_set_aside_and_the_rest_is_stored(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    """PostgreSQL accepts no NUL in text, and SQLite no number beyond 64 bits; neither accepts a missing client."""
+    refused = answers(1, seed=1)._replace(clients=[None])  # type: ignore[list-item]
+    written = [answers(2), refused, answers(3, seed=2)]
+    if engine.dialect.name == "postgresql":
+        written.append(answers(1, seed=3)._replace(clients=["a\0b"]))
+    log = PredictionLog(database_url, tmp_path, interval_seconds=60)
+    assert all(map(log.append, written))
+    assert log.flush()
+    assert log.damaged_segments == 1 and log.problem is None
+    assert log.append(answers(1, seed=4)) and log.flush()
+    log.close()
+    assert len(predictions.read_window(engine, NOON)) == 6
+
+
+def test_a_thread_that_fails_says_so_and_goes_on(
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a full disk cut short is written again once there is room, while the database is still unreachable."""
-    blocked, write_all = tmp_path / "blocked", os.write
-    blocked.touch()
-    spool = tmp_path / "spool"
-    log = PredictionLog(f"sqlite:///{blocked}/digits.db", spool, interval_seconds=0.01, retry_seconds=0.05)
-    monkeypatch.setattr(os, "write", lambda file, frame: write_all(file, frame[:100]))
-    batches = [answers(2, seed=seed) for seed in range(10)]
-    for batch in batches:
-        log.append(batch)
-        time.sleep(0.02)
-    assert (log.depth, log.sealed_segments) == (20, 0)
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(predictions, "append", broken)
+    log = PredictionLog(database_url, tmp_path, interval_seconds=0.01)
+    assert log.append(answers(3))
+    wait_for(lambda: log.problem)
+    assert log.problem == "predictions are not written to the database: a bug"
     monkeypatch.undo()
-    wait_for(lambda: log.depth == 0 and log.sealed_segments)
+    wait_for(lambda: log.problem is None)
     log.close()
-    write(database_url, spool)
-    assert sorted(predictions.read_window(engine, NOON).ids) == sorted(id for batch in batches for id in batch.ids)
-    assert list(spool.iterdir()) == []
+    assert len(predictions.read_window(engine, NOON)) == 3
+
+
+def test_what_the_disk_refuses_is_counted_and_what_it_accepts_is_stored(
+    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_all = os.pwritev
+    log = PredictionLog(database_url, tmp_path / "spool", interval_seconds=60)
+    first, second, third = (answers(2, seed=seed) for seed in range(3))
+    assert log.append(first)
+    monkeypatch.setattr(os, "pwritev", lambda file, parts, start: write_all(file, parts[:2], start))
+    assert not log.append(second)
+    monkeypatch.undo()
+    assert log.append(third)
+    log.close()
+    assert (log.depth, log.lost) == (0, 2)
+    assert sorted(predictions.read_window(engine, NOON).ids) == sorted(first.ids + third.ids)
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_an_old_damaged_segment_is_deleted_with_the_predictions_of_its_time(database_url: str, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    for name, age_days in (("old", 31), ("new", 29)):
+        path = spool / f"{name}.damaged"
+        path.write_bytes(b"an image")
+        at = time.time() - age_days * 86400
+        os.utime(path, (at, at))
+    log = PredictionLog(database_url, spool, retention=timedelta(days=30), interval_seconds=60)
+    assert log.flush(60)
+    log.close()
+    assert [path.name for path in spool.iterdir()] == ["new.damaged"]

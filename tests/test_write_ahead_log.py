@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from logged import answers
 
+from bench.faults import small_disk
+from digits.storage.predictions import PredictionBatch
 from services import write_ahead_log
 from services.write_ahead_log import ACTIVE, SEALED, WriteAheadLog, segments
 
@@ -19,7 +21,7 @@ ONE, TWO = answers(1), answers(2, seed=1)
 def recovered(folder: Path) -> list[str]:
     """The ids in the segments that no process writes."""
     found = write_ahead_log.read(segments(folder, SEALED, ACTIVE))
-    return [id for _, content in found for batch in write_ahead_log.batches(content) for id in batch.ids]
+    return [id for _, contents in found for batch in contents.batches for id in batch.ids]
 
 
 def die(folder: Path, program: str) -> list[str]:
@@ -50,7 +52,8 @@ def test_a_record_holds_all_that_the_database_needs(tmp_path: Path) -> None:
     living = WriteAheadLog(tmp_path)
     assert living.append(TWO)
     (path,) = living.seal()
-    (batch,) = write_ahead_log.batches(path.read_bytes())
+    (batch,), damaged_bytes = write_ahead_log.parse(path, path.read_bytes())
+    assert damaged_bytes == 0
     assert (batch.ids, batch.at, batch.version, batch.route) == (TWO.ids, TWO.at, TWO.version, TWO.route)
     assert batch.clients == ["writer 1"] * 2
     assert np.array_equal(batch.images, TWO.images) and np.array_equal(batch.probabilities, TWO.probabilities)
@@ -71,21 +74,89 @@ def test_a_segment_is_handed_over_once_it_is_long_or_wanted(tmp_path: Path) -> N
     assert living.seal() == segments(tmp_path, SEALED) and living.seal() == []
     long = answers(1 + write_ahead_log.SEGMENT_BYTES // 784)
     living.append(long)
-    assert len(segments(tmp_path, SEALED)) == 2
+    assert len(segments(tmp_path, SEALED)) == 1
     living.append(TWO)
+    assert len(segments(tmp_path, SEALED)) == 2
     assert len(living.seal()) == 2 and recovered(tmp_path) == ONE.ids + long.ids + TWO.ids
     living.seal()
 
 
-def test_a_record_cut_short_ends_the_segment(tmp_path: Path) -> None:
+def test_what_is_no_whole_record_is_counted_and_the_others_are_kept(tmp_path: Path) -> None:
+    batches = [answers(count, seed=count) for count in (1, 2, 3, 1, 2, 3)]
+    living = WriteAheadLog(tmp_path)
+    assert all(map(living.append, batches))
+    (path,) = living.seal()
+    content = path.read_bytes()
+    assert write_ahead_log.parse(path, content).damaged_bytes == 0
+    random = np.random.default_rng(0)
+    for position in random.integers(len(content), size=300).tolist():
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << int(random.integers(8))
+        found, damaged_bytes = write_ahead_log.parse(path, bytes(damaged))
+        assert_kept(found, batches, lost=1)
+        assert 0 < damaged_bytes < len(content) / 3
+    for cut in range(1, 2000, 37):
+        found, damaged_bytes = write_ahead_log.parse(path, content[:-cut])
+        assert_kept(found, batches, lost=1)
+        assert damaged_bytes > 0
+    # A block of a disk that is lost costs the records that it touches.
+    found, _ = write_ahead_log.parse(path, content[:1000] + bytes(4096) + content[5096:])
+    assert_kept(found, batches, lost=3)
+
+
+def assert_kept(found: list[PredictionBatch], batches: list[PredictionBatch], lost: int) -> None:
+    """All but so many, in their order, each as it was."""
+    by_id = {batch.ids[0]: batch for batch in batches}
+    ids = [batch.ids[0] for batch in found]
+    assert len(ids) >= len(batches) - lost and ids == [id for id in by_id if id in ids]
+    for batch in found:
+        expected = by_id[batch.ids[0]]
+        assert batch.ids == expected.ids and batch.at == expected.at and batch.clients == expected.clients
+        assert np.array_equal(batch.images, expected.images)
+        assert np.array_equal(batch.probabilities, expected.probabilities)
+
+
+def test_the_rest_of_a_killed_process_segment_is_no_damage(tmp_path: Path) -> None:
     ids = die(tmp_path, "append(answers(1)); append(answers(2))")
     (path,) = tmp_path.glob("*.wal")
-    size = path.stat().st_size
-    for cut in (1, 1000, 1600):
-        os.truncate(path, size - cut)
-        assert recovered(tmp_path) == ids[:1]
-    os.truncate(path, 3)
-    assert recovered(tmp_path) == []
+    content = path.read_bytes()
+    assert len(content) == write_ahead_log.SEGMENT_BYTES
+    found, damaged_bytes = write_ahead_log.parse(path, content)
+    assert [id for batch in found for id in batch.ids] == ids and damaged_bytes == 0
+
+
+@pytest.mark.parametrize("head", [b"null", b"[]", b"{}", b"[null,null,null,null,null]", b'[["x"],1,2,3,4]', b"\xff"])
+def test_a_whole_record_of_something_else_is_damage(head: bytes, tmp_path: Path) -> None:
+    mark = bytes(range(8))
+    path = tmp_path / f"1-2-{mark.hex()}.sealed"
+    content = head + b"\n" + bytes(824)
+    record = write_ahead_log._header(mark, [content]) + content
+    parts = write_ahead_log._encode(ONE)
+    whole = b"".join([write_ahead_log._header(mark, parts), *parts])
+    found, damaged_bytes = write_ahead_log.parse(path, record + whole)
+    assert [batch.ids for batch in found] == [ONE.ids] and damaged_bytes == len(record)
+
+
+def test_a_full_disk_takes_the_reserved_space(tmp_path: Path) -> None:
+    with small_disk(tmp_path, 40_000_000) as is_small:
+        if not is_small:
+            pytest.skip("a small disk can only be mounted by root")
+        living, folder = WriteAheadLog(tmp_path / "spool"), tmp_path / "spool"
+        with pytest.raises(OSError, match="No space"), (tmp_path / "filling").open("wb", buffering=0) as filling:
+            while True:
+                assert filling.write(bytes(10_000)) == 10_000 or os.write(filling.fileno(), b"0")
+        logged: list[str] = []
+        while living.append(batch := answers(100, seed=len(logged))):
+            logged += batch.ids
+            assert len(logged) < 40_000
+        assert len(logged) >= 20_000
+        assert len(living.seal()) >= 10 and recovered(folder) == logged
+        for path in segments(folder, SEALED):
+            path.unlink()
+        (tmp_path / "filling").unlink()
+        living.refill()
+        assert living.append(ONE) and living._reserved_bytes == 10 << 21
+        living.close()
 
 
 def test_a_disk_that_refuses_a_write_raises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,8 +166,8 @@ def test_a_disk_that_refuses_a_write_raises_nothing(tmp_path: Path, monkeypatch:
     blocked.seal()
     living = WriteAheadLog(tmp_path / "spool")
     assert living.append(ONE)
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda file, frame: write(file, frame[:5]))  # as a full disk does
+    write = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda file, parts, start: write(file, parts[:1], start))  # as a full disk does
     assert not living.append(TWO)
     monkeypatch.undo()
     assert living.append(TWO)  # once there is room again
@@ -105,7 +176,7 @@ def test_a_disk_that_refuses_a_write_raises_nothing(tmp_path: Path, monkeypatch:
 
 
 def test_nothing_stays_behind_where_the_disk_accepted_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "write", lambda file, frame: 0)
+    monkeypatch.setattr(os, "pwritev", lambda file, parts, start: 0)
     living = WriteAheadLog(tmp_path)
     assert not living.append(ONE) and living.seal() == []
     living.seal()
@@ -115,7 +186,7 @@ def test_nothing_stays_behind_where_the_disk_accepted_nothing(tmp_path: Path, mo
 def test_two_processes_do_not_recover_the_same_segment(tmp_path: Path) -> None:
     ids = die(tmp_path, "append(answers(1))")
     first = write_ahead_log.read(segments(tmp_path, SEALED, ACTIVE))
-    path, content = next(first)
-    assert [batch.ids for batch in write_ahead_log.batches(content)] == [ids] and recovered(tmp_path) == []
+    path, contents = next(first)
+    assert [batch.ids for batch in contents.batches] == [ids] and recovered(tmp_path) == []
     path.unlink()
     assert list(first) == [] and recovered(tmp_path) == []
