@@ -67,6 +67,8 @@ class DigitClassifier:
     @bentoml.api
     def feedback(self, id: schemas.Id, digit: schemas.TrueDigit, source: schemas.Source = "api") -> schemas.Feedback:
         """Report the true digit of an earlier prediction; the most recent label wins."""
+        # This process may have made the prediction just now.
+        self.context.prediction_log.flush()
         return schemas.Feedback.model_validate_json(to_json(self.context.feedback(id, digit, source)))
 
     @bentoml.api

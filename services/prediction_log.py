@@ -1,11 +1,12 @@
 """The service's prediction log: a prediction is in the write-ahead log before it is answered, and in the database soon after."""
 
+import asyncio
 import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ log = logging.getLogger("digits.prediction_log")
 T = TypeVar("T")
 RECOVERY_SECONDS = 0.5
 COUNT_SECONDS = 10.0
+RECENT_SECONDS = 60.0
 
 
 class PredictionLog:
@@ -99,29 +101,29 @@ class PredictionLog:
             self._wake.set()
             return self._progress.wait_for(lambda: self._stored >= target, timeout_seconds)
 
+    async def settle(self) -> None:
+        """Wait until what any worker has answered so far is in the database, as far as it is reachable; five seconds at most."""
+        target, deadline = self._appended, time.monotonic() + 5
+        self._wake.set()
+        while self._stored < target and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(2 * self._interval_seconds)
+
     def label(self, id: str, digit: int, source: str) -> None:
-        """Like `predictions.label`, but also finds predictions that are not stored yet; raises NotFound or ServiceUnavailable."""
+        """Like `predictions.label`; raises NotFound or ServiceUnavailable."""
         self._query(predictions.label, id, digit, source)
 
     def find(self, id: str) -> Row[Any]:
-        """Like `predictions.find`, but also finds predictions that are not stored yet; raises NotFound or ServiceUnavailable."""
+        """Like `predictions.find`; raises NotFound or ServiceUnavailable."""
         return self._query(predictions.find, id)
 
     def _query(self, query: Callable[..., T], *arguments: Any) -> T:
-        """Run the query; repeat it for an unknown id after this worker, and then the others, have stored their predictions."""
-        waits: list[Callable[[], object]] = [lambda: None, self.flush, partial(time.sleep, 2 * self._interval_seconds)]
-        for wait in waits:
-            wait()
-            if (engine := self.engine) is None:
-                break
-            try:
-                return query(engine, *arguments)
-            except UnknownPrediction as error:
-                unknown = error
-            except database.ERRORS:
-                break
-        else:
-            raise NotFound(str(unknown)) from unknown
+        if (engine := self.engine) is not None:
+            with suppress(*database.ERRORS):
+                try:
+                    return query(engine, *arguments)
+                except UnknownPrediction as error:
+                    raise NotFound(str(error)) from error
         raise ServiceUnavailable("the database of the prediction log is unreachable; send this again later")
 
     def close(self, timeout_seconds: float = 10.0) -> None:
@@ -153,11 +155,11 @@ class PredictionLog:
     def _write(self) -> None:
         """Store what was appended, or leave it on disk while the database is unreachable."""
         is_due = self._closing or time.monotonic() >= self._retry_at
-        # While the database is unreachable, its state is tried with what was sealed before: each segment needs space of its own.
-        can_seal = self._closing or not self._retry_at
+        # While the database is unreachable, one segment is enough to try it with: each needs space of its own.
+        can_seal = self._closing or not self._retry_at or not self.sealed_segments
         with self._progress:
             self._wal.refill()
-            appended, new = self._appended, self._wal.seal() if can_seal else []
+            appended, new = self._appended, self._wal.seal() if is_due and can_seal else []
         if is_due:
             self._store(new)
         with self._progress:
@@ -235,3 +237,10 @@ class PredictionLog:
                 path.unlink(missing_ok=True)
         if deleted := predictions.delete_before(engine, before):
             log.info("deleted %d predictions older than %s", deleted, self._retention)
+
+
+def is_recent(id: str) -> bool:
+    """Whether an id has the form of one of the last minute, which may not be in the database yet."""
+    with suppress(UnknownPrediction):
+        return abs(time.time() - predictions.made_at(id)) < RECENT_SECONDS
+    return False

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio.to_thread
 import orjson
-from bentoml.exceptions import UnprocessableEntity
+from bentoml.exceptions import NotFound, UnprocessableEntity
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 from digits.errors import quote
 from digits.storage.api_keys import ApiKey
 from services.access import client_of
+from services.prediction_log import is_recent
 from services.serving_context import ServingContext, classification
 
 PAGE = Path(__file__).parent / "page"
@@ -115,11 +116,22 @@ async def feedback(request: Request) -> Response:
     fields = _fields(await request.body(), {"id", "digit"}, {"id", "digit", "source"}, '{"id": "…", "digit": 7}')
     key: ApiKey | None = request.state.key
     source = key.name if key else fields.get("source", "api")
-    return await _in_thread(request.state.context.feedback, fields["id"], fields["digit"], source)
+    return await _once_stored(request, request.state.context.feedback, fields["id"], fields["digit"], source)
 
 
 async def stored_prediction(request: Request) -> Response:
-    return await _in_thread(request.state.context.stored_prediction, request.path_params["id"])
+    return await _once_stored(request, request.state.context.stored_prediction, request.path_params["id"])
+
+
+async def _once_stored(request: Request, operation: Callable[..., Any], id: str, *arguments: Any) -> Response:
+    """The response of an operation on a prediction; one of the last minute may not be stored yet, then it is asked for twice."""
+    try:
+        return await _in_thread(operation, id, *arguments)
+    except NotFound:
+        if not is_recent(id):
+            raise
+        await request.state.context.prediction_log.settle()
+        return await _in_thread(operation, id, *arguments)
 
 
 async def about(request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy import Dialect, Engine, Select, and_, delete, func, insert, select
 
+from digits.errors import quote
 from digits.images import PIXELS, SIZE, Images, Labels
 from digits.storage import database
 
 BATCH_SIZE = 1024  # rows of 10 values per statement; SQLite accepts 32,766 values, PostgreSQL 65,535
 TIME_DIGITS = 16  # at the start of an id; those that follow are random
+_ID = re.compile(r"[0-9a-f]{32}")
 AUDITOR = "audit"  # the source of all feedback from auditors
 
 predictions = sa.Table(
@@ -93,6 +96,13 @@ def new_ids(count: int = 1) -> list[str]:
     # They sort by time, as UUIDv7 do, which Python has from 3.14 on.
     now, drawn = time.time_ns() // 1_000_000 << 16, os.urandom(8 * count).hex(" ", 8).split()
     return [f"{now | position & 0xFFFF:016x}{random_digits}" for position, random_digits in enumerate(drawn)]
+
+
+def made_at(id: str) -> float:
+    """The time of an id in seconds since 1970; raises UnknownPrediction for a text of another form."""
+    if not _ID.fullmatch(id):
+        raise UnknownPrediction(f"no prediction has the id {quote(id)}; send the id of a prediction")
+    return (int(id[:TIME_DIGITS], 16) >> 16) / 1000
 
 
 def append(engine: Engine, batches: Iterable[PredictionBatch], audit_sample_rate: float) -> None:
@@ -221,10 +231,11 @@ def stack(rows: Sequence[Any], column: str, dtype: type[Any], length: int) -> ND
 
 def find(engine: Engine, id: str) -> sa.Row[Any]:
     """The prediction with this id and its label; raises UnknownPrediction when there is none."""
+    made_at(id)
     with engine.connect() as connection:
         found = connection.execute(with_labels().where(predictions.c.id == id)).one_or_none()
     if found is None:
-        raise UnknownPrediction(f'no prediction has the id "{id[:40]}"; send the id of a prediction')
+        raise UnknownPrediction(f"no prediction has the id {quote(id)}; send the id of a prediction")
     return found
 
 
