@@ -100,7 +100,9 @@ class About(BaseModel):
     created_at: str | None = Field(description="Time of its registration.")
     run_id: str | None = Field(description="Id of its MLflow run.")
     run_url: str | None = Field(description="Address of its run in MLflow's UI.")
-    log: dict[str, int] = Field(description="Prediction log: predictions waiting, sealed and damaged segments, predictions lost.")
+    log: dict[str, int] = Field(
+        description="Prediction log: predictions waiting, sealed and damaged segments, predictions lost."
+    )
 
 
 class Problem(BaseModel):

@@ -78,8 +78,8 @@ class WriteAheadLog:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 # Without a name, so that the space is free again when this process dies.
                 self._reserve = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # open as long as the log
-            if self._reserved_bytes < RESERVED_SEGMENTS * SEGMENT_BYTES:
-                os.posix_fallocate(self._reserve.fileno(), 0, RESERVED_SEGMENTS * SEGMENT_BYTES)
+            while self._reserved_bytes < RESERVED_SEGMENTS * SEGMENT_BYTES:
+                os.posix_fallocate(self._reserve.fileno(), self._reserved_bytes, SEGMENT_BYTES)
 
     def close(self) -> None:
         """Give the reserved space back."""

@@ -211,14 +211,21 @@ def answers(count: int) -> PredictionBatch:
     )
 
 
-def test_so_many_answers_wait_where_nothing_takes_them(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()  # nothing can be written below a file
-    log = PredictionLog(f"sqlite:///{tmp_path}/file/digits.db", tmp_path / "file" / "spool", limit=10)
+def test_so_many_answers_wait_for_the_next_write(tmp_path: Path) -> None:
+    log = PredictionLog(f"sqlite:///{tmp_path}/digits.db", tmp_path / "spool", limit=10, interval_seconds=60)
     for _ in range(10):
-        log.append(answers(1))
+        assert log.append(answers(1))
     assert (log.depth, log.lost) == (10, 0)
-    log.append(answers(1))
+    assert not log.append(answers(1))
     assert (log.depth, log.lost) == (10, 1)
+    log.close()
+
+
+def test_where_nothing_can_be_written_nothing_is_logged(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()  # nothing can be written below a file
+    log = PredictionLog(f"sqlite:///{tmp_path}/file/digits.db", tmp_path / "file" / "spool")
+    assert not log.append(answers(2))
+    assert (log.depth, log.lost) == (0, 2)
     log.close()
 
 
