@@ -10,7 +10,7 @@ from logged import NOON, answers, write
 from sqlalchemy import Engine, func, select, update
 
 from digits.storage import predictions, request_counts
-from digits.storage.predictions import new_ids
+from digits.storage.predictions import UnknownPrediction, new_ids
 from digits.storage.request_counts import Total
 from services.prediction_log import PredictionLog
 
@@ -132,3 +132,15 @@ def test_a_damaged_record_is_named(database_url: str, engine: Engine, tmp_path: 
         connection.execute(update(log).where(log.c.id == batch.ids[1]).values(image=b"\0"))
     with pytest.raises(ValueError, match=f"{batch.ids[1]} holds 1 bytes of image; expected 784"):
         predictions.read_window(engine, NOON)
+
+
+def test_an_id_tells_when_it_was_made_and_another_text_is_none(engine: Engine) -> None:
+    before = time.time()
+    (id,) = new_ids()
+    assert before - 0.001 <= predictions.made_at(id) <= time.time()
+    # NUL is no text for PostgreSQL, and half a pair of surrogates none for either
+    for other in ("", "nobody", id[:-1], id + "0", id.upper().replace("0", "A"), id[:-1] + "\0", id[:-1] + "\ud800"):
+        with pytest.raises(UnknownPrediction, match="no prediction has the id"):
+            predictions.find(engine, other)
+        with pytest.raises(UnknownPrediction, match="no prediction has the id"):
+            predictions.label(engine, other, 3, "api")
