@@ -15,6 +15,7 @@ from digits.reference import Reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 DISK_BYTES = 20_000_000
+IDLE = {"waiting": 0, "sealed_segments": 0, "damaged_segments": 0, "lost": 0}
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,26 @@ def test_answers_go_on_and_none_is_lost(
         lambda: log_of(service) == {"waiting": 0, "sealed_segments": 0, "damaged_segments": 0, "lost": 0}, 60
     )
     assert load.lost() == []
+
+
+def test_a_worker_that_is_killed_while_the_disk_is_full_loses_no_logged_prediction(
+    service: Service, sample: Reference, home: tuple[Path, bool]
+) -> None:
+    """An answer has an id only if it is on the disk: what waited in memory would be lost."""
+    folder, is_small = home
+    if not is_small:
+        pytest.skip("only root can mount a small disk, and only on Linux")
+    with Load(str(service.client.base_url), sample.images) as load:
+        wait_for_answers(load, 30)
+        with faults.full(folder):
+            wait_for_answers(load, len(load.ids) + 200)
+            faults.kill(faults.workers(psutil.Process(service.process.pid)))
+            service.wait_for(lambda: service.status("/readyz") == 200)
+            wait_for_answers(load, len(load.ids) + 100)
+        wait_for_answers(load, len(load.ids) + 30)
+    service.wait_for(lambda: log_of(service) == {**IDLE, "lost": load.ids.count(None)}, 60)
+    load.ids[:] = [id for id in load.ids if id]
+    assert len(load.ids) > 300 and load.lost() == []
 
 
 def log_of(service: Service) -> object:
