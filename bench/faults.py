@@ -1,16 +1,16 @@
-"""The platform under load while its parts are killed, its database is locked and its disk is full, one after another.
+"""The platform under load while its parts are killed, its database is locked, its log damaged and its disk full, one after another.
 
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.faults
+    DIGITS_DATABASE_URL=postgresql://… DIGITS_MNIST=/path/to/mnist.npz python -m bench.faults "database locked" "flipped bits"
 
 For each fault: requests sent and failed, answers with an id, those of them not found by their id afterwards, seconds from the
 kill (or from the end of a lock, of a full disk) until every process is healthy and no answer waits. The disk is a small tmpfs under
-DIGITS_HOME, which only root can mount on Linux; elsewhere that fault is named as skipped. Ends with 1 when an answer is lost, a
-request failed that was not in flight inside a killed process, or recovery takes longer than 10 s.
+DIGITS_HOME, which only root can mount on Linux; elsewhere that fault is named as skipped. Ends with 1 when an answer is lost that
+is in no record with a flipped bit, a request failed that was not in flight inside a killed process, or recovery takes longer than 10 s.
 """
 
 import errno
 import os
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -20,13 +20,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import httpx
+import numpy as np
 import psutil
 
 from bench import harness
 from digits.images import Images
 from digits.settings import Settings
+from digits.storage import database
 from models.recipes import COMPACT
 from ops import processes
 
@@ -39,6 +42,7 @@ CALM_SECONDS = 3.0
 TIMEOUT_SECONDS = 120.0
 MAX_RECOVERY_SECONDS = 10.0
 HOME_BYTES = 1_000_000_000
+FLIPPED_BITS = 5
 
 
 @dataclass
@@ -105,11 +109,12 @@ class Outcome:
     seconds: float
     # Requests that may have been in flight in the killed process; None where no worker is left to answer.
     allowed: int | None
+    allowed_losses: int
 
     @property
     def passed(self) -> bool:
         few = self.allowed is None or len(self.load.failed) <= self.allowed
-        return few and not self.lost and self.seconds < MAX_RECOVERY_SECONDS
+        return few and self.lost <= self.allowed_losses and self.seconds < MAX_RECOVERY_SECONDS
 
     def __str__(self) -> str:
         load = self.load
@@ -143,14 +148,19 @@ def workers(service: psutil.Process) -> list[psutil.Process]:
 
 
 @contextmanager
-def locked(database: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a SQLite database."""
-    connection = sqlite3.connect(database, timeout=60, isolation_level=None)
-    try:
-        connection.execute("BEGIN EXCLUSIVE")
-        yield
-    finally:
-        connection.close()
+def locked(url: str) -> Iterator[None]:
+    """Keep others from writing to a SQLite database, or to the prediction log in PostgreSQL."""
+    engine = database.make_engine(url, busy_seconds=60)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN EXCLUSIVE")
+        else:
+            connection.exec_driver_sql("BEGIN")
+            connection.exec_driver_sql("LOCK TABLE predictions IN ACCESS EXCLUSIVE MODE")
+        try:
+            yield
+        finally:
+            connection.exec_driver_sql("ROLLBACK")
 
 
 @contextmanager
@@ -193,10 +203,10 @@ def main(*wanted: str) -> None:
         list(processes.wait_healthy(supervisor, settings, processes.processes(settings)))
         harness.register(settings, COMPACT.model_copy(update={"epochs": 2}), dataset)
         _wait(lambda: harness.answers(f"{settings.service_url}/readyz"))
-        for name, fault, allowed in _faults(settings, can_fill):
-            if wanted and name not in wanted:
+        for fault in _faults(settings, can_fill):
+            if wanted and fault.name not in wanted:
                 continue
-            outcomes.append(_measure(settings, name, fault, allowed, dataset.test.images[:500]))
+            outcomes.append(_measure(settings, fault, dataset.test.images[:500]))
             print(outcomes[-1], flush=True)
             for reason in outcomes[-1].load.failed[:3]:
                 print(f"    {reason}", flush=True)
@@ -205,19 +215,57 @@ def main(*wanted: str) -> None:
     raise SystemExit(0 if all(outcome.passed for outcome in outcomes) else 1)
 
 
-def _faults(settings: Settings, can_fill: bool) -> Iterator[tuple[str, Callable[[], float], int | None]]:
-    """Name of each fault, the function that causes it and returns when recovery begins, and how many requests may fail."""
+class Fault(NamedTuple):
+    """What is done to the platform."""
+
+    name: str
+    # Returns when the recovery begins.
+    cause: Callable[[], float]
+    # How many requests may fail, None for any number, and how many logged predictions it may cost.
+    allowed: int | None = 0
+    allowed_losses: int = 0
+
+
+def _faults(settings: Settings, can_fill: bool) -> Iterator[Fault]:
     # The only worker: connections are refused until it is replaced.
-    yield "service worker", lambda: _kill(settings, "service", workers), None
-    yield "service, all of it", lambda: _kill(settings, "service", tree), None
-    yield "service's parent", lambda: _kill(settings, "service", only), None
-    yield "mlflow", lambda: _kill(settings, "mlflow", tree), 0
-    yield "mlflow's parent", lambda: _kill(settings, "mlflow", only), 0
-    yield "prefect", lambda: _kill(settings, "prefect", tree), 0
-    yield "flows", lambda: _kill(settings, "flows", tree), 0
-    yield "database locked", lambda: _during(locked(settings.home / "digits.db")), 0
+    yield Fault("service worker", lambda: _kill(settings, "service", workers), None)
+    yield Fault("service, all of it", lambda: _kill(settings, "service", tree), None)
+    yield Fault("service's parent", lambda: _kill(settings, "service", only), None)
+    yield Fault("mlflow", lambda: _kill(settings, "mlflow", tree))
+    yield Fault("mlflow's parent", lambda: _kill(settings, "mlflow", only))
+    yield Fault("prefect", lambda: _kill(settings, "prefect", tree))
+    yield Fault("flows", lambda: _kill(settings, "flows", tree))
+    yield Fault("database locked", lambda: _during(locked(settings.database_url)))
+    # A record holds the answers of all clients that waited at the same time.
+    yield Fault("flipped bits", lambda: _flip(settings), allowed_losses=FLIPPED_BITS * CLIENTS)
     if can_fill:
-        yield "disk full", lambda: _during(full(settings.home)), 0
+        yield Fault("disk full", lambda: _during(full(settings.home)))
+        yield Fault("disk full, killed", lambda: _kill_while_full(settings), None)
+
+
+def _flip(settings: Settings) -> float:
+    """Flip bits in the write-ahead log while it cannot be written to the database."""
+    random = np.random.default_rng(0)
+    with locked(settings.database_url):
+        time.sleep(FAULT_SECONDS)
+        # a segment of a running worker, and those that it has handed over
+        paths = [path for path in settings.spool.iterdir() if path.suffix in (".wal", ".sealed")]
+        for path in random.choice(np.array(paths, object), FLIPPED_BITS):
+            with path.open("r+b") as file:
+                content = file.read().rstrip(b"\0")
+                position = int(random.integers(len(content)))
+                file.seek(position)
+                file.write(bytes([content[position] ^ 1 << int(random.integers(8))]))
+    return time.monotonic()
+
+
+def _kill_while_full(settings: Settings) -> float:
+    """A worker's death frees the space that it had reserved, and only that."""
+    with full(settings.home):
+        time.sleep(FAULT_SECONDS / 2)
+        _kill(settings, "service", workers)
+        time.sleep(FAULT_SECONDS / 2)
+    return time.monotonic()
 
 
 def _kill(settings: Settings, name: str, which: Callable[[psutil.Process], list[psutil.Process]]) -> float:
@@ -237,14 +285,14 @@ def _during(fault: AbstractContextManager[None]) -> float:
     return time.monotonic()
 
 
-def _measure(settings: Settings, name: str, fault: Callable[[], float], allowed: int | None, images: Images) -> Outcome:
+def _measure(settings: Settings, fault: Fault, images: Images) -> Outcome:
     with Load(settings.service_url, images) as load:
         time.sleep(CALM_SECONDS)
-        ended = fault()
+        ended = fault.cause()
         _wait(lambda: _is_recovered(settings))
         seconds = time.monotonic() - ended
         time.sleep(CALM_SECONDS)
-    return Outcome(name, load, len(load.lost()), seconds, allowed)
+    return Outcome(fault.name, load, len(load.lost()), seconds, fault.allowed, fault.allowed_losses)
 
 
 def _is_recovered(settings: Settings) -> bool:

@@ -81,7 +81,7 @@ def test_answers_go_on_and_none_is_lost(
     folder, is_small = home
     if fault == "disk full" and not is_small:
         pytest.skip("only root can mount a small disk, and only on Linux")
-    wrong = faults.full(folder) if fault == "disk full" else faults.locked(folder / "digits.db")
+    wrong = faults.full(folder) if fault == "disk full" else faults.locked(f"sqlite:///{folder}/digits.db")
     with Load(str(service.client.base_url), sample.images) as load:
         wait_for_answers(load, 30)
         with wrong:
