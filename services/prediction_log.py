@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 
 from bentoml.exceptions import NotFound, ServiceUnavailable
 from sqlalchemy import Engine, Row
+from sqlalchemy.exc import SQLAlchemyError
 
 from digits.errors import first_line
 from digits.storage import database, predictions, request_counts
+from digits.storage.database import DatabaseUnavailable
 from digits.storage.predictions import PredictionBatch, UnknownPrediction
 from services import write_ahead_log
 from services.request_counter import RequestCounter
@@ -145,8 +147,10 @@ class PredictionLog:
                 self.problem = None
             # Whatever it is, the next pass may succeed, and a thread that ended would lose all that follows.
             except Exception as error:
-                self.problem = f"predictions are not written to the database: {first_line(error)}"
-                log.exception("the prediction log failed; it tries again")
+                problem = f"predictions are not written to the database: {first_line(error)}"
+                if problem != self.problem:
+                    log.exception("%s", problem)
+                self.problem = problem
         self._wal.seal()
         self._wal.close()
         if self._engine is not None:
@@ -169,12 +173,12 @@ class PredictionLog:
     def _store(self, new: list[Path]) -> None:
         """Write the new segments and those of the past to the database; leave them where it is unreachable."""
         try:
-            if self._engine is None:
-                self._engine = database.connect(self._url, busy_seconds=2)
-            self._store_segments(self._engine, new)
-            self._store_counts(self._engine)
-            self._delete_expired(self._engine)
-        except database.ERRORS as error:
+            engine = self._connected()
+            self._store_segments(engine, new)
+            self._store_counts(engine)
+            self._delete_expired(engine)
+        # Not OSError: a file of the log that cannot be read says nothing of the database.
+        except (SQLAlchemyError, DatabaseUnavailable) as error:
             if self._retry_at == 0:
                 reason = first_line(error)
                 log.warning("the database is unreachable (%s); predictions are kept in %s", reason, self.spool)
@@ -183,6 +187,11 @@ class PredictionLog:
         if self._retry_at:
             log.info("the database is reachable again; the predictions in %s are written to it", self.spool)
             self._retry_at = 0.0
+
+    def _connected(self) -> Engine:
+        if self._engine is None:
+            self._engine = database.connect(self._url, busy_seconds=2)
+        return self._engine
 
     def _store_segments(self, engine: Engine, new: list[Path]) -> None:
         """Store the new segments, then older ones for a while, because new predictions do not wait for the end of a long recovery.

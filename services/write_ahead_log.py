@@ -138,7 +138,7 @@ class Contents(NamedTuple):
 
 def segments(folder: Path, *suffixes: str) -> list[Path]:
     """The segments with these suffixes, the oldest first."""
-    return sorted(path for suffix in suffixes for path in folder.glob(f"*{suffix}"))
+    return sorted(path for suffix in suffixes for path in folder.glob(f"*{suffix}") if path.is_file())
 
 
 def read(paths: Iterable[Path]) -> Iterator[tuple[Path, Contents]]:

@@ -190,3 +190,11 @@ def test_two_processes_do_not_recover_the_same_segment(tmp_path: Path) -> None:
     assert [batch.ids for batch in contents.batches] == [ids] and recovered(tmp_path) == []
     path.unlink()
     assert list(first) == [] and recovered(tmp_path) == []
+
+
+def test_a_folder_is_no_segment(tmp_path: Path) -> None:
+    (tmp_path / "0.sealed").mkdir()
+    living = WriteAheadLog(tmp_path)
+    assert living.append(ONE)
+    living.seal()
+    assert recovered(tmp_path) == ONE.ids

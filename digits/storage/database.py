@@ -65,7 +65,11 @@ def connect(url: str, busy_seconds: float = 30) -> Engine:
     `busy_seconds` is how long a writer waits for the lock of another one. Raises ValueError for the URL of another kind of
     database, DatabaseUnavailable.
     """
-    engine = make_engine(url, busy_seconds)
+    try:
+        engine = make_engine(url, busy_seconds)
+    except OSError as error:
+        reason = f"the folder of the database cannot be created: {first_line(error)}"
+        raise DatabaseUnavailable(f"{reason}; set DIGITS_DATABASE_URL or DIGITS_HOME") from error
     try:
         with engine.connect() as connection:
             current = _revision(connection)
