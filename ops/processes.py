@@ -143,6 +143,13 @@ def prefect_login(settings: Settings) -> str | None:
     return own
 
 
+def generate_prefect_login(settings: Settings) -> None:
+    """Store a new login for this DIGITS_HOME, readable by its user only."""
+    with files.replacing(settings.prefect_login_path) as part:
+        part.touch(0o600)
+        part.write_text(f"digits:{secrets.token_urlsafe(32)}")
+
+
 @contextmanager
 def only_one(settings: Settings) -> Iterator[None]:
     """Hold the lock of this DIGITS_HOME; raises RuntimeError if another process holds it. The kernel releases it when a holder dies."""
@@ -306,9 +313,7 @@ def _configure(settings: Settings, wanted: list[Process]) -> Path:
     for folder in (*(settings.home / name for name in folders), settings.inbox, settings.workspace):
         folder.mkdir(parents=True, exist_ok=True)
     if not settings.prefect_login_path.exists():
-        with files.replacing(settings.prefect_login_path) as part:
-            part.touch(0o600)
-            part.write_text(f"digits:{secrets.token_urlsafe(32)}")
+        generate_prefect_login(settings)
     (url,) = _supervisor(settings).values()
     config = configparser.RawConfigParser()
     config["unix_http_server"] = {"file": url.removeprefix("unix://")}
