@@ -131,11 +131,15 @@ class Platform:
         found = self._prefect("artifacts/filter", wanted)
         return str(found[0]["data"]) if found else "nothing"
 
+    @property
+    def prefect_login(self) -> str:
+        """`user:password`, as `digits up` generated it."""
+        return (self.home / "prefect" / "login").read_text()
+
     def _prefect(self, route: str, wanted: dict[str, Any]) -> list[dict[str, Any]]:
         """What Prefect's API finds."""
         url = f"http://127.0.0.1:{self.environment['DIGITS_PREFECT_PORT']}/api/{route}"
-        login = Path(self.environment["DIGITS_HOME"], "prefect", "login").read_text()
-        response = httpx.post(url, json=wanted, auth=httpx.BasicAuth(*login.split(":")), timeout=30)
+        response = httpx.post(url, json=wanted, auth=httpx.BasicAuth(*self.prefect_login.split(":")), timeout=30)
         found: list[dict[str, Any]] = response.raise_for_status().json()
         return found
 
