@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -85,10 +86,11 @@ class Platform:
         """Processes that still run with this DIGITS_HOME."""
         return [found for process in psutil.process_iter() if (found := self._look(process, _command_line))]
 
-    def listening(self) -> set[Any]:
-        """The TCP addresses that these processes listen on."""
-        found = [self._look(process, psutil.Process.net_connections) or [] for process in psutil.process_iter()]
-        return {one.laddr for connections in found for one in connections if one.status == psutil.CONN_LISTEN}
+    def listening(self) -> dict[tuple[str, int], str]:
+        """The TCP addresses that these processes listen on, with the command line of one that does."""
+        found = [(process, self._look(process, psutil.Process.net_connections)) for process in psutil.process_iter()]
+        open_sockets = ((one, process) for process, connections in found for one in connections or [])
+        return {one.laddr: _command_line(process) for one, process in open_sockets if one.status == psutil.CONN_LISTEN}
 
     def _look(self, process: psutil.Process, look: Callable[[psutil.Process], Any]) -> Any:
         """What `look` finds of a process with this DIGITS_HOME; None for others and for one that ends meanwhile."""
@@ -140,8 +142,16 @@ def test_prefect_answers_only_with_the_password_of_the_table(platform: Platform)
     assert post(flows, json={}, auth=httpx.BasicAuth(*login.split(":"))).json() > 0
 
 
-def test_only_the_four_ports_and_unix_sockets_listen(platform: Platform) -> None:
-    assert platform.listening() == {("127.0.0.1", int(port)) for port in platform.ports.values()}
+def test_only_the_four_ports_listen_and_a_port_that_answers_runs_only(platform: Platform) -> None:
+    listening, ports = platform.listening(), {("127.0.0.1", int(port)) for port in platform.ports.values()}
+    assert ports <= set(listening)
+    # Prefect's worker tells its runs over a port of the loopback to stop; it knows each by a token of 128 random bits.
+    (control,) = set(listening) - ports
+    assert control[0] == "127.0.0.1" and "prefect worker start" in listening[control]
+    with socket.create_connection(control, timeout=60) as stranger:
+        stranger.sendall(b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+        with suppress(ConnectionResetError):
+            assert stranger.recv(100) == b""
 
 
 def test_state_is_for_its_user_only(platform: Platform) -> None:
