@@ -101,7 +101,6 @@ def environment(settings: Settings) -> dict[str, str]:
     """This process's environment variables, with those that the platform's processes need."""
     login = prefect_login(settings)
     return {
-        **_browser_limits(settings),
         **os.environ,
         **ENVIRONMENT,
         "DIGITS_HOME": str(settings.home),
@@ -111,8 +110,15 @@ def environment(settings: Settings) -> dict[str, str]:
         "PREFECT_API_URL": settings.prefect_api_url,
         "PREFECT_HOME": str(settings.home / "prefect"),
         "BENTOML_HOME": str(settings.home / "bentoml"),
-        **({"PREFECT_API_AUTH_STRING": login, "PREFECT_SERVER_API_AUTH_STRING": login} if login else {}),
+        **({"PREFECT_API_AUTH_STRING": login} if login else {}),
     }
+
+
+def server_environment(settings: Settings) -> dict[str, str]:
+    """The same with what MLflow's and Prefect's servers need; variables that are set already keep their values."""
+    login = prefect_login(settings)
+    access = {"PREFECT_SERVER_API_AUTH_STRING": login} if login else {}
+    return {**_browser_limits(settings), **environment(settings), **access}
 
 
 def _browser_limits(settings: Settings) -> dict[str, str]:
@@ -187,7 +193,7 @@ def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     with log_path(settings, "supervisor").open("ab") as output:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(configuration)],
-            env=environment(settings) | _supervisor(settings) | SUPERVISORD,
+            env=server_environment(settings) | _supervisor(settings) | SUPERVISORD,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=output,

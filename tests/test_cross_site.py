@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -90,8 +91,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     with ExitStack() as running:
         for process in processes.processes(settings):
             if process.name in CREATE:
-                ready = lambda url=process.health: harness.answers(url)  # noqa: E731
-                log, environment = home / f"{process.name}.log", processes.environment(settings)
+                ready, log = partial(harness.answers, process.health), home / f"{process.name}.log"
+                environment = processes.server_environment(settings)
                 running.enter_context(harness.running(process.command, log, ready, environment))
         yield settings
 

@@ -31,7 +31,7 @@ def settings_of(home: Path, **changes: Any) -> Settings:
 
 
 def logins(settings: Settings) -> set[str | None]:
-    environment = processes.environment(settings)
+    environment = processes.server_environment(settings)
     return {environment.get(name) for name in LOGINS}
 
 
@@ -56,8 +56,15 @@ def test_a_server_elsewhere_does_not_get_the_login(tmp_path: Path) -> None:
     assert logins(settings_of(tmp_path, prefect_api_url="http://127.0.0.1:4201/api")) == {None}
 
 
+def test_commands_and_flows_get_the_login_and_nothing_of_the_servers(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    environment = processes.environment(settings)
+    assert environment["PREFECT_API_AUTH_STRING"] == processes.prefect_login(settings)
+    assert not {*LIMITS, "PREFECT_SERVER_API_AUTH_STRING"} & set(environment)
+
+
 def test_browsers_reach_the_servers_under_the_names_of_this_machine_only(tmp_path: Path) -> None:
-    environment = processes.environment(settings_of(tmp_path, mlflow_public_url="https://mlflow.example.org"))
+    environment = processes.server_environment(settings_of(tmp_path, mlflow_public_url="https://mlflow.example.org"))
     assert environment["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",") == [
         "127.0.0.1:5000",
         "localhost:5000",
@@ -75,12 +82,12 @@ def test_browsers_reach_the_servers_under_the_names_of_this_machine_only(tmp_pat
 def test_names_and_origins_of_the_user_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LIMITS:
         monkeypatch.setenv(name, "chosen.example")
-    environment = processes.environment(settings_of(tmp_path))
+    environment = processes.server_environment(settings_of(tmp_path))
     assert {environment[name] for name in LIMITS} == {"chosen.example"}
 
 
 def test_without_authentication_on_a_public_address_every_name_is_allowed(tmp_path: Path) -> None:
-    environment = processes.environment(settings_of(tmp_path, host="0.0.0.0", auth="off"))
+    environment = processes.server_environment(settings_of(tmp_path, host="0.0.0.0", auth="off"))
     assert not set(LIMITS) & set(environment)
 
 
