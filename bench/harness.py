@@ -80,7 +80,7 @@ def _of_platform(
     (settings.home / "bentoml").mkdir(exist_ok=True)
     (settings.home / "mlflow" / "artifacts").mkdir(parents=True, exist_ok=True)
     wanted = next(process for process in processes.processes(settings) if process.name == name)
-    environment = {**processes.environment(settings), **more}
+    environment = {**processes.server_environment(settings), **more}
     with running(wanted.command, settings.home / f"{name}.log", lambda: is_ready(wanted), environment) as process:
         yield process
 

@@ -128,9 +128,20 @@ class Platform:
     def gate_message(self) -> str:
         """The latest message of the gate, from Prefect's artifacts."""
         wanted = {"artifacts": {"key": {"any_": ["gate"]}}, "sort": "CREATED_DESC", "limit": 1}
-        prefect = f"http://127.0.0.1:{self.environment['DIGITS_PREFECT_PORT']}/api"
-        found = httpx.post(f"{prefect}/artifacts/filter", json=wanted, timeout=30).json()
+        found = self._prefect("artifacts/filter", wanted)
         return str(found[0]["data"]) if found else "nothing"
+
+    @property
+    def prefect_login(self) -> str:
+        """`user:password`, as `digits up` generated it."""
+        return (self.home / "prefect" / "login").read_text()
+
+    def _prefect(self, route: str, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+        """What Prefect's API finds."""
+        url = f"http://127.0.0.1:{self.environment['DIGITS_PREFECT_PORT']}/api/{route}"
+        response = httpx.post(url, json=wanted, auth=httpx.BasicAuth(*self.prefect_login.split(":")), timeout=30)
+        found: list[dict[str, Any]] = response.raise_for_status().json()
+        return found
 
     def wait(self, what: str, condition: Callable[[], Any], seconds: float = 600) -> None:
         """Raises Failed when the condition does not hold within so many seconds."""
@@ -146,8 +157,7 @@ class Platform:
     def retrainings(self) -> list[dict[str, Any]]:
         """The retrainings that events started, as Prefect returns them."""
         wanted = {"flows": {"name": {"any_": ["retrain"]}}}
-        prefect = f"http://127.0.0.1:{self.environment['DIGITS_PREFECT_PORT']}/api"
-        runs = httpx.post(f"{prefect}/flow_runs/filter", json=wanted, timeout=30).json()
+        runs = self._prefect("flow_runs/filter", wanted)
         return [run for run in runs if run["parameters"].get("cooldown")]
 
     def wait_for_retraining(self, number: int) -> None:

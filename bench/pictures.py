@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import httpx
 import numpy as np
-from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService, Keys
 from selenium.webdriver.common.by import By
 
 from bench import harness, loop
@@ -93,6 +93,9 @@ def photograph_platform(recipe: str) -> None:
             ):
                 with page(url, 1300, height, 1, "light") as browser:
                     time.sleep(8)
+                    if name == "prefect":
+                        browser.find_element(By.TAG_NAME, "input").send_keys(platform.prefect_login, Keys.ENTER)
+                        time.sleep(8)
                     if button:
                         found = browser.find_element(By.XPATH, f"//button[@aria-label='{button}' or .='{button}']")
                         browser.execute_script("arguments[0].click()", found)

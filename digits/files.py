@@ -1,11 +1,53 @@
-"""Atomic writes: a file or folder appears under its name complete, or not at all."""
+"""Atomic writes: a file or folder appears under its name complete, or not at all; and the permissions of state."""
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from socket import gethostname
+from stat import S_IMODE
 from uuid import uuid4
+
+
+@contextmanager
+def unfinished(target: Path) -> Iterator[Path]:
+    """A path beside `target` for a file or folder that the block creates; what is there at the end is removed."""
+    part = target.with_name(f".{target.name}-{gethostname()}-{os.getpid()}-{uuid4().hex}.tmp")
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def remove_abandoned(paths: Iterable[Path]) -> None:
+    """Remove those of the paths that `unfinished` gave to processes of this machine that have been killed."""
+    pattern = re.compile(rf".+-{re.escape(gethostname())}-(\d+)-[0-9a-f]{{32}}\.tmp")
+    for path in list(paths):
+        found = pattern.fullmatch(path.name)
+        if found and not _is_alive(int(found[1])):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def make_private(folder: Path) -> None:
+    """Take the permissions of group and others from a folder and all that is in it and belongs to this user."""
+    for path in [folder, *folder.rglob("*")]:
+        # A temporary file may be gone by now.
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            if status.st_uid == os.geteuid() and S_IMODE(status.st_mode) & 0o077 and not path.is_symlink():
+                path.chmod(S_IMODE(status.st_mode) & 0o700)
 
 
 @contextmanager
@@ -14,8 +56,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
     What was created is flushed to disk before it is renamed. Where the block raises or creates nothing, `target` stays as it is.
     """
-    part = target.with_name(f".{target.name}-{uuid4().hex}.tmp")
-    try:
+    with unfinished(target) as part:
         yield part
         if part.exists():
             for path in part.iterdir() if part.is_dir() else [part]:
@@ -24,8 +65,6 @@ def replacing(target: Path) -> Iterator[Path]:
             if target.is_dir():
                 shutil.rmtree(target)
             part.replace(target)
-    finally:
-        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def write_atomically(target: Path, content: bytes) -> None:

@@ -54,9 +54,9 @@ def _private_host(values: dict[str, Any]) -> str:
     return values["host"] if values["auth"] == "off" else "127.0.0.1"
 
 
-def _alias(name: str) -> AliasChoices:
-    """The name that other tools use for the same setting, then ours, then the field."""
-    return AliasChoices(name, f"DIGITS_{name}", name.lower())
+def _alias(name: str, *others: str) -> AliasChoices:
+    """The names that other tools use for the same setting, then ours, then the field."""
+    return AliasChoices(name, *others, f"DIGITS_{name}", name.lower())
 
 
 class Settings(BaseSettings):
@@ -114,6 +114,12 @@ class Settings(BaseSettings):
         validation_alias=_alias("PREFECT_API_URL"),
         description="URL of the Prefect API.",
     )
+    prefect_api_auth_string: str | None = Field(
+        None,
+        validation_alias=_alias("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"),
+        repr=False,
+        description="Login of the Prefect API, `user:password`; by default the one that `digits up` generates for its server.",
+    )
     dask_address: str | None = Field(None, description="Dask scheduler, `tcp://host:8786`; by default a local cluster.")
     work_pool: str = Field("digits", min_length=1, description="Prefect work pool that runs the flows.")
     work_pool_type: Literal["process", "docker", "kubernetes"] = Field(
@@ -155,8 +161,13 @@ class Settings(BaseSettings):
 
     @property
     def private_host(self) -> str:
-        """Address that MLflow, Prefect and the Evidently UI, which have no authentication, bind to."""
+        """Address that MLflow, Prefect and the Evidently UI bind to."""
         return _private_host(vars(self))
+
+    @property
+    def prefect_login_path(self) -> Path:
+        """The login that `digits up` generates for its Prefect server, `user:password`."""
+        return self.home / "prefect" / "login"
 
     @property
     def service_url(self) -> str:

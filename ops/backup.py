@@ -13,11 +13,10 @@ import tarfile
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from digits.files import replacing, write_atomically
+from digits.files import remove_abandoned, replacing, unfinished, write_atomically
 from digits.settings import Settings
 from ops import processes
 
@@ -37,7 +36,8 @@ def back_up(settings: Settings, target: Path) -> str:
 
     What refers to something is copied before it: predictions move from the write-ahead log into the database, which names versions
     of MLflow, which name artifacts and data sets, and these never change. So all that a copy refers to is in a later copy.
-    Returns a summary. Raises ValueError when the target exists or there is nothing to copy.
+    Returns a summary. Raises ValueError when the target exists or there is nothing to copy. What killed backups left beside the
+    target is removed.
     """
     target = target.expanduser().absolute()
     if target.exists():
@@ -47,28 +47,37 @@ def back_up(settings: Settings, target: Path) -> str:
     if target.is_relative_to(settings.home):
         raise ValueError(f"{target} is inside {settings.home}, the folder to back up; give a path outside it")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{target.name}.", suffix=".partial", dir=target.parent) as partial:
-        folder = Path(partial)
-        _copy_folder(settings.spool, folder / "spool")
-        path = _sqlite_path(settings.database_url)
-        if path is None:
-            _postgres("pg_dump", settings, "--format=custom", "--no-owner", f"--file={folder / DIGITS_DUMP}")
-        else:
-            _copy_sqlite(path, folder / DIGITS_DB)
-        for name in OTHER_DBS:
-            _copy_sqlite(settings.home / name, folder / name)
-        _copy_folder(settings.inbox, folder / INBOX)
-        for name in FOLDERS:
-            _copy_folder(settings.home / name, folder / name)
-        files = _describe(folder)
-        manifest = {"format": FORMAT, "taken_at": datetime.now(UTC).isoformat(), "files": files}
-        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    remove_abandoned(target.parent.glob(".*.tmp"))
+    with unfinished(target) as folder:
+        folder.mkdir(0o700)
+        files = _copy(settings, folder)
         if target.suffix == ".tar":
-            with replacing(target) as packed, tarfile.open(packed, "w") as archive:
-                archive.add(folder, arcname="")
+            with replacing(target) as packed:
+                packed.touch(0o600)
+                with tarfile.open(packed, "w") as archive:
+                    archive.add(folder, arcname="")
         else:
             folder.rename(target)
     return _summary(settings, files)
+
+
+def _copy(settings: Settings, folder: Path) -> Files:
+    """Copy all state into an empty folder and describe it in a manifest; returns the files."""
+    _copy_folder(settings.spool, folder / "spool")
+    path = _sqlite_path(settings.database_url)
+    if path is None:
+        _postgres("pg_dump", settings, "--format=custom", "--no-owner", f"--file={folder / DIGITS_DUMP}")
+    else:
+        _copy_sqlite(path, folder / DIGITS_DB)
+    for name in OTHER_DBS:
+        _copy_sqlite(settings.home / name, folder / name)
+    _copy_folder(settings.inbox, folder / INBOX)
+    for name in FOLDERS:
+        _copy_folder(settings.home / name, folder / name)
+    files = _describe(folder)
+    manifest = {"format": FORMAT, "taken_at": datetime.now(UTC).isoformat(), "files": files}
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    return files
 
 
 def restore(settings: Settings, source: Path) -> str:
@@ -76,25 +85,26 @@ def restore(settings: Settings, source: Path) -> str:
 
     Raises ValueError when the backup is damaged or incomplete, or when it would replace something; then nothing has changed.
     """
-    for path, name in ((settings.home, "DIGITS_HOME"), (settings.inbox, "DIGITS_INBOX")):
-        if path.exists() and any(path.iterdir()):
-            raise ValueError(f"{path} is not empty; move it away, or set {name} to an empty folder")
-    if not source.exists():
-        raise ValueError(f"there is no backup {source}; give a folder or a .tar that `digits backup` wrote")
-    settings.home.mkdir(parents=True, exist_ok=True)
-    # On the disk of DIGITS_HOME, so that renaming moves the files.
-    staging = settings.home / ".restoring"
-    try:
-        _unpack(source.expanduser(), staging)
-        files = _check(staging)
-        _restore_digits_database(settings, staging)
-        if (staging / INBOX).exists():
-            shutil.copytree(staging / INBOX, settings.inbox, dirs_exist_ok=True)
-        for path in staging.iterdir():
-            if path.name not in (MANIFEST, INBOX, DIGITS_DUMP):
-                path.rename(settings.home / path.name)
-    finally:
+    with processes.only_one(settings):
+        # On the disk of DIGITS_HOME, so that renaming moves the files. What is there was left by a restore that was killed.
+        staging = settings.home / ".restoring"
         shutil.rmtree(staging, ignore_errors=True)
+        for path, name in ((settings.home, "DIGITS_HOME"), (settings.inbox, "DIGITS_INBOX")):
+            if path.exists() and any(path.iterdir()):
+                raise ValueError(f"{path} is not empty; move it away, or set {name} to an empty folder")
+        if not source.exists():
+            raise ValueError(f"there is no backup {source}; give a folder or a .tar that `digits backup` wrote")
+        try:
+            _unpack(source.expanduser(), staging)
+            files = _check(staging)
+            _restore_digits_database(settings, staging)
+            if (staging / INBOX).exists():
+                shutil.copytree(staging / INBOX, settings.inbox, dirs_exist_ok=True)
+            for path in staging.iterdir():
+                if path.name not in (MANIFEST, INBOX, DIGITS_DUMP):
+                    path.rename(settings.home / path.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     return _summary(settings, files)
 
 

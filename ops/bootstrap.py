@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from digits.data import datasets, sources
@@ -35,7 +35,7 @@ def up(settings: Settings) -> None:
     if processes.process_info(settings):
         print_status(settings)
         raise RuntimeError(f"the platform already runs on {settings.home}; stop it with `digits down`")
-    with suppress(KeyboardInterrupt), processes.running(settings) as supervisor:
+    with suppress(KeyboardInterrupt), processes.only_one(settings), processes.running(settings) as supervisor:
         _start(supervisor, settings)
         if supervisor.wait():
             raise RuntimeError(f"Supervisor has failed; read {processes.log_path(settings, 'supervisor')}")
@@ -101,14 +101,18 @@ def _first_source(settings: Settings) -> str | None:
 
 
 def print_status(settings: Settings) -> bool:
-    """Print the address and state of each process and the serving version; returns whether all processes are healthy."""
-    rows = []
+    """Print the address and state of each process, Prefect's password and the serving version; returns whether all processes are healthy."""
+    rows: list[tuple[RenderableType, ...]] = []
+    healthy = True
     for process in processes.processes(settings):
         state = "up" if processes.is_healthy(settings, process) else processes.state(settings, process.name).lower()
+        healthy &= state == "up"
         address = process.url + PAGES.get(process.name, "")
         rows.append((process.description, address, Text(state, "green" if state == "up" else "red")))
+        if process.name == "prefect" and (login := processes.prefect_login(settings)):
+            rows.append(("  password to paste there", login))
     print_table((), [*rows, ("serving version", *_serving_version(settings))])
-    return all(state.plain == "up" for *_, state in rows)
+    return healthy
 
 
 def _serving_version(settings: Settings) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import errno
 import gc
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -39,6 +40,8 @@ app.add_typer(evaluations.app, name="evaluations")
 
 def main() -> None:
     """Run a command; an error ends it with one sentence on standard error and a non-zero exit code."""
+    # Images, labels and passwords are for this user only.
+    os.umask(0o077)
     log = logging.getLogger("digits")
     log.setLevel(logging.INFO)
     # Not the root logger, because Prefect's log lines go to its server.

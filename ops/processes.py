@@ -5,8 +5,10 @@ It runs each server as `python -m ops.processes URL NAME COMMAND …`, which end
 
 import configparser
 import errno
+import fcntl
 import hashlib
 import os
+import secrets
 import shlex
 import shutil
 import socket
@@ -25,6 +27,7 @@ import httpx
 import psutil
 from supervisor.childutils import getRPCInterface
 
+from digits import files
 from digits.settings import Settings, local_url
 
 # The slowest start measured, on two cores with a load of 18, took 168 s.
@@ -82,12 +85,11 @@ def processes(settings: Settings) -> list[Process]:
 
     mlflow = [*python, "mlflow", "server", "--workers", "1"]
     prefect = [*python, "prefect", "server", "start"]
-    reports = [str(Path(sys.executable).with_name("evidently")), "ui", "--workspace", str(settings.workspace)]
     started = [
         server("mlflow", "MLflow: runs and versions", "/health", mlflow),
         server("prefect", "Prefect: flows and schedules", "/api/health", prefect),
         server("service", "endpoint and drawing page", "/livez", [*python, "services"]),
-        server("reports", "Evidently: drift reports", "/", reports),
+        server("reports", "Evidently: drift reports", "/", [*python, "monitoring.evidently_ui"]),
         Process("flows", "scheduled flows", [*python, "flows.deployments"]),
     ]
     urls = {"mlflow": httpx.URL(settings.mlflow_tracking_uri), "prefect": httpx.URL(settings.prefect_api_url)}
@@ -97,6 +99,7 @@ def processes(settings: Settings) -> list[Process]:
 
 def environment(settings: Settings) -> dict[str, str]:
     """This process's environment variables, with those that the platform's processes need."""
+    login = prefect_login(settings)
     return {
         **os.environ,
         **ENVIRONMENT,
@@ -107,7 +110,66 @@ def environment(settings: Settings) -> dict[str, str]:
         "PREFECT_API_URL": settings.prefect_api_url,
         "PREFECT_HOME": str(settings.home / "prefect"),
         "BENTOML_HOME": str(settings.home / "bentoml"),
+        **({"PREFECT_API_AUTH_STRING": login} if login else {}),
     }
+
+
+def server_environment(settings: Settings) -> dict[str, str]:
+    """The same with what MLflow's and Prefect's servers need; variables that are set already keep their values."""
+    login = prefect_login(settings)
+    access = {"PREFECT_SERVER_API_AUTH_STRING": login} if login else {}
+    return {**_browser_limits(settings), **environment(settings), **access}
+
+
+def _browser_limits(settings: Settings) -> dict[str, str]:
+    """The names and origins under which browsers may use MLflow and Prefect; nothing where DIGITS_AUTH is off on a public address.
+
+    MLflow's own default also accepts names like 10.example.org, which a web page can point to this machine.
+    """
+    if settings.is_public and settings.auth == "off":
+        return {}
+    names = ("127.0.0.1", "localhost", "[::1]")
+    local = [local_url(settings.private_host, 0).removeprefix("http://").removesuffix(":0"), *names]
+    public = httpx.URL(settings.mlflow_public_url)
+    hosts = dict.fromkeys([*(f"{name}:{settings.mlflow_port}" for name in local), public.netloc.decode()])
+    # Prefect's page under the name localhost calls the API under the address.
+    origins = dict.fromkeys(f"http://{name}:{settings.prefect_port}" for name in local)
+    return {
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"{public.scheme}://{public.netloc.decode()}",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins),
+    }
+
+
+def prefect_login(settings: Settings) -> str | None:
+    """`user:password` for the Prefect API: that of the settings, or what `digits up` has generated for its own server."""
+    own, path = settings.prefect_api_auth_string, settings.prefect_login_path
+    if own is None and path.exists() and "prefect" in {process.name for process in processes(settings)}:
+        return path.read_text()
+    return own
+
+
+def generate_prefect_login(settings: Settings) -> None:
+    """Store a new login for this DIGITS_HOME, readable by its user only."""
+    with files.replacing(settings.prefect_login_path) as part:
+        part.touch(0o600)
+        part.write_text(f"digits:{secrets.token_urlsafe(32)}")
+
+
+@contextmanager
+def only_one(settings: Settings) -> Iterator[None]:
+    """Hold the lock of this DIGITS_HOME; raises RuntimeError if another process holds it. The kernel releases it when a holder dies."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    folder = os.open(settings.home, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise RuntimeError(
+            f"another `digits up` or `digits restore` is at work on {settings.home}; wait until it has finished"
+        ) from None
+    finally:
+        os.close(folder)
 
 
 @contextmanager
@@ -120,6 +182,8 @@ def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
         raise ValueError(f"DIGITS_HOME is {str(settings.home)!r}; choose a path without %, ; and # for Supervisor")
     # What a Supervisor that was killed has left behind.
     stop(settings)
+    files.remove_abandoned(settings.home.rglob(".*.tmp"))
+    files.make_private(settings.home)
     wanted = processes(settings)
     _check_ports(wanted)
     configuration = _configure(settings, wanted)
@@ -129,11 +193,12 @@ def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     with log_path(settings, "supervisor").open("ab") as output:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(configuration)],
-            env=environment(settings) | _supervisor(settings) | SUPERVISORD,
+            env=server_environment(settings) | _supervisor(settings) | SUPERVISORD,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=output,
             start_new_session=True,
+            umask=0o077,
         )
     try:
         yield supervisor
@@ -168,15 +233,17 @@ def is_healthy(settings: Settings, process: Process) -> bool:
         return get(process.health).is_success
     if state(settings, process.name) != "RUNNING":
         return False
-    pool = get(f"{settings.prefect_api_url}/work_pools/{settings.work_pool}")
-    # Only Prefect's own client has the password of a protected server.
+    login = prefect_login(settings)
+    auth = httpx.BasicAuth(*login.split(":", 1)) if login else None
+    pool = get(f"{settings.prefect_api_url}/work_pools/{settings.work_pool}", auth=auth)
+    # Only Prefect's own client has the key of Prefect Cloud.
     return pool.status_code in (401, 403) or (pool.is_success and pool.json()["status"] == "READY")
 
 
-def get(url: str, timeout_seconds: float = 10) -> httpx.Response:
+def get(url: str, timeout_seconds: float = 10, auth: httpx.Auth | None = None) -> httpx.Response:
     """The response of a server, or 503 where it does not answer."""
     with suppress(httpx.HTTPError):
-        return httpx.get(url, timeout=timeout_seconds)
+        return httpx.get(url, timeout=timeout_seconds, auth=auth)
     return httpx.Response(503)
 
 
@@ -247,10 +314,12 @@ def _check_ports(wanted: list[Process]) -> None:
 
 
 def _configure(settings: Settings, wanted: list[Process]) -> Path:
-    """Write Supervisor's configuration (https://supervisord.org/configuration.html) and create the folders."""
+    """Write Supervisor's configuration (https://supervisord.org/configuration.html), the folders and Prefect's login."""
     folders = ("run", "logs", "mlflow/artifacts", "prefect", "bentoml")
     for folder in (*(settings.home / name for name in folders), settings.inbox, settings.workspace):
         folder.mkdir(parents=True, exist_ok=True)
+    if not settings.prefect_login_path.exists():
+        generate_prefect_login(settings)
     (url,) = _supervisor(settings).values()
     config = configparser.RawConfigParser()
     config["unix_http_server"] = {"file": url.removeprefix("unix://")}

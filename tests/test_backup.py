@@ -1,7 +1,9 @@
 """Backup and restore: a consistent copy while others write, and nothing but a whole one is ever put in place."""
 
+import os
 import re
 import shutil
+import signal
 import sqlite3
 import tarfile
 import threading
@@ -216,6 +218,33 @@ def test_a_disk_that_fills_up_leaves_no_half_backup(
     with pytest.raises(OSError, match="No space left"):
         backup.back_up(settings, target)
     assert list(target.parent.iterdir()) == []
+
+
+def test_a_killed_backup_leaves_nothing_after_the_next_one(settings: Settings, tmp_path: Path) -> None:
+    target = tmp_path / "far" / "backup.tar"
+    killed = os.fork()
+    if killed == 0:
+        backup._describe = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, func-returns-value]
+        backup.back_up(settings, target)
+    assert os.waitstatus_to_exitcode(os.waitpid(killed, 0)[1]) == -signal.SIGKILL
+    (left,) = target.parent.iterdir()
+    assert (left / "mlflow/artifacts/1/model.onnx").exists()
+    backup.back_up(settings, target)
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_killed_restore_is_not_in_the_way_of_the_next_one(settings: Settings, tmp_path: Path) -> None:
+    new = elsewhere(tmp_path)
+    backup.back_up(settings, tmp_path / "backup")
+    shutil.copytree(tmp_path / "backup" / "datasets", new.home / ".restoring" / "datasets")
+    backup.restore(new, tmp_path / "backup")
+    assert (new.home / "datasets/current").read_bytes() == b"f1" and not (new.home / ".restoring").exists()
+
+
+@pytest.mark.parametrize(("name", "mode"), [("backup", 0o700), ("backup.tar", 0o600)])
+def test_a_backup_is_readable_by_its_user_only(settings: Settings, tmp_path: Path, name: str, mode: int) -> None:
+    backup.back_up(settings, tmp_path / name)
+    assert (tmp_path / name).stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.postgres

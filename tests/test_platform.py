@@ -5,10 +5,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,11 @@ class Platform:
         self.prefect = f"http://127.0.0.1:{ports['DIGITS_PREFECT_PORT']}/api"
         self.ports = ports
 
+    @property
+    def prefect_login(self) -> httpx.BasicAuth:
+        """As `digits up` generated it."""
+        return httpx.BasicAuth(*(self.home / "prefect" / "login").read_text().split(":"))
+
     def start(self) -> str:
         """Start it and give what it printed up to the last line."""
         self.process = subprocess.Popen(
@@ -77,14 +84,22 @@ class Platform:
 
     def remaining_processes(self) -> list[str]:
         """Processes that still run with this DIGITS_HOME."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("DIGITS_HOME") == str(self.home):
-                    found.append(" ".join(process.cmdline()))
-            except psutil.Error:
-                continue
-        return found
+        return [found for process in psutil.process_iter() if (found := self._look(process, _command_line))]
+
+    def listening(self) -> dict[tuple[str, int], str]:
+        """The TCP addresses that these processes listen on, with the command line of one that does."""
+        found = [(process, self._look(process, psutil.Process.net_connections)) for process in psutil.process_iter()]
+        open_sockets = ((one, process) for process, connections in found for one in connections or [])
+        return {one.laddr: _command_line(process) for one, process in open_sockets if one.status == psutil.CONN_LISTEN}
+
+    def _look(self, process: psutil.Process, look: Callable[[psutil.Process], Any]) -> Any:
+        """What `look` finds of a process with this DIGITS_HOME; None for others and for one that ends meanwhile."""
+        with suppress(psutil.Error):
+            return look(process) if process.environ().get("DIGITS_HOME") == str(self.home) else None
+
+
+def _command_line(process: psutil.Process) -> str:
+    return " ".join(process.cmdline())
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +132,32 @@ def test_the_address_table_is_true(platform: Platform) -> None:
     for address in addresses:
         assert httpx.get(address, follow_redirects=True, timeout=30).status_code == 200
     assert platform.run("status").returncode == 0
+
+
+def test_prefect_answers_only_with_the_password_of_the_table(platform: Platform) -> None:
+    printed: str = platform.printed  # type: ignore[attr-defined]
+    (login,) = re.findall(r"password to paste there +(digits:\S+)", printed)
+    flows = f"{platform.prefect}/flows/count"
+    assert [post(flows, json={}, auth=auth).status_code for auth in (None, ("digits", "guess"))] == [401, 401]
+    assert post(flows, json={}, auth=httpx.BasicAuth(*login.split(":"))).json() > 0
+
+
+def test_only_the_four_ports_listen_and_a_port_that_answers_runs_only(platform: Platform) -> None:
+    listening, ports = platform.listening(), {("127.0.0.1", int(port)) for port in platform.ports.values()}
+    assert ports <= set(listening)
+    # Prefect's worker tells its runs over a port of the loopback to stop; it knows each by a token of 128 random bits.
+    (control,) = set(listening) - ports
+    assert control[0] == "127.0.0.1" and "prefect worker start" in listening[control]
+    with socket.create_connection(control, timeout=60) as stranger:
+        stranger.sendall(b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+        with suppress(ConnectionResetError):
+            assert stranger.recv(100) == b""
+
+
+def test_state_is_for_its_user_only(platform: Platform) -> None:
+    open_to_others = [path for path in [platform.home, *platform.home.rglob("*")] if path.lstat().st_mode & 0o077]
+    assert [path for path in open_to_others if not path.is_symlink()] == []
+    assert {"digits.db", "mlflow", "prefect", "logs", "spool", "run"} <= {path.name for path in platform.home.iterdir()}
 
 
 def test_a_second_up_says_that_it_runs_already(platform: Platform) -> None:
@@ -239,7 +280,7 @@ def test_promote_and_rollback_are_followed_by_the_service_and_recorded(platform:
 
 
 def test_the_schedules_are_in_prefect_and_a_deployment_runs(platform: Platform) -> None:
-    found = post(f"{platform.prefect}/deployments/filter", json={}).json()
+    found = post(f"{platform.prefect}/deployments/filter", json={}, auth=platform.prefect_login).json()
     schedules = {row["name"]: [one["schedule"]["cron"] for one in row["schedules"]] for row in found}
     assert schedules["daily"] == ["0 3 * * *"]
     assert schedules["hourly"] == ["0 * * * *"]
@@ -253,9 +294,10 @@ def test_the_schedules_are_in_prefect_and_a_deployment_runs(platform: Platform) 
 
 def _end_of_run(platform: Platform, deployment: str, deadline: float) -> dict[str, Any]:
     """The last state of a new run of this deployment."""
-    run = post(f"{platform.prefect}/deployments/{deployment}/create_flow_run", json={}).json()
+    login, runs = platform.prefect_login, f"{platform.prefect}/flow_runs"
+    run = post(f"{platform.prefect}/deployments/{deployment}/create_flow_run", json={}, auth=login).json()
     while True:
-        state: dict[str, Any] = get(f"{platform.prefect}/flow_runs/{run['id']}").json()["state"]
+        state: dict[str, Any] = get(f"{runs}/{run['id']}", auth=login).json()["state"]
         if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
             return state
         assert time.monotonic() < deadline, state
@@ -391,7 +433,7 @@ def _wait_for_slot(platform: Platform) -> None:
     """Until a retraining holds the only slot."""
     limit = f"{platform.prefect}/v2/concurrency_limits/digits-retrain"
     deadline = time.monotonic() + 120
-    while not get(limit).json().get("active_slots"):
+    while not get(limit, auth=platform.prefect_login).json().get("active_slots"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
 

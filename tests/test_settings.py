@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 SHARED = {
     "mlflow_tracking_uri": "MLFLOW_TRACKING_URI",
     "prefect_api_url": "PREFECT_API_URL",
+    "prefect_api_auth_string": "PREFECT_API_AUTH_STRING",
 }  # other tools read them too
 
 

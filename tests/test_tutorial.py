@@ -57,7 +57,8 @@ class Terminal:
     def retrained_by_event(self) -> bool:
         """Whether the retraining that the drift event started has ended."""
         url = f"http://127.0.0.1:{self.ports['PREFECT']}/api/flow_runs/filter"
-        runs = httpx.post(url, json={"flows": {"name": {"any_": ["retrain"]}}}, timeout=30).json()
+        login = httpx.BasicAuth(*(self.home / "prefect" / "login").read_text().split(":"))
+        runs = httpx.post(url, json={"flows": {"name": {"any_": ["retrain"]}}}, auth=login, timeout=30).json()
         started = [run for run in runs if run["parameters"].get("cooldown")]
         assert not [run for run in started if run["state_type"] in ("FAILED", "CRASHED")], started
         return bool(started) and all(run["end_time"] for run in started)

@@ -1,0 +1,195 @@
+"""A page of another site in a real Chromium, against Prefect, MLflow and the Evidently UI as `digits up` starts them.
+
+The page tries `fetch`, a form and DNS rebinding: its own name then points to 127.0.0.1, so that the browser takes the server for its origin.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+from conftest import find_free_port, get, post, wait_for
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
+from selenium.webdriver.common.by import By
+
+from bench import harness
+from digits.settings import Settings
+from ops import processes
+
+CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+# The browser finds both at 127.0.0.1. MLflow's own default takes the second for a private address.
+NAMES = ("evil.example", "10.evil.example")
+CREATE = {
+    "prefect": "/api/flows/",
+    "mlflow": "/api/2.0/mlflow/experiments/create",
+    "reports": "/api/projects",
+}
+READ = {
+    "prefect": "/api/admin/version",
+    "mlflow": "/api/2.0/mlflow/experiments/get?experiment_id=0",
+    "reports": "/api/projects",
+}
+# Evidently's projects need a description, and Prefect refuses fields that it does not know.
+SEND = """
+const [url, name, done] = arguments
+const more = url.includes('/projects') ? {description: ''} : {}
+const body = how => JSON.stringify({name: `${name}, ${how}`, ...more})
+const json = {'Content-Type': 'application/json'}
+const tries = [
+  {mode: 'no-cors', headers: {'Content-Type': 'text/plain'}, body: body('as text')},
+  {mode: 'no-cors', body: new Blob([body('without a type')])},
+  {headers: json, body: body('as JSON')},
+]
+Promise.all(tries.map(one => fetch(url, {method: 'POST', ...one}).then(() => 0, () => 0))).then(done)
+"""
+FORM = """
+const [url, name] = arguments
+const form = document.createElement('form'), input = document.createElement('input')
+Object.assign(form, {method: 'POST', enctype: 'text/plain', action: url})
+// The browser writes an equals sign between the two.
+Object.assign(input, {name: `{"description": "", "name": "${name}, by a form`, value: '"}'})
+form.append(input)
+document.body.append(form)
+form.submit()
+"""
+# A run in Prefect may bring its own command.
+RUN = """
+const [api, command, done] = arguments
+const post = (path, body) => fetch(api + path, {
+  method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify(body),
+}).then(response => response.json())
+post('/flows/', {name: 'evil run'})
+  .then(flow => post('/flow_runs/', {flow_id: flow.id, job_variables: {command: command}}))
+  .then(run => done(run.id || 'refused'), () => done('refused'))
+"""
+STATUS = "const [url, done] = arguments; fetch(url).then(response => done(response.status), () => done('refused'))"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="there is no chromium with chromedriver on the PATH"),
+]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """The three servers run with these settings."""
+    ports: dict[str, Any] = {f"{name}_port": find_free_port() for name in CREATE}
+    mlflow, prefect = (f"http://127.0.0.1:{ports[f'{name}_port']}" for name in ("mlflow", "prefect"))
+    home = tmp_path_factory.mktemp("home")
+    urls: dict[str, Any] = {"mlflow_tracking_uri": mlflow, "prefect_api_url": f"{prefect}/api"}
+    settings = Settings(home=home, prefect_api_auth_string=None, **urls, **ports)
+    for folder in ("mlflow/artifacts", "prefect", "workspace"):
+        (home / folder).mkdir(parents=True)
+    processes.generate_prefect_login(settings)
+    with ExitStack() as running:
+        for process in processes.processes(settings):
+            if process.name in CREATE:
+                ready, log = partial(harness.answers, process.health), home / f"{process.name}.log"
+                environment = processes.server_environment(settings)
+                running.enter_context(harness.running(process.command, log, ready, environment))
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    options = ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    rules = ", ".join(f"MAP {name} 127.0.0.1" for name in NAMES)
+    folder = tmp_path_factory.mktemp("chromium")
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        f"host-resolver-rules={rules}",
+        f"user-data-dir={folder}",
+    ):
+        options.add_argument(f"--{flag}")
+    browser = Chrome(options=options, service=ChromeService(CHROMEDRIVER))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[int]:
+    """The port of the other site."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<!doctype html><title>another site</title>")
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def url_of(settings: Settings, server: str) -> str:
+    return f"http://127.0.0.1:{getattr(settings, f'{server}_port')}"
+
+
+def created(settings: Settings, server: str) -> list[str]:
+    """The names that a server holds of what a page created, as its user sees them."""
+    url = url_of(settings, server)
+    if server == "prefect":
+        login = processes.prefect_login(settings)
+        assert login is not None
+        found = post(f"{url}/api/flows/filter", json={}, auth=httpx.BasicAuth(*login.split(":"))).json()
+    elif server == "mlflow":
+        search = {"max_results": 100}
+        found = post(f"{url}/api/2.0/mlflow/experiments/search", json=search).json()["experiments"]
+    else:
+        found = get(f"{url}/api/projects").json()
+    return [one["name"] for one in found if "evil" in one["name"]]
+
+
+@pytest.mark.parametrize("server", CREATE)
+def test_a_page_of_another_site_writes_nothing(settings: Settings, browser: Chrome, page: int, server: str) -> None:
+    target = url_of(settings, server) + CREATE[server]
+    for name in NAMES:
+        browser.get(f"http://{name}:{page}/")
+        browser.execute_async_script(SEND, target, name)
+        browser.execute_script(FORM, target, name)
+        time.sleep(2)  # the browser leaves the page for the server's answer
+    assert created(settings, server) == []
+
+
+@pytest.mark.parametrize("server", CREATE)
+def test_a_page_whose_name_points_to_this_machine_reads_and_writes_nothing(
+    settings: Settings, browser: Chrome, server: str
+) -> None:
+    port = getattr(settings, f"{server}_port")
+    for name in NAMES:
+        browser.get(f"http://{name}:{port}/nothing")
+        assert browser.execute_async_script(STATUS, READ[server]) in (400, 401, 403)
+        browser.execute_async_script(SEND, CREATE[server], name)
+    assert created(settings, server) == []
+
+
+def test_no_page_starts_a_run_with_a_command_of_its_own(settings: Settings, browser: Chrome, page: int) -> None:
+    api = url_of(settings, "prefect") + "/api"
+    for origin, target in ((page, api), (settings.prefect_port, "/api")):
+        browser.get(f"http://{NAMES[0]}:{origin}/nothing")
+        assert browser.execute_async_script(RUN, target, "touch evil") == "refused"
+    assert created(settings, "prefect") == []
+
+
+def test_the_printed_password_opens_prefects_page(settings: Settings, browser: Chrome) -> None:
+
+    browser.get(url_of(settings, "prefect"))
+    wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "input"))
+    browser.find_element(By.CSS_SELECTOR, "input").send_keys(processes.prefect_login(settings) or "", Keys.ENTER)
+    wait_for(lambda: "Deployments" in browser.page_source)

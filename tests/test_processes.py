@@ -1,0 +1,108 @@
+"""The environment of the platform's processes, and the lock that lets one `digits up` run at a time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from digits.settings import Settings
+from ops import processes
+
+ROOT = Path(__file__).parent.parent
+LIMITS = ("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
+LOGINS = ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING")
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*LIMITS, *LOGINS, "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DIGITS_HOST", "DIGITS_AUTH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def settings_of(home: Path, **changes: Any) -> Settings:
+    settings = Settings(_env_file=None, home=home, **changes)  # type: ignore[call-arg]
+    if not settings.prefect_login_path.exists():
+        settings.prefect_login_path.parent.mkdir(parents=True)
+        processes.generate_prefect_login(settings)
+    return settings
+
+
+def logins(settings: Settings) -> set[str | None]:
+    environment = processes.server_environment(settings)
+    return {environment.get(name) for name in LOGINS}
+
+
+def test_server_and_clients_get_the_login_of_this_home(tmp_path: Path) -> None:
+    settings, other = settings_of(tmp_path / "1"), settings_of(tmp_path / "2")
+    (login,) = logins(settings)
+    assert login is not None and login.startswith("digits:") and len(login) >= len("digits:") + 43
+    assert logins(settings) == {login} != logins(other)
+    assert settings.prefect_login_path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("name", LOGINS)
+def test_a_login_of_the_user_is_taken_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "ann:hush")
+    settings = settings_of(tmp_path)
+    assert logins(settings) == {"ann:hush"}
+    assert "hush" not in repr(settings)
+
+
+def test_a_server_elsewhere_does_not_get_the_login(tmp_path: Path) -> None:
+    assert logins(settings_of(tmp_path, prefect_api_url="https://prefect.example.org/api")) == {None}
+    assert logins(settings_of(tmp_path, prefect_api_url="http://127.0.0.1:4201/api")) == {None}
+
+
+def test_commands_and_flows_get_the_login_and_nothing_of_the_servers(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    environment = processes.environment(settings)
+    assert environment["PREFECT_API_AUTH_STRING"] == processes.prefect_login(settings)
+    assert not {*LIMITS, "PREFECT_SERVER_API_AUTH_STRING"} & set(environment)
+
+
+def test_browsers_reach_the_servers_under_the_names_of_this_machine_only(tmp_path: Path) -> None:
+    environment = processes.server_environment(settings_of(tmp_path, mlflow_public_url="https://mlflow.example.org"))
+    assert environment["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",") == [
+        "127.0.0.1:5000",
+        "localhost:5000",
+        "[::1]:5000",
+        "mlflow.example.org",
+    ]
+    assert environment["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == "https://mlflow.example.org"
+    assert environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",") == [
+        "http://127.0.0.1:4200",
+        "http://localhost:4200",
+        "http://[::1]:4200",
+    ]
+
+
+def test_names_and_origins_of_the_user_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LIMITS:
+        monkeypatch.setenv(name, "chosen.example")
+    environment = processes.server_environment(settings_of(tmp_path))
+    assert {environment[name] for name in LIMITS} == {"chosen.example"}
+
+
+def test_without_authentication_on_a_public_address_every_name_is_allowed(tmp_path: Path) -> None:
+    environment = processes.server_environment(settings_of(tmp_path, host="0.0.0.0", auth="off"))
+    assert not set(LIMITS) & set(environment)
+
+
+def test_a_second_up_at_the_same_moment_says_so_and_starts_nothing(tmp_path: Path) -> None:
+    with processes.only_one(settings_of(tmp_path)):
+        up = subprocess.run(
+            [sys.executable, "-m", "ops", "up"],
+            cwd=ROOT,
+            env={**os.environ, "DIGITS_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert up.returncode == 1
+    assert up.stderr == (
+        f"digits: another `digits up` or `digits restore` is at work on {tmp_path}; wait until it has finished\n"
+    )
+    assert not (tmp_path / "run").exists()
