@@ -78,7 +78,9 @@ def look_up(packages: list[Package], osv_url: str) -> list[dict[str, Any]]:
     if missing:
         raise RuntimeError(f"{osv_url} could not be asked about {len(missing)} packages, among them {missing[0]}")
     if not answered[CONTROL]["vulns"]:
-        raise RuntimeError(f"{osv_url} does not know that jinja2 2.10 is vulnerable, so it has no data and nothing was audited")
+        raise RuntimeError(
+            f"{osv_url} does not know that jinja2 2.10 is vulnerable, so it has no data and nothing was audited"
+        )
     return [answered[package] for package in packages]
 
 
@@ -105,7 +107,9 @@ def ask(packages: list[Package], osv_url: str) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
     except ValueError:
         reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit status {done.returncode}"
-        raise RuntimeError(f"the vulnerability database {osv_url} gave no answer, so nothing was audited: {reason}") from None
+        raise RuntimeError(
+            f"the vulnerability database {osv_url} gave no answer, so nothing was audited: {reason}"
+        ) from None
     return entries
 
 

@@ -1,5 +1,6 @@
 """`make audit`: the SBOM lists every locked package and is valid, and the audit fails where something is known, or nothing could be asked."""
 
+import importlib.util
 import json
 import os
 import re
@@ -8,7 +9,8 @@ import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,29 +21,22 @@ from conftest import find_free_port
 
 ROOT = Path(__file__).parent.parent
 UV = shutil.which("uv") or shutil.which(str(ROOT / ".uv" / "bin" / "uv"))
-CONTROL = {
-    "id": "PYSEC-2019-217",
-    "aliases": ["CVE-2019-10906"],
-    "summary": "sandbox escape",
-    "affected": [
-        {
-            "package": {"name": "jinja2", "ecosystem": "PyPI"},
-            "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "2.10.1"}]}],
-        }
-    ],
-}
-KNOWN = {**CONTROL, "id": "PYSEC-2026-1", "aliases": ["CVE-2026-0001"]}
-KNOWN["affected"] = [{**CONTROL["affected"][0], "package": {"name": "bentoml", "ecosystem": "PyPI"}}]  # type: ignore[index]
-LOCKED = {"bentoml": "1.4.39", "numpy": "2.4.6"}
+LOCKED = [("bentoml", "1.4.39"), ("numpy", "2.4.6"), ("numpy", "2.5.5")]
+
+
+def advisory(id: str, alias: str, package: str) -> dict[str, Any]:
+    """One of OSV's; it is fixed in 2.10.1."""
+    fixed = {"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "2.10.1"}]}
+    affected = {"package": {"name": package, "ecosystem": "PyPI"}, "ranges": [fixed]}
+    return {"id": id, "aliases": [alias], "summary": "sandbox escape", "affected": [affected]}
 
 
 class Database:
-    """A stand-in for OSV (https://google.github.io/osv.dev/post-v1-query/) that knows a few versions; `status` is what it answers with."""
+    """A stand-in for OSV (https://google.github.io/osv.dev/post-v1-query/) that knows a few versions."""
 
     def __init__(self) -> None:
-        self.known: dict[tuple[str, str], list[dict[str, Any]]] = {("jinja2", "2.10"): [CONTROL]}
+        self.known = {("jinja2", "2.10"): [advisory("PYSEC-2019-217", "CVE-2019-10906", "jinja2")]}
         self.asked: list[tuple[str, str]] = []
-        self.status = 200
         database = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -51,7 +46,7 @@ class Database:
                 database.asked.append(package)
                 found = database.known.get(package, [])
                 body = json.dumps({"vulns": found} if found else {}).encode()
-                self.send_response(database.status)
+                self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -74,65 +69,87 @@ def database() -> Iterator[Database]:
     thread.join()
 
 
-Audit = Callable[..., "subprocess.CompletedProcess[str]"]
+@pytest.fixture(scope="module")
+def audit() -> Any:
+    """The module `.ci/audit.py`."""
+    spec = importlib.util.spec_from_file_location("audit", ROOT / ".ci" / "audit.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["audit"] = module  # dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.fixture
-def audit(database: Database, tmp_path: Path) -> Audit:
-    """Runs the audit of two packages, one of them in two versions, with these exceptions."""
-    components = [{"name": name, "version": version} for name, version in [*LOCKED.items(), ("numpy", "2.5.5")]]
-    (tmp_path / "sbom.json").write_text(json.dumps({"components": components}))
-
-    def run(exceptions: str = "", url: str = database.url) -> "subprocess.CompletedProcess[str]":
-        (tmp_path / "exceptions.toml").write_text(exceptions)
-        command = [sys.executable, ROOT / ".ci" / "audit.py", tmp_path / "sbom.json", "--osv-url", url]
-        command += ["--exceptions", tmp_path / "exceptions.toml"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=100)
-
-    return run
+def run(folder: Path, url: str, exceptions: str = "") -> "subprocess.CompletedProcess[str]":
+    """The audit of the locked packages with these exceptions."""
+    components = [{"name": name, "version": version} for name, version in LOCKED]
+    (folder / "sbom.json").write_text(json.dumps({"components": components}))
+    (folder / "exceptions.toml").write_text(exceptions)
+    command = [sys.executable, ROOT / ".ci" / "audit.py", folder / "sbom.json", "--osv-url", url]
+    command += ["--exceptions", folder / "exceptions.toml"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
-def test_nothing_known_passes_and_every_version_was_asked_for(audit: Audit, database: Database) -> None:
-    done = audit()
+def test_nothing_known_passes_and_every_version_was_asked_for(database: Database, tmp_path: Path) -> None:
+    done = run(tmp_path, database.url)
     assert (done.returncode, done.stderr) == (0, "")
     assert "3 locked packages have no known vulnerability" in done.stdout
-    assert sorted(database.asked) == [("bentoml", "1.4.39"), ("jinja2", "2.10"), ("numpy", "2.4.6"), ("numpy", "2.5.5")]
+    assert sorted(database.asked) == sorted([*LOCKED, ("jinja2", "2.10")])
 
 
-def test_a_known_vulnerability_fails_unless_an_exception_holds_today(audit: Audit, database: Database) -> None:
-    database.known["bentoml", "1.4.39"] = [KNOWN]
-    done = audit()
+def test_a_known_vulnerability_fails_unless_an_exception_holds(database: Database, tmp_path: Path) -> None:
+    database.known["bentoml", "1.4.39"] = [advisory("PYSEC-2026-1", "CVE-2026-0001", "bentoml")]
+    done = run(tmp_path, database.url)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr == "audit: bentoml 1.4.39 has PYSEC-2026-1, CVE-2026-0001, fixed in 2.10.1\n"
-    exception = '[[exceptions]]\nid = "{}"\nreason = "not called"\nuntil = {}\n'
+    exception = '[[exceptions]]\nid = "CVE-2026-0001"\nreason = "not called"\nuntil = 9999-12-31\n'
+    assert run(tmp_path, database.url, exception).returncode == 0
+
+
+def test_an_exception_holds_to_its_last_day_and_for_its_vulnerability_only(audit: Any) -> None:
+    vulnerability = {"id": "PYSEC-2026-1", "aliases": ["CVE-2026-0001"], "fix_versions": []}
+    findings = [{"name": "bentoml", "version": "1.4.39", "vulns": [vulnerability]}]
     for id in ("PYSEC-2026-1", "CVE-2026-0001"):
-        assert audit(exception.format(id, "9999-12-31")).returncode == 0
-    assert audit(exception.format("CVE-2026-0002", "9999-12-31")).returncode == 1
-    done = audit(exception.format("CVE-2026-0001", "2026-01-31"))
-    assert done.returncode == 1 and "its exception ended on 2026-01-31" in done.stderr
+        accepted = [audit.AcceptedVulnerability(id, "not called", date(2026, 1, 31))]
+        assert audit.judge(findings, accepted, date(2026, 1, 31)) == []
+        (problem,) = audit.judge(findings, accepted, date(2026, 2, 1))
+        assert problem.endswith("fixed in no version; its exception ended on 2026-01-31")
+    other = [audit.AcceptedVulnerability("CVE-2026-0002", "not called", date(2026, 1, 31))]
+    assert len(audit.judge(findings, other, date(2026, 1, 31))) == 1
 
 
-@pytest.mark.parametrize("entry", ['id = "CVE-2026-1"', 'id = "CVE-2026-1"\nreason = "later"\nuntil = "some day"'])
-def test_an_exception_needs_a_reason_and_a_date(audit: Audit, entry: str) -> None:
-    done = audit(f"[[exceptions]]\n{entry}\n")
-    assert done.returncode == 1
-    assert "give it an id, a reason and a date `until`" in done.stderr
+@pytest.mark.parametrize(
+    "entry",
+    [
+        'id = "CVE-2026-1"',
+        'id = "CVE-2026-1"\nreason = ""\nuntil = 2026-01-31',
+        'id = "CVE-2026-1"\nreason = "later"\nuntil = "some day"',
+    ],
+)
+def test_an_exception_needs_a_reason_and_a_date(audit: Any, tmp_path: Path, entry: str) -> None:
+    (tmp_path / "exceptions.toml").write_text(f"[[exceptions]]\n{entry}\n")
+    with pytest.raises(ValueError, match="give it an id, a reason and a date `until`"):
+        audit.read_exceptions(tmp_path / "exceptions.toml")
 
 
-def test_without_an_answer_it_says_so_and_fails(audit: Audit, database: Database) -> None:
-    nowhere = f"http://127.0.0.1:{find_free_port()}/v1/query"
-    done = audit(url=nowhere)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith(f"audit: the vulnerability database {nowhere} gave no answer, so nothing was audited")
-    assert len(done.stderr.splitlines()) == 1
-    database.status = 503
-    done = audit()
-    assert done.returncode == 1 and "gave no answer, so nothing was audited" in done.stderr
+def test_the_exceptions_of_the_repository_are_valid(audit: Any) -> None:
+    explained = audit.EXCEPTIONS.read_text().replace("# ", "").replace("#\n", "\n")
+    example = explained[explained.index("[[exceptions]]") :]
+    assert tomllib.loads(example)["exceptions"][0].keys() == {"id", "reason", "until"}
+    assert all(one.reason for one in audit.read_exceptions(audit.EXCEPTIONS))
 
 
-def test_a_database_without_data_does_not_pass(audit: Audit, database: Database) -> None:
+def test_a_package_that_was_not_looked_up_fails(audit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pip-audit skips all of them where it reaches an index without vulnerability data, and ends with 0."""
+    skipped = [{"name": name, "skip_reason": "not found"} for name, _ in LOCKED]
+    monkeypatch.setattr(audit, "ask", lambda packages, osv_url: skipped)
+    with pytest.raises(RuntimeError, match=r"could not be asked about 4 packages, among them jinja2 2\.10"):
+        audit.look_up(LOCKED, "http://127.0.0.1:1/")
+
+
+def test_a_database_without_data_does_not_pass(database: Database, tmp_path: Path) -> None:
     database.known = {}
-    done = audit()
+    done = run(tmp_path, database.url)
     assert done.returncode == 1 and done.stdout == ""
     assert "has no data and nothing was audited" in done.stderr
 
