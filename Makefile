@@ -5,12 +5,13 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 PYTHON ?= python3
 
 # Docker if its engine answers, otherwise Podman.
-COMPOSE = $(if $(shell docker info >/dev/null 2>&1 && docker compose version 2>/dev/null),docker compose,$(shell command -v podman-compose || echo .venv/bin/podman-compose)) -f docker/compose.yaml --env-file docker/.env
+ENGINE = $(if $(shell docker info >/dev/null 2>&1 && docker compose version 2>/dev/null),docker,podman)
+COMPOSE = $(if $(filter docker,$(ENGINE)),docker compose,$(shell command -v podman-compose || echo .venv/bin/podman-compose)) -f docker/compose.yaml --env-file docker/.env
 
 # Where `make audit` looks vulnerabilities up; a mirror for networks that do not reach it.
 OSV_URL ?= https://api.osv.dev/v1/query
 
-.PHONY: help setup up down status audit bento compose-up compose-down test test-long test-fast lint format docs clean
+.PHONY: help setup up down status audit bento compose-up compose-down pin-images test test-long test-fast lint format docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -49,6 +50,14 @@ compose-up: docker/.env  ## build the images and start the platform in container
 
 compose-down: docker/.env  ## stop the containers; named volumes keep their state
 	$(COMPOSE) down
+
+pin-images: docker/.env  ## write the digests of the base images into docker/.env; `make compose-up` then uses exactly these
+	@umask 077; grep -v '_IMAGE=' docker/.env > docker/.env.new; \
+	for default in $$(grep -oE '[A-Z]+_IMAGE:-docker[^}]+' docker/compose.yaml | sort -u); do \
+		image=$${default#*:-}; $(ENGINE) pull --quiet $$image >/dev/null || \
+			{ rm docker/.env.new; echo "$$image could not be pulled, so its digest is not known; docker/.env is unchanged"; exit 1; }; \
+		echo "$${default%%:-*}=$$($(ENGINE) image inspect --format '{{index .RepoDigests 0}}' $$image)" >> docker/.env.new; \
+	done; mv docker/.env.new docker/.env; grep '_IMAGE=' docker/.env
 
 bento: setup  ## build a Bento that contains the champion and needs no registry; prints its path
 	@mkdir -p var && $(UV) export --quiet --locked --no-default-groups --no-emit-project --no-hashes --no-header --no-annotate -o var/requirements.txt
