@@ -5,9 +5,13 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 PYTHON ?= python3
 
 # Docker if its engine answers, otherwise Podman.
-COMPOSE = $(if $(shell docker info >/dev/null 2>&1 && docker compose version 2>/dev/null),docker compose,$(shell command -v podman-compose || echo .venv/bin/podman-compose)) -f docker/compose.yaml --env-file docker/.env
+ENGINE = $(if $(shell docker info >/dev/null 2>&1 && docker compose version 2>/dev/null),docker,podman)
+COMPOSE = $(if $(filter docker,$(ENGINE)),docker compose,$(shell command -v podman-compose || echo .venv/bin/podman-compose)) -f docker/compose.yaml --env-file docker/.env
 
-.PHONY: help setup up down status bento compose-up compose-down test test-long test-fast lint format docs clean
+# Where `make audit` looks vulnerabilities up; a mirror for networks that do not reach it.
+OSV_URL ?= https://api.osv.dev/v1/query
+
+.PHONY: help setup up down status audit bento compose-up compose-down pin-images test test-long test-fast lint format docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -16,7 +20,10 @@ help:
 	$(PYTHON) -m venv .uv
 	.uv/bin/pip install --quiet --disable-pip-version-check uv
 
-setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)  ## install the locked dependencies into .venv and compile them
+# Nothing if uv is on the PATH.
+INSTALLED_UV = $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)
+
+setup: $(INSTALLED_UV)  ## install the locked dependencies into .venv and compile them
 	@$(UV) python find --quiet >/dev/null 2>&1 || \
 		echo "No Python 3.11 or 3.12 was found ($(PYTHON) is $$($(PYTHON) -V 2>&1)); uv tries to download one."
 	@[ -d .venv ] || echo "Installing about 4 GB into .venv, only this time; it takes one to four minutes."
@@ -44,9 +51,21 @@ compose-up: docker/.env  ## build the images and start the platform in container
 compose-down: docker/.env  ## stop the containers; named volumes keep their state
 	$(COMPOSE) down
 
+pin-images: docker/.env  ## write the digests of the base images into docker/.env; `make compose-up` then uses exactly these
+	@umask 077; grep -v '_IMAGE=' docker/.env > docker/.env.new; \
+	for default in $$(grep -oE '[A-Z]+_IMAGE:-docker[^}]+' docker/compose.yaml | sort -u); do \
+		image=$${default#*:-}; $(ENGINE) pull --quiet $$image >/dev/null || \
+			{ rm docker/.env.new; echo "$$image could not be pulled, so its digest is not known; docker/.env is unchanged"; exit 1; }; \
+		echo "$${default%%:-*}=$$($(ENGINE) image inspect --format '{{index .RepoDigests 0}}' $$image)" >> docker/.env.new; \
+	done; mv docker/.env.new docker/.env; grep '_IMAGE=' docker/.env
+
 bento: setup  ## build a Bento that contains the champion and needs no registry; prints its path
 	@mkdir -p var && $(UV) export --quiet --locked --no-default-groups --no-emit-project --no-hashes --no-header --no-annotate -o var/requirements.txt
 	@PATH="$(dir $(abspath $(UV))):$$PATH" .venv/bin/python -m services.bento var/requirements.txt  # BentoML calls uv
+
+audit: $(INSTALLED_UV)  ## list all locked packages in var/sbom.cdx.json (CycloneDX) and fail if one has a known vulnerability
+	@mkdir -p var && $(UV) export --quiet --locked --all-groups --format cyclonedx1.5 -o var/sbom.cdx.json
+	@$(UV) run --quiet --locked --isolated --only-group audit .ci/audit.py var/sbom.cdx.json --osv-url $(OSV_URL)
 
 test: setup lint  ## check style and types, run the tests, two files at a time
 	.venv/bin/pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder

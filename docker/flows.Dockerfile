@@ -1,7 +1,9 @@
 # Flows and training, and the servers beside them: MLflow, Prefect, the Evidently UI. From the root of the repository:
 #   docker build -t digits-flows -f docker/flows.Dockerfile .
 # Another package index: --build-arg PIP_INDEX_URL=… --build-arg UV_DEFAULT_INDEX=…
-FROM docker.io/library/python:3.11-slim-bookworm
+# The base image by its digest: --build-arg PYTHON_IMAGE=docker.io/library/python@sha256:…
+ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE}
 
 RUN useradd --uid 10001 --user-group --no-create-home digits \
     && install -d -o digits -g digits /var/lib/digits /var/lib/mlflow /var/lib/prefect

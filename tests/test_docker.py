@@ -1,6 +1,8 @@
 """The files of the images and of the compose file, read: what goes in, what comes out, and who may do what."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,8 @@ def test_the_images_run_a_python_that_the_project_allows_with_one_uv_and_no_righ
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     low, high = map(int, re.findall(r"3\.(\d+)", project["requires-python"]))
     for dockerfile in DOCKERFILES.values():
-        (minor,) = re.findall(r"^FROM docker\.io/library/python:3\.(\d+)-slim-bookworm$", dockerfile, re.MULTILINE)
+        assert re.findall(r"^FROM (.+)$", dockerfile, re.MULTILINE) == ["${PYTHON_IMAGE}"]
+        (minor,) = re.findall(r"^ARG PYTHON_IMAGE=docker\.io/library/python:3\.(\d+)-slim-bookworm$", dockerfile, re.M)
         assert low <= int(minor) < high
         assert re.findall(r"^USER (.+)$", dockerfile, re.MULTILINE) == ["10001:10001"]
         assert dockerfile.index("COPY digits") < dockerfile.index("USER")
@@ -74,10 +77,57 @@ def test_containers_are_read_only_without_rights_and_start_again(name: str) -> N
     assert "/tmp" in service["tmpfs"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["restart"].split(":")[0] in ("unless-stopped", "on-failure")
-    if name != "postgres":  # whose image begins as root, to hand its volume to its own user
-        assert service["cap_drop"] == ["ALL"]
-        assert "user" not in service
-    assert not {"privileged", "cap_add", "network_mode", "pid", "depends_on"} & service.keys()
+    assert service["cap_drop"] == ["ALL"]
+    # PostgreSQL's image begins as root, to hand its volume to its own user; ours name theirs
+    root = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"] if name == "postgres" else []
+    assert service.get("cap_add", []) == root
+    assert not {"privileged", "user", "network_mode", "pid", "depends_on"} & service.keys()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_container_has_a_limit_of_memory_and_of_processes(name: str) -> None:
+    assert re.fullmatch(r"[1-9]g", SERVICES[name]["mem_limit"])
+    assert 0 < SERVICES[name]["pids_limit"] <= 4096
+    assert "memswap_limit" not in SERVICES[name]
+
+
+def test_the_base_images_can_be_pinned_by_digest(tmp_path: Path) -> None:
+    text = (ROOT / "docker" / "compose.yaml").read_text()
+    defaults = dict(re.findall(r"\$\{([A-Z]+_IMAGE):-(docker\.io/[^}]+)\}", text))
+    assert defaults.keys() == {"PYTHON_IMAGE", "POSTGRES_IMAGE"}
+    for dockerfile in DOCKERFILES.values():
+        assert f"ARG PYTHON_IMAGE={defaults['PYTHON_IMAGE']}\n" in dockerfile
+    pinned = pin_images(tmp_path, pull="true")
+    assert pinned.returncode == 0
+    environment = dict(line.split("=", 1) for line in (tmp_path / "docker" / ".env").read_text().splitlines())
+    digest = "@sha256:" + "ab" * 32
+    assert {name: environment[name] for name in defaults} == {name: value + digest for name, value in defaults.items()}
+    assert len(environment["MLFLOW_PASSWORD"]) == 48 and (tmp_path / "docker" / ".env").stat().st_mode & 0o77 == 0
+    again = pin_images(tmp_path, pull="true")
+    assert again.returncode == 0 and (tmp_path / "docker" / ".env").read_text().count("_IMAGE=") == 2
+
+
+def test_without_a_registry_pinning_says_so_and_changes_nothing(tmp_path: Path) -> None:
+    done = pin_images(tmp_path, pull="false")
+    assert done.returncode != 0
+    assert "docker.io/library/postgres:15-bookworm could not be pulled, so its digest is not known" in done.stdout
+    left = {path.name for path in (tmp_path / "docker").iterdir()}
+    assert left == {".env", "compose.yaml"} and "_IMAGE=" not in (tmp_path / "docker" / ".env").read_text()
+
+
+def pin_images(folder: Path, pull: str) -> "subprocess.CompletedProcess[str]":
+    """`make pin-images` in a copy, with a stand-in for Docker's command line that pulls by the command `pull`."""
+    (folder / "docker").mkdir(exist_ok=True)
+    for name in ("Makefile", "docker/compose.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    engine = folder / "engine"
+    digest = "@sha256:" + "ab" * 32
+    engine.write_text(
+        f'#!/bin/sh\nif [ "$1" = pull ]; then {pull}; else for last; do :; done; echo "$last{digest}"; fi\n'
+    )
+    engine.chmod(0o755)
+    command = ["make", "--silent", "--directory", folder, "pin-images", f"ENGINE={engine}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def test_only_the_service_and_the_uis_are_published_and_to_this_machine_only() -> None:

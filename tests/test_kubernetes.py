@@ -170,3 +170,84 @@ def test_what_refers_to_something_finds_it() -> None:
 
 def test_the_service_asks_for_keys_in_a_cluster() -> None:
     assert variables(CONTAINERS["service"])["DIGITS_AUTH"]["value"] == "required"
+
+
+def selects(selector: Manifest, labels: dict[str, str]) -> bool:
+    assert selector.keys() == {"matchLabels"}
+    return selector["matchLabels"].items() <= labels.items()
+
+
+def allowed(pod: str, direction: str) -> set[tuple[str, int]]:
+    """The other ends and ports that the policies of a pod allow; `anywhere` where a rule names no pods."""
+    labels, peers = labels_of(pod), "from" if direction == "ingress" else "to"
+    rules = [
+        rule
+        for policy in of("NetworkPolicy")
+        if selects(policy["spec"]["podSelector"], labels)
+        for rule in policy["spec"].get(direction, [])
+    ]
+    return {
+        (other, port["port"])
+        for rule in rules
+        for port in rule["ports"]
+        for other in (
+            [name for peer in rule[peers] for name in PODS if selects(peer["podSelector"], labels_of(name))]
+            if peers in rule
+            else ["anywhere"]
+        )
+    }
+
+
+def test_every_pod_is_closed_but_for_the_connections_it_needs() -> None:
+    (closed,) = (one for one in of("NetworkPolicy") if one["metadata"]["name"] == "digits")
+    assert set(closed["spec"]["policyTypes"]) == {"Ingress", "Egress"} and "ingress" not in closed["spec"]
+    short = {name: name.split()[1] for name in PODS}
+    assert all(selects(closed["spec"]["podSelector"], labels_of(name)) for name in PODS)
+    connections = {
+        (short[name], short[other], port)
+        for name in PODS
+        for other, port in allowed(name, "egress")
+        if other in PODS and {(name, port), ("anywhere", port)} & allowed(other, "ingress")
+    }
+    assert connections == {
+        ("service", "mlflow", 5000),
+        ("flows", "mlflow", 5000),
+        ("bootstrap", "mlflow", 5000),
+        ("flows", "prefect", 4200),
+        ("bootstrap", "prefect", 4200),
+        ("flows", "service", 3000),
+    }
+    out = {(short[name], port) for name in PODS for other, port in allowed(name, "egress") if other == "anywhere"}
+    databases = {(name, 5432) for name in ("service", "mlflow", "prefect", "flows")}
+    assert out == databases | {("flows", 443), ("bootstrap", 443)} | {(name, 53) for name in short.values()}
+    assert {name for name in PODS if any(one == "anywhere" for one, _ in allowed(name, "ingress"))} == {
+        "Deployment service"
+    }
+
+
+def test_what_a_pod_is_told_to_call_it_may_call() -> None:
+    for name, pod in PODS.items():
+        told = str([container.get("env", []) for container in pod["containers"]])
+        for host, port in re.findall(r"//(?:[^@/']*@)?([a-z]+):(\d+)", told):
+            (target,) = [other for other in PODS if other.endswith(f" {host}")]
+            assert (target, int(port)) in allowed(name, "egress"), f"{name} to {host}"
+            ports = [one["containerPort"] for container in PODS[target]["containers"] for one in container["ports"]]
+            assert int(port) in ports
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_the_limit_of_memory_is_that_of_compose(name: str) -> None:
+    limit = CONTAINERS[name]["resources"]["limits"]["memory"]
+    assert SERVICES[name]["mem_limit"] == limit.removesuffix("i").lower()
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_keeps_the_restricted_standard(name: str) -> None:
+    """The volumes and host settings of https://kubernetes.io/docs/concepts/security/pod-security-standards/; the rest is tested above."""
+    assert "pod-security.kubernetes.io/enforce=restricted" in (FOLDER / "digits.yaml").read_text()
+    pod = PODS[name]
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    for volume in pod["volumes"]:
+        assert volume.keys() - {"name"} <= {"emptyDir", "persistentVolumeClaim", "configMap", "secret"}
+    ports = [port for container in pod["containers"] for port in container.get("ports", [])]
+    assert not any("hostPort" in port for port in ports)
