@@ -6,6 +6,7 @@ The middleware sets the `state` of every request, and converts exceptions to res
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import anyio.to_thread
 import orjson
@@ -18,6 +19,7 @@ from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
 from digits.errors import quote
+from digits.images import SIZE
 from digits.storage.api_keys import ApiKey
 from services.access import client_of
 from services.prediction_log import is_recent
@@ -43,6 +45,12 @@ SECURITY_HEADERS = {
 }
 DOCS_HEADERS = {**SECURITY_HEADERS, "Content-Security-Policy": f"{_POLICY}; style-src 'self' 'unsafe-inline'"}
 
+# Routes with query parameters.
+QUERY_PARAMETERS = {"/classify_file": {"preview"}}
+# Of the JSON bodies above LARGE_BYTES, so many are parsed at a time.
+MAX_CONCURRENT_PARSES = 2
+
+_parsing = anyio.CapacityLimiter(MAX_CONCURRENT_PARSES)
 _decoding = anyio.CapacityLimiter(MAX_CONCURRENT_DECODES)
 
 
@@ -61,9 +69,17 @@ async def classify(request: Request) -> Response:
     context: ServingContext = request.state.context
     client, body = client_of(request), await request.body()
     if len(body) > LARGE_BYTES:
-        return await _in_thread(lambda: context.classify(_images(body), client))
+        _check_size(body, context.settings.batch_limit)
+        return await _in_thread(lambda: context.classify(_images(body), client), limiter=_parsing)
     images, is_single = context.read_images(_images(body))
     return ORJSONResponse(classification(await context.batcher.predict(images, client), is_single))
+
+
+def _check_size(body: bytes, max_images: int) -> None:
+    """Raises UnprocessableEntity if the body has twice as many lists as that many images: each list takes 30 times its two bytes."""
+    count, limit = body.count(b"[") + body.count(b"{"), 2 * (SIZE + 1) * (max_images + 1)
+    if count > limit:
+        raise UnprocessableEntity(f"the body has {count:,} lists and objects; send at most {max_images:,} images")
 
 
 def _images(body: bytes) -> Any:
@@ -72,6 +88,16 @@ def _images(body: bytes) -> Any:
     if body.find(b"e", max(body.find(b"["), 0)) >= 0 and (b"true" in body or b"false" in body):
         raise UnprocessableEntity("images contains true or false; expected whole numbers from 0 to 255")
     return images
+
+
+def check_query(query: bytes, known: set[str]) -> None:
+    """Raises UnprocessableEntity for a query parameter that the route does not have, or has twice."""
+    names = [name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)]
+    for name in names:
+        if name not in known or names.count(name) > 1:
+            problem = "is sent twice" if name in known else "is not one of this route"
+            expected = f"the route has {', '.join(sorted(known))}" if known else "the route has none"
+            raise UnprocessableEntity(f"the query parameter {quote(name)} {problem}; {expected}")
 
 
 async def classify_file(request: Request) -> Response:
@@ -199,4 +225,6 @@ router = Router(
         Route("/docs", docs),
         Mount("/page", StaticFiles(directory=PAGE)),
     ],
+    # a redirect would name the Host of the request
+    redirect_slashes=False,
 )

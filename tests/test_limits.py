@@ -91,7 +91,7 @@ def begin(service: Service, path: str = "/classify_bulk") -> socket.socket:
     """A request whose body is announced and not sent."""
     url = service.client.base_url
     connection = socket.create_connection((url.host, url.port or 80), timeout=60)
-    connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 784\r\n\r\n" % path.encode())
+    connection.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 784\r\n\r\n" % path.encode())
     return connection
 
 
@@ -115,7 +115,7 @@ def test_a_body_that_takes_longer_is_given_up_and_one_that_does_not_is_answered(
         connection.close()
         url = tight.client.base_url
         connection = socket.create_connection((url.host, url.port or 80), timeout=60)
-        connection.sendall(b"POST /feedback HTTP/1.1\r\nHost: x\r\nContent-Length: 784\r\n" + head + b"\r\n")
+        connection.sendall(b"POST /feedback HTTP/1.1\r\nHost: localhost\r\nContent-Length: 784\r\n" + head + b"\r\n")
     said = answer(connection)
     assert said.startswith("HTTP/1.1 408") and "the body did not arrive within 3 s" in said
     assert SECONDS - 0.1 < time.monotonic() - began < 30
@@ -193,7 +193,7 @@ def test_clients_that_never_read_hold_nobody_up(tight: Service, sample: Referenc
     url = tight.client.base_url
     connections = [socket.create_connection((url.host, url.port or 80), timeout=60) for _ in range(3 * AT_ONCE)]
     for connection in connections:
-        connection.sendall(b"GET /static_content/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+        connection.sendall(b"GET /static_content/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
     body = {"images": sample.images[0].tolist()}
     # the first requests meet the burst itself, which takes all places for as long as it lasts
     tight.wait_for(lambda: {tight.client.post("/classify", json=body).status_code for _ in range(20)} == {200}, 30)
