@@ -106,7 +106,7 @@ class RequestMiddleware:
                 check_encoding(exchange.headers)
                 await exchange.body.read(self._body_limits[path])
             # BentoML redirects other spellings of its paths to the Host of the request
-            is_bentomls = path in BENTOML_PATHS or path.startswith("/static_content/")
+            is_bentomls = path.startswith("/static_content/") or (path in BENTOML_PATHS and path != "/static_content")
             # with an "app", Starlette's router raises HTTPException for unknown routes and methods
             scope["app"] = router
             app = self._app if is_bentomls else router
