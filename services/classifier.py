@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from digits.settings import load_settings
 from services import schemas
 from services.middleware import RequestMiddleware
+from services.openapi import openapi_document
 from services.routes import to_json
 from services.serving_context import ServingContext
 
@@ -82,7 +83,7 @@ class DigitClassifier:
         self.context.close()
 
 
-_document = schemas.openapi_document(DigitClassifier.apis, _settings.batch_limit)
+_document = openapi_document(DigitClassifier.apis, _settings.batch_limit)
 DigitClassifier.add_asgi_middleware(RequestMiddleware, document=_document, settings=_settings)
 
 
