@@ -107,10 +107,10 @@ def test_a_page_of_another_origin_is_not_answered(
     browser.get(f"http://{host}:{attacker}/")
     pixels = sample.images[0].flatten().tolist()
     # sent without asking for permission, but the page may not read the response
-    browser.execute_async_script(FETCH, f"{address}classify_bulk", pixels, "no-cors", "text/plain")
-    assert browser.execute_async_script(FORM, f"{address}classify_file", pixels) == "sent"
+    browser.execute_async_script(FETCH, f"{address}/classify_bulk", pixels, "no-cors", "text/plain")
+    assert browser.execute_async_script(FORM, f"{address}/classify_file", pixels) == "sent"
     for mode in ("cors", "no-cors"):
-        kind, status, _ = browser.execute_async_script(FETCH, f"{address}classify", pixels, mode, "application/json")
+        kind, status, _ = browser.execute_async_script(FETCH, f"{address}/classify", pixels, mode, "application/json")
         assert (kind, status) in (("error", 0), ("opaque", 0))
     service.wait_for(lambda: refused(service, "/classify_file", 403) == counts["/classify_file"] + 1, 10)
     assert refused(service, "/classify_bulk", 403) == counts["/classify_bulk"] + 1
