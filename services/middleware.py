@@ -104,7 +104,7 @@ class RequestMiddleware:
                 check_query(scope["query_string"], QUERY_PARAMETERS.get(path, set()))
             if scope["method"] == "POST" and path in self._body_limits:
                 check_encoding(exchange.headers)
-                await exchange.body.read(self._body_limits[path])
+                state["body"] = await exchange.body.read(self._body_limits[path])
             # BentoML redirects other spellings of its paths to the Host of the request
             is_bentomls = path.startswith("/static_content/") or (path in BENTOML_PATHS and path != "/static_content")
             # with an "app", Starlette's router raises HTTPException for unknown routes and methods

@@ -67,18 +67,18 @@ class RequestBody:
         self._is_expected = b"expect" in headers
         self._received = self._held = 0
         self._is_begun = self._is_complete = self._is_given_up = False
-        # what has arrived, and then the whole body until the route has read it
+        # what has arrived, and then the whole body for a route that asks for it as ASGI does
         self._buffer = bytearray()
         self._content: bytes | None = None
 
-    async def read(self, limit_bytes: int) -> None:
-        """Read the body; raises HTTPException 413 above the limit, 408 if it is late, 503 without memory, or ClientDisconnect."""
+    async def read(self, limit_bytes: int) -> bytes:
+        """The whole body; raises HTTPException 413 above the limit, 408 if it is late, 503 without memory, or ClientDisconnect."""
         self._check_size(limit_bytes)
         try:
             async with asyncio.timeout_at(self._deadline) as timeout:
-                self._content = await self._next()
+                content = await self._next()
                 if not self._is_complete:
-                    self._content = await self._rest(self._content, limit_bytes, timeout)
+                    content = await self._rest(content, limit_bytes, timeout)
         except TimeoutError:
             if self._is_given_up:
                 raise HTTPException(503, *_NO_ROOM) from None
@@ -87,6 +87,8 @@ class RequestBody:
         finally:
             self._memory.arrived(self)
         self._check_size(limit_bytes)
+        self._content = content
+        return content
 
     async def _rest(self, begin: bytes, limit_bytes: int, timeout: asyncio.Timeout) -> bytes:
         self._buffer += begin

@@ -1,6 +1,6 @@
 """The HTTP routes: each reads its input from the request and calls the operation of its name.
 
-The middleware sets the `state` of every request, and converts exceptions to responses.
+The middleware sets the `state` of every request, reads the body into it, and converts exceptions to responses.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,7 @@ class ORJSONResponse(JSONResponse):
 async def classify(request: Request) -> Response:
     """One image as nested lists, or a list of images."""
     context: ServingContext = request.state.context
-    client, body = client_of(request), await request.body()
+    client, body = client_of(request), request.state.body
     if len(body) > LARGE_BYTES:
         _check_size(body, context.settings.batch_limit)
         return await _in_thread(lambda: context.classify(_images(body), client), limiter=_parsing)
@@ -115,7 +115,7 @@ async def _picture(request: Request) -> tuple[bytes, str]:
     preview = request.query_params.get("preview", "false")
     content_type = request.headers.get("content-type", "application/octet-stream").lower()
     if content_type.startswith(PICTURE_TYPES):
-        return await request.body(), preview
+        return request.state.body, preview
     if not content_type.startswith("multipart/form-data"):
         advice = 'send a picture as the form field "file" or with its own type'
         raise HTTPException(415, f'the content type is "{content_type[:80]}"; {advice}')
@@ -128,7 +128,7 @@ async def _picture(request: Request) -> tuple[bytes, str]:
 
 async def classify_bulk(request: Request) -> Response:
     """Raw uint8 pixels, 784 bytes for each image."""
-    client, body = client_of(request), await request.body()
+    client, body = client_of(request), request.state.body
     await request.state.context.wait_for_log()
     return await _in_thread(request.state.context.classify_bulk, body, client)
 
@@ -139,7 +139,7 @@ async def feedback(request: Request) -> Response:
     # A page of another site cannot send this type without asking first (CORS).
     if not content_type.lower().startswith("application/json"):
         raise HTTPException(415, f'the content type is "{content_type[:80]}"; send application/json')
-    fields = _fields(await request.body(), {"id", "digit"}, {"id", "digit", "source"}, '{"id": "…", "digit": 7}')
+    fields = _fields(request.state.body, {"id", "digit"}, {"id", "digit", "source"}, '{"id": "…", "digit": 7}')
     key: ApiKey | None = request.state.key
     source = key.name if key else fields.get("source", "api")
     return await _once_stored(request, request.state.context.feedback, fields["id"], fields["digit"], source)
