@@ -110,7 +110,7 @@ class RequestMiddleware:
             # with an "app", Starlette's router raises HTTPException for unknown routes and methods
             scope["app"] = router
             app = self._app if is_bentomls else router
-            if first in REQUIRED_ROLES and first != "/metrics":
+            if self._paths.get(first) in self._counted:
                 await self._in_a_place(app, scope, receive, send)
             else:
                 await app(scope, receive, send)

@@ -138,7 +138,7 @@ class RequestBody:
         """Read the rest and drop it, so that the client begins to read the response."""
         if self._is_expected and not self._is_begun:
             return
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, ClientDisconnect):
             async with asyncio.timeout_at(self._deadline):
                 while not self._is_complete and self._received < MAX_DRAINED_BYTES:
                     await self._next()

@@ -81,6 +81,24 @@ def test_one_that_is_too_large_late_or_left_is_refused() -> None:
     run(test)
 
 
+def test_the_rest_of_a_refused_body_is_read_unless_its_client_asks_first_or_leaves() -> None:
+    async def test(memory: BodyMemory) -> None:
+        client = Client(memory, seconds=1).send(b"0", b"0", None)
+        await client.body.drain()
+        assert client.parts.empty()
+        asking = Client(memory, seconds=1, expect="100-continue").send(b"0", None)
+        await asking.body.drain()
+        assert asking.parts.qsize() == 2
+        leaving = Client(memory, seconds=1).send(b"0", "")
+        await leaving.body.drain()
+        assert leaving.parts.empty()
+        began = time.monotonic()
+        await Client(memory, seconds=0.1).send(b"0").body.drain()
+        assert time.monotonic() - began < 5
+
+    run(test)
+
+
 def test_slow_bodies_are_given_up_where_others_need_the_memory() -> None:
     async def test(memory: BodyMemory) -> None:
         slow = [Client(memory).send(b"0" * 150_000) for _ in range(2 * MAX_LARGE_BODIES)]
