@@ -32,10 +32,23 @@ def _url(pattern: str, example: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _host_name() -> AfterValidator:
+    """Accepts host names without scheme and port, and makes them lower case."""
+
+    def check(name: str) -> str:
+        if not re.fullmatch(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*", name, re.ASCII):
+            raise ValueError(f"expected a host without scheme and port like digits.example.org, got {name!r}")
+        return name.lower()
+
+    return AfterValidator(check)
+
+
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Url = Annotated[str, _url(r"https?://[^/\s]+.*", "an address like http://127.0.0.1:5000")]
+# "*" stands for all hosts, "*.example.org" for all names below a domain
+HostName = Annotated[str, _host_name()]
 BucketUrl = Annotated[str, _url(r"s3://[a-z0-9][a-z0-9.-]+(/\S*)?", "a bucket like s3://digits/datasets")]
 
 
@@ -95,6 +108,10 @@ class Settings(BaseSettings):
     api_key: str | None = Field(None, repr=False, description="API key that the commands send to the service.")
     rate_per_minute: int = Field(6_000, ge=1, description="Requests per minute of API keys without their own rate.")
     cors_origins: list[str] = Field([], description='Origins whose pages may use the service: ["https://example.org"].')
+    allowed_hosts: list[HostName] = Field(
+        [],
+        description='Names under which the service is reached, in addition to its own: ["digits.example.org"].',
+    )
     service_port: Port = Field(3000, description="Port of the HTTP endpoint and the drawing page.")
     mlflow_port: Port = Field(5000, description="Port of the MLflow server.")
     prefect_port: Port = Field(4200, description="Port of the Prefect server.")
@@ -142,10 +159,13 @@ class Settings(BaseSettings):
 
     service_workers: int = Field(1, ge=1, description="Number of processes that answer requests.")
     body_limit_bytes: int = Field(16_000_000, gt=0, description="Maximum size of a request body; others get a 413.")
+    json_limit_bytes: int = Field(4_194_304, gt=0, description="Maximum size of a `/classify` body; others get a 413.")
     body_timeout_seconds: float = Field(10.0, gt=0, description="Maximum time for a request body to arrive.")
     batch_limit: int = Field(1_000, ge=1, description="Maximum number of images in a `/classify` request.")
     picture_limit_pixels: int = Field(24_000_000, ge=784, description="Maximum number of pixels of a picture.")
-    concurrency_limit: int = Field(128, ge=1, description="Maximum number of concurrent requests per worker; else 503.")
+    concurrency_limit: int = Field(
+        128, ge=1, description="Maximum number of requests that a worker answers at once; else 503."
+    )
     log_limit: int = Field(20_000, ge=1, description="Maximum number of unstored predictions; others are not logged.")
     access_log: bool = Field(False, description="Whether the service logs every request.")
     bulk_log_sample_rate: Share = Field(1.0, description="Share of the `/classify_bulk` predictions that is logged.")

@@ -7,12 +7,10 @@ every worker refuses a revoked key within seconds, and known keys keep working w
 import logging
 import threading
 import time
+from collections import defaultdict, deque
 from math import ceil
 from typing import Literal
 
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -58,7 +56,8 @@ class Access:
         self._url, self._auth, self._rate_per_minute, self._workers = url, auth, rate_per_minute, workers
         # None until they were read for the first time
         self._keys: dict[str, ApiKey] | None = None
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        # when each key's requests of the last minute came, on the monotonic clock
+        self._times: defaultdict[int, deque[float]] = defaultdict(deque)
         self._stop = threading.Event()
         if auth != "off":
             threading.Thread(target=self._run, name="api-keys", daemon=True).start()
@@ -95,16 +94,17 @@ class Access:
 
     def _check_rate(self, key: ApiKey) -> None:
         rate = key.rate_per_minute or self._rate_per_minute
-        limit, name = RateLimitItemPerMinute(max(1, rate // self._workers)), str(key.number)
-        if self._limiter.hit(limit, name):
+        limit, now = max(1, rate // self._workers), time.monotonic()
+        times = self._times[key.number]
+        while times and times[0] <= now - 60:
+            times.popleft()
+        if len(times) < limit:
+            times.append(now)
             return
-        wait = ceil(self._limiter.get_window_stats(limit, name).reset_time - time.time())
-        if wait > 60:
-            # the clock was set back: what was counted lies in the future
-            self._limiter.clear(limit, name)
-            return
-        sentence = f"the key {key.name!r} may ask {rate:,} times a minute; ask again in {max(1, wait)} s"
-        raise HTTPException(429, sentence, {"Retry-After": str(max(1, wait))})
+        # a clock that is set neither lengthens nor shortens the wait
+        wait = max(1, ceil(times[len(times) - limit] + 60 - now))
+        sentence = f"the key {key.name!r} may ask {rate:,} times a minute; ask again in {wait} s"
+        raise HTTPException(429, sentence, {"Retry-After": str(wait)})
 
     def _run(self) -> None:
         engine, warning = None, ""

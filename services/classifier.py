@@ -10,14 +10,12 @@ declared for BentoML's clients, `bentoml.depends` and the OpenAPI document; over
 import gc
 
 import bentoml
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from digits.settings import load_settings
 from services import schemas
-from services.access import CLIENT_HEADER
 from services.middleware import RequestMiddleware
+from services.openapi import openapi_document
 from services.routes import to_json
 from services.serving_context import ServingContext
 
@@ -85,24 +83,10 @@ class DigitClassifier:
         self.context.close()
 
 
-_middleware = [
-    Middleware(RequestMiddleware, document=schemas.openapi_document(DigitClassifier.apis, _settings.batch_limit))
-]
-if _settings.cors_origins:
-    cors = Middleware(
-        CORSMiddleware,
-        allow_origins=_settings.cors_origins,
-        allow_methods=("GET", "POST"),
-        allow_headers=("Authorization", "Content-Type", "X-API-Key", CLIENT_HEADER),
-    )
-    _middleware.insert(0, cors)
-for layer, _, options in _middleware:
-    DigitClassifier.add_asgi_middleware(layer, **options)
+_document = openapi_document(DigitClassifier.apis, _settings.batch_limit)
+DigitClassifier.add_asgi_middleware(RequestMiddleware, document=_document, settings=_settings)
 
 
 def application() -> ASGIApp:
     """The service for Granian: our middleware comes before BentoML's layers, which cost a sixth of the requests per second."""
-    app: ASGIApp = DigitClassifier.to_asgi()
-    for layer, _, options in reversed(_middleware):
-        app = layer(app, **options)
-    return app
+    return RequestMiddleware(DigitClassifier.to_asgi(), _document, _settings)

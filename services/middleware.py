@@ -1,42 +1,62 @@
-"""One ASGI middleware for every request: API keys, limits, metrics, and an error sentence whatever happens: `{"error": "..."}`."""
+"""One ASGI middleware for every request: hosts, API keys, bodies, limits, metrics, and an error sentence whatever happens: `{"error": "..."}`."""
 
-import asyncio
 import logging
+import os
 import time
-from contextlib import suppress
 from typing import Any
 
 from bentoml import get_current_service
 from bentoml.exceptions import BentoMLException
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from digits.errors import quote
 from digits.settings import Settings
-from services.access import REQUIRED_ROLES, first_segment
-from services.routes import ORJSONResponse, router
+from services.access import CLIENT_HEADER, REQUIRED_ROLES, first_segment
+from services.hosts import Headers, Hosts
+from services.request_body import BodyMemory, RequestBody
+from services.routes import QUERY_PARAMETERS, ORJSONResponse, check_query, router
 from services.serving_context import ServingContext
 
 log = logging.getLogger("digits.service")
 
-# A client reads the response only after it has sent its body; this much of a refused body is read and dropped.
-MAX_DRAINED_BYTES = 256_000_000
 # Routes of BentoML's own application; all others are answered by the Starlette routes, at five times its speed.
 BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/schema.json", "/static_content"}
+REQUEST_ID_HEADER = "X-Request-ID"
+MAX_REQUEST_ID_BYTES = 64
+# Feedback has some 150 bytes, and BentoML's client sends an empty object to /about.
+SMALL_BODY_BYTES = 10_000
+# What Starlette's CORSMiddleware and BentoML's health checks answer as text.
+REPLACED = {
+    400: "pages of this origin may not send this method or these headers",
+    503: "the service is not ready; /about says why",
+}
+PROBLEM_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 class RequestMiddleware:
     """Checks a request, then hands it to the routes or to BentoML; a request that it has already checked, to BentoML."""
 
-    def __init__(self, app: ASGIApp, document: dict[str, Any]) -> None:
-        self._app, self._document = app, document
+    def __init__(self, app: ASGIApp, document: dict[str, Any], settings: Settings) -> None:
+        self._app, self._document, self._settings = app, document, settings
         paths = {getattr(route, "path", "") for route in router.routes} | BENTOML_PATHS
         self._paths = {first_segment(path): path for path in paths}
-        # those of the API; health checks, metrics and pages say nothing about the volume of traffic
+        # those of the API; health checks, metrics and pages say nothing about the volume of traffic, and take no place
         self._counted = {self._paths[first] for first in REQUIRED_ROLES if first != "/metrics"}
-        self._in_flight = 0
+        self._hosts, self._memory, self._in_flight = Hosts(settings), BodyMemory(settings), 0
+        self._body_limits = body_limits(settings)
+        self._checked: ASGIApp = self._dispatch
+        if settings.cors_origins:
+            self._checked = CORSMiddleware(
+                self._dispatch,
+                allow_origins=settings.cors_origins,
+                allow_methods=("GET", "POST"),
+                allow_headers=("Authorization", "Content-Type", "X-API-Key", CLIENT_HEADER, REQUEST_ID_HEADER),
+                expose_headers=(REQUEST_ID_HEADER, "Retry-After"),
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -48,98 +68,153 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
 
     async def _answer(self, context: ServingContext, scope: Scope, receive: Receive, send: Send) -> None:
-        started, status = time.perf_counter(), 0
-        body = _Body(context.settings, scope, receive)
-
-        async def observed(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        self._in_flight += 1
+        started, headers = time.perf_counter(), dict(scope["headers"])
+        body = RequestBody(receive, headers, self._memory, self._settings.body_timeout_seconds)
+        exchange = Exchange(scope, headers, body, send)
+        scope["state"] = {
+            **scope.get("state", {}),
+            "context": context,
+            "exchange": exchange,
+            "document": self._document,
+        }
         try:
-            limit = context.settings.concurrency_limit
-            # the liveness check and monitoring are answered even then
-            if self._in_flight > limit and scope["path"] not in ("/metrics", "/livez"):
-                sentence = f"the service has {limit} requests under way; ask again in a second"
-                raise HTTPException(503, sentence, {"Retry-After": "1"})
-            key = context.access.admit(scope)
-            scope["state"] = {**scope.get("state", {}), "context": context, "key": key, "document": self._document}
-            # with an "app", Starlette's router raises HTTPException for unknown routes and methods
-            scope["app"] = router
-            app = self._app if first_segment(scope["path"]) in BENTOML_PATHS else router
-            await app(scope, body.receive, observed)
+            self._hosts.check(scope, headers)
+            await self._checked(scope, body.receive, exchange.send)
         except ClientDisconnect:
             # as nginx counts clients that closed the connection
-            status = 499
-        except Exception as error:
-            # a bug, too, is answered by a sentence
-            response = _problem(scope, error)
-            if not status:
-                await body.drain()
-                await response(scope, receive, observed)
+            exchange.status = 499
+        except HTTPException as error:
+            await exchange.refuse(error, exchange.send)
         finally:
-            self._in_flight -= 1
+            body.release()
             # unknown paths share a label, because Prometheus never forgets one
             route = self._paths.get(first_segment(scope["path"]), "other")
-            context.metrics.count_request(route, status, time.perf_counter() - started)
-            if route in self._counted and not scope.get("state", {}).get("is_preview"):
-                context.prediction_log.counter.count(route, status, requests=1)
+            context.metrics.count_request(route, exchange.status, time.perf_counter() - started)
+            is_traffic = scope["method"] != "OPTIONS" and not scope["state"].get("is_preview")
+            if route in self._counted and is_traffic:
+                context.prediction_log.counter.count(route, exchange.status, requests=1)
 
-
-class _Body:
-    """The body of a request; reading it raises HTTPException 413 above the limit, without keeping it, and 408 if it is late."""
-
-    def __init__(self, settings: Settings, scope: Scope, receive: Receive) -> None:
-        self._settings, self._receive = settings, receive
-        self._deadline = asyncio.get_running_loop().time() + settings.body_timeout_seconds
-        announced = Headers(scope=scope).get("content-length", "")
-        self._announced = int(announced) if announced.isdecimal() else 0
-        self._received, self._is_complete = 0, False
-
-    async def receive(self) -> Message:
-        if self._is_complete:
-            # only the message that the client has disconnected can follow
-            return await self._receive()
-        limit, seconds = self._settings.body_limit_bytes, self._settings.body_timeout_seconds
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the key, read the body, and call the route; an exception is answered by its sentence, which pages of other origins may read."""
+        state, path, first = scope["state"], scope["path"], first_segment(scope["path"])
+        exchange: Exchange = state["exchange"]
         try:
-            async with asyncio.timeout_at(self._deadline):
-                message = await self._next()
-        except TimeoutError:
-            sentence = f"the body did not arrive within {seconds:g} s; send it faster, or less at a time"
-            raise HTTPException(408, sentence, {"Connection": "close"}) from None
-        if (size := max(self._announced, self._received)) > limit:
-            sentence = f"the body has {size:,} bytes or more; send at most {limit:,}"
-            raise HTTPException(413, sentence, {"Connection": "close"})
-        return message
+            state["key"] = state["context"].access.admit(scope)
+            if scope["query_string"] and first in self._paths:
+                check_query(scope["query_string"], QUERY_PARAMETERS.get(path, set()))
+            if scope["method"] == "POST" and path in self._body_limits:
+                check_encoding(exchange.headers)
+                state["body"] = await exchange.body.read(self._body_limits[path])
+            # BentoML redirects other spellings of its paths to the Host of the request
+            is_bentomls = path.startswith("/static_content/") or (path in BENTOML_PATHS and path != "/static_content")
+            # with an "app", Starlette's router raises HTTPException for unknown routes and methods
+            scope["app"] = router
+            app = self._app if is_bentomls else router
+            if self._paths.get(first) in self._counted:
+                await self._in_a_place(app, scope, receive, send)
+            else:
+                await app(scope, receive, send)
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            # a bug, too, is answered by a sentence
+            await exchange.refuse(error, send)
 
-    async def _next(self) -> Message:
-        message = await self._receive()
-        self._received += len(message.get("body", b""))
-        # Granian says that a body is complete in an empty message of its own, whose wait costs a tenth of a small request.
-        self._is_complete = not message.get("more_body", False) or 0 < self._announced <= self._received
-        return {**message, "more_body": not self._is_complete}
-
-    async def drain(self) -> None:
-        """Read the rest and drop it, so that the client begins to read the response."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._deadline):
-                while not self._is_complete and self._received < MAX_DRAINED_BYTES:
-                    await self._next()
+    async def _in_a_place(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one of the limited number of requests at a time; the liveness check, monitoring and files need no place."""
+        limit = self._settings.concurrency_limit
+        if self._in_flight >= limit:
+            sentence = f"the service has {limit} requests under way; ask again in a second"
+            raise HTTPException(503, sentence, {"Retry-After": "1"})
+        self._in_flight += 1
+        try:
+            await app(scope, receive, send)
+        finally:
+            self._in_flight -= 1
 
 
-def _problem(scope: Scope, error: Exception) -> Response:
-    """The response for an HTTPException, for an exception of an operation, which has BentoML's status, or for a bug."""
-    if isinstance(error, BentoMLException):
-        retry = {"Retry-After": "5"} if error.error_code == 503 else None
-        return ORJSONResponse({"error": str(error)}, error.error_code, retry)
-    if not isinstance(error, HTTPException):
-        log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
-        return ORJSONResponse({"error": "the service failed at this request"}, 500)
-    path, headers = scope["path"][:80], dict(error.headers or {})
-    sentences = {
-        404: f"there is nothing at {path}; the routes are described at /docs",
-        405: f"{path} does not support {scope['method']}; send {headers.get('Allow', 'GET')}",
+class Exchange:
+    """A request and the response to it: every response carries the id of its request, and every error is JSON."""
+
+    def __init__(self, scope: Scope, headers: Headers, body: RequestBody, send: Send) -> None:
+        self.headers, self.body, self.status = headers, body, 0
+        self._scope, self._send, self._is_replaced = scope, send, False
+        self.id = request_id(headers.get(b"x-request-id", b""))
+
+    async def send(self, message: Message) -> None:
+        """As ASGI's; an error of BentoML or Starlette in another form than JSON is replaced by its sentence."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.status >= 400 and (b"content-type", b"application/json") not in message["headers"]:
+                self._is_replaced = True
+                allowed = dict(message["headers"]).get(b"allow", b"GET").decode()
+                error = HTTPException(
+                    self.status, REPLACED.get(self.status), {"Allow": allowed} if self.status == 405 else None
+                )
+                await problem(self._scope, error)(self._scope, self.body.receive, self._forward)
+                return
+        if not self._is_replaced:
+            await self._forward(message)
+
+    async def _forward(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"x-request-id", self.id)]
+        await self._send(message)
+
+    async def refuse(self, error: Exception, send: Send) -> None:
+        """Answer with the sentence of an error, unless the response has begun."""
+        response = problem(self._scope, error)
+        if response.status_code == 500:
+            log.error(
+                "%s %s failed (request %s)",
+                *(self._scope["method"], self._scope["path"], self.id.decode()),
+                exc_info=error,
+            )
+        if not self.status:
+            self.body.release()
+            await self.body.drain()
+            await response(self._scope, self.body.receive, send)
+
+
+def request_id(sent: bytes) -> bytes:
+    """The client's id if it has at most 64 letters, digits and any of -_.:/+=, or else one of 32 random hexadecimal digits."""
+    is_valid = len(sent) <= MAX_REQUEST_ID_BYTES and sent.translate(None, b"-_.:/+=").isalnum()
+    return sent if is_valid else os.urandom(16).hex().encode()
+
+
+def body_limits(settings: Settings) -> dict[str, int]:
+    """The maximum size in bytes of the bodies that each route reads."""
+    limits = {
+        "/classify": settings.json_limit_bytes,
+        "/classify_file": settings.body_limit_bytes,
+        "/classify_bulk": settings.body_limit_bytes,
+        "/feedback": SMALL_BODY_BYTES,
+        "/about": SMALL_BODY_BYTES,
     }
-    return ORJSONResponse({"error": sentences.get(error.status_code, error.detail)}, error.status_code, headers)
+    return {path: min(limit, settings.body_limit_bytes) for path, limit in limits.items()}
+
+
+def check_encoding(headers: Headers) -> None:
+    """Raises HTTPException 415 for a compressed body: a small one may become large."""
+    encoding = headers.get(b"content-encoding")
+    if encoding and encoding.lower() != b"identity":
+        found = quote(encoding.decode("latin-1"))
+        raise HTTPException(
+            415, f"the content encoding is {found}; send the body uncompressed", {"Accept-Encoding": "identity"}
+        )
+
+
+def problem(scope: Scope, error: Exception) -> Response:
+    """The response for an HTTPException, for an exception of an operation, which has BentoML's status, or for a bug."""
+    status, sentence, headers = 500, "the service failed at this request", PROBLEM_HEADERS
+    if isinstance(error, BentoMLException):
+        status, sentence = error.error_code, str(error)
+        headers = headers | ({"Retry-After": "5"} if status == 503 else {})
+    elif isinstance(error, HTTPException):
+        path, headers = scope["path"][:80], headers | dict(error.headers or {})
+        sentences = {
+            404: f"there is nothing at {path}; the routes are described at /docs",
+            405: f"{path} does not support {scope['method']}; send {headers.get('Allow', 'GET')}",
+        }
+        status, sentence = error.status_code, sentences.get(error.status_code, error.detail)
+    return ORJSONResponse({"error": sentence}, status, headers)

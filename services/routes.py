@@ -1,11 +1,12 @@
 """The HTTP routes: each reads its input from the request and calls the operation of its name.
 
-The middleware sets the `state` of every request, and converts exceptions to responses.
+The middleware sets the `state` of every request, reads the body into it, and converts exceptions to responses.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import anyio.to_thread
 import orjson
@@ -18,6 +19,7 @@ from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
 from digits.errors import quote
+from digits.images import SIZE
 from digits.storage.api_keys import ApiKey
 from services.access import client_of
 from services.prediction_log import is_recent
@@ -43,6 +45,12 @@ SECURITY_HEADERS = {
 }
 DOCS_HEADERS = {**SECURITY_HEADERS, "Content-Security-Policy": f"{_POLICY}; style-src 'self' 'unsafe-inline'"}
 
+# Routes with query parameters.
+QUERY_PARAMETERS = {"/classify_file": {"preview"}}
+# Of the JSON bodies above LARGE_BYTES, so many are parsed at a time.
+MAX_CONCURRENT_PARSES = 2
+
+_parsing = anyio.CapacityLimiter(MAX_CONCURRENT_PARSES)
 _decoding = anyio.CapacityLimiter(MAX_CONCURRENT_DECODES)
 
 
@@ -59,11 +67,19 @@ class ORJSONResponse(JSONResponse):
 async def classify(request: Request) -> Response:
     """One image as nested lists, or a list of images."""
     context: ServingContext = request.state.context
-    client, body = client_of(request), await request.body()
+    client, body = client_of(request), request.state.body
     if len(body) > LARGE_BYTES:
-        return await _in_thread(lambda: context.classify(_images(body), client))
+        _check_size(body, context.settings.batch_limit)
+        return await _in_thread(lambda: context.classify(_images(body), client), limiter=_parsing)
     images, is_single = context.read_images(_images(body))
     return ORJSONResponse(classification(await context.batcher.predict(images, client), is_single))
+
+
+def _check_size(body: bytes, max_images: int) -> None:
+    """Raises UnprocessableEntity if the body has twice as many lists as that many images: each list takes 30 times its two bytes."""
+    count, limit = body.count(b"[") + body.count(b"{"), 2 * (SIZE + 1) * (max_images + 1)
+    if count > limit:
+        raise UnprocessableEntity(f"the body has {count:,} lists and objects; send at most {max_images:,} images")
 
 
 def _images(body: bytes) -> Any:
@@ -72,6 +88,16 @@ def _images(body: bytes) -> Any:
     if body.find(b"e", max(body.find(b"["), 0)) >= 0 and (b"true" in body or b"false" in body):
         raise UnprocessableEntity("images contains true or false; expected whole numbers from 0 to 255")
     return images
+
+
+def check_query(query: bytes, known: set[str]) -> None:
+    """Raises UnprocessableEntity for a query parameter that the route does not have, or has twice."""
+    names = [name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)]
+    for name in names:
+        if name not in known or names.count(name) > 1:
+            problem = "is sent twice" if name in known else "is not one of this route"
+            expected = f"the route has {', '.join(sorted(known))}" if known else "the route has none"
+            raise UnprocessableEntity(f"the query parameter {quote(name)} {problem}; {expected}")
 
 
 async def classify_file(request: Request) -> Response:
@@ -89,7 +115,7 @@ async def _picture(request: Request) -> tuple[bytes, str]:
     preview = request.query_params.get("preview", "false")
     content_type = request.headers.get("content-type", "application/octet-stream").lower()
     if content_type.startswith(PICTURE_TYPES):
-        return await request.body(), preview
+        return request.state.body, preview
     if not content_type.startswith("multipart/form-data"):
         advice = 'send a picture as the form field "file" or with its own type'
         raise HTTPException(415, f'the content type is "{content_type[:80]}"; {advice}')
@@ -102,7 +128,7 @@ async def _picture(request: Request) -> tuple[bytes, str]:
 
 async def classify_bulk(request: Request) -> Response:
     """Raw uint8 pixels, 784 bytes for each image."""
-    client, body = client_of(request), await request.body()
+    client, body = client_of(request), request.state.body
     await request.state.context.wait_for_log()
     return await _in_thread(request.state.context.classify_bulk, body, client)
 
@@ -113,7 +139,7 @@ async def feedback(request: Request) -> Response:
     # A page of another site cannot send this type without asking first (CORS).
     if not content_type.lower().startswith("application/json"):
         raise HTTPException(415, f'the content type is "{content_type[:80]}"; send application/json')
-    fields = _fields(await request.body(), {"id", "digit"}, {"id", "digit", "source"}, '{"id": "…", "digit": 7}')
+    fields = _fields(request.state.body, {"id", "digit"}, {"id", "digit", "source"}, '{"id": "…", "digit": 7}')
     key: ApiKey | None = request.state.key
     source = key.name if key else fields.get("source", "api")
     return await _once_stored(request, request.state.context.feedback, fields["id"], fields["digit"], source)
@@ -199,4 +225,6 @@ router = Router(
         Route("/docs", docs),
         Mount("/page", StaticFiles(directory=PAGE)),
     ],
+    # a redirect would name the Host of the request
+    redirect_slashes=False,
 )

@@ -1,9 +1,5 @@
-"""The pydantic models of the HTTP API, from which BentoML makes its clients and `/schema.json`, and the OpenAPI document.
+"""The pydantic models of the HTTP API, from which BentoML makes its clients and `/schema.json`, and openapi.py the OpenAPI document."""
 
-BentoML's own document (`DigitClassifier.openapi_spec`) lacks nullable fields, error responses and the routes that are not declared.
-"""
-
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +8,7 @@ import numpy as np
 from bentoml.validators import ContentType
 from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, WithJsonSchema
 
-from digits.data.rectification import FORMATS
 from digits.images import MAX_IMAGES, SIZE
-from services.access import CLIENT_HEADER, MAX_CLIENT_LENGTH
-
-Schema = dict[str, Any]
 
 Row = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=SIZE, max_length=SIZE)]
 PIXEL_ROWS = f"{SIZE} rows of {SIZE} whole numbers, 0 = paper, 255 = ink."
@@ -128,100 +120,3 @@ OneOrMany = Annotated[
     Annotated[Prediction, Tag("one")] | Annotated[PredictionList, Tag("many")],
     Discriminator(lambda value: "one" if isinstance(value, Prediction) else "many"),
 ]
-
-_CLIENT = {
-    "name": CLIENT_HEADER,
-    "in": "header",
-    "description": "Who sends the images, such as a writer or a device; logged with them, after the name of the API key.",
-    # printable ASCII that begins and ends without a blank
-    "schema": {"type": "string", "maxLength": MAX_CLIENT_LENGTH, "pattern": "^[!-~]([ -~]*[!-~])?$"},
-}
-
-PROBLEMS = {
-    400: "The body cannot be parsed.",
-    401: "An API key is required, or the one sent is not valid.",
-    403: "The API key is revoked, or lacks the role for this route.",
-    404: "No prediction has this id.",
-    405: "The route does not support this method.",
-    408: "The body did not arrive in time.",
-    413: "The body is too large.",
-    415: "The content type is not supported.",
-    422: "The request is invalid; the sentence quotes the wrong value.",
-    429: "The API key exceeded its rate limit; Retry-After says when to ask again.",
-    503: "There is no champion yet, too many requests are under way, or the database of the log is unreachable.",
-}
-# Routes that are not declared as BentoML methods: summary, and the model of the response or None for text.
-_OTHER_ROUTES: dict[str, tuple[str, type[BaseModel] | None]] = {
-    "/predictions/{id}": ("A logged prediction with its image and, after feedback, its true digit.", StoredPrediction),
-    "/samples": ("Held-out digits to try the model on: ten plain ones and the ten least certain.", Samples),
-    "/metrics": ("Metrics in the Prometheus text format.", None),
-}
-
-
-def openapi_document(apis: Mapping[str, Any], max_images: int) -> Schema:
-    """OpenAPI 3.1 (https://spec.openapis.org/oas/v3.1.0) of BentoML's declared `apis` and the routes beside them."""
-    schemas: dict[str, Schema] = {}
-    paths: dict[str, Schema] = {}
-    # Each is a `_bentoml_sdk.APIMethod`; BentoML documents neither its attributes nor `root_input` in its schemas.
-    for api in apis.values():
-        operation = _operation(api.doc, _schema(api.output_spec, schemas))
-        body = _schema(api.input_spec, schemas)
-        if body.pop("root_input", False) or body["properties"]:
-            operation["requestBody"] = {"required": True, "content": {api.input_spec.mime_type(): {"schema": body}}}
-        paths[api.route] = {"post": operation}
-    for route, (summary, model) in _OTHER_ROUTES.items():
-        paths[route] = {"get": _operation(summary, _schema(model, schemas) if model else None)}
-    _complete(paths, max_images)
-    problem = {"application/json": {"schema": _schema(Problem, schemas)}}
-    security = {
-        "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-        "bearer": {"type": "http", "scheme": "bearer"},
-    }
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "digits", "version": "1", "description": "Classifies images of handwritten digits."},
-        "paths": paths,
-        "components": {
-            "schemas": schemas,
-            "responses": {str(status): {"description": text, "content": problem} for status, text in PROBLEMS.items()},
-            "securitySchemes": security,
-        },
-        # {}: no key, where the service does not require one
-        "security": [*({name: []} for name in security), {}],
-    }
-
-
-def _complete(paths: dict[str, Schema], max_images: int) -> None:
-    """Add what BentoML cannot declare: GET, parameters, picture bodies, closed objects, and a limit from the settings."""
-    paths["/about"]["get"] = paths["/about"]["post"]
-    for route in ("/classify", "/classify_file", "/classify_bulk"):
-        paths[route]["post"]["parameters"] = [_CLIENT]
-    id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-    paths["/predictions/{id}"]["get"]["parameters"] = [id]
-    picture = paths["/classify_file"]["post"]
-    preview = {"name": "preview", "in": "query", "schema": {"type": "boolean", "default": False}}
-    picture["parameters"] = [_CLIENT, preview]
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    picture["requestBody"]["content"] |= {f"image/{kind.lower()}": binary for kind in FORMATS}
-    classify, feedback = (
-        paths[route]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        for route in ("/classify", "/feedback")
-    )
-    classify["additionalProperties"] = feedback["additionalProperties"] = False
-    classify["properties"]["images"]["oneOf"][1]["maxItems"] = max_images
-
-
-def _operation(summary: str, response: Schema | None) -> Schema:
-    """One operation; without a schema of its response it answers text."""
-    text = {"text/plain": {"schema": {"type": "string"}}}
-    content = {"application/json": {"schema": response}} if response else text
-    problems = {str(status): {"$ref": f"#/components/responses/{status}"} for status in PROBLEMS}
-    return {"summary": summary, "responses": {"200": {"description": "The response.", "content": content}} | problems}
-
-
-def _schema(model: type[BaseModel], schemas: dict[str, Schema]) -> Schema:
-    """A model's schema without the name that BentoML gives it; the models it refers to go into `schemas`."""
-    schema: Schema = model.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
-    schemas.update(schema.pop("$defs", {}))
-    schema.pop("title", None)
-    return schema

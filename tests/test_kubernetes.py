@@ -111,7 +111,7 @@ def test_a_container_is_set_up_as_in_compose(name: str) -> None:
     assert {one for one in ours if one.startswith("DIGITS_")} <= known
     theirs = set(SERVICES[name]["environment"])
     helpers = {"MLFLOW_PASSWORD", "PREFECT_PASSWORD", "DATABASE"}  # put together with others
-    assert (set(ours) | set(config)) - helpers - {"DIGITS_AUTH"} <= theirs
+    assert (set(ours) | set(config)) - helpers - {"DIGITS_AUTH", "DIGITS_ALLOWED_HOSTS"} <= theirs
     # the bootstrap job downloads its data and needs no prediction log; the addresses for browsers are not known
     missing = theirs - set(ours) - set(config) - {"DIGITS_MNIST", "DIGITS_MLFLOW_PUBLIC_URL", "PREFECT_UI_URL"}
     assert missing <= ({"DIGITS_DATABASE_URL"} | _chatty() if name == "bootstrap" else set())

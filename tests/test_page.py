@@ -123,10 +123,10 @@ class Page:
         return label
 
 
-def start(folder: Path, width: int, height: int, phone: bool = False) -> Chrome:
+def start(folder: Path, width: int, height: int, phone: bool = False, flags: tuple[str, ...] = ()) -> Chrome:
     options = ChromeOptions()
     options.binary_location = CHROMIUM or ""
-    for flag in (*FLAGS, f"--user-data-dir={folder}", f"--window-size={width},{height}"):
+    for flag in (*FLAGS, *flags, f"--user-data-dir={folder}", f"--window-size={width},{height}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     if phone:
