@@ -86,8 +86,11 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
 def _refusal(picture: Image.Image, max_pixels: int) -> str | None:
     """Why a picture that can be read is not accepted; None for one that is."""
     width, height = picture.size
-    if width * height > max_pixels:
-        return f"the picture has {width:,} x {height:,} pixels; send one of at most {max_pixels:,}"
+    # libwebp keeps two more copies of the picture.
+    limit = max_pixels // 2 if picture.format == "WEBP" else max_pixels
+    if width * height > limit:
+        kind = "WEBP picture" if picture.format == "WEBP" else "picture"
+        return f"the {kind} has {width:,} x {height:,} pixels; send one of at most {limit:,}"
     # A phone's JPEG may hold a second picture (depth, gain map) and is no animation.
     frames = getattr(picture, "n_frames", 1)
     if picture.format in ("PNG", "WEBP") and frames > 1:
