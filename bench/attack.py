@@ -123,8 +123,8 @@ def post(address: Address, path: str, body: bytes, content_type: str) -> str:
 
 
 def never_read(address: Address, ended: Event) -> None:
-    """130 connections that send 500 requests at once and read no response."""
-    _hold(address, ended, 130, b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 500)
+    """130 connections that send 100 requests at once and read no response."""
+    _hold(address, ended, 130, b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 100)
 
 
 def slow_bodies(address: Address, ended: Event) -> None:
@@ -174,16 +174,10 @@ def large_pictures(address: Address, ended: Event) -> None:
             connection.close()
 
 
-ATTACKS: tuple[Attack, ...] = (
-    never_read,
-    slow_bodies,
-    half_heads,
-    endless_headers,
-    brackets,
-    many_scans,
-    large_pictures,
-    idle,
-)
+ATTACKS: dict[str, Attack] = {
+    attack.__name__: attack
+    for attack in (never_read, slow_bodies, half_heads, endless_headers, brackets, many_scans, large_pictures, idle)
+}
 
 
 def jpeg_of_scans(side: int, size: int) -> bytes:
@@ -292,23 +286,24 @@ def main() -> None:
     """Start a service with a champion and attack it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=10, help="duration of each attack")
+    parser.add_argument("--only", action="append", choices=ATTACKS, help="an attack; by default, all of them")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     dataset = harness.data()
     faults: list[str] = []
+    quiet: Figures | None = None
     with harness.home() as settings, harness.mlflow(settings):
         harness.register(settings, COMPACT.model_copy(update={"epochs": 2}), dataset)
         address, image = (settings.host, settings.service_port), dataset.test.images[0]
-        with harness.service(settings) as service:
-            measure(service, address, image, 2)
-            quiet = measure(service, address, image, 2 * arguments.seconds)
-            print(quiet, flush=True)
-            for attack in ATTACKS:
+        # a service for each, because memory that was used stays with the process
+        for attack in (None, *(ATTACKS[name] for name in arguments.only or ATTACKS)):
+            with harness.service(settings) as service:
+                measure(service, address, image, 2)
                 figures = measure(service, address, image, arguments.seconds, attack)
-                found = figures.faults(quiet)
-                faults += found
-                print(f"{figures}   {'; '.join(found) or 'ok'}", flush=True)
-    raise SystemExit(1 if faults or quiet.failed else 0)
+            quiet = quiet or figures
+            faults += (found := figures.faults(quiet))
+            print(f"{figures}   {'; '.join(found) or 'ok'}", flush=True)
+    raise SystemExit(1 if faults else 0)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ PAGE = Path(__file__).parent / "page"
 MAX_LARGE_PICTURES, MAX_SMALL_PICTURES = 1, 2
 # How long a picture waits for others.
 SLOT_SECONDS = 10
+DISCONNECT_SECONDS = 0.01
 # Larger bodies are parsed on a thread, because they would delay other requests.
 LARGE_BYTES = 100_000
 PICTURE_TYPES = ("image/", "application/octet-stream")
@@ -98,12 +99,14 @@ async def classify_file(request: Request) -> Response:
 
 async def _take_slot(slots: asyncio.Semaphore, request: Request) -> None:
     """Wait until one is free; raises ClientDisconnect when the client leaves meanwhile, and HTTPException 503 after ten seconds."""
-    if not slots.locked():
+    if slots is _small_pictures and not slots.locked():
         await slots.acquire()
         return
     taken, left = asyncio.ensure_future(slots.acquire()), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({taken, left}, timeout=SLOT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        # Granian learns a moment after the body that its client has left; a large picture takes longer than this by far.
+        await asyncio.wait({left}, timeout=DISCONNECT_SECONDS)
         if left.done():
             raise ClientDisconnect
         if not taken.done():
