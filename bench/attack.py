@@ -123,8 +123,9 @@ def post(address: Address, path: str, body: bytes, content_type: str) -> str:
 
 
 def never_read(address: Address, ended: Event) -> None:
-    """130 connections that send 100 requests at once and read no response."""
-    _hold(address, ended, 130, b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 100)
+    """130 connections that send 50 requests for a file of 1.4 MB at once and read no response."""
+    request = b"GET /static_content/swagger-ui-bundle.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    _hold(address, ended, 130, request * 50)
 
 
 def slow_bodies(address: Address, ended: Event) -> None:
@@ -199,7 +200,11 @@ def jpeg_of_scans(side: int, size: int) -> bytes:
 
 
 def _connection(address: Address) -> socket.socket:
-    connection = socket.create_connection(address, TIMEOUT_SECONDS)
+    """One that takes in as little as it can of what it does not read."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    connection.settimeout(TIMEOUT_SECONDS)
+    connection.connect(address)
     connection.setblocking(False)
     return connection
 
