@@ -18,8 +18,8 @@ from services.metrics import FOLDER_VARIABLE
 
 log = logging.getLogger("digits.service")
 
-# A longer head is refused with 431. A connection also keeps so much of a body that the service has not asked for yet, and of
-# responses that the client has not read; so this, times the connections, bounds what unfinished requests take in memory.
+# A longer head is refused with 431. A connection also reads ahead so much of a body that the service has not asked for yet; so
+# this, times the connections, bounds the memory of unfinished requests. A response that is not read takes its own size in addition.
 MAX_HEAD_BYTES = 65_536
 # How long a head may take, and how long a connection may be idle between two requests; then it is closed.
 HEAD_SECONDS = 10
