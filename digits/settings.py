@@ -166,6 +166,12 @@ class Settings(BaseSettings):
     concurrency_limit: int = Field(
         128, ge=1, description="Maximum number of requests that a worker answers at once; else 503."
     )
+    connection_limit: int = Field(
+        2_048, ge=1, description="Maximum number of open connections per worker; others wait until one is closed."
+    )
+    worker_memory_mb: int = Field(
+        1_500, ge=200, description="Memory in MB above which a worker of the service is replaced after three minutes."
+    )
     log_limit: int = Field(20_000, ge=1, description="Maximum number of unstored predictions; others are not logged.")
     access_log: bool = Field(False, description="Whether the service logs every request.")
     bulk_log_sample_rate: Share = Field(1.0, description="Share of the `/classify_bulk` predictions that is logged.")

@@ -45,7 +45,7 @@ def read_source(platform: Platform, data: str) -> Dataset:
     """The source together with everything that the inbox has brought so far; not stored."""
     settings = platform.settings
     archived = inbox.read_taken(settings.inbox, settings.source_limit_bytes)
-    return extend(_read(platform, data), archived.labelled, ", ".join(archived.stamps))
+    return extend(_read(platform, data), archived.labelled, archived.source)
 
 
 def _read(platform: Platform, data: str) -> Dataset:

@@ -139,7 +139,7 @@ def assemble_dataset(platform: Platform, data: str | None) -> Dataset:
     current = datasets.current(storage)
     start = read_source(platform, data or "mnist") if data or current is None else datasets.load(storage, current)
     batch = inbox.read_inbox(settings.inbox, champion_predictions(platform), limit_bytes=settings.source_limit_bytes)
-    start = extend(start, batch.labelled, ", ".join(batch.stamps))
+    start = extend(start, batch.labelled, batch.source)
     _ingest_feedback(platform)
     dataset = with_feedback(platform, start)
     for new in {start.fingerprint: start, dataset.fingerprint: dataset}.values():

@@ -1,7 +1,9 @@
 """Serves the HTTP API with Granian: `python -m services --host 127.0.0.1 --port 3000`."""
 
 import argparse
+import logging
 import os
+import resource
 import shutil
 import socket
 from pathlib import Path
@@ -9,9 +11,22 @@ from typing import Any
 
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
+from granian.http import HTTP1Settings
 
 from digits.settings import load_settings
 from services.metrics import FOLDER_VARIABLE
+
+log = logging.getLogger("digits.service")
+
+# A longer head is refused with 431. A connection also reads ahead so much of a body that the service has not asked for yet; so
+# this, times the connections, bounds the memory of unfinished requests. A response that is not read takes its own size in addition.
+MAX_HEAD_BYTES = 65_536
+# How long a head may take, and how long a connection may be idle between two requests; then it is closed.
+HEAD_SECONDS = 10
+# File descriptors of a worker for the database, the log, the model and its libraries; 40 are in use.
+OTHER_FILES = 256
+# A worker above the limit for three minutes is replaced; one large picture does not last so long.
+MEMORY_SAMPLES, MEMORY_SAMPLE_SECONDS = 6, 30
 
 # BentoML configures its loggers only under `bentoml serve`.
 LOGGING: dict[str, Any] = {
@@ -55,12 +70,35 @@ def main() -> None:
         workers=settings.service_workers,
         respawn_failed_workers=True,
         respawn_interval=1,
+        # connections of a worker; further ones wait in the kernel until one is closed
+        backpressure=allow_connections(settings.connection_limit),
+        http1_settings=HTTP1Settings(header_read_timeout=1_000 * HEAD_SECONDS, max_buffer_size=MAX_HEAD_BYTES),
+        workers_max_rss=settings.worker_memory_mb,
+        rss_sample_interval=MEMORY_SAMPLE_SECONDS,
+        rss_samples=MEMORY_SAMPLES,
         # longer than the log may take to write what waits, shorter than Supervisor and Kubernetes wait
         workers_kill_timeout=15,
         log_access=settings.access_log,
         log_access_format='%(addr)s "%(method)s %(path)s %(protocol)s" %(status)d %(dt_ms).1f ms',
         log_dictconfig=LOGGING,
     ).serve()
+
+
+def allow_connections(wanted: int) -> int:
+    """Raise the limit of open files for so many connections; returns how many it allows, with a warning if these are fewer.
+
+    Granian would spend a whole core on failing to accept a connection for which there is no file descriptor.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted + OTHER_FILES:
+        soft = wanted + OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, wanted + OTHER_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    allowed = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - OTHER_FILES)
+    if allowed < wanted:
+        log.warning(
+            "DIGITS_CONNECTION_LIMIT is %d, but %d open files allow %d; raise `ulimit -n`", wanted, hard, allowed
+        )
+    return max(1, allowed)
 
 
 def share_metrics(folder: Path) -> None:

@@ -3,6 +3,7 @@
 The middleware sets the `state` of every request, reads the body into it, and converts exceptions to responses.
 """
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import orjson
 from bentoml.exceptions import NotFound, UnprocessableEntity
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
+from digits.data import picture_structure
 from digits.errors import quote
 from digits.images import SIZE
 from digits.storage.api_keys import ApiKey
@@ -26,8 +28,12 @@ from services.prediction_log import is_recent
 from services.serving_context import ServingContext, classification
 
 PAGE = Path(__file__).parent / "page"
-# A picture of 24 million pixels takes 250 MB while it is decoded.
-MAX_CONCURRENT_DECODES = 2
+# A picture of 24 million pixels takes 250 MB and a second while it is decoded, so large ones are decoded one after the other, and
+# small ones do not wait for them.
+MAX_LARGE_PICTURES, MAX_SMALL_PICTURES = 1, 2
+# How long a picture waits for others.
+SLOT_SECONDS = 10
+DISCONNECT_SECONDS = 0.01
 # Larger bodies are parsed on a thread, because they would delay other requests.
 LARGE_BYTES = 100_000
 PICTURE_TYPES = ("image/", "application/octet-stream")
@@ -51,7 +57,9 @@ QUERY_PARAMETERS = {"/classify_file": {"preview"}}
 MAX_CONCURRENT_PARSES = 2
 
 _parsing = anyio.CapacityLimiter(MAX_CONCURRENT_PARSES)
-_decoding = anyio.CapacityLimiter(MAX_CONCURRENT_DECODES)
+_large_pictures, _small_pictures = asyncio.Semaphore(MAX_LARGE_PICTURES), asyncio.Semaphore(MAX_SMALL_PICTURES)
+# apart from the threads of all other operations
+_decoding = anyio.CapacityLimiter(MAX_LARGE_PICTURES + MAX_SMALL_PICTURES)
 
 
 def to_json(content: Any) -> bytes:
@@ -107,7 +115,41 @@ async def classify_file(request: Request) -> Response:
     if preview not in ("true", "false"):
         raise UnprocessableEntity(f'preview is "{preview[:40]}"; expected true or false')
     is_preview = request.state.is_preview = preview == "true"
-    return await _in_thread(request.state.context.classify_file, picture, is_preview, client, limiter=_decoding)
+    slots = _small_pictures if picture_structure.is_small(picture) else _large_pictures
+    await _take_slot(slots, request)
+    try:
+        return await _in_thread(request.state.context.classify_file, picture, is_preview, client, limiter=_decoding)
+    finally:
+        slots.release()
+
+
+async def _take_slot(slots: asyncio.Semaphore, request: Request) -> None:
+    """Wait until one is free; raises ClientDisconnect when the client leaves meanwhile, and HTTPException 503 after ten seconds."""
+    if slots is _small_pictures and not slots.locked():
+        await slots.acquire()
+        return
+    taken, left = asyncio.ensure_future(slots.acquire()), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({taken, left}, timeout=SLOT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        # Granian learns a moment after the body that its client has left; a large picture takes longer than this by far.
+        await asyncio.wait({left}, timeout=DISCONNECT_SECONDS)
+        if left.done():
+            raise ClientDisconnect
+        if not taken.done():
+            sentence = f"other pictures have been decoded for {SLOT_SECONDS} s; ask again in a few seconds"
+            raise HTTPException(503, sentence, {"Retry-After": "5"})
+    except BaseException:
+        if not taken.cancel():
+            slots.release()
+        raise
+    finally:
+        left.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    """Returns when the client has closed the connection; the request's body was read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _picture(request: Request) -> tuple[bytes, str]:

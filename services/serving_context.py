@@ -7,6 +7,7 @@ invalid input, NotFound (404), and ServiceUnavailable (503) without a champion o
 import asyncio
 import logging
 import threading
+import warnings
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -50,6 +51,8 @@ class ServingContext:
 
     def __init__(self, settings: Settings) -> None:
         logging.getLogger("digits").setLevel(logging.INFO)
+        # about damaged metadata: Python would remember each different text for ever, and a picture of 64 kB can cause 5,000
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         self.settings = settings
         # checked here, because the threads that use the database survive every error
         database.checked(settings.database_url)

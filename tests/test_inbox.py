@@ -1,8 +1,10 @@
 """Files dropped into the inbox are taken in once, whatever happens on the way, and bad ones are set aside with the reason."""
 
+import contextlib
 import gzip
 import io
 import os
+import socket
 import threading
 import time
 import tracemalloc
@@ -362,14 +364,118 @@ def test_a_folder_that_may_not_be_listed_is_rejected(
     assert "Permission denied" in (folder / "rejected" / "closed.reason.txt").read_text()
 
 
-def test_a_link_still_names_its_file_after_it_moved(tmp_path: Path, drop: Callable[..., Split]) -> None:
+def test_a_link_within_the_inbox_still_names_its_file_after_it_moved(
+    tmp_path: Path, drop: Callable[..., Split]
+) -> None:
     folder = tmp_path / "inbox"
-    good = drop("labels.csv")
-    (folder / "labels.csv").rename(tmp_path / "elsewhere.csv")
-    (folder / "labels.csv").symlink_to("../elsewhere.csv")
+    good = drop(".labels.csv")
+    (folder / "labels.csv").symlink_to("./.labels.csv")
     inbox.archive(read_now(folder), folder)
     assert not (folder / "labels.csv").is_symlink()
     assert pairs(inbox.read_taken(folder).labelled) == pairs(good)
+
+
+LINKS: dict[str, tuple[str, str]] = {
+    "a file": ("labels.csv", "../outside/labels.csv"),
+    "a folder": ("digits", "../outside/digits"),
+    "the file system": ("all", "/"),
+    "itself": ("loop.csv", "loop.csv"),
+    "nothing": ("gone.csv", "../gone.csv"),
+    "a device": ("zero.csv", "/dev/zero"),
+    "a picture": ("scans/3/0.png", "../../../outside/digits/3/000.png"),
+    "a folder of pictures": ("scans/4", "../../outside/digits/4"),
+    "any text": ("scans/5/0.png", "/etc/passwd"),
+}
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_nothing_outside_the_inbox_is_read_or_moved(
+    kind: str, tmp_path: Path, drop: Callable[..., Split], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, (name, target) = tmp_path / "inbox", LINKS[kind]
+    good = drop("good.csv", 0, 5)
+    drop("labels.csv", 5, 9)
+    drop("digits", 9, 40)
+    (tmp_path / "outside").mkdir()
+    for one in ("labels.csv", "digits"):
+        (folder / one).rename(tmp_path / "outside" / one)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).symlink_to(target)
+    outside = sorted((tmp_path / "outside").rglob("*"))
+    batch = read_now(folder)
+    inbox.archive(batch, folder)
+    assert pairs(batch.labelled) == pairs(good) == pairs(inbox.read_taken(folder).labelled)
+    (reason,) = batch.rejected.values()
+    expected = "is neither a file nor a folder" if kind == "itself" else "leads out of the inbox"
+    assert expected in reason and reason in caplog.text and "root:" not in reason
+    assert sorted((tmp_path / "outside").rglob("*")) == outside
+    assert sorted(path.name for path in folder.iterdir()) == ["rejected", "taken"]
+
+
+def test_a_link_that_was_put_into_taken_is_left_out(tmp_path: Path, drop: Callable[..., Split]) -> None:
+    folder = tmp_path / "inbox"
+    drop("labels.csv")
+    (folder / "labels.csv").rename(tmp_path / "labels.csv")
+    (folder / "taken").mkdir()
+    (folder / "taken" / "labels.csv").symlink_to(tmp_path / "labels.csv")
+    assert inbox.read_taken(folder).labelled is None
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a socket"])
+def test_what_is_no_file_is_rejected_without_being_opened(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    path = tmp_path / "inbox" / "x.csv"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    else:
+        with socket.socket(socket.AF_UNIX) as one, contextlib.chdir(path.parent):
+            one.bind(path.name)
+    assert read_now(path.parent).rejected == {"x.csv": "x.csv is neither a file nor a folder"}
+    assert not path.exists() and (path.parent / "rejected" / "x.csv").exists()
+
+
+def test_a_folder_named_as_a_file_is_a_folder(tmp_path: Path, drop: Callable[..., Split]) -> None:
+    folder = tmp_path / "inbox"
+    good = drop("labels", 0, 20)
+    (folder / "labels").rename(folder / "x.npz")
+    (folder / "x.csv" / "deep").mkdir(parents=True)
+    (folder / "x.csv" / "deep" / "labels.csv").write_text("label\n")
+    batch = read_now(folder)
+    assert pairs(batch.labelled) == pairs(good)
+    (reason,) = batch.rejected.values()
+    assert reason == "x.csv holds 'deep', expected sub-folders 0 to 9 with pictures, or the IDX files of MNIST"
+
+
+NAMES = {
+    "two lines": "a\nERROR promoted.csv",
+    "a terminal's commands": "\x1b[2J\x1b]0;title\x07.csv",
+    "right to left": "a\u202evsc.exe.csv",
+    "surrogates": os.fsdecode(b"\xff\xfe.csv"),
+    "spaces": "  .csv",
+    "backslashes": "a\\..\\x.csv",
+    "an option": "--help.csv",
+}
+
+
+@pytest.mark.parametrize("is_good", [True, False])
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_name_is_one_printable_line_in_every_message(
+    kind: str, is_good: bool, tmp_path: Path, drop: Callable[..., Split], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    folder = tmp_path / "inbox"
+    drop("labels.csv", 0, 20)
+    text = (folder / "labels.csv").read_text()
+    (folder / "labels.csv").unlink()
+    (folder / NAMES[kind]).write_text(text if is_good else "garbage")
+    batch = read_now(folder)
+    inbox.archive(batch, folder)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1 and all(message.isprintable() for message in messages)
+    assert batch.source.isprintable() and bool(batch.source) == is_good
+    for reason in (folder / "rejected").glob("*.reason.txt"):
+        assert reason.read_text().removesuffix("\n").isprintable()
+    assert sorted(path.name for path in folder.iterdir()) == ["taken" if is_good else "rejected"]
 
 
 # Row by row

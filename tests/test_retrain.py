@@ -109,10 +109,11 @@ def test_strange_files_in_the_inbox_neither_end_nor_stop_a_retraining(settings: 
     (settings.inbox / "scans" / "3").mkdir(parents=True)
     (settings.inbox / "scans" / "3" / "empty.png").touch()
     os.mkfifo(settings.inbox / "scans" / "3" / "pipe.png")
+    (settings.inbox / "all").symlink_to("/")
     after = assemble(settings)
     assert size(after) == size(before) + 30
     assert sorted(path.name for path in settings.inbox.iterdir()) == ["rejected", "taken"]
-    assert len(list((settings.inbox / "rejected").glob("*.reason.txt"))) == 3
+    assert len(list((settings.inbox / "rejected").glob("*.reason.txt"))) == 4
     assert assemble(settings).fingerprint == after.fingerprint
 
 

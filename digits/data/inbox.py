@@ -60,6 +60,11 @@ class InboxBatch:
     rejected: dict[str, str] = field(default_factory=dict)  # the reason for each other one
     quarantine: dict[str, Quarantine] = field(default_factory=dict)  # of each valid file that has unusable rows
 
+    @property
+    def source(self) -> str:
+        """What manifests and messages call the valid files."""
+        return ", ".join(map(_printable, self.stamps))
+
 
 def read_inbox(
     inbox: Path,
@@ -76,8 +81,15 @@ def read_inbox(
     splits: list[Split] = []
     batch = InboxBatch(None)
     for path in sorted(inbox.iterdir()) if inbox.is_dir() else []:
+        if path.name in OWN_FOLDERS or path.name.startswith("."):
+            continue
+        # before anything is looked at that a link names, which may be the whole file system
+        if reason := _refusal(path, inbox):
+            batch.rejected[path.name] = reason
+            _reject(path, reason)
+            continue
         stamp = _stamp(path)
-        if path.name in OWN_FOLDERS or not _is_settled(path.name, stamp, settle_seconds):
+        if not _is_settled(path.name, stamp, settle_seconds):
             continue
         try:
             rows = sources.read_rows(path, limit_bytes)
@@ -103,11 +115,13 @@ def read_taken(inbox: Path, limit_bytes: int = LIMIT_BYTES) -> InboxBatch:
     batch = InboxBatch(None)
     for path in sorted((inbox / "taken").iterdir()) if (inbox / "taken").is_dir() else []:
         try:
+            if reason := _refusal(path, inbox):
+                raise BadData(reason)
             splits.append(_without_quarantine(sources.read_rows(path, limit_bytes), _quarantine_path(inbox, path.name)))
             batch.stamps[path.name] = _stamp(path)
         # As in the inbox, a single file must not end a retraining.
         except Exception as error:
-            log.warning("left out taken/%s: %s", path.name, first_line(error))
+            log.warning("left out taken/%s: %s", _printable(path.name), _printable(first_line(error)))
     return InboxBatch(datasets.join(*splits) if splits else None, batch.stamps)
 
 
@@ -131,6 +145,27 @@ def archive(batch: InboxBatch, inbox: Path) -> None:
                     _printable(name),
                     f", but for {_printable(_summary(quarantine))}" if quarantine else "",
                 )
+
+
+def _refusal(path: Path, inbox: Path) -> str | None:
+    """Why what lies at the path is not even looked at: it is no file or folder, or a link in it leads out of the inbox."""
+    name = path.relative_to(inbox).as_posix()
+    for link in _links(path):
+        if not Path(os.path.realpath(link)).is_relative_to(os.path.realpath(inbox)):
+            return f"{name} has a link that leads out of the inbox, {link.name} to {os.readlink(link)}; copy the file"
+    if os.path.lexists(path) and not (path.is_file() or path.is_dir()):
+        return f"{name} is neither a file nor a folder"
+    return None
+
+
+def _links(path: Path) -> Iterator[Path]:
+    """The path itself if it is a link, or else all links in the folder."""
+    if path.is_symlink():
+        yield path
+    else:
+        walk = os.walk(path)
+        files = (Path(folder, name) for folder, folders, names in walk for name in chain(folders, names))
+        yield from filter(Path.is_symlink, files)
 
 
 def _triage(file: str, rows: Rows, predict_proba: PredictProba | None) -> tuple[Split, Quarantine]:
@@ -257,18 +292,18 @@ def _logged_failure(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         problem = "stays in the inbox and is read again each time, because it cannot be moved"
-        log.error("%s %s: %s", _printable(path.name), problem, first_line(error))
+        log.error("%s %s: %s", _printable(path.name), problem, _printable(first_line(error)))
 
 
 def _printable(text: str) -> str:
-    """With escapes for the bytes of a file name that are not UTF-8, which Python keeps as surrogates."""
-    return text.encode(errors="backslashreplace").decode()
+    """On one line, with escapes for control characters and for the bytes of a file name that are not UTF-8, Python's surrogates."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _move(path: Path, target: Path) -> None:
     if path.is_symlink():
         # A relative link would name another file from there.
-        target.symlink_to(path.resolve())
+        target.symlink_to(os.path.realpath(path))
         path.unlink()
     else:
         path.rename(target)

@@ -6,13 +6,15 @@ MNIST fits each digit into 20 x 20 pixels with anti-aliasing and puts its centre
 
 import io
 import math
+import struct
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageOps, ImageStat, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageStat, UnidentifiedImageError
 
+from digits.data import picture_structure
 from digits.data.datasets import READ_ERRORS
 from digits.errors import quote
 from digits.images import SIZE
@@ -24,6 +26,20 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _WORK, _SMALL, _FINE, _DIGIT = 512, 96, 120, 20
 # Stroke widths of MNIST's test digits, as `_stroke_width` estimates them at 20 pixels: 5 % 1.75, median 2.5, 95 % 3.9, 99 % 4.7.
 _THINNEST, _THIN, _THICK, _THICKEST = 1.8, 2.1, 3.7, 4.4
+
+# What undoes each orientation (EXIF 2.3, section 4.6.4, tag 274); the first is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+MAX_TAGS = (
+    200  # that are read of an EXIF directory; cameras write some 20, sorted by number, and 274 is among the first
+)
 
 Grey = NDArray[np.float32]
 
@@ -46,6 +62,8 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
     """The decoded picture, upright."""
     if not body:
         raise ValueError("the file is empty; send a PNG, JPEG, WebP or BMP picture")
+    if refusal := picture_structure.refusal(body):
+        raise ValueError(refusal)
     kind = "picture"
     try:
         picture = Image.open(io.BytesIO(body), formats=FORMATS)
@@ -54,8 +72,7 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
         if refusal is None:
             picture.draft("L", (2 * _WORK, 2 * _WORK))  # lets a large JPEG be decoded at a fraction of its size
             picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)
-            return picture
+            return _upright(picture)
     except UnidentifiedImageError:
         found = f"the file begins with {body.lstrip()[:12]!r} and is no picture"
         raise ValueError(f"{found}; send a PNG, JPEG, WebP or BMP file") from None
@@ -69,13 +86,33 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
 def _refusal(picture: Image.Image, max_pixels: int) -> str | None:
     """Why a picture that can be read is not accepted; None for one that is."""
     width, height = picture.size
-    if width * height > max_pixels:
-        return f"the picture has {width:,} x {height:,} pixels; send one of at most {max_pixels:,}"
+    # libwebp keeps two more copies of the picture.
+    limit = max_pixels // 2 if picture.format == "WEBP" else max_pixels
+    if width * height > limit:
+        kind = "WEBP picture" if picture.format == "WEBP" else "picture"
+        return f"the {kind} has {width:,} x {height:,} pixels; send one of at most {limit:,}"
     # A phone's JPEG may hold a second picture (depth, gain map) and is no animation.
     frames = getattr(picture, "n_frames", 1)
     if picture.format in ("PNG", "WEBP") and frames > 1:
         return f"the {picture.format} file is an animation of {frames} frames; send one still picture"
     return None
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as the orientation in its first EXIF directory says.
+
+    Pillow's own reader looks at all tags, and takes half a second for 64 kB.
+    """
+    exif = picture.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None or len(exif) < 8:
+        return picture
+    (start,) = struct.unpack_from(f"{order}I", exif, 4)
+    for place in range(start + 2, min(start + 12 * MAX_TAGS, len(exif) - 12) + 1, 12):
+        tag, _, _, value = struct.unpack_from(f"{order}HHIH", exif, place)
+        if tag == ExifTags.Base.Orientation:
+            return picture.transpose(_TURNS[value]) if value in _TURNS else picture
+    return picture
 
 
 def _already_mnist(picture: Image.Image) -> NDArray[np.uint8] | None:
@@ -114,15 +151,24 @@ def _ring(shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 def _grey(picture: Image.Image) -> Grey:
     """Brightness from 0 to 1, alpha composited, the longest side between 112 and 512."""
+    if picture.mode in ("1", "P", "PA"):
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip
         values = np.asarray(picture)
         flat = Image.fromarray((values >> 8 if values.max() > 255 else values).astype(np.uint8))
     elif picture.has_transparency_data:
-        flat = _composite(picture.convert("RGBA"))
+        flat = _composite(_reduced(picture).convert("RGBA"))
     else:
-        flat = picture.convert("L")
+        flat = _reduced(picture).convert("L")
+    flat = _reduced(flat)
     grey = np.asarray(flat, np.float32) / np.float32(255)
     return _scaled(grey, float(np.clip(max(grey.shape), 4 * SIZE, _WORK) / max(grey.shape)))
+
+
+def _reduced(picture: Image.Image) -> Image.Image:
+    """A fraction of a large picture, its longest side still above 1,024 pixels, because its floats would take four times its memory."""
+    factor = max(picture.size) // (2 * _WORK)
+    return picture.reduce(factor) if factor > 1 else picture
 
 
 def _composite(picture: Image.Image) -> Image.Image:
