@@ -39,7 +39,8 @@ def address(service: Service) -> attack.Address:
 
 
 @pytest.mark.parametrize(
-    "name", ["never_read", "half_heads", "endless_headers", "many_scans", "large_pictures", "idle"]
+    "name",
+    ["never_read", "slow_bodies", "half_heads", "endless_headers", "brackets", "many_scans", "large_pictures", "idle"],
 )
 def test_honest_clients_are_answered_during_an_attack(name: str, service: Service, sample: Reference) -> None:
     process = psutil.Process(service.process.pid)
