@@ -8,9 +8,12 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -38,26 +41,36 @@ class TrialCancelled(Exception):
 def run(onnx: bytes, sample: bytes, is_wanted: Callable[[], bool] = lambda: True) -> None:
     """Try the content of model.onnx and reference.npz; raises InvalidArtifact, TrialCancelled or what `is_wanted` raises."""
     environment, pipe = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}, subprocess.PIPE
+    request = len(onnx).to_bytes(_LENGTH_BYTES) + onnx + sample
     with subprocess.Popen(
         COMMAND, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment
     ) as child:
+        # Not `communicate`: after a timeout, Python 3.11 does not go on sending.
+        sender = threading.Thread(target=_send, args=(child.stdin, request))
+        sender.start()
         try:
-            printed = _outcome(child, len(onnx).to_bytes(_LENGTH_BYTES) + onnx + sample, is_wanted)
+            _wait_for(child, is_wanted)
         finally:
             child.kill()
+            sender.join()
+        printed = child.stdout.read() if child.stdout else b""
     if child.returncode:
         end = f"exit code {child.returncode}" if child.returncode > 0 else f"signal {-child.returncode}"
         raise InvalidArtifact(printed.decode(errors="replace").strip() or f"its trial ended with {end}")
 
 
-def _outcome(child: "subprocess.Popen[bytes]", request: bytes | None, is_wanted: Callable[[], bool]) -> bytes:
-    """What the process prints until its end; raises as `run` does."""
+def _send(pipe: IO[bytes], content: bytes) -> None:
+    with suppress(BrokenPipeError), pipe:
+        pipe.write(content)
+
+
+def _wait_for(child: "subprocess.Popen[bytes]", is_wanted: Callable[[], bool]) -> None:
+    """Wait for the end of the process; raises as `run` does."""
     deadline = time.monotonic() + TIME_LIMIT_SECONDS
     while time.monotonic() < deadline:
-        try:
-            return child.communicate(request, LOOK_SECONDS)[0]
-        except subprocess.TimeoutExpired:
-            request = None  # the next call goes on sending it
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(LOOK_SECONDS)
+            return
         if not is_wanted():
             raise TrialCancelled
     raise InvalidArtifact(f"its trial did not end within {TIME_LIMIT_SECONDS} s; look for a loop in model.onnx")
@@ -70,11 +83,11 @@ def run_golden_query(model: OnnxModel, sample: Reference, batch_sizes: Iterable[
         try:
             answered = model.predict_proba(sample.images[rows])
         except InferenceFailed as error:
-            raise ValueError(f"the golden query fails for {size:,} images: {error}") from error
+            raise ValueError(f"the golden query fails in a batch of {size:,}: {error}") from error
         difference = float(np.abs(answered - sample.probabilities[rows]).max())
         if not difference <= TOLERANCE:
             raise ValueError(
-                f"the golden query is answered {difference:.2g} off for {size:,} images, allowed is {TOLERANCE:g}"
+                f"the golden query is answered {difference:.2g} off in a batch of {size:,}, allowed is {TOLERANCE:g}"
             )
 
 

@@ -142,6 +142,14 @@ class Registry:
     versions: dict[str, Files] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    promoted: set[str] = field(default_factory=set)  # the digests that a ledger would hold
+
+    def promote(self, version: str, files: Files) -> None:
+        """Register a version and make it the champion, as `digits promote` does."""
+        self.versions[version] = dict(files)
+        self.aliases["champion"] = version
+        if "card.json" in files:
+            self.promoted.add(hashlib.sha256(files["card.json"]).hexdigest())
 
     def answer(self, path: str, query: dict[str, str]) -> tuple[int, bytes]:
         """Status and body, as MLflow 3.17 gives them."""

@@ -9,7 +9,7 @@ from conftest import Registry as Memory
 from versions import VersionRegistry
 
 from digits.storage import database, ledger
-from models import evaluation_sets, promotion
+from models import evaluation_sets, model_store, promotion
 from models.model_store import ModelStore, VerifiedModel
 
 
@@ -22,10 +22,11 @@ def stand_in(registry: Memory, champion_files: Files) -> Any:
 def test_the_former_champion_is_the_previous_one_and_the_ledger_says_why(stand_in: Any, tmp_path: Path) -> None:
     engine = database.connect(f"sqlite:///{tmp_path}/digits.db")
     promotion.promote(stand_in, stand_in.store(tmp_path), engine, "1", "the first")
-    promotion.promote(stand_in, stand_in.store(tmp_path), engine, "v2", "better", {"gain": 0.01})
+    promotion.promote(stand_in, stand_in.store(tmp_path), engine, "v2", "better")
     assert stand_in.memory.aliases == {"champion": "2", "previous": "1"}
     last = ledger.entries(engine)[-1]
-    assert (last.before, last.after, last.reason, last.evidence) == ("1", "2", "better", {"gain": 0.01})
+    assert (last.before, last.after, last.reason) == ("1", "2", "better")
+    assert last.digest == model_store.digest(stand_in.memory.versions["2"]["card.json"])
     with pytest.raises(ValueError, match="v2 is the champion already"):
         promotion.promote(stand_in, stand_in.store(tmp_path), engine, "2", "again")
 
@@ -37,7 +38,7 @@ def test_after_the_set_champion_is_retired_nothing_is_repaired_and_a_rollback_wo
     for version in "12":
         promotion.promote(stand_in, store, engine, version, "better")
     evaluation_sets.retire(engine, "champion", "sevens have a bar now")
-    promotion.repair_ledger(stand_in, store, engine)
+    promotion.finish_promotion(stand_in, store, engine)
     assert [entry.action for entry in ledger.entries(engine)] == ["promotion", "promotion", "retirement"]
     assert promotion.roll_back(stand_in, store, engine, "worse") == "1"
 

@@ -270,6 +270,7 @@ STEPS = {
     "judged": (promotion, "record_verdict"),
     "recorded": (retrain, "apply_verdict"),
     "promoted": (ledger, "append"),
+    "moved": (VersionRegistry, "set_alias"),
     "closed": (challengers, "close"),
     "appointed": (challengers, "appoint"),
 }
@@ -295,7 +296,7 @@ def test_killed_in_a_step_the_next_retraining_decides_the_same_at_the_same_cost(
         patch.setattr(module, name, killed)
         with pytest.raises(KeyboardInterrupt):
             retrain.review_challengers(loop.platform)
-    promotion.repair_ledger(loop.versions, loop.platform.models, loop.platform.engine)  # type: ignore[arg-type]
+    promotion.finish_promotion(loop.versions, loop.platform.models, loop.platform.engine)  # type: ignore[arg-type]
     retrain.review_challengers(loop.platform)
     assert loop.asked() == [("2", "1", 0), ("2", "1", 30), ("3", "2", 30)]
     assert [(entry.before, entry.after) for entry in ledger.replacements(loop.platform.engine)] == [
