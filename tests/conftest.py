@@ -393,10 +393,19 @@ def service(champion_files: Files, tmp_path_factory: pytest.TempPathFactory) -> 
     """One service with a champion for all tests that leave it as it is."""
     from serving import serving  # which needs what stands above
 
+    from digits.storage import ledger
+    from models import model_store
+
     registry, server = serve_registry()
     registry.versions["1"] = champion_files
     registry.aliases["champion"] = "1"
-    with serving(tmp_path_factory.mktemp("service"), registry, DIGITS_BODY_LIMIT_BYTES="3000000") as service:
+    home = tmp_path_factory.mktemp("service")
+    engine = database.connect(f"sqlite:///{home}/digits.db")
+    ledger.append(
+        engine, "promotion", None, "1", "the first", {}, digest=model_store.digest(champion_files["card.json"])
+    )
+    engine.dispose()
+    with serving(home, registry, DIGITS_BODY_LIMIT_BYTES="3000000") as service:
         service.wait_for(lambda: service.status("/readyz") == 200)
         yield service
     server.shutdown()

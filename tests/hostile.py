@@ -41,11 +41,20 @@ def endless(honest: Files) -> Files:
 
 def failing_from(count: int, honest: Files) -> Files:
     """It answers smaller batches as registered, and looks for an element that does not exist from this count of images on."""
+    return _failing("Greater", count - 1, honest)
+
+
+def failing_at(count: int, honest: Files) -> Files:
+    """It fails on batches of just this count of images."""
+    return _failing("Equal", count, honest)
+
+
+def _failing(comparison: str, limit: int, honest: Files) -> Files:
     nodes = [
         helper.make_node("Shape", ["images"], ["shape"], start=0, end=1),
-        _constant("limit", np.array([count - 1])),
-        helper.make_node("Greater", ["shape", "limit"], ["is_large"]),
-        helper.make_node("Cast", ["is_large"], ["row"], to=TensorProto.INT64),
+        _constant("limit", np.array([limit])),
+        helper.make_node(comparison, ["shape", "limit"], ["fails"]),
+        helper.make_node("Cast", ["fails"], ["row"], to=TensorProto.INT64),
         _constant("single", np.zeros((1, 1), np.float32)),
         helper.make_node("Gather", ["single", "row"], ["nothing"]),
     ]

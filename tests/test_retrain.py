@@ -288,9 +288,7 @@ def test_a_promotion_records_the_traffic_that_it_was_judged_on_as_normal(
         predictions.label(platform.engine, id, 1, AUDITOR)
     feedback.ingest_feedback(platform.engine, feedback.FeedbackPolicy())
     monkeypatch.setattr(registries, "RegistryWriter", lambda uri: VersionRegistry(registry))
-    monkeypatch.setattr(
-        promotion, "replace_champion", lambda writer, *others: writer.set_alias("champion", others[3])
-    )
+    monkeypatch.setattr(promotion, "replace_champion", lambda writer, *others: writer.set_alias("champion", others[3]))
     monkeypatch.setattr(evaluation_sets, "pin_first_anchor", lambda *_: None)
     monkeypatch.setattr(retrain, "publish", lambda *_: None)
     retrain.apply_verdict(platform, "3", "1", gate.GateVerdict("promote", ["better"], {}))

@@ -27,9 +27,7 @@ def test_an_honest_version_passes(champion_files: Files) -> None:
     assert time.monotonic() - started < trial.TIME_LIMIT_SECONDS / 2
 
 
-def test_a_loop_without_an_end_ends_with_the_time_limit(
-    champion_files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loop_without_an_end_ends_with_the_time_limit(champion_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "TIME_LIMIT_SECONDS", 3)
     started = time.monotonic()
     with pytest.raises(InvalidArtifact, match="its trial did not end within 3 s; look for a loop"):
@@ -50,7 +48,7 @@ def test_a_model_that_fails_on_larger_batches_only_is_refused(count: int, champi
 
 
 def test_a_model_that_fills_the_memory_is_refused(champion_files: Files) -> None:
-    with pytest.raises(InvalidArtifact, match="in a batch of 1: .*while running ConstantOfShape node"):
+    with pytest.raises(InvalidArtifact, match=r"in a batch of 1: .*while running ConstantOfShape node"):
         tried(hostile.huge(champion_files))
 
 
