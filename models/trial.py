@@ -97,6 +97,7 @@ def main() -> None:
     for kind, limit in ((resource.RLIMIT_DATA, MEMORY_LIMIT_MB * 2**20), (resource.RLIMIT_CPU, TIME_LIMIT_SECONDS)):
         resource.setrlimit(kind, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(5)  # requests come first
     content = sys.stdin.buffer.read()
     end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES])
     try:
