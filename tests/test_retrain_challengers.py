@@ -21,7 +21,7 @@ from digits.settings import Settings
 from digits.storage import feedback, judgements, ledger, predictions
 from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
 from flows import crashed_runs, retrain
-from models import challengers, evaluation_sets, gate, judging, promotion
+from models import challengers, evaluation_sets, gate, judging, model_store, promotion
 from models import registry as registries
 from models.connections import Platform
 from models.gate import UNDECIDED
@@ -246,14 +246,16 @@ def test_a_promotion_by_hand_leaves_what_one_by_the_gate_leaves(loop: Loop, monk
     assert loop.asked()[-1] == ("3", "2", 0)
 
 
-def test_a_promotion_that_the_ledger_lacked_has_its_baseline_too(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process died after it moved the alias, or somebody moved it in MLflow."""
+def test_a_promotion_that_the_registry_lacked_has_its_baseline_too(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process died after it recorded the promotion and before it moved the alias."""
     monkeypatch.setattr(crashed_runs, "mark_crashed", lambda *_: None)
     baseline.accept(loop.platform.engine, "1", *logged(loop, 200), "the new form is normal")
     loop.register("2", share_shifted=0.5, seed=2)
-    loop.aliases["champion"] = "2"
+    digest = model_store.digest(loop.platform.models.card("2"))
+    ledger.append(loop.platform.engine, "promotion", "1", "2", "better", {}, digest=digest)
     for _ in range(2):
         retrain.repair_crashed(loop.platform)
+    assert loop.aliases["champion"] == "2"
     assert baseline.current(loop.platform.engine, "2") == baseline.current(loop.platform.engine, "1") is not None
     assert [entry.action for entry in ledger.entries(loop.platform.engine, "baseline")] == ["baseline"] * 2
 
