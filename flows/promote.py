@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from digits.storage import ledger
 from models.connections import Platform
 from monitoring import baseline
 
@@ -10,9 +11,9 @@ def by_hand(platform: Platform, version: str, reason: str) -> None:
     """Make the version the champion as a person decided; raises as `models.promotion.promote` does."""
     from models import challengers, promotion
 
-    replaced = platform.models.registry.version()
     promotion.promote(platform.registry, platform.models, platform.engine, version, reason)
-    settle(platform, version.removeprefix("v"), replaced)
+    recorded = ledger.replacements(platform.engine)[-1]
+    settle(platform, str(recorded.after), recorded.before)
     challengers.appoint(platform.registry, platform.models, datetime.now(UTC))
 
 

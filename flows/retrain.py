@@ -120,11 +120,11 @@ def check_policies(settings: Settings) -> None:
 
 
 def repair_crashed(platform: Platform) -> None:
-    """Close the runs of retrainings whose process died, and record a promotion that did not reach the ledger."""
+    """Close the runs of retrainings whose process died, and finish a promotion that did not reach the registry."""
     from models import evaluation_sets, promotion
 
     crashed_runs.mark_crashed(platform.registry, timedelta(seconds=LEASE_SECONDS))
-    if entry := promotion.repair_ledger(platform.registry, platform.models, platform.engine):
+    if entry := promotion.finish_promotion(platform.registry, platform.models, platform.engine):
         promote.settle(platform, str(entry.after), entry.before)
     evaluation_sets.pin_first_anchor(platform.models, platform.engine)
 

@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 from digits.data import datasets
 from digits.data.datasets import BadData, Dataset, DatasetStore
 from digits.images import Split
-from digits.storage import feedback, ledger
+from digits.storage import feedback, ledger, locks
 from digits.storage.ledger import Entry
 from models.evaluation import CORRUPTIONS
 from models.model_store import ModelStore
@@ -100,7 +100,9 @@ def pin_first_anchor(store: ModelStore, engine: Engine) -> None:
         except VersionNotFound:
             continue
         reason = f"the test part that the first champion, digits v{version}, was judged on"
-        ledger.append(engine, "pin", None, card["dataset"], reason, {}, subject=ANCHOR)
+        with locks.decision(engine):
+            if not _pins(engine):
+                ledger.append(engine, "pin", None, card["dataset"], reason, {}, subject=ANCHOR)
         return
 
 
@@ -109,11 +111,12 @@ def pin(engine: Engine, fingerprint: str, reason: str) -> None:
 
     Pinned again, it would forget the best that a champion reached on it, and what is retired of it.
     """
-    pins = _pins(engine)
-    before = pins[-1].after if pins else None
-    if before == fingerprint:
-        raise ValueError(f"the anchor is the test part of {fingerprint} already")
-    ledger.append(engine, "pin", before, fingerprint, reason, {}, subject=ANCHOR)
+    with locks.decision(engine):
+        pins = _pins(engine)
+        before = pins[-1].after if pins else None
+        if before == fingerprint:
+            raise ValueError(f"the anchor is the test part of {fingerprint} already")
+        ledger.append(engine, "pin", before, fingerprint, reason, {}, subject=ANCHOR)
 
 
 def retired(engine: Engine) -> dict[str, Entry]:
@@ -136,16 +139,18 @@ def retire(engine: Engine, name: str, reason: str) -> None:
     """Exclude a set, a digit of a set or a corruption from all judgements; raises ValueError for another name."""
     if name not in names():
         raise ValueError(f'there is no evaluation set "{name}"; see `digits evaluations` for the names')
-    if name in retired(engine):
-        raise ValueError(f"{name} is retired already; `digits evaluations reinstate` includes it again")
-    ledger.append(engine, "retirement", None, None, reason, {}, subject=name)
+    with locks.decision(engine):
+        if name in retired(engine):
+            raise ValueError(f"{name} is retired already; `digits evaluations reinstate` includes it again")
+        ledger.append(engine, "retirement", None, None, reason, {}, subject=name)
 
 
 def reinstate(engine: Engine, name: str, reason: str) -> None:
     """Include it in judgements again; raises ValueError where it is not retired."""
-    if name not in retired(engine):
-        raise ValueError(f"{name} is not retired; `digits evaluations` lists what is")
-    ledger.append(engine, "reinstatement", None, None, reason, {}, subject=name)
+    with locks.decision(engine):
+        if name not in retired(engine):
+            raise ValueError(f"{name} is not retired; `digits evaluations` lists what is")
+        ledger.append(engine, "reinstatement", None, None, reason, {}, subject=name)
 
 
 def names() -> list[str]:

@@ -1,4 +1,7 @@
-"""Promotion and rollback: verify the version, move the alias, record it in the ledger."""
+"""Promotion and rollback: verify the version, record it in the ledger, move the alias.
+
+The ledger comes first: it decides, and the alias follows. What a process left undone that died in between, `finish_promotion` does.
+"""
 
 import json
 import logging
@@ -8,53 +11,83 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from digits.storage import ledger
-from models import challengers, gate
+from digits.storage import ledger, locks
+from models import challengers, gate, model_store
 from models.gate import GateVerdict
 from models.model_store import ModelStore
+from models.onnx_model import InvalidArtifact
 from models.registry import RegistryWriter
-from models.registry_reader import version_number
+from models.registry_reader import VersionNotFound, version_number
 
 log = logging.getLogger("digits.promotion")
 
 
-def promote(
+def promote(registry: RegistryWriter, store: ModelStore, engine: Engine, version: str, reason: str) -> None:
+    """Make a version the champion as a person decided; raises ValueError where it is, or as `replace_champion` does."""
+    version, current = version_number(version), store.registry.version()
+    last = _last_champion(engine)
+    if last and version == current == last[0] and _is_registered(store, *last):
+        raise ValueError(f"digits v{version} is the champion already")
+    replace_champion(registry, store, engine, current, version, reason)
+
+
+def roll_back(registry: RegistryWriter, store: ModelStore, engine: Engine, reason: str) -> str:
+    """Make the previous champion the champion again. Returns its version; raises LookupError, or as `replace_champion` does."""
+    current = store.registry.version()
+    previous = current and ledger.previous_champion(ledger.replacements(engine), current)
+    if not previous:
+        raise LookupError("there is no previous champion to roll back to; use `digits promote VERSION`")
+    replace_champion(registry, store, engine, current, previous, reason, action="rollback")
+    return previous
+
+
+def replace_champion(
     registry: RegistryWriter,
     store: ModelStore,
     engine: Engine,
+    current: str | None,
     version: str,
     reason: str,
     evidence: Mapping[str, Any] | None = None,
     action: ledger.Action = "promotion",
 ) -> None:
-    """Fetch and verify the version, then make it the champion.
+    """Try and verify a version, then make it the champion in the place of the current one; called again, it finishes what failed.
 
-    The alias `previous` is moved first and `champion` last, so that there is one valid champion at every moment.
+    Raises VersionNotFound, InvalidArtifact, RuntimeError where another version became the champion meanwhile, or ConnectionError.
     """
-    version = version_number(version)
-    current = store.registry.version()
-    if version == current:
-        raise ValueError(f"digits v{version} is the champion already")
-    store.fetch_version(version)
-    if (new_champion := store.registry.version()) != current:
-        raise RuntimeError(f"v{new_champion} became the champion meanwhile; see `digits ledger`, then promote again")
-    if current is not None:
-        registry.set_alias("previous", current)
-    registry.set_alias("champion", version)
-    ledger.append(engine, action, current, version, reason, evidence or {})
+    model = store.fetch_version(version)
+    with locks.decision(engine):
+        if (champion := store.registry.version()) != current:
+            raise RuntimeError(f"v{champion} became the champion meanwhile; see `digits ledger`, then promote again")
+        last = _last_champion(engine)
+        if last != (version, model.digest):
+            before = last[0] if last and current == version else current
+            ledger.append(engine, action, before, version, reason, evidence or {}, digest=model.digest)
+        _move_aliases(registry, current, version)
     challengers.close(registry, version, "promoted")
     before = f"v{current}" if current else "none"
     log.info("%s: digits v%s is the champion (before: %s): %s", action, version, before, reason)
 
 
-def roll_back(registry: RegistryWriter, store: ModelStore, engine: Engine, reason: str) -> str:
-    """Make the previous champion the champion again. Returns its version."""
-    current = store.registry.version()
-    previous = current and ledger.previous_champion(ledger.replacements(engine), current)
-    if not previous:
-        raise LookupError("there is no previous champion to roll back to; use `digits promote VERSION`")
-    promote(registry, store, engine, previous, reason, action="rollback")
-    return previous
+def _move_aliases(registry: RegistryWriter, current: str | None, version: str) -> None:
+    """`previous` is moved first and `champion` last, so that there is one valid champion at every moment."""
+    if current not in (None, version):
+        registry.set_alias("previous", current)
+    registry.set_alias("champion", version)
+
+
+def _is_registered(store: ModelStore, version: str, digest: str | None) -> bool:
+    """Whether the registry has this version, and not another one of the same number."""
+    try:
+        return model_store.digest(store.card(version)) == digest
+    except (VersionNotFound, InvalidArtifact):
+        return False
+
+
+def _last_champion(engine: Engine) -> tuple[str, str | None] | None:
+    """Version and digest of the last champion in the ledger; None before the first."""
+    entries = ledger.replacements(engine)
+    return (str(entries[-1].after), entries[-1].digest) if entries else None
 
 
 def record_verdict(registry: RegistryWriter, version: str, champion: str | None, verdict: GateVerdict) -> None:
@@ -64,19 +97,25 @@ def record_verdict(registry: RegistryWriter, version: str, champion: str | None,
     registry.tag_version(version, {**tags, "gate_champion": champion or ""})
 
 
-def repair_ledger(registry: RegistryWriter, store: ModelStore, engine: Engine) -> ledger.Entry | None:
-    """Append the promotion that is missing from the ledger when a process died after it moved the alias. Returns it."""
-    current = store.registry.version()
-    entries = ledger.replacements(engine)
-    last = entries[-1].after if entries else None
-    if current is None or current == last:
-        return None
-    tags = registry.version_tags(current)
-    evidence = json.loads(tags.get("gate_evidence", "{}"))
-    reason = tags.get("gate_reasons", "found as champion; its promotion recorded no reason")
-    ledger.append(engine, "promotion", last, current, reason, evidence)
-    log.warning("digits v%s was made the champion by a process that died; the ledger now records it", current)
-    return ledger.replacements(engine)[-1]
+def finish_promotion(registry: RegistryWriter, store: ModelStore, engine: Engine) -> ledger.Entry | None:
+    """Move the alias to the ledger's last champion where a process died before it did. Returns the entry.
+
+    An alias that was moved by anything else stays, and the service does not follow it.
+    """
+    with locks.decision(engine):
+        current, entries = store.registry.version(), ledger.replacements(engine)
+        last = entries[-1] if entries else None
+        if last is None or last.after in (None, current):
+            return None
+        if current != last.before or not _is_registered(store, last.after, last.digest):
+            champion, fix = current and f"v{current}", f"`digits promote {current or last.after}` records a decision"
+            log.error("the champion is %s in the registry, but v%s in the ledger; %s", champion, last.after, fix)
+            return None
+        _move_aliases(registry, current, last.after)
+    log.warning(
+        "digits v%s is the champion now; the process that promoted it died before it moved the alias", last.after
+    )
+    return last
 
 
 def apply_verdict(
@@ -91,13 +130,13 @@ def apply_verdict(
     current = store.registry.version()
     # An earlier attempt moved the alias.
     if current == version:
-        repair_ledger(registry, store, engine)
         challengers.close(registry, version, "promoted")
     elif current != champion:
         change = f"digits v{version} was judged against v{champion}, but v{current} is the champion now"
         log.warning("%s: nothing changes; the next retraining judges it again", change)
     elif verdict.decision == "promote":
-        promote(registry, store, engine, version, "; ".join(verdict.reasons), verdict.evidence)
+        reason = "; ".join(verdict.reasons)
+        replace_champion(registry, store, engine, champion, version, reason, verdict.evidence)
     elif verdict.decision == gate.UNDECIDED:
         challengers.enqueue(registry, version, datetime.now(UTC))
     else:

@@ -67,7 +67,7 @@ class RegistryReader:
                 fix = "train and promote one with `digits retrain`"
                 raise VersionNotFound(f"no version of {MODEL_NAME} has the alias {alias} yet; {fix}")
             found = fields["model_version"]
-            return AliasTarget(str(found["version"]), found.get("run_id"))
+            return AliasTarget(version_number(str(found["version"])), found.get("run_id"))
         except (ValueError, KeyError, TypeError) as error:
             problem = f"{self._http.base_url} answered {response.status_code}, and not as MLflow does"
             raise RegistryUnreachable(f"{problem}; set MLFLOW_TRACKING_URI to its server") from error

@@ -49,15 +49,15 @@ def build(settings: Settings, requirements: Path) -> Path:
 def _copy_champion(settings: Settings, folder: Path) -> VerifiedModel:
     """The champion, verified, and its files in the folder."""
     try:
-        return ModelStore(settings.mlflow_tracking_uri, folder).fetch()
+        champion = ModelStore(settings.mlflow_tracking_uri, folder).fetch()
     except RegistryUnreachable as unreachable:
         try:
             champion = last_good("champion", settings.champions)
         except VersionNotFound:
             raise unreachable from None
         shutil.copytree(settings.champions / champion.version, folder / champion.version)
-        remember(champion, "champion", folder)
-        return champion
+    remember(champion, "champion", folder)
+    return champion
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from digits.errors import quote
 from digits.images import PIXELS, SIZE, Images
 from digits.reference import Reference
 from digits.settings import Settings
-from digits.storage import database
+from digits.storage import database, ledger
 from digits.storage.predictions import PredictionBatch, new_ids
 from models.model_store import VerifiedModel
+from models.onnx_model import InferenceFailed
 from services.access import Access
 from services.batcher import Batcher, BatchResult
 from services.metrics import Metrics
@@ -67,7 +69,10 @@ class ServingContext:
         self._samples: tuple[str, list[Content]] = ("", [])
         self._is_release = RELEASE.is_dir()
         cache, poll_seconds = RELEASE if self._is_release else settings.champions, settings.registry_poll_seconds
-        self._watcher = AliasWatcher(settings.mlflow_tracking_uri, "champion", cache, poll_seconds)
+        connect = lru_cache(partial(database.connect, url, busy_seconds=2))  # once it succeeds
+        self._watcher = AliasWatcher(
+            settings.mlflow_tracking_uri, "champion", cache, poll_seconds, lambda: ledger.promoted_digests(connect())
+        )
         self._closing = threading.Event()
         if self._is_release:
             self._watcher.pin()
@@ -131,8 +136,7 @@ class ServingContext:
 
         A preview is neither logged nor counted as traffic.
         """
-        champion = self._champion
-        probabilities = champion.predict_proba(images)
+        champion, probabilities = self._predict_proba(images)
         digits = probabilities.argmax(1).astype(np.uint8)
         sets, uncertain = champion.conformal.predict(probabilities, images)
         self.metrics.count_answers(champion.version, digits, uncertain)
@@ -143,6 +147,19 @@ class ServingContext:
             ids = self._log(champion.version, images, probabilities, route, clients, sample_rate)
         prediction_sets = [_SETS[bits] for bits in (sets @ _DIGIT_BITS).tolist()]
         return BatchResult(champion.version, digits, probabilities, prediction_sets, uncertain, ids)
+
+    def _predict_proba(self, images: Images) -> tuple[VerifiedModel, NDArray[np.float32]]:
+        """The champion and its probabilities (n, 10); where its session fails, those of the last good version before it."""
+        champion = self._champion
+        while True:
+            try:
+                return champion, champion.predict_proba(images)
+            except InferenceFailed as error:
+                replacement = self._watcher.replace_failed(champion, str(error))
+                if replacement is None:
+                    warning = self._watcher.state.warning
+                    raise ServiceUnavailable(f"there is no other version to answer: {warning}") from error
+                champion = replacement
 
     def _log(
         self,

@@ -142,6 +142,14 @@ class Registry:
     versions: dict[str, Files] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    promoted: set[str] = field(default_factory=set)  # the digests that a ledger would hold
+
+    def promote(self, version: str, files: Files) -> None:
+        """Register a version and make it the champion, as `digits promote` does."""
+        self.versions[version] = dict(files)
+        self.aliases["champion"] = version
+        if "card.json" in files:
+            self.promoted.add(hashlib.sha256(files["card.json"]).hexdigest())
 
     def answer(self, path: str, query: dict[str, str]) -> tuple[int, bytes]:
         """Status and body, as MLflow 3.17 gives them."""
@@ -385,10 +393,19 @@ def service(champion_files: Files, tmp_path_factory: pytest.TempPathFactory) -> 
     """One service with a champion for all tests that leave it as it is."""
     from serving import serving  # which needs what stands above
 
+    from digits.storage import ledger
+    from models import model_store
+
     registry, server = serve_registry()
     registry.versions["1"] = champion_files
     registry.aliases["champion"] = "1"
-    with serving(tmp_path_factory.mktemp("service"), registry, DIGITS_BODY_LIMIT_BYTES="3000000") as service:
+    home = tmp_path_factory.mktemp("service")
+    engine = database.connect(f"sqlite:///{home}/digits.db")
+    ledger.append(
+        engine, "promotion", None, "1", "the first", {}, digest=model_store.digest(champion_files["card.json"])
+    )
+    engine.dispose()
+    with serving(home, registry, DIGITS_BODY_LIMIT_BYTES="3000000") as service:
         service.wait_for(lambda: service.status("/readyz") == 200)
         yield service
     server.shutdown()

@@ -77,13 +77,11 @@ def flipped(content: bytes, position: int) -> bytes:
 def test_a_flipped_byte_of_the_model_or_the_reference_is_refused_and_the_champion_goes_on(
     name: str, place: float, registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path
 ) -> None:
-    registry.versions["1"] = champion_files
-    registry.aliases["champion"] = "1"
-    watcher = AliasWatcher(registry.uri, "champion", tmp_path, interval_seconds=1)
+    registry.promote("1", champion_files)
+    watcher = AliasWatcher(registry.uri, "champion", tmp_path, 1, lambda: registry.promoted)
     watcher.poll()
     content = other_files[name]
-    registry.versions["2"] = {**other_files, name: flipped(content, int(place * len(content)))}
-    registry.aliases["champion"] = "2"
+    registry.promote("2", {**other_files, name: flipped(content, int(place * len(content)))})
     with pytest.raises(InvalidArtifact, match=rf"digits v2: the checksum of {name} is not the one on its card"):
         ModelStore(registry.uri, tmp_path).fetch()
     watcher.poll()
@@ -97,7 +95,7 @@ def test_a_flipped_byte_of_the_copy_is_noticed(
 ) -> None:
     registry.versions["1"] = champion_files
     registry.aliases["champion"] = "1"
-    ModelStore(registry.uri, tmp_path).fetch()
+    model_store.remember(ModelStore(registry.uri, tmp_path).fetch(), "champion", tmp_path)
     copy = tmp_path / "1" / name
     copy.write_bytes(flipped(copy.read_bytes(), copy.stat().st_size // 2))
     with pytest.raises(InvalidArtifact, match=f"the checksum of {name}"):

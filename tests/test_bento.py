@@ -108,7 +108,7 @@ def test_the_bento_answers_without_a_registry(released: Service, champion_files:
 def test_a_release_whose_model_was_changed_does_not_answer(bento: Path, tmp_path: Path) -> None:
     folder = tmp_path / "release"
     shutil.copytree(bento / "src" / "services" / "release", folder)
-    watcher = AliasWatcher("http://127.0.0.1:1", "champion", folder, interval_seconds=1)
+    watcher = AliasWatcher("http://127.0.0.1:1", "champion", folder, 1, set)
     watcher.pin()
     assert watcher.state.champion and watcher.state.champion.version == "7"
     model = folder / "7" / "model.onnx"

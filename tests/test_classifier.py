@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import hostile
 import httpx
 import numpy as np
 import psutil
@@ -457,6 +458,29 @@ def test_the_champion_is_swapped_under_load_without_a_failed_request(
         service.stop()
         assert {answer["id"] for answer in seen} <= set(service.window().ids)  # nothing is lost on SIGTERM
         assert (tmp_path / "service.log").read_text().count("checksum of model.onnx") == 1
+
+
+def test_a_champion_that_fails_while_it_answers_is_replaced_by_the_one_before_it_within_the_request(
+    registry: Registry, champion_files: Files, other_files: Files, sample: reference.Reference, tmp_path: Path
+) -> None:
+    hundred = sample.images[:100].tobytes()
+    registry.versions |= {"1": champion_files, "2": hostile.failing_at(100, champion_files)}
+    registry.aliases["champion"] = "2"
+    with serving(tmp_path, registry) as service:
+        service.wait_for(lambda: service.status("/readyz") == 200)
+        alone = service.client.post("/classify_bulk", content=hundred)
+        assert alone.status_code == 503 and "digits v2 fails while it answers" in alone.text
+        assert classify(service, sample.images[0])["model_version"] == "2"
+        registry.aliases["champion"] = "1"
+        service.wait_for(lambda: service.version() == "1")
+        registry.versions["3"] = hostile.failing_at(100, other_files)
+        registry.aliases["champion"] = "3"
+        service.wait_for(lambda: service.version() == "3")
+        answers = [service.client.post("/classify_bulk", content=hundred) for _ in range(3)]
+        assert [(answer.status_code, answer.json()["model_version"]) for answer in answers] == [(200, "1")] * 3
+        time.sleep(0.5)  # some polls later
+        about = service.client.get("/about").json()
+        assert about["model_version"] == "1" and "digits v3 fails while it answers" in about["warning"]
 
 
 def test_without_registry_and_database_it_answers_from_its_copy_and_keeps_what_it_answered(

@@ -34,7 +34,7 @@ class Answering:
 
 def version(number: str, created_at: datetime) -> VerifiedModel:
     card = {"created_at": created_at.isoformat()}
-    return VerifiedModel(number, card, Answering(), UNCALIBRATED, reference())  # type: ignore[arg-type]  # no ONNX file
+    return VerifiedModel(number, "", card, Answering(), UNCALIBRATED, reference())  # type: ignore[arg-type]  # no ONNX file
 
 
 @pytest.fixture

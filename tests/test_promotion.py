@@ -1,16 +1,22 @@
 """One alias is moved, once it is sure that the version answers and nobody was faster; what the gate said is kept beside it."""
 
+from itertools import pairwise
 from pathlib import Path
+from random import Random
+from threading import Barrier, Thread
 from typing import Any
 
+import hostile
 import pytest
 from conftest import Files
 from conftest import Registry as Memory
 from versions import VersionRegistry
 
 from digits.storage import database, ledger
-from models import evaluation_sets, promotion
+from models import evaluation_sets, model_store, promotion, trial
 from models.model_store import ModelStore, VerifiedModel
+from models.onnx_model import InvalidArtifact
+from models.registry_reader import RegistryUnreachable
 
 
 @pytest.fixture
@@ -22,10 +28,11 @@ def stand_in(registry: Memory, champion_files: Files) -> Any:
 def test_the_former_champion_is_the_previous_one_and_the_ledger_says_why(stand_in: Any, tmp_path: Path) -> None:
     engine = database.connect(f"sqlite:///{tmp_path}/digits.db")
     promotion.promote(stand_in, stand_in.store(tmp_path), engine, "1", "the first")
-    promotion.promote(stand_in, stand_in.store(tmp_path), engine, "v2", "better", {"gain": 0.01})
+    promotion.promote(stand_in, stand_in.store(tmp_path), engine, "v2", "better")
     assert stand_in.memory.aliases == {"champion": "2", "previous": "1"}
     last = ledger.entries(engine)[-1]
-    assert (last.before, last.after, last.reason, last.evidence) == ("1", "2", "better", {"gain": 0.01})
+    assert (last.before, last.after, last.reason) == ("1", "2", "better")
+    assert last.digest == model_store.digest(stand_in.memory.versions["2"]["card.json"])
     with pytest.raises(ValueError, match="v2 is the champion already"):
         promotion.promote(stand_in, stand_in.store(tmp_path), engine, "2", "again")
 
@@ -37,7 +44,7 @@ def test_after_the_set_champion_is_retired_nothing_is_repaired_and_a_rollback_wo
     for version in "12":
         promotion.promote(stand_in, store, engine, version, "better")
     evaluation_sets.retire(engine, "champion", "sevens have a bar now")
-    promotion.repair_ledger(stand_in, store, engine)
+    promotion.finish_promotion(stand_in, store, engine)
     assert [entry.action for entry in ledger.entries(engine)] == ["promotion", "promotion", "retirement"]
     assert promotion.roll_back(stand_in, store, engine, "worse") == "1"
 
@@ -57,3 +64,101 @@ def test_who_is_overtaken_while_a_version_is_checked_changes_nothing(
     with pytest.raises(RuntimeError, match=r"v3 became the champion meanwhile; .*promote again"):
         promotion.promote(stand_in, stand_in.store(tmp_path), engine, "2", "better")
     assert stand_in.memory.aliases == {"champion": "3"} and len(ledger.entries(engine)) == 1
+
+
+def test_of_promotions_at_once_the_last_in_the_ledger_is_the_champion(
+    stand_in: Any, database_url: str, tmp_path: Path
+) -> None:
+    """Two processes promote fifty times each; one that is overtaken changes nothing and says so."""
+    start, refusals = Barrier(2), []
+    for version in "123":
+        stand_in.store(tmp_path).fetch_version(version)  # copies, so that the promotions themselves meet
+
+    def promote_often(seed: int) -> None:
+        engine, store, random = database.connect(database_url), stand_in.store(tmp_path), Random(seed)
+        start.wait()
+        for _ in range(50):
+            try:
+                promotion.promote(stand_in, store, engine, random.choice("123"), f"by {seed}")
+            except (RuntimeError, ValueError) as error:
+                refusals.append(str(error))
+        engine.dispose()
+
+    threads = [Thread(target=promote_often, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    engine = database.connect(database_url)
+    entries = ledger.replacements(engine)
+    assert len(entries) + len(refusals) == 100
+    assert any("became the champion meanwhile" in refusal for refusal in refusals)
+    assert [one.after for one, _ in pairwise(entries)] == [other.before for _, other in pairwise(entries)]
+    assert entries[-1].after == stand_in.memory.aliases["champion"]
+    assert entries[-1].before == stand_in.memory.aliases["previous"]
+    engine.dispose()
+
+
+@pytest.mark.parametrize("make", [hostile.endless, hostile.huge, lambda honest: hostile.failing_from(41, honest)])
+def test_a_hostile_version_is_not_promoted_and_another_one_is(
+    make: Any, stand_in: Any, champion_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where somebody has moved the alias to it."""
+    monkeypatch.setattr(trial, "TIME_LIMIT_SECONDS", 5)
+    engine, store = database.connect(f"sqlite:///{tmp_path}/digits.db"), stand_in.store(tmp_path)
+    for version in "12":
+        promotion.promote(stand_in, store, engine, version, "better")
+    stand_in.memory.versions["9"], stand_in.memory.aliases["champion"] = make(champion_files), "9"
+    with pytest.raises(InvalidArtifact, match="digits v9: "):
+        promotion.promote(stand_in, store, engine, "9", "it looks good")
+    promotion.promote(stand_in, store, engine, "3", "instead of 9")
+    assert [(one.before, one.after) for one in ledger.replacements(engine)][-1] == ("9", "3")
+    assert promotion.roll_back(stand_in, store, engine, "worse") == "2"
+    assert stand_in.memory.aliases["champion"] == "2"
+
+
+def test_a_promotion_that_the_registry_did_not_take_is_finished_by_the_next_attempt_or_retraining(
+    stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, store = database.connect(f"sqlite:///{tmp_path}/digits.db"), stand_in.store(tmp_path)
+    promotion.promote(stand_in, store, engine, "1", "the first")
+    for version, finish in (
+        ("2", lambda: promotion.promote(stand_in, store, engine, "2", "better")),
+        ("3", lambda: promotion.finish_promotion(stand_in, store, engine)),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(RegistryUnreachable):
+            patch.setattr(VersionRegistry, "set_alias", unreachable)
+            promotion.promote(stand_in, store, engine, version, "better")
+        assert stand_in.memory.aliases["champion"] != version
+        finish()
+        assert stand_in.memory.aliases["champion"] == version
+    assert [(one.before, one.after) for one in ledger.replacements(engine)] == [(None, "1"), ("1", "2"), ("2", "3")]
+
+
+def unreachable(*_: object) -> None:
+    raise RegistryUnreachable("MLflow is unreachable")
+
+
+def test_an_alias_that_was_moved_by_hand_is_not_recorded_until_somebody_promotes_it(
+    stand_in: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, store = database.connect(f"sqlite:///{tmp_path}/digits.db"), stand_in.store(tmp_path)
+    promotion.promote(stand_in, store, engine, "1", "the first")
+    stand_in.set_alias("champion", "3")
+    assert promotion.finish_promotion(stand_in, store, engine) is None
+    assert "the champion is v3 in the registry, but v1 in the ledger; `digits promote 3`" in caplog.text
+    assert [one.after for one in ledger.replacements(engine)] == ["1"]
+    promotion.promote(stand_in, store, engine, "3", "it is meant")
+    assert [(one.before, one.after) for one in ledger.replacements(engine)] == [(None, "1"), ("1", "3")]
+    assert promotion.roll_back(stand_in, store, engine, "worse") == "1"
+
+
+def test_a_new_registry_does_not_stop_the_retraining(stand_in: Any, tmp_path: Path) -> None:
+    """It counts from 1 again; what the ledger knows is gone."""
+    engine, store = database.connect(f"sqlite:///{tmp_path}/digits.db"), stand_in.store(tmp_path)
+    promotion.promote(stand_in, store, engine, "1", "the first")
+    stand_in.memory.aliases.clear()
+    for versions in ({}, {"1": hostile.failing_from(41, stand_in.memory.versions["1"])}):
+        stand_in.memory.versions = versions
+        assert promotion.finish_promotion(stand_in, store, engine) is None
+    assert stand_in.memory.aliases == {}

@@ -21,7 +21,7 @@ from digits.settings import Settings
 from digits.storage import feedback, judgements, ledger, predictions
 from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
 from flows import crashed_runs, retrain
-from models import challengers, evaluation_sets, gate, judging, promotion
+from models import challengers, evaluation_sets, gate, judging, model_store, promotion
 from models import registry as registries
 from models.connections import Platform
 from models.gate import UNDECIDED
@@ -246,14 +246,16 @@ def test_a_promotion_by_hand_leaves_what_one_by_the_gate_leaves(loop: Loop, monk
     assert loop.asked()[-1] == ("3", "2", 0)
 
 
-def test_a_promotion_that_the_ledger_lacked_has_its_baseline_too(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process died after it moved the alias, or somebody moved it in MLflow."""
+def test_a_promotion_that_the_registry_lacked_has_its_baseline_too(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process died after it recorded the promotion and before it moved the alias."""
     monkeypatch.setattr(crashed_runs, "mark_crashed", lambda *_: None)
     baseline.accept(loop.platform.engine, "1", *logged(loop, 200), "the new form is normal")
     loop.register("2", share_shifted=0.5, seed=2)
-    loop.aliases["champion"] = "2"
+    digest = model_store.digest(loop.platform.models.card("2"))
+    ledger.append(loop.platform.engine, "promotion", "1", "2", "better", {}, digest=digest)
     for _ in range(2):
         retrain.repair_crashed(loop.platform)
+    assert loop.aliases["champion"] == "2"
     assert baseline.current(loop.platform.engine, "2") == baseline.current(loop.platform.engine, "1") is not None
     assert [entry.action for entry in ledger.entries(loop.platform.engine, "baseline")] == ["baseline"] * 2
 
@@ -270,6 +272,7 @@ STEPS = {
     "judged": (promotion, "record_verdict"),
     "recorded": (retrain, "apply_verdict"),
     "promoted": (ledger, "append"),
+    "moved": (VersionRegistry, "set_alias"),
     "closed": (challengers, "close"),
     "appointed": (challengers, "appoint"),
 }
@@ -295,7 +298,7 @@ def test_killed_in_a_step_the_next_retraining_decides_the_same_at_the_same_cost(
         patch.setattr(module, name, killed)
         with pytest.raises(KeyboardInterrupt):
             retrain.review_challengers(loop.platform)
-    promotion.repair_ledger(loop.versions, loop.platform.models, loop.platform.engine)  # type: ignore[arg-type]
+    promotion.finish_promotion(loop.versions, loop.platform.models, loop.platform.engine)  # type: ignore[arg-type]
     retrain.review_challengers(loop.platform)
     assert loop.asked() == [("2", "1", 0), ("2", "1", 30), ("3", "2", 30)]
     assert [(entry.before, entry.after) for entry in ledger.replacements(loop.platform.engine)] == [

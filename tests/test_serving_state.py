@@ -6,27 +6,30 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import hostile
 import numpy as np
 import pytest
 from conftest import Files, Registry, serve_registry, wait_for
 
 from digits import reference
-from models import onnx_model
+from digits.storage.database import DatabaseUnavailable
+from models import model_store, onnx_model, trial
 from models.model_store import ModelStore
-from models.onnx_model import InvalidArtifact
+from models.onnx_model import InferenceFailed, InvalidArtifact
 from models.registry_reader import RegistryReader, RegistryUnreachable, VersionNotFound
 from services.serving_state import AliasWatcher
 
 
-def publish(registry: Registry, version: str, files: Files) -> None:
-    registry.versions[version] = dict(files)
-    registry.aliases["champion"] = version
-
-
 def watcher(registry: Registry, cache: Path) -> AliasWatcher:
-    return AliasWatcher(registry.uri, "champion", cache, interval_seconds=0.02)
+    return AliasWatcher(registry.uri, "champion", cache, 0.02, lambda: registry.promoted)
+
+
+def fetch_copy(registry: Registry, cache: Path) -> None:
+    """As a service does that serves the champion."""
+    model_store.remember(ModelStore(registry.uri, cache).fetch(), "champion", cache)
 
 
 def version_of(watching: AliasWatcher) -> str | None:
@@ -37,7 +40,7 @@ def version_of(watching: AliasWatcher) -> str | None:
 def test_the_alias_is_fetched_and_answers_as_it_did_when_registered(
     registry: Registry, champion_files: Files, tmp_path: Path
 ) -> None:
-    publish(registry, "3", champion_files)
+    registry.promote("3", champion_files)
     fetched = ModelStore(registry.uri, tmp_path).fetch()
     sample = reference.from_bytes(champion_files["reference.npz"])
     answers = fetched.predict_proba(sample.images)
@@ -90,7 +93,7 @@ def test_the_password_of_a_registry_is_not_shown(free_port: int, tmp_path: Path)
 def test_a_version_is_downloaded_once_and_again_when_its_copy_is_damaged(
     registry: Registry, champion_files: Files, tmp_path: Path
 ) -> None:
-    publish(registry, "3", champion_files)
+    registry.promote("3", champion_files)
     ModelStore(registry.uri, tmp_path).fetch()
     assert sorted(path.name for path in (tmp_path / "3").iterdir()) == ["card.json", "model.onnx", "reference.npz"]
     registry.asked.clear()
@@ -146,8 +149,8 @@ BAD = {
     "card is no JSON": "card.json has no checksums",
     "another certainty": "no readable conformal predictor",
     "no ONNX": "model.onnx does not load",
-    "another model": "golden query is answered",
-    "float model": "golden query fails: .*expected: \\(tensor\\(float\\)\\)",
+    "another model": "golden query is answered .* off in a batch of 1,",
+    "float model": "golden query fails in a batch of 1: .*expected: \\(tensor\\(float\\)\\)",
     "no reference": "expected an npz",
 }
 
@@ -161,10 +164,10 @@ def test_a_bad_version_is_refused_and_the_champion_goes_on(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    publish(registry, "1", champion_files)
+    registry.promote("1", champion_files)
     watching = watcher(registry, tmp_path)
     watching.poll()
-    publish(registry, "2", damaged(champion_files, how, other_files))
+    registry.promote("2", damaged(champion_files, how, other_files))
     with pytest.raises(InvalidArtifact, match=f"digits v2: .*{BAD[how]}"):
         ModelStore(registry.uri, tmp_path).fetch()
     for _ in range(3):
@@ -173,7 +176,7 @@ def test_a_bad_version_is_refused_and_the_champion_goes_on(
     assert watching.state.warning and "digits v2" in watching.state.warning
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "2").exists()
-    publish(registry, "3", other_files)
+    registry.promote("3", other_files)
     watching.poll()
     assert version_of(watching) == "3" and watching.state.warning is None
 
@@ -181,7 +184,7 @@ def test_a_bad_version_is_refused_and_the_champion_goes_on(
 def test_a_refused_version_is_not_downloaded_at_every_look(
     registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path
 ) -> None:
-    publish(registry, "2", damaged(champion_files, "checksum", other_files))
+    registry.promote("2", damaged(champion_files, "checksum", other_files))
     watching = watcher(registry, tmp_path)
     for _ in range(10):
         watching.poll()
@@ -196,9 +199,9 @@ def test_the_watcher_waits_for_a_first_champion_and_follows_the_alias(
     try:
         wait_for(lambda: "digits retrain" in (watching.state.warning or ""))
         assert version_of(watching) is None
-        publish(registry, "1", champion_files)
+        registry.promote("1", champion_files)
         wait_for(lambda: version_of(watching) == "1")
-        publish(registry, "2", other_files)
+        registry.promote("2", other_files)
         wait_for(lambda: version_of(watching) == "2")
         registry.aliases["champion"] = "1"  # a rollback
         wait_for(lambda: version_of(watching) == "1")
@@ -210,8 +213,8 @@ def test_without_the_registry_the_last_good_champion_starts_from_its_copy(
     champion_files: Files, tmp_path: Path
 ) -> None:
     registry, server = serve_registry()
-    publish(registry, "4", champion_files)
-    ModelStore(registry.uri, tmp_path).fetch()
+    registry.promote("4", champion_files)
+    fetch_copy(registry, tmp_path)
     server.shutdown()
     server.server_close()
     watching = watcher(registry, tmp_path)
@@ -228,7 +231,7 @@ def test_an_unreachable_registry_does_not_take_the_champion_away(
     champion_files: Files, other_files: Files, tmp_path: Path
 ) -> None:
     registry, server = serve_registry()
-    publish(registry, "1", champion_files)
+    registry.promote("1", champion_files)
     watching = watcher(registry, tmp_path)
     watching.poll()
     server.shutdown()
@@ -236,7 +239,8 @@ def test_an_unreachable_registry_does_not_take_the_champion_away(
     watching.poll()
     assert version_of(watching) == "1" and "does not answer" in (watching.state.warning or "")
     again, server = serve_registry(int(registry.uri.rsplit(":", 1)[1]))
-    publish(again, "2", other_files)
+    again.promote("2", other_files)
+    registry.promoted |= again.promoted
     watching.poll()
     server.shutdown()
     server.server_close()
@@ -246,12 +250,12 @@ def test_an_unreachable_registry_does_not_take_the_champion_away(
 def test_the_same_number_in_a_new_registry_is_another_version(
     registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path
 ) -> None:
-    publish(registry, "1", champion_files)
+    registry.promote("1", champion_files)
     watching = watcher(registry, tmp_path)
     watching.poll()
     before = watching.state.champion
     registry.run_prefix = "77aa"
-    publish(registry, "1", other_files)
+    registry.promote("1", other_files)
     watching.poll()
     assert before and watching.state.champion and version_of(watching) == "1"
     assert watching.state.champion.card["files"] != before.card["files"]
@@ -263,7 +267,7 @@ def test_the_same_number_in_a_new_registry_is_another_version(
 def test_a_registry_that_fails_or_shuts_the_door_is_not_a_bad_version(
     status: int, registry: Registry, champion_files: Files, tmp_path: Path
 ) -> None:
-    publish(registry, "1", champion_files)
+    registry.promote("1", champion_files)
     watching = watcher(registry, tmp_path)
     watching.poll()
     registry.broken = status
@@ -278,9 +282,17 @@ def test_a_registry_that_fails_or_shuts_the_door_is_not_a_bad_version(
 
 def test_only_the_newest_copies_are_kept(registry: Registry, champion_files: Files, tmp_path: Path) -> None:
     for version in map(str, range(1, 9)):
-        publish(registry, version, champion_files)
-        ModelStore(registry.uri, tmp_path).fetch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5", "6", "7", "8", "champion.txt"]
+        registry.promote(version, champion_files)
+        fetch_copy(registry, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "4",
+        "5",
+        "6",
+        "7",
+        "8",
+        "champion-former.txt",
+        "champion.txt",
+    ]
 
 
 def test_a_full_disk_does_not_keep_a_champion_from_answering(
@@ -288,7 +300,7 @@ def test_a_full_disk_does_not_keep_a_champion_from_answering(
 ) -> None:
     cache = tmp_path / "file"
     cache.touch()  # nothing can be written below a file
-    publish(registry, "1", champion_files)
+    registry.promote("1", champion_files)
     assert ModelStore(registry.uri, cache).fetch().version == "1"
 
 
@@ -309,8 +321,8 @@ def test_the_reference_of_the_fixture_is_held_out(champion_files: Files) -> None
 def test_a_pinned_version_is_served_from_its_copy_and_asks_no_registry(
     registry: Registry, champion_files: Files, tmp_path: Path
 ) -> None:
-    publish(registry, "3", champion_files)
-    ModelStore(registry.uri, tmp_path).fetch()
+    registry.promote("3", champion_files)
+    fetch_copy(registry, tmp_path)
     registry.asked.clear()
     pinned = watcher(registry, tmp_path)
     pinned.pin()
@@ -319,3 +331,140 @@ def test_a_pinned_version_is_served_from_its_copy_and_asks_no_registry(
     with pytest.raises(InvalidArtifact, match=r"checksum of model\.onnx"):
         pinned.pin()
     pinned.stop()
+
+
+def worthless_answers(watching: AliasWatcher, files: Files) -> bool:
+    """Whether what is served says zero for nearly every image."""
+    champion = watching.state.champion
+    sample = reference.from_bytes(files["reference.npz"])
+    return champion is not None and (champion.predict_proba(sample.images).argmax(1) == 0).mean() > 0.9
+
+
+def test_a_version_that_the_ledger_does_not_know_is_not_served_though_its_card_fits(
+    registry: Registry, champion_files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody who can write to MLflow, but not to the ledger, replaces the champion: as another version, then in its place."""
+    registry.promote("1", champion_files)
+    watching, worthless = watcher(registry, tmp_path), hostile.worthless(champion_files)
+    watching.poll()
+    registry.versions["2"], registry.aliases["champion"] = worthless, "2"
+    ModelStore(registry.uri, tmp_path / "elsewhere").fetch()  # it passes every check of its own files
+    for _ in range(3):
+        watching.poll()
+    assert version_of(watching) == "1" and not worthless_answers(watching, champion_files)
+    assert watching.state.warning and "digits v2, which the ledger does not know" in watching.state.warning
+    assert "`digits promote 2`" in watching.state.warning
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+    registry.versions["1"], registry.aliases["champion"] = worthless, "1"
+    again = watcher(registry, tmp_path)
+    again.poll()
+    assert version_of(again) == "1" and not worthless_answers(again, champion_files)
+    assert "digits v1, which the ledger does not know" in (again.state.warning or "")
+    empty = watcher(registry, tmp_path / "new")
+    empty.poll()
+    assert version_of(empty) is None
+
+
+def test_a_copy_that_another_command_replaced_is_not_taken_for_the_last_good_one(
+    registry: Registry, champion_files: Files, tmp_path: Path
+) -> None:
+    registry.promote("1", champion_files)
+    watcher(registry, tmp_path).poll()
+    registry.versions["1"] = hostile.worthless(champion_files)
+    ModelStore(registry.uri, tmp_path).fetch()  # as `digits score` does, into the same cache
+    del registry.aliases["champion"]
+    watching = watcher(registry, tmp_path)
+    watching.poll()
+    assert version_of(watching) is None and not worthless_answers(watching, champion_files)
+
+
+def test_without_any_promotion_the_alias_is_followed_and_the_warning_says_that_nothing_vouches_for_it(
+    registry: Registry, champion_files: Files, tmp_path: Path
+) -> None:
+    registry.versions["1"], registry.aliases["champion"] = champion_files, "1"
+    watching = watcher(registry, tmp_path)
+    watching.poll()
+    watching.poll()
+    assert version_of(watching) == "1"
+    assert "nothing vouches for digits v1; `digits promote 1`" in (watching.state.warning or "")
+    registry.promote("1", champion_files)
+    watching.poll()
+    assert version_of(watching) == "1" and watching.state.warning is None
+
+
+def test_while_the_ledger_is_unreachable_the_version_in_place_and_after_a_start_its_copy_answers(
+    registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path
+) -> None:
+    def unreachable() -> set[str]:
+        raise DatabaseUnavailable("the database is unreachable")
+
+    registry.promote("1", champion_files)
+    watching = watcher(registry, tmp_path)
+    watching.poll()
+    registry.promote("2", other_files)
+    watching._promoted_digests = unreachable
+    started = AliasWatcher(registry.uri, "champion", tmp_path, 1, unreachable)
+    first = AliasWatcher(registry.uri, "champion", tmp_path / "new", 1, unreachable)
+    for one, version in ((watching, "1"), (started, "1"), (first, None)):
+        one.poll()
+        assert version_of(one) == version and one.state.warning == "the database is unreachable"
+    watching._promoted_digests = lambda: registry.promoted
+    watching.poll()
+    assert version_of(watching) == "2" and watching.state.warning is None
+
+
+def test_after_the_alias_is_removed_and_a_restart_the_last_verified_copy_answers(
+    registry: Registry, champion_files: Files, tmp_path: Path
+) -> None:
+    registry.promote("1", champion_files)
+    watcher(registry, tmp_path).poll()
+    del registry.aliases["champion"]
+    watching = watcher(registry, tmp_path)
+    watching.poll()
+    assert version_of(watching) == "1" and "alias champion" in (watching.state.warning or "")
+
+
+def test_the_watcher_goes_on_while_an_endless_model_is_tried(
+    registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path
+) -> None:
+    """Without the ledger it would be followed; a promotion of another version ends its trial."""
+    registry.versions["1"], registry.aliases["champion"] = champion_files, "1"
+    watching = watcher(registry, tmp_path)
+    watching.start(60)
+    try:
+        registry.versions["2"], registry.aliases["champion"] = hostile.endless(champion_files), "2"
+        wait_for(lambda: registry.asked.count("model.onnx") == 2)
+        assert version_of(watching) == "1"
+        started = time.monotonic()
+        registry.promote("3", other_files)
+        wait_for(lambda: version_of(watching) == "3")
+        assert time.monotonic() - started < trial.TIME_LIMIT_SECONDS
+    finally:
+        watching.stop()
+
+
+def test_a_version_that_fails_while_it_answers_is_replaced_by_the_one_before_it(
+    registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path
+) -> None:
+    """It fails on batches that no trial has; also after a restart, when the version before it is a copy on disk only."""
+    images = np.zeros((100, 28, 28), np.uint8)
+    registry.promote("1", other_files)
+    watching = watcher(registry, tmp_path)
+    watching.poll()
+    registry.promote("2", hostile.failing_at(100, champion_files))
+    for one in (watching, watcher(registry, tmp_path)):
+        one.poll()
+        failed = one.state.champion
+        assert failed is not None and failed.version == "2"
+        with pytest.raises(InferenceFailed) as error:
+            failed.predict_proba(images)
+        replacement = one.replace_failed(failed, str(error.value))
+        assert replacement is not None and replacement.version == version_of(one) == "1"
+        assert replacement.predict_proba(images).shape == (100, 10)
+        assert one.replace_failed(failed, "again") is replacement
+        one.poll()
+        assert version_of(one) == "1" and "digits v2 fails while it answers" in (one.state.warning or "")
+        assert one.replace_failed(replacement, "this one, too") is None
+    registry.promote("3", champion_files)
+    watching.poll()
+    assert version_of(watching) == "3" and watching.state.warning is None

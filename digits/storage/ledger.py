@@ -10,7 +10,8 @@ from sqlalchemy import JSON, Engine, String, Text, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from digits.storage.database import Base
+from digits.errors import first_line
+from digits.storage.database import Base, DatabaseUnavailable
 
 Action = Literal["promotion", "rollback", "pin", "retirement", "reinstatement", "baseline"]
 # The subject of promotions and rollbacks, and of the retirement of the evaluation set of this name.
@@ -31,6 +32,7 @@ class Entry(Base):
     by: Mapped[str] = mapped_column(String(128))
     reason: Mapped[str] = mapped_column(Text)
     evidence: Mapped[dict[str, Any]] = mapped_column(JSON)
+    digest: Mapped[str | None] = mapped_column(String(64))  # of the card of the champion `after`, SHA-256 in hex
 
     @property
     def replaces_champion(self) -> bool:
@@ -51,16 +53,17 @@ def append(
     reason: str,
     evidence: Mapping[str, Any],
     subject: str = CHAMPION,
+    digest: str | None = None,
 ) -> None:
     """Record a decision that the user of this process made just now; raises ConnectionError where it cannot be recorded."""
     entry = Entry(at=datetime.now(UTC), action=action, subject=subject, before=before, after=after, reason=reason)
-    entry.by, entry.evidence = _user(), dict(evidence)
+    entry.by, entry.evidence, entry.digest = _user(), dict(evidence), digest
     try:
         with Session(engine) as session, session.begin():
             session.add(entry)
     except SQLAlchemyError as error:
         change = f"{action} of {after} (before: {before}), {reason}"
-        raise ConnectionError(f"the {subject} has changed, but the ledger does not record it: {change}") from error
+        raise ConnectionError(f"the ledger cannot record it, and nothing has changed: {change}") from error
 
 
 def entries(engine: Engine, subject: str | None = None) -> Sequence[Entry]:
@@ -73,6 +76,16 @@ def entries(engine: Engine, subject: str | None = None) -> Sequence[Entry]:
 def replacements(engine: Engine) -> Sequence[Entry]:
     """The promotions and rollbacks, oldest first."""
     return [entry for entry in entries(engine, CHAMPION) if entry.replaces_champion]
+
+
+def promoted_digests(engine: Engine) -> set[str]:
+    """The digests of all versions that were promoted or rolled back to; raises DatabaseUnavailable."""
+    query = select(Entry.digest).where(Entry.digest.is_not(None)).distinct()
+    try:
+        with Session(engine) as session:
+            return {digest for digest in session.scalars(query) if digest}
+    except SQLAlchemyError as error:
+        raise DatabaseUnavailable(f"the ledger cannot be read: {first_line(error)}") from error
 
 
 def previous_champion(entries: Sequence[Entry], current: str) -> str | None:
