@@ -188,8 +188,8 @@ def test_no_page_starts_a_run_with_a_command_of_its_own(settings: Settings, brow
 
 
 def test_the_printed_password_opens_prefects_page(settings: Settings, browser: Chrome) -> None:
-
     browser.get(url_of(settings, "prefect"))
     wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "input"))
     browser.find_element(By.CSS_SELECTOR, "input").send_keys(processes.prefect_login(settings) or "", Keys.ENTER)
-    wait_for(lambda: "Deployments" in browser.page_source)
+    wait_for(lambda: browser.find_elements(By.PARTIAL_LINK_TEXT, "Deployments"))
+    assert not browser.find_elements(By.CSS_SELECTOR, "input[type=password]")
