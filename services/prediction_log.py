@@ -13,11 +13,9 @@ from typing import Any, TypeVar
 
 from bentoml.exceptions import NotFound, ServiceUnavailable
 from sqlalchemy import Engine, Row
-from sqlalchemy.exc import SQLAlchemyError
 
 from digits.errors import first_line
 from digits.storage import database, predictions, request_counts
-from digits.storage.database import DatabaseUnavailable
 from digits.storage.predictions import PredictionBatch, UnknownPrediction
 from services import write_ahead_log
 from services.request_counter import RequestCounter
@@ -178,7 +176,7 @@ class PredictionLog:
             self._store_counts(engine)
             self._delete_expired(engine)
         # Not OSError: a file of the log that cannot be read says nothing of the database.
-        except (SQLAlchemyError, DatabaseUnavailable) as error:
+        except database.OUTAGES as error:
             if self._retry_at == 0:
                 reason = first_line(error)
                 log.warning("the database is unreachable (%s); predictions are kept in %s", reason, self.spool)

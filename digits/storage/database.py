@@ -39,6 +39,9 @@ class DatabaseUnavailable(ConnectionError):
     """The database is unreachable, or a newer version of this code has upgraded its schema."""
 
 
+OUTAGES = (SQLAlchemyError, DatabaseUnavailable)  # the same, where OSError may also come from another file
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """Times with a time zone, stored as UTC: SQLite does not store the zone."""
 
