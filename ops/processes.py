@@ -159,8 +159,9 @@ def generate_prefect_login(settings: Settings) -> None:
 @contextmanager
 def only_one(settings: Settings) -> Iterator[None]:
     """Hold the lock of this DIGITS_HOME; raises RuntimeError if another process holds it. The kernel releases it when a holder dies."""
-    settings.home.mkdir(parents=True, exist_ok=True)
-    folder = os.open(settings.home, os.O_RDONLY)
+    with suppress(FileExistsError):
+        settings.home.mkdir(parents=True)
+    folder = os.open(settings.home, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
