@@ -23,6 +23,7 @@ from digits.data import datasets, rectification, sources
 from digits.data.datasets import BadData
 from digits.images import Split
 from digits.storage import database, predictions
+from digits.storage.database import DatabaseUnavailable
 from digits.storage.predictions import PredictionBatch, new_ids
 from models.gate import EvaluationSample, GatePolicy, GateVerdict, ModelFacts, judge
 from services.prediction_log import PredictionLog
@@ -314,7 +315,7 @@ def faults() -> Iterator[dict[str, bool]]:
 
     def inserting(*arguments: Any) -> None:
         if state["away"]:
-            raise OSError("away")
+            raise DatabaseUnavailable("away")
         insert(*arguments)
 
     def writing(file: int, frame: bytes) -> int:
