@@ -2,21 +2,26 @@
 
     python -m bench.soak --minutes 60
 
-Images as JSON, pictures, bulk requests, feedback and bad input, from four clients at a steady rate. Prints a line a minute and at the end
+Images as JSON, pictures, bulk requests, feedback and bad input, at a steady rate: half of what the same clients reach without a pause,
+measured first. Prints a line a minute and at the end
 how each figure moved; ends with 1 when one drifted or a request failed that should not have. A figure drifts when its median over the
 last fifth of the time is above that over the second fifth (the first is for warming up) by more than `Limits` allow.
 """
 
 import argparse
+import math
 import statistics
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
 
 import httpx
 import numpy as np
+import orjson
 import psutil
 
 from bench import harness
@@ -24,7 +29,11 @@ from bench.faults import workers
 from digits.images import Images
 from models.recipes import COMPACT
 
-CLIENTS = 4
+# So many that the load is not set by feedback, which waits until the answer it is for is in the database.
+CLIENTS = 32
+TOO_BRIGHT = orjson.dumps({"images": [[300] * 28] * 28})
+# The clients send without a pause for so long to measure the rate of full load.
+FULL_LOAD_SECONDS = 30
 # How often the figures are read, evenly over the whole time.
 SAMPLES = 100
 
@@ -76,6 +85,11 @@ class Mixed:
     # Of the JSON requests since the figures were last read.
     latencies_ms: list[float] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        # made beforehand and sent by http.client, so that the clients leave the processor to the service
+        self.as_json = [orjson.dumps({"images": image.tolist()}) for image in self.images]
+        self.as_png = [harness.png(image) for image in self.images]
+
     def run(self, seconds: float, watch: Callable[[float], None]) -> None:
         """Send requests for so long, and call `watch` at even steps with the median latency of each step."""
         ended = threading.Event()
@@ -94,41 +108,51 @@ class Mixed:
 
     def _send(self, number: int, ended: threading.Event) -> None:
         random = np.random.default_rng(number)
+        address = httpx.URL(self.url)
         kinds = (self._json, self._json, self._json, self._file, self._bulk, self._feedback, self._bad)
-        with httpx.Client(base_url=self.url, timeout=60) as client:
+        with closing(HTTPConnection(address.host, address.port, timeout=60)) as connection:
             while not ended.wait(CLIENTS / self.rate):
                 kind = kinds[int(random.integers(len(kinds)))]
-                image = self.images[int(random.integers(len(self.images)))]
                 try:
-                    status, expected = kind(client, image, random)
-                except httpx.HTTPError as error:
+                    status, expected = kind(connection, int(random.integers(len(self.images))), random)
+                except (OSError, HTTPException) as error:
+                    connection.close()
                     status, expected = repr(error), 200
                 self.answered[kind.__name__.strip("_")] += 1
                 if status != expected:
                     self.wrong.append(f"{kind.__name__}: {status} instead of {expected}")
 
-    def _json(self, client: httpx.Client, image: Images, random: np.random.Generator) -> tuple[int | str, int]:
+    def _json(self, connection: HTTPConnection, image: int, random: np.random.Generator) -> tuple[int | str, int]:
         started = time.perf_counter()
-        status = client.post("/classify", json={"images": image.tolist()}).status_code
+        status, _ = post(connection, "/classify", self.as_json[image])
         self.latencies_ms.append(1000 * (time.perf_counter() - started))
         return status, 200
 
-    def _file(self, client: httpx.Client, image: Images, random: np.random.Generator) -> tuple[int | str, int]:
-        return client.post("/classify_file", files={"file": harness.png(image)}).status_code, 200
+    def _file(self, connection: HTTPConnection, image: int, random: np.random.Generator) -> tuple[int | str, int]:
+        return post(connection, "/classify_file", self.as_png[image], "image/png")[0], 200
 
-    def _bulk(self, client: httpx.Client, image: Images, random: np.random.Generator) -> tuple[int | str, int]:
-        body = np.repeat(image[None], int(random.integers(1, 50)), 0).tobytes()
-        headers = {"Content-Type": "application/octet-stream"}
-        return client.post("/classify_bulk", content=body, headers=headers).status_code, 200
+    def _bulk(self, connection: HTTPConnection, image: int, random: np.random.Generator) -> tuple[int | str, int]:
+        body = np.repeat(self.images[image, None], int(random.integers(1, 50)), 0).tobytes()
+        return post(connection, "/classify_bulk", body, "application/octet-stream")[0], 200
 
-    def _feedback(self, client: httpx.Client, image: Images, random: np.random.Generator) -> tuple[int | str, int]:
-        id = client.post("/classify", json={"images": image.tolist()}).json()["id"]
-        return client.post("/feedback", json={"id": id, "digit": int(random.integers(10))}).status_code, 200
+    def _feedback(self, connection: HTTPConnection, image: int, random: np.random.Generator) -> tuple[int | str, int]:
+        _, text = post(connection, "/classify", self.as_json[image])
+        feedback = {"id": orjson.loads(text)["id"], "digit": int(random.integers(10))}
+        return post(connection, "/feedback", orjson.dumps(feedback))[0], 200
 
-    def _bad(self, client: httpx.Client, image: Images, random: np.random.Generator) -> tuple[int | str, int]:
+    def _bad(self, connection: HTTPConnection, image: int, random: np.random.Generator) -> tuple[int | str, int]:
         if random.random() < 0.5:
-            return client.post("/classify", json={"images": [[300] * 28] * 28}).status_code, 422
-        return client.post("/classify_file", files={"file": harness.png(image)[:100]}).status_code, 422
+            return post(connection, "/classify", TOO_BRIGHT)[0], 422
+        return post(connection, "/classify_file", self.as_png[image][:100], "image/png")[0], 422
+
+
+def post(
+    connection: HTTPConnection, path: str, body: bytes, content_type: str = "application/json"
+) -> tuple[int, bytes]:
+    """The status and the body of the response."""
+    connection.request("POST", path, body, {"Content-Type": content_type})
+    response = connection.getresponse()
+    return response.status, response.read()
 
 
 def drifts(figures: dict[str, list[float]]) -> list[Drift]:
@@ -161,17 +185,27 @@ def watch(service: psutil.Process, mixed: Mixed, seconds: float) -> list[Drift]:
     return drifts(figures)
 
 
+def full_load(url: str, images: Images) -> float:
+    """The requests per second of clients that never pause."""
+    mixed = Mixed(url, images, rate=math.inf)
+    started = time.monotonic()
+    mixed.run(FULL_LOAD_SECONDS, lambda latency_ms: None)
+    return mixed.answered.total() / (time.monotonic() - started)
+
+
 def main() -> None:
     """Start a service with a champion, load it and exit with 1 when a figure grows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--rate", type=float, default=200, help="requests per second")
+    parser.add_argument("--load", type=float, default=0.5, help="fraction of full load")
     arguments = parser.parse_args()
     dataset = harness.data()
     with harness.home() as settings, harness.mlflow(settings):
         harness.register(settings, COMPACT.model_copy(update={"epochs": 2}), dataset)
         with harness.service(settings) as service:
-            mixed = Mixed(settings.service_url, dataset.test.images[:1000], arguments.rate)
+            full = full_load(settings.service_url, dataset.test.images[:1000])
+            print(f"full load: {full:.0f} requests/s", flush=True)
+            mixed = Mixed(settings.service_url, dataset.test.images[:1000], arguments.load * full)
             found = watch(service, mixed, 60 * arguments.minutes)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in mixed.answered.items())
     print(
