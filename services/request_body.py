@@ -61,7 +61,8 @@ class RequestBody:
     def __init__(self, receive: Receive, headers: Headers, memory: BodyMemory, timeout_seconds: float) -> None:
         self._receive, self._memory, self._seconds = receive, memory, timeout_seconds
         self._deadline = asyncio.get_running_loop().time() + timeout_seconds
-        announced = headers.get(b"content-length", b"")
+        # without the zeros, of which Python's int accepts 4,300
+        announced = headers.get(b"content-length", b"").lstrip(b"0")
         self._announced = int(announced) if announced.isdigit() else 0
         # such a client sends the body only when it is asked for it
         self._is_expected = b"expect" in headers

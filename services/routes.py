@@ -161,11 +161,14 @@ async def _picture(request: Request) -> tuple[bytes, str]:
     if not content_type.startswith("multipart/form-data"):
         advice = 'send a picture as the form field "file" or with its own type'
         raise HTTPException(415, f'the content type is "{content_type[:80]}"; {advice}')
-    async with request.form(max_files=1, max_fields=8) as form:
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            raise UnprocessableEntity('the form has no file named "file"; send one, as in curl -F file=@digit.png')
-        return await file.read(), str(form.get("preview", preview))
+    try:
+        async with request.form(max_files=1, max_fields=8) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise UnprocessableEntity('the form has no file named "file"; send one, as in curl -F file=@digit.png')
+            return await file.read(), str(form.get("preview", preview))
+    except (LookupError, UnicodeError) as error:
+        raise HTTPException(400, f"the form cannot be decoded ({error}); send it in UTF-8") from error
 
 
 async def classify_bulk(request: Request) -> Response:

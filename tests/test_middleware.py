@@ -27,6 +27,10 @@ ERRORS: dict[str, tuple[str, str, dict[str, str], bytes, int]] = {
     "other method of BentoML": ("POST", "/livez", {}, b"", 405),
     "preflight": ("OPTIONS", "/classify", {"Origin": "https://a.example"}, b"", 405),
     "no JSON": ("POST", "/classify", {}, b"{", 400),
+    "form in no encoding": (
+        *("POST", "/classify_file", {"Content-Type": "multipart/form-data; boundary=b; charset=undefined"}),
+        *(b'--b\r\nContent-Disposition: form-data; name="preview"\r\n\r\ntrue\r\n--b--\r\n', 400),
+    ),
     "unknown id": ("GET", "/predictions/nobody", {}, b"", 404),
     "too large": ("POST", "/feedback", {"Content-Type": "application/json"}, b" " * 20_000, 413),
     "content type": ("POST", "/feedback", {}, b"{}", 415),

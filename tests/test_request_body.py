@@ -195,6 +195,16 @@ def test_a_compressed_body_is_refused(encoding: str, service: Service) -> None:
         assert refused.status_code == 415 and "send the body uncompressed" in refused.json()["error"]
     plain = service.client.post("/classify_bulk", content=b"0" * 784, headers={"Content-Encoding": "Identity"})
     assert plain.status_code == 200
+    head = "POST /classify HTTP/1.1\nHost: localhost\nTransfer-Encoding: gzip, chunked\n\n0\n\n"
+    assert response(connect(service, head)).startswith("HTTP/1.1 415 ")
+
+
+@pytest.mark.parametrize("zeros", [30, 5_000])
+def test_a_length_may_begin_with_zeros(zeros: int, service: Service) -> None:
+    said = response(
+        connect(service, f"POST /classify HTTP/1.1\nHost: localhost\nContent-Length: {'0' * zeros}2\n\n{{}}")
+    )
+    assert said.startswith("HTTP/1.1 422 ") and "images" in said
 
 
 def test_a_body_of_empty_lists_takes_no_memory(service: Service) -> None:
