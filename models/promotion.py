@@ -51,7 +51,7 @@ def replace_champion(
     evidence: Mapping[str, Any] | None = None,
     action: ledger.Action = "promotion",
 ) -> None:
-    """Try and verify a version, then make it the champion in the place of the current one; called again, it finishes what failed.
+    """Verify a version, then make it the champion in the place of the current one; called again, it finishes what failed.
 
     Raises VersionNotFound, InvalidArtifact, RuntimeError where another version became the champion meanwhile, or ConnectionError.
     """

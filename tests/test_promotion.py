@@ -13,7 +13,7 @@ from conftest import Registry as Memory
 from versions import VersionRegistry
 
 from digits.storage import database, ledger
-from models import evaluation_sets, model_store, promotion, trial
+from models import evaluation_sets, model_store, promotion, verification
 from models.model_store import ModelStore, VerifiedModel
 from models.onnx_model import InvalidArtifact
 from models.registry_reader import RegistryUnreachable
@@ -104,7 +104,7 @@ def test_a_hostile_version_is_not_promoted_and_another_one_is(
     make: Any, stand_in: Any, champion_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where somebody has moved the alias to it."""
-    monkeypatch.setattr(trial, "TIME_LIMIT_SECONDS", 5)
+    monkeypatch.setattr(verification, "TIME_LIMIT_SECONDS", 5)
     engine, store = database.connect(f"sqlite:///{tmp_path}/digits.db"), stand_in.store(tmp_path)
     for version in "12":
         promotion.promote(stand_in, store, engine, version, "better")
