@@ -109,7 +109,8 @@ def last_good(alias: str, cache: Path) -> VerifiedModel:
     except (OSError, ValueError) as error:
         raise VersionNotFound(f"there is no copy of a {alias} in {cache}") from error
     if digest(card) != remembered:
-        raise InvalidArtifact(f"{MODEL_NAME} v{version}: its copy in {cache} is of another version of this number")
+        problem = f"the copy in {cache / version} does not match the recorded digest; remove that folder"
+        raise InvalidArtifact(f"{MODEL_NAME} v{version}: {problem}")
     return verify(version, card, files)
 
 
@@ -148,7 +149,7 @@ def remember(model: VerifiedModel, alias: str, cache: Path) -> None:
 def _remove_oldest(cache: Path, keep: str) -> None:
     """Delete the oldest copies that no alias needs."""
     with suppress(OSError):
-        kept = {keep, *(note.read_text().split()[0] for note in cache.glob("*.txt"))}
+        kept = {keep}.union(*(note.read_text().split()[:1] for note in cache.glob("*.txt")))
         copies = sorted(cache.glob("*/card.json"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in copies[KEPT_VERSIONS:]:
             if path.parent.name not in kept:

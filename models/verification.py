@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 import numpy as np
 
@@ -26,7 +26,8 @@ from models.onnx_model import InferenceFailed, InvalidArtifact, OnnxModel
 COMMAND = [sys.executable, "-m", "models.verification"]
 ROOT = Path(__file__).parent.parent
 TIME_LIMIT_SECONDS = 30
-MEMORY_LIMIT_MB = 1_024  # what a container of the service has; our dense models take 70 MB, convolutional ones 110
+# Half of a service container's 2 GiB; dense models take 70 MB, convolutional ones 110.
+MEMORY_LIMIT_MB = 1_024
 LOOK_SECONDS = 0.5
 BATCH_SIZES = (1, 2, 41, 1_000)  # images
 GOLDEN_COUNT = 32
@@ -56,7 +57,8 @@ def verify_in_subprocess(onnx: bytes, sample: bytes, is_wanted: Callable[[], boo
         printed = child.stdout.read() if child.stdout else b""
     if child.returncode:
         end = f"exit code {child.returncode}" if child.returncode > 0 else f"signal {-child.returncode}"
-        raise InvalidArtifact(printed.decode(errors="replace").strip() or f"verification ended with {end}")
+        reason = printed.decode(errors="replace").strip()
+        raise InvalidArtifact(reason or f"verification ended with {end}; register the version again")
 
 
 def _send(pipe: IO[bytes], content: bytes) -> None:
@@ -86,9 +88,8 @@ def run_golden_query(model: OnnxModel, sample: Reference, batch_sizes: Iterable[
             raise ValueError(f"the golden query fails in a batch of {size:,}: {error}") from error
         difference = float(np.abs(answered - sample.probabilities[rows]).max())
         if not difference <= TOLERANCE:
-            raise ValueError(
-                f"the golden query is answered {difference:.2g} off in a batch of {size:,}, allowed is {TOLERANCE:g}"
-            )
+            found = f"the golden query is answered {difference:.2g} off in a batch of {size:,}"
+            raise ValueError(f"{found}, expected at most {TOLERANCE:g}; export the model again")
 
 
 def main() -> None:
@@ -104,14 +105,14 @@ def main() -> None:
         model = onnx_model.load(content[_LENGTH_BYTES:end])
         run_golden_query(model, reference.from_bytes(content[end:]), BATCH_SIZES)
     except MemoryError:
-        raise SystemExit(_refuse(f"it needs more than {MEMORY_LIMIT_MB:,} MB of memory")) from None
+        _refuse(f"it needs more than {MEMORY_LIMIT_MB:,} MB of memory")
     except ValueError as error:
-        raise SystemExit(_refuse(first_line(error))) from None
+        _refuse(first_line(error))
 
 
-def _refuse(reason: str) -> int:
+def _refuse(reason: str) -> NoReturn:
     print(reason)
-    return 1
+    raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -372,6 +372,10 @@ def test_a_copy_that_another_command_replaced_is_not_taken_for_the_last_good_one
     watcher(registry, tmp_path).poll()
     registry.versions["1"] = hostile.worthless(champion_files)
     ModelStore(registry.uri, tmp_path).fetch()  # as `digits score` does, into the same cache
+    with pytest.raises(
+        InvalidArtifact, match=f"the copy in {tmp_path / '1'} does not match the recorded digest; remove"
+    ):
+        model_store.last_good("champion", tmp_path)
     del registry.aliases["champion"]
     watching = watcher(registry, tmp_path)
     watching.poll()

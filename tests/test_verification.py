@@ -1,6 +1,5 @@
 """A version is verified in a process of its own: what a hostile model does when it runs is done there, and ends there."""
 
-import os
 import signal
 import sys
 import threading
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import hostile
 import numpy as np
+import psutil
 import pytest
 from conftest import Files
 
@@ -73,7 +73,7 @@ def test_weights_in_files_of_this_machine_are_refused(
 
 def test_a_process_that_dies_is_a_refusal(champion_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "COMMAND", [sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"])
-    with pytest.raises(InvalidArtifact, match=f"verification ended with signal {signal.SIGSEGV.value}"):
+    with pytest.raises(InvalidArtifact, match=f"ended with signal {signal.SIGSEGV.value}; register the version again"):
         verify(champion_files)
 
 
@@ -84,5 +84,4 @@ def test_a_verification_that_is_no_longer_wanted_ends_and_leaves_no_process(cham
     with pytest.raises(verification.VerificationCancelled):
         verify(hostile.endless(champion_files), lambda: not moved.is_set())
     assert time.monotonic() - started < 15
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert not [child for child in psutil.Process().children() if "models.verification" in " ".join(child.cmdline())]
