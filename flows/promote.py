@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime
 
-from digits.storage import ledger
 from models.connections import Platform
 from monitoring import baseline
 
@@ -11,8 +10,7 @@ def by_hand(platform: Platform, version: str, reason: str) -> None:
     """Make the version the champion as a person decided; raises as `models.promotion.promote` does."""
     from models import challengers, promotion
 
-    promotion.promote(platform.registry, platform.models, platform.engine, version, reason)
-    recorded = ledger.replacements(platform.engine)[-1]
+    recorded = promotion.promote(platform.registry, platform.models, platform.engine, version, reason)
     settle(platform, str(recorded.after), recorded.before)
     challengers.appoint(platform.registry, platform.models, datetime.now(UTC))
 

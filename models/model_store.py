@@ -2,7 +2,7 @@
 
 A version has `model.onnx`, `reference.npz` and `card.json` with the checksums of all its files; `model.keras` and `trained_on.npy`
 are not cached. The first images and probabilities of the reference are the golden query: a fetched model must answer it as it did
-when it was registered, first in a process of its own (`models.trial`). Copies in the cache have passed that.
+when it was registered, first in a process of its own (`models.verification`). Copies in the cache have passed that.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from digits import reference
 from digits.files import replacing, write_atomically
 from digits.images import Images
 from digits.reference import Reference
-from models import onnx_model, trial
+from models import onnx_model, verification
 from models.conformal import UNCALIBRATED, ConformalPredictor
 from models.onnx_model import InvalidArtifact, OnnxModel
 from models.registry_reader import MODEL_NAME, RegistryReader, VersionNotFound
@@ -63,7 +63,7 @@ class ModelStore:
     ) -> VerifiedModel:
         """A version by its number and card, which is the registry's unless given; from the cache where there is a copy of it.
 
-        Raises as `fetch` does, and TrialCancelled once it is no longer wanted.
+        Raises as `fetch` does, and VerificationCancelled once it is no longer wanted.
         """
         card = card or self.card(version)
         with suppress(OSError, InvalidArtifact):
@@ -72,7 +72,7 @@ class ModelStore:
         files = {name: self.registry.download(version, name) for name in FILES}
         _check_files(version, card, files)
         try:
-            trial.run(files["model.onnx"], files["reference.npz"], is_wanted)
+            verification.verify_in_subprocess(files["model.onnx"], files["reference.npz"], is_wanted)
         except InvalidArtifact as error:
             raise InvalidArtifact(f"{MODEL_NAME} v{version}: {error}") from error
         model = verify(version, card, files)
@@ -109,19 +109,20 @@ def last_good(alias: str, cache: Path) -> VerifiedModel:
     except (OSError, ValueError) as error:
         raise VersionNotFound(f"there is no copy of a {alias} in {cache}") from error
     if digest(card) != remembered:
-        raise InvalidArtifact(f"{MODEL_NAME} v{version}: its copy in {cache} is of another version of this number")
+        problem = f"the copy in {cache / version} does not match the recorded digest; remove that folder"
+        raise InvalidArtifact(f"{MODEL_NAME} v{version}: {problem}")
     return verify(version, card, files)
 
 
 def verify(version: str, card: bytes, files: dict[str, bytes]) -> VerifiedModel:
-    """The version made of these files, which passed their trial: checksums compared, golden query answered; raises InvalidArtifact."""
+    """The version made of these files, which passed `verify_in_subprocess`: checksums compared, golden query answered; raises InvalidArtifact."""
     facts = _check_files(version, card, files)
     try:
         conformal = ConformalPredictor(**facts["conformal"]) if "conformal" in facts else UNCALIBRATED
         model, sample = onnx_model.load(files["model.onnx"]), reference.from_bytes(files["reference.npz"])
         conformal.predict(sample.probabilities[:2], sample.images[:2])
         # This also prepares the session for the first request.
-        trial.run_golden_query(model, sample, (trial.GOLDEN_COUNT, 1))
+        verification.run_golden_query(model, sample, (verification.GOLDEN_COUNT, 1))
     except TypeError as error:
         raise InvalidArtifact(f"{MODEL_NAME} v{version}: card.json has no readable conformal predictor") from error
     except ValueError as error:
@@ -148,7 +149,7 @@ def remember(model: VerifiedModel, alias: str, cache: Path) -> None:
 def _remove_oldest(cache: Path, keep: str) -> None:
     """Delete the oldest copies that no alias needs."""
     with suppress(OSError):
-        kept = {keep, *(note.read_text().split()[0] for note in cache.glob("*.txt"))}
+        kept = {keep}.union(*(note.read_text().split()[:1] for note in cache.glob("*.txt")))
         copies = sorted(cache.glob("*/card.json"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in copies[KEPT_VERSIONS:]:
             if path.parent.name not in kept:

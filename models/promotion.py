@@ -22,13 +22,13 @@ from models.registry_reader import VersionNotFound, version_number
 log = logging.getLogger("digits.promotion")
 
 
-def promote(registry: RegistryWriter, store: ModelStore, engine: Engine, version: str, reason: str) -> None:
-    """Make a version the champion as a person decided; raises ValueError where it is, or as `replace_champion` does."""
+def promote(registry: RegistryWriter, store: ModelStore, engine: Engine, version: str, reason: str) -> ledger.Entry:
+    """Make a version the champion as a person decided. Returns the entry; raises ValueError where it is, or as `replace_champion` does."""
     version, current = version_number(version), store.registry.version()
     last = _last_champion(engine)
-    if last and version == current == last[0] and _is_registered(store, *last):
+    if last and version == current == last.after and _is_registered(store, version, last.digest):
         raise ValueError(f"digits v{version} is the champion already")
-    replace_champion(registry, store, engine, current, version, reason)
+    return replace_champion(registry, store, engine, current, version, reason)
 
 
 def roll_back(registry: RegistryWriter, store: ModelStore, engine: Engine, reason: str) -> str:
@@ -50,23 +50,25 @@ def replace_champion(
     reason: str,
     evidence: Mapping[str, Any] | None = None,
     action: ledger.Action = "promotion",
-) -> None:
-    """Try and verify a version, then make it the champion in the place of the current one; called again, it finishes what failed.
+) -> ledger.Entry:
+    """Verify a version, then make it the champion in the place of the current one; called again, it finishes what failed.
 
-    Raises VersionNotFound, InvalidArtifact, RuntimeError where another version became the champion meanwhile, or ConnectionError.
+    Returns the entry in the ledger. Raises VersionNotFound, InvalidArtifact, RuntimeError where the champion changed meanwhile, or
+    ConnectionError.
     """
     model = store.fetch_version(version)
     with locks.decision(engine):
         if (champion := store.registry.version()) != current:
-            raise RuntimeError(f"v{champion} became the champion meanwhile; see `digits ledger`, then promote again")
-        last = _last_champion(engine)
-        if last != (version, model.digest):
-            before = last[0] if last and current == version else current
-            ledger.append(engine, action, before, version, reason, evidence or {}, digest=model.digest)
+            change = f"the champion changed from {_named(current)} to {_named(champion)} meanwhile"
+            raise RuntimeError(f"{change}; see `digits ledger`, then promote again")
+        entry = _last_champion(engine)
+        if entry is None or (entry.after, entry.digest) != (version, model.digest):
+            before = entry.after if entry and current == version else current
+            entry = ledger.append(engine, action, before, version, reason, evidence or {}, digest=model.digest)
         _move_aliases(registry, current, version)
     challengers.close(registry, version, "promoted")
-    before = f"v{current}" if current else "none"
-    log.info("%s: digits v%s is the champion (before: %s): %s", action, version, before, reason)
+    log.info("%s: digits v%s is the champion (before: %s): %s", action, version, _named(current), reason)
+    return entry
 
 
 def _move_aliases(registry: RegistryWriter, current: str | None, version: str) -> None:
@@ -84,10 +86,14 @@ def _is_registered(store: ModelStore, version: str, digest: str | None) -> bool:
         return False
 
 
-def _last_champion(engine: Engine) -> tuple[str, str | None] | None:
-    """Version and digest of the last champion in the ledger; None before the first."""
+def _last_champion(engine: Engine) -> ledger.Entry | None:
+    """The last promotion or rollback in the ledger; None before the first."""
     entries = ledger.replacements(engine)
-    return (str(entries[-1].after), entries[-1].digest) if entries else None
+    return entries[-1] if entries else None
+
+
+def _named(version: str | None) -> str:
+    return f"v{version}" if version else "no version"
 
 
 def record_verdict(registry: RegistryWriter, version: str, champion: str | None, verdict: GateVerdict) -> None:
@@ -103,13 +109,12 @@ def finish_promotion(registry: RegistryWriter, store: ModelStore, engine: Engine
     An alias that was moved by anything else stays, and the service does not follow it.
     """
     with locks.decision(engine):
-        current, entries = store.registry.version(), ledger.replacements(engine)
-        last = entries[-1] if entries else None
+        current, last = store.registry.version(), _last_champion(engine)
         if last is None or last.after in (None, current):
             return None
         if current != last.before or not _is_registered(store, last.after, last.digest):
-            champion, fix = current and f"v{current}", f"`digits promote {current or last.after}` records a decision"
-            log.error("the champion is %s in the registry, but v%s in the ledger; %s", champion, last.after, fix)
+            fix = f"`digits promote {current or last.after}` records a decision"
+            log.error("the champion is %s in the registry, but v%s in the ledger; %s", _named(current), last.after, fix)
             return None
         _move_aliases(registry, current, last.after)
     log.warning(
@@ -132,7 +137,7 @@ def apply_verdict(
     if current == version:
         challengers.close(registry, version, "promoted")
     elif current != champion:
-        change = f"digits v{version} was judged against v{champion}, but v{current} is the champion now"
+        change = f"digits v{version} was judged against {_named(champion)}, but {_named(current)} is the champion now"
         log.warning("%s: nothing changes; the next retraining judges it again", change)
     elif verdict.decision == "promote":
         reason = "; ".join(verdict.reasons)

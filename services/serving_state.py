@@ -13,7 +13,7 @@ from models import model_store
 from models.model_store import ModelStore, VerifiedModel, last_good, remember
 from models.onnx_model import InvalidArtifact
 from models.registry_reader import MODEL_NAME, TIMEOUT, AliasTarget, VersionNotFound
-from models.trial import TrialCancelled
+from models.verification import VerificationCancelled
 
 log = logging.getLogger("digits.champion")
 
@@ -34,7 +34,7 @@ class NotServed(LookupError):
 
 
 class AliasWatcher:
-    """Follows an alias from its own thread: fetches, tries and warms the new version, then swaps it in by one assignment.
+    """Follows an alias from its own thread: fetches, verifies and warms the new version, then swaps it in by one assignment.
 
     It follows only versions that the ledger knows: a user who can write to the registry alone decides nothing. `promoted_digests`
     reads their digests from the ledger and raises ConnectionError where that is unreachable.
@@ -91,8 +91,8 @@ class AliasWatcher:
         except InvalidArtifact as error:
             self._refused = (target, time.monotonic() + RETRY_REFUSED_SECONDS, str(error))
             self._fall_back(str(error))
-        except TrialCancelled:
-            log.info("the trial of %s was stopped, because the alias has moved on", target)
+        except VerificationCancelled:
+            log.info("the verification of %s was stopped, because the alias has moved on", target)
         # The registry or the database is unreachable, or there is no version to follow.
         except (OSError, VersionNotFound, NotServed) as error:
             self._fall_back(str(error))
@@ -145,7 +145,7 @@ class AliasWatcher:
 
         Raises NotServed where other versions were promoted, but not this one.
         """
-        promoted, fix = self._promoted_digests(), f"`digits promote {version}` tries and records it"
+        promoted, fix = self._promoted_digests(), f"`digits promote {version}` verifies and records it"
         if not promoted:
             return f"the ledger records no promotion, so nothing vouches for {MODEL_NAME} v{version}; {fix}"
         if digest not in promoted:
@@ -154,7 +154,7 @@ class AliasWatcher:
         return None
 
     def _is_wanted(self, target: AliasTarget) -> bool:
-        """Whether the trial of a version may go on."""
+        """Whether the verification of a version may go on."""
         return not self._stop.is_set() and self._store.registry.alias_target(self._alias) == target
 
     def _swap(self, model: VerifiedModel, target: AliasTarget) -> None:

@@ -208,6 +208,27 @@ def registry() -> Iterator[Registry]:
 
 
 @pytest.fixture(scope="session")
+def foreign_page() -> Iterator[int]:
+    """The port of another site, whose pages are blank; what they do is the script that a test runs in them."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<!doctype html><title>another site</title><body>")
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
 def postgres() -> "Iterator[Postgres]":
     """A real PostgreSQL server for the whole session; a test that stops it starts it again."""
     from postgres import programs, running  # which needs what stands above

@@ -104,6 +104,19 @@ def test_a_flipped_byte_of_the_copy_is_noticed(
     assert copy.read_bytes() == champion_files[name]
 
 
+def test_an_empty_note_keeps_no_version_from_being_fetched(
+    registry: Registry, champion_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And old copies are still removed, except those that another note names."""
+    monkeypatch.setattr(model_store, "KEPT_VERSIONS", 1)
+    (tmp_path / "challenger.txt").write_text("")
+    (tmp_path / "champion.txt").write_text("1 digest")
+    for version in "123":
+        registry.promote(version, champion_files)
+        assert ModelStore(registry.uri, tmp_path).fetch().version == version
+    assert sorted(path.parent.name for path in tmp_path.glob("*/card.json")) == ["1", "3"]
+
+
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
     folder = tmp_path_factory.mktemp("datasets")

@@ -13,14 +13,16 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from conftest import find_free_port
 from sqlalchemy import Engine, inspect, text
 
 from digits import storage
-from digits.storage import database
+from digits.storage import database, ledger
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 ROOT = Path(__file__).parent.parent
@@ -42,6 +44,27 @@ def test_the_migrations_make_the_tables_of_the_code(database_url: str) -> None:
     engine = database.connect(database_url)
     assert differences(engine) == []
     assert set(inspect(engine).get_table_names()) == TABLES | {"alembic_version"}
+    engine.dispose()
+
+
+@pytest.mark.parametrize("has_digest", [False, True], ids=["first", "between"])
+def test_a_database_of_the_first_schema_keeps_its_ledger(has_digest: bool, database_url: str) -> None:
+    """Also one of a commit between the two migrations, whose first schema had the digest."""
+    engine, config = database.make_engine(database_url), Config()
+    config.set_main_option("script_location", str(database.MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        if has_digest:
+            connection.execute(text("ALTER TABLE ledger ADD COLUMN digest VARCHAR(64)"))
+        columns = "(at, action, subject, after, by, reason, evidence)"
+        values = "('2026-01-05 12:00:00', 'promotion', 'champion', '1', 'ops', 'the first', '{}')"
+        connection.execute(text(f"INSERT INTO ledger {columns} VALUES {values}"))
+    engine.dispose()
+    engine = database.connect(database_url)
+    assert differences(engine) == []
+    assert [(one.at, one.after, one.digest) for one in ledger.entries(engine)] == [(NOON, "1", None)]
+    assert ledger.promoted_digests(engine) == set()
     engine.dispose()
 
 

@@ -13,10 +13,11 @@ from conftest import Registry as Memory
 from versions import VersionRegistry
 
 from digits.storage import database, ledger
-from models import evaluation_sets, model_store, promotion, trial
+from models import evaluation_sets, model_store, promotion, verification
 from models.model_store import ModelStore, VerifiedModel
 from models.onnx_model import InvalidArtifact
 from models.registry_reader import RegistryUnreachable
+from services.serving_state import AliasWatcher
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_who_is_overtaken_while_a_version_is_checked_changes_nothing(
         return fetch(store, version)
 
     monkeypatch.setattr(ModelStore, "fetch_version", slow)
-    with pytest.raises(RuntimeError, match=r"v3 became the champion meanwhile; .*promote again"):
+    with pytest.raises(RuntimeError, match=r"changed from v1 to v3 meanwhile; .*promote again"):
         promotion.promote(stand_in, stand_in.store(tmp_path), engine, "2", "better")
     assert stand_in.memory.aliases == {"champion": "3"} and len(ledger.entries(engine)) == 1
 
@@ -92,7 +93,7 @@ def test_of_promotions_at_once_the_last_in_the_ledger_is_the_champion(
     engine = database.connect(database_url)
     entries = ledger.replacements(engine)
     assert len(entries) + len(refusals) == 100
-    assert any("became the champion meanwhile" in refusal for refusal in refusals)
+    assert any(" meanwhile; see `digits ledger`" in refusal for refusal in refusals)
     assert [one.after for one, _ in pairwise(entries)] == [other.before for _, other in pairwise(entries)]
     assert entries[-1].after == stand_in.memory.aliases["champion"]
     assert entries[-1].before == stand_in.memory.aliases["previous"]
@@ -104,7 +105,7 @@ def test_a_hostile_version_is_not_promoted_and_another_one_is(
     make: Any, stand_in: Any, champion_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where somebody has moved the alias to it."""
-    monkeypatch.setattr(trial, "TIME_LIMIT_SECONDS", 5)
+    monkeypatch.setattr(verification, "TIME_LIMIT_SECONDS", 5)
     engine, store = database.connect(f"sqlite:///{tmp_path}/digits.db"), stand_in.store(tmp_path)
     for version in "12":
         promotion.promote(stand_in, store, engine, version, "better")
@@ -135,6 +136,26 @@ def test_a_promotion_that_the_registry_did_not_take_is_finished_by_the_next_atte
     assert [(one.before, one.after) for one in ledger.replacements(engine)] == [(None, "1"), ("1", "2"), ("2", "3")]
 
 
+def test_a_champion_from_before_the_ledger_had_digests_answers_with_a_warning_until_it_is_promoted_again(
+    stand_in: Any, tmp_path: Path
+) -> None:
+    engine, store = database.connect(f"sqlite:///{tmp_path}/digits.db"), stand_in.store(tmp_path)
+    for before, version in ((None, "1"), ("1", "2")):
+        ledger.append(engine, "promotion", before, version, "better", {})
+    stand_in.memory.aliases.update(champion="2", previous="1")
+    watching = AliasWatcher(stand_in.memory.uri, "champion", tmp_path, 1, lambda: ledger.promoted_digests(engine))
+    assert promotion.finish_promotion(stand_in, store, engine) is None
+    watching.poll()
+    assert watching.state.champion and watching.state.champion.version == "2"
+    assert "`digits promote 2`" in (watching.state.warning or "")
+    promotion.promote(stand_in, store, engine, "2", "record its digest")
+    watching.poll()
+    assert watching.state.champion.version == "2" and watching.state.warning is None
+    assert promotion.roll_back(stand_in, store, engine, "worse") == "1"
+    watching.poll()
+    assert watching.state.champion.version == "1" and watching.state.warning is None
+
+
 def unreachable(*_: object) -> None:
     raise RegistryUnreachable("MLflow is unreachable")
 
@@ -151,6 +172,36 @@ def test_an_alias_that_was_moved_by_hand_is_not_recorded_until_somebody_promotes
     promotion.promote(stand_in, store, engine, "3", "it is meant")
     assert [(one.before, one.after) for one in ledger.replacements(engine)] == [(None, "1"), ("1", "3")]
     assert promotion.roll_back(stand_in, store, engine, "worse") == "1"
+
+
+def test_an_alias_that_is_gone_is_named_in_words(
+    stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, store = database.connect(f"sqlite:///{tmp_path}/digits.db"), stand_in.store(tmp_path)
+    for version in "12":
+        promotion.promote(stand_in, store, engine, version, "better")
+    fetch = ModelStore.fetch_version
+
+    def remove_alias(store: ModelStore, version: str) -> VerifiedModel:
+        stand_in.remove_alias("champion")
+        return fetch(store, version)
+
+    monkeypatch.setattr(ModelStore, "fetch_version", remove_alias)
+    with pytest.raises(RuntimeError, match="changed from v2 to no version meanwhile"):
+        promotion.promote(stand_in, store, engine, "3", "better")
+    assert promotion.finish_promotion(stand_in, store, engine) is None
+    assert "the champion is no version in the registry, but v2 in the ledger; `digits promote 2`" in caplog.text
+
+
+def test_the_entry_of_a_promotion_is_returned_and_not_that_of_a_later_one(stand_in: Any, tmp_path: Path) -> None:
+    engine, store = database.connect(f"sqlite:///{tmp_path}/digits.db"), stand_in.store(tmp_path)
+    first, second = (promotion.promote(stand_in, store, engine, version, "better") for version in "12")
+    assert (first.number, first.before, first.after) == (1, None, "1")
+    assert (second.number, second.before, second.after) == (2, "1", "2")
+    with pytest.raises(ValueError, match="is the champion already"):
+        promotion.promote(stand_in, store, engine, "2", "again")
+    finished = promotion.replace_champion(stand_in, store, engine, "2", "2", "again")
+    assert finished.number == 2 and len(ledger.entries(engine)) == 2
 
 
 def test_a_new_registry_does_not_stop_the_retraining(stand_in: Any, tmp_path: Path) -> None:

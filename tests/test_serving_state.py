@@ -16,7 +16,7 @@ from conftest import Files, Registry, serve_registry, wait_for
 
 from digits import reference
 from digits.storage.database import DatabaseUnavailable
-from models import model_store, onnx_model, trial
+from models import model_store, onnx_model, verification
 from models.model_store import ModelStore
 from models.onnx_model import InferenceFailed, InvalidArtifact
 from models.registry_reader import RegistryReader, RegistryUnreachable, VersionNotFound
@@ -372,6 +372,10 @@ def test_a_copy_that_another_command_replaced_is_not_taken_for_the_last_good_one
     watcher(registry, tmp_path).poll()
     registry.versions["1"] = hostile.worthless(champion_files)
     ModelStore(registry.uri, tmp_path).fetch()  # as `digits score` does, into the same cache
+    with pytest.raises(
+        InvalidArtifact, match=f"the copy in {tmp_path / '1'} does not match the recorded digest; remove"
+    ):
+        model_store.last_good("champion", tmp_path)
     del registry.aliases["champion"]
     watching = watcher(registry, tmp_path)
     watching.poll()
@@ -427,7 +431,7 @@ def test_after_the_alias_is_removed_and_a_restart_the_last_verified_copy_answers
 def test_the_watcher_goes_on_while_an_endless_model_is_tried(
     registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path
 ) -> None:
-    """Without the ledger it would be followed; a promotion of another version ends its trial."""
+    """Without the ledger it would be followed; a promotion of another version ends its verification."""
     registry.versions["1"], registry.aliases["champion"] = champion_files, "1"
     watching = watcher(registry, tmp_path)
     watching.start(60)
@@ -438,7 +442,7 @@ def test_the_watcher_goes_on_while_an_endless_model_is_tried(
         started = time.monotonic()
         registry.promote("3", other_files)
         wait_for(lambda: version_of(watching) == "3")
-        assert time.monotonic() - started < trial.TIME_LIMIT_SECONDS
+        assert time.monotonic() - started < verification.TIME_LIMIT_SECONDS
     finally:
         watching.stop()
 
@@ -446,7 +450,7 @@ def test_the_watcher_goes_on_while_an_endless_model_is_tried(
 def test_a_version_that_fails_while_it_answers_is_replaced_by_the_one_before_it(
     registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path
 ) -> None:
-    """It fails on batches that no trial has; also after a restart, when the version before it is a copy on disk only."""
+    """It fails on batches that no verification has; also after a restart, when the version before it is a copy on disk only."""
     images = np.zeros((100, 28, 28), np.uint8)
     registry.promote("1", other_files)
     watching = watcher(registry, tmp_path)

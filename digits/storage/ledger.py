@@ -54,16 +54,17 @@ def append(
     evidence: Mapping[str, Any],
     subject: str = CHAMPION,
     digest: str | None = None,
-) -> None:
-    """Record a decision that the user of this process made just now; raises ConnectionError where it cannot be recorded."""
+) -> Entry:
+    """Record a decision that the user of this process made just now. Returns the entry; raises ConnectionError where it cannot be recorded."""
     entry = Entry(at=datetime.now(UTC), action=action, subject=subject, before=before, after=after, reason=reason)
     entry.by, entry.evidence, entry.digest = _user(), dict(evidence), digest
     try:
-        with Session(engine) as session, session.begin():
+        with Session(engine, expire_on_commit=False) as session, session.begin():
             session.add(entry)
     except SQLAlchemyError as error:
         change = f"{action} of {after} (before: {before}), {reason}"
         raise ConnectionError(f"the ledger cannot record it, and nothing has changed: {change}") from error
+    return entry
 
 
 def entries(engine: Engine, subject: str | None = None) -> Sequence[Entry]:

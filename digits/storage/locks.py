@@ -6,8 +6,9 @@ The operating system or PostgreSQL releases it when its holder dies, at once and
 import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
@@ -26,36 +27,34 @@ def decision(engine: Engine, wait_seconds: float = WAIT_SECONDS) -> Iterator[Non
 
     The lock of a SQLite database, which is on one machine, is a file beside it.
     """
-    if engine.dialect.name == "sqlite":
-        with Path(f"{engine.url.database}.lock").open("a") as file:
-            _wait_for(file.fileno(), time.monotonic() + wait_seconds)
-            yield
-        return
-    # A transaction, because a pooler such as PgBouncer may give every one of them another session.
-    with engine.connect() as connection, connection.begin():
-        connection.execute(text(f"SET LOCAL lock_timeout = {round(wait_seconds * 1000)}"))
+    with ExitStack() as held:
         try:
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({DECISION_LOCK})"))
-        except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE:
-                raise _too_long() from error
-            raise DatabaseUnavailable(f"the lock of decisions cannot be taken: {first_line(error)}") from error
+            if engine.dialect.name == "sqlite":
+                _lock(held.enter_context(Path(f"{engine.url.database}.lock").open("a")), wait_seconds)
+            else:
+                # A transaction, because a pooler such as PgBouncer may give every one of them another session.
+                connection = held.enter_context(engine.begin())
+                connection.execute(text(f"SET LOCAL lock_timeout = {round(wait_seconds * 1000)}"))
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({DECISION_LOCK})"))
+        except (OSError, DBAPIError) as error:
+            code = getattr(getattr(error, "orig", None), "sqlstate", None)
+            if isinstance(error, BlockingIOError) or code == LOCK_NOT_AVAILABLE:
+                raise TimeoutError(
+                    f"the promotion lock is still held by another process after {wait_seconds:g} s; "
+                    "see `digits ledger`, then try again"
+                ) from error
+            reason = f"the promotion lock cannot be taken: {first_line(error)}"
+            raise DatabaseUnavailable(f"{reason}; repair the database, then try again") from error
         yield
 
 
-def _wait_for(descriptor: int, deadline: float) -> None:
+def _lock(file: IO[str], wait_seconds: float) -> None:
+    """Lock the file; raises BlockingIOError where another process holds it for so long."""
+    deadline = time.monotonic() + wait_seconds
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise _too_long() from None
+                raise
             time.sleep(0.02)
-        else:
-            return
-
-
-def _too_long() -> TimeoutError:
-    return TimeoutError(
-        "another process is changing the champion or the evaluation; see `digits ledger`, then try again"
-    )

@@ -60,7 +60,6 @@ def upgrade() -> None:
         sa.Column("by", sa.String(128), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("evidence", sa.JSON(), nullable=False),
-        sa.Column("digest", sa.String(64)),
     )
     op.create_table(
         "judgements",

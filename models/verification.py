@@ -1,6 +1,6 @@
-"""Tries a version in a process of its own, with limits of time and memory, before any other process opens its model.
+"""Verifies a version in a process of its own, with limits of time and memory, before any other process opens its model.
 
-An ONNX graph can loop without an end, fill the memory, or fail on some batches only. `python -m models.trial` reads the content of
+An ONNX graph can loop without an end, fill the memory, or fail on some batches only. `python -m models.verification` reads the content of
 model.onnx and reference.npz from standard input; where the version is to be refused, it prints why and exits with 1.
 """
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 import numpy as np
 
@@ -23,10 +23,11 @@ from digits.reference import Reference
 from models import onnx_model
 from models.onnx_model import InferenceFailed, InvalidArtifact, OnnxModel
 
-COMMAND = [sys.executable, "-m", "models.trial"]
+COMMAND = [sys.executable, "-m", "models.verification"]
 ROOT = Path(__file__).parent.parent
 TIME_LIMIT_SECONDS = 30
-MEMORY_LIMIT_MB = 1_024  # what a container of the service has; our dense models take 70 MB, convolutional ones 110
+# Half of a service container's 2 GiB; dense models take 70 MB, convolutional ones 110.
+MEMORY_LIMIT_MB = 1_024
 LOOK_SECONDS = 0.5
 BATCH_SIZES = (1, 2, 41, 1_000)  # images
 GOLDEN_COUNT = 32
@@ -34,12 +35,12 @@ TOLERANCE = 1e-4  # between processors' float32; a wrong model differs by more t
 _LENGTH_BYTES = 8
 
 
-class TrialCancelled(Exception):
-    """The trial was stopped, because its result is no longer wanted."""
+class VerificationCancelled(Exception):
+    """The verification was stopped, because its result is no longer wanted."""
 
 
-def run(onnx: bytes, sample: bytes, is_wanted: Callable[[], bool] = lambda: True) -> None:
-    """Try the content of model.onnx and reference.npz; raises InvalidArtifact, TrialCancelled or what `is_wanted` raises."""
+def verify_in_subprocess(onnx: bytes, sample: bytes, is_wanted: Callable[[], bool] = lambda: True) -> None:
+    """Verify the content of model.onnx and reference.npz; raises InvalidArtifact, VerificationCancelled or what `is_wanted` raises."""
     environment, pipe = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}, subprocess.PIPE
     request = len(onnx).to_bytes(_LENGTH_BYTES) + onnx + sample
     with subprocess.Popen(
@@ -56,7 +57,8 @@ def run(onnx: bytes, sample: bytes, is_wanted: Callable[[], bool] = lambda: True
         printed = child.stdout.read() if child.stdout else b""
     if child.returncode:
         end = f"exit code {child.returncode}" if child.returncode > 0 else f"signal {-child.returncode}"
-        raise InvalidArtifact(printed.decode(errors="replace").strip() or f"its trial ended with {end}")
+        reason = printed.decode(errors="replace").strip()
+        raise InvalidArtifact(reason or f"verification ended with {end}; register the version again")
 
 
 def _send(pipe: IO[bytes], content: bytes) -> None:
@@ -65,15 +67,15 @@ def _send(pipe: IO[bytes], content: bytes) -> None:
 
 
 def _wait_for(child: "subprocess.Popen[bytes]", is_wanted: Callable[[], bool]) -> None:
-    """Wait for the end of the process; raises as `run` does."""
+    """Wait for the end of the process; raises as `verify_in_subprocess` does."""
     deadline = time.monotonic() + TIME_LIMIT_SECONDS
     while time.monotonic() < deadline:
         with suppress(subprocess.TimeoutExpired):
             child.wait(LOOK_SECONDS)
             return
         if not is_wanted():
-            raise TrialCancelled
-    raise InvalidArtifact(f"its trial did not end within {TIME_LIMIT_SECONDS} s; look for a loop in model.onnx")
+            raise VerificationCancelled
+    raise InvalidArtifact(f"verification did not end within {TIME_LIMIT_SECONDS} s; look for a loop in model.onnx")
 
 
 def run_golden_query(model: OnnxModel, sample: Reference, batch_sizes: Iterable[int]) -> None:
@@ -86,14 +88,13 @@ def run_golden_query(model: OnnxModel, sample: Reference, batch_sizes: Iterable[
             raise ValueError(f"the golden query fails in a batch of {size:,}: {error}") from error
         difference = float(np.abs(answered - sample.probabilities[rows]).max())
         if not difference <= TOLERANCE:
-            raise ValueError(
-                f"the golden query is answered {difference:.2g} off in a batch of {size:,}, allowed is {TOLERANCE:g}"
-            )
+            found = f"the golden query is answered {difference:.2g} off in a batch of {size:,}"
+            raise ValueError(f"{found}, expected at most {TOLERANCE:g}; export the model again")
 
 
 def main() -> None:
-    """The process that tries a version."""
-    # The limit of processor time ends a trial whose parent was killed.
+    """The process that verifies a version."""
+    # The limit of processor time ends a process whose parent was killed.
     for kind, limit in ((resource.RLIMIT_DATA, MEMORY_LIMIT_MB * 2**20), (resource.RLIMIT_CPU, TIME_LIMIT_SECONDS)):
         resource.setrlimit(kind, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -104,14 +105,14 @@ def main() -> None:
         model = onnx_model.load(content[_LENGTH_BYTES:end])
         run_golden_query(model, reference.from_bytes(content[end:]), BATCH_SIZES)
     except MemoryError:
-        raise SystemExit(_refuse(f"it needs more than {MEMORY_LIMIT_MB:,} MB of memory")) from None
+        _refuse(f"it needs more than {MEMORY_LIMIT_MB:,} MB of memory")
     except ValueError as error:
-        raise SystemExit(_refuse(first_line(error))) from None
+        _refuse(first_line(error))
 
 
-def _refuse(reason: str) -> int:
+def _refuse(reason: str) -> NoReturn:
     print(reason)
-    return 1
+    raise SystemExit(1)
 
 
 if __name__ == "__main__":

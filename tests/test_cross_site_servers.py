@@ -3,26 +3,23 @@
 The page tries `fetch`, a form and DNS rebinding: its own name then points to 127.0.0.1, so that the browser takes the server for its origin.
 """
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
 from conftest import find_free_port, get, post, wait_for
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
+from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
+from test_page import CHROMEDRIVER, CHROMIUM, start
 
 from bench import harness
 from digits.settings import Settings
 from ops import processes
 
-CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 # The browser finds both at 127.0.0.1. MLflow's own default takes the second for a private address.
 NAMES = ("evil.example", "10.evil.example")
 CREATE = {
@@ -71,6 +68,7 @@ post('/flows/', {name: 'evil run'})
 STATUS = "const [url, done] = arguments; fetch(url).then(response => done(response.status), () => done('refused'))"
 
 pytestmark = [
+    pytest.mark.browser,
     pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="there is no chromium with chromedriver on the PATH"),
@@ -99,42 +97,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    options = ChromeOptions()
-    options.binary_location = CHROMIUM or ""
     rules = ", ".join(f"MAP {name} 127.0.0.1" for name in NAMES)
-    folder = tmp_path_factory.mktemp("chromium")
-    for flag in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        f"host-resolver-rules={rules}",
-        f"user-data-dir={folder}",
-    ):
-        options.add_argument(f"--{flag}")
-    browser = Chrome(options=options, service=ChromeService(CHROMEDRIVER))
+    browser = start(tmp_path_factory.mktemp("chromium"), 800, 600, flags=(f"--host-resolver-rules={rules}",))
     yield browser
     browser.quit()
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[int]:
-    """The port of the other site."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.end_headers()
-            self.wfile.write(b"<!doctype html><title>another site</title>")
-
-        def log_message(self, format: str, *arguments: Any) -> None:
-            """Quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
 
 
 def url_of(settings: Settings, server: str) -> str:
@@ -157,10 +123,12 @@ def created(settings: Settings, server: str) -> list[str]:
 
 
 @pytest.mark.parametrize("server", CREATE)
-def test_a_page_of_another_site_writes_nothing(settings: Settings, browser: Chrome, page: int, server: str) -> None:
+def test_a_page_of_another_site_writes_nothing(
+    settings: Settings, browser: Chrome, foreign_page: int, server: str
+) -> None:
     target = url_of(settings, server) + CREATE[server]
     for name in NAMES:
-        browser.get(f"http://{name}:{page}/")
+        browser.get(f"http://{name}:{foreign_page}/")
         browser.execute_async_script(SEND, target, name)
         browser.execute_script(FORM, target, name)
         time.sleep(2)  # the browser leaves the page for the server's answer
@@ -179,9 +147,9 @@ def test_a_page_whose_name_points_to_this_machine_reads_and_writes_nothing(
     assert created(settings, server) == []
 
 
-def test_no_page_starts_a_run_with_a_command_of_its_own(settings: Settings, browser: Chrome, page: int) -> None:
+def test_no_page_starts_a_run_with_a_command_of_its_own(settings: Settings, browser: Chrome, foreign_page: int) -> None:
     api = url_of(settings, "prefect") + "/api"
-    for origin, target in ((page, api), (settings.prefect_port, "/api")):
+    for origin, target in ((foreign_page, api), (settings.prefect_port, "/api")):
         browser.get(f"http://{NAMES[0]}:{origin}/nothing")
         assert browser.execute_async_script(RUN, target, "touch evil") == "refused"
     assert created(settings, "prefect") == []

@@ -1,6 +1,5 @@
-"""A version is tried in a process of its own: what a hostile model does when it runs is done there, and ends there."""
+"""A version is verified in a process of its own: what a hostile model does when it runs is done there, and ends there."""
 
-import os
 import signal
 import sys
 import threading
@@ -10,28 +9,29 @@ from pathlib import Path
 
 import hostile
 import numpy as np
+import psutil
 import pytest
 from conftest import Files
 
-from models import onnx_model, trial
+from models import onnx_model, verification
 from models.onnx_model import InferenceFailed, InvalidArtifact
 
 
-def tried(files: Files, is_wanted: Callable[[], bool] = lambda: True) -> None:
-    trial.run(files["model.onnx"], files["reference.npz"], is_wanted)
+def verify(files: Files, is_wanted: Callable[[], bool] = lambda: True) -> None:
+    verification.verify_in_subprocess(files["model.onnx"], files["reference.npz"], is_wanted)
 
 
 def test_an_honest_version_passes(champion_files: Files) -> None:
     started = time.monotonic()
-    tried(champion_files)
-    assert time.monotonic() - started < trial.TIME_LIMIT_SECONDS / 2
+    verify(champion_files)
+    assert time.monotonic() - started < verification.TIME_LIMIT_SECONDS / 2
 
 
 def test_a_loop_without_an_end_ends_with_the_time_limit(champion_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "TIME_LIMIT_SECONDS", 3)
+    monkeypatch.setattr(verification, "TIME_LIMIT_SECONDS", 3)
     started = time.monotonic()
-    with pytest.raises(InvalidArtifact, match="its trial did not end within 3 s; look for a loop"):
-        tried(hostile.endless(champion_files))
+    with pytest.raises(InvalidArtifact, match="verification did not end within 3 s; look for a loop"):
+        verify(hostile.endless(champion_files))
     assert time.monotonic() - started < 15
 
 
@@ -39,7 +39,7 @@ def test_a_loop_without_an_end_ends_with_the_time_limit(champion_files: Files, m
 def test_a_model_that_fails_on_larger_batches_only_is_refused(count: int, champion_files: Files) -> None:
     failing = hostile.failing_from(count, champion_files)
     with pytest.raises(InvalidArtifact, match=r"the golden query fails in a batch of (2|41|1,000): .*Gather"):
-        tried(failing)
+        verify(failing)
     model = onnx_model.load(failing["model.onnx"])
     images = np.zeros((count, 28, 28), np.uint8)
     assert model.predict_proba(images[1:]).shape == (count - 1, 10)
@@ -49,7 +49,7 @@ def test_a_model_that_fails_on_larger_batches_only_is_refused(count: int, champi
 
 def test_a_model_that_fills_the_memory_is_refused(champion_files: Files) -> None:
     with pytest.raises(InvalidArtifact, match=r"in a batch of 1: .*while running ConstantOfShape node"):
-        tried(hostile.huge(champion_files))
+        verify(hostile.huge(champion_files))
 
 
 @pytest.mark.parametrize("location", ["bias.bin", "models/bias.bin", "../bias.bin", "{absolute}", "{etc}"])
@@ -61,28 +61,27 @@ def test_weights_in_files_of_this_machine_are_refused(
     for path in (folder / "bias.bin", folder / "models" / "bias.bin", tmp_path / "bias.bin"):
         path.write_bytes(bytes(40))
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(trial, "ROOT", folder)
+    monkeypatch.setattr(verification, "ROOT", folder)
     monkeypatch.setenv("PYTHONPATH", str(Path(onnx_model.__file__).parent.parent))
     place = location.format(absolute=folder / "bias.bin", etc="/etc/passwd")
     files = hostile.external(place, champion_files)
     with pytest.raises(InvalidArtifact, match=r"model\.onnx does not load: .*[Ee]xternal data"):
         onnx_model.load(files["model.onnx"])
     with pytest.raises(InvalidArtifact, match=r"model\.onnx does not load: .*[Ee]xternal data"):
-        tried(files)
+        verify(files)
 
 
 def test_a_process_that_dies_is_a_refusal(champion_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "COMMAND", [sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"])
-    with pytest.raises(InvalidArtifact, match=f"its trial ended with signal {signal.SIGSEGV.value}"):
-        tried(champion_files)
+    monkeypatch.setattr(verification, "COMMAND", [sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"])
+    with pytest.raises(InvalidArtifact, match=f"ended with signal {signal.SIGSEGV.value}; register the version again"):
+        verify(champion_files)
 
 
-def test_a_trial_that_is_no_longer_wanted_ends_and_leaves_no_process(champion_files: Files) -> None:
+def test_a_verification_that_is_no_longer_wanted_ends_and_leaves_no_process(champion_files: Files) -> None:
     moved = threading.Event()
     threading.Timer(1.0, moved.set).start()
     started = time.monotonic()
-    with pytest.raises(trial.TrialCancelled):
-        tried(hostile.endless(champion_files), lambda: not moved.is_set())
+    with pytest.raises(verification.VerificationCancelled):
+        verify(hostile.endless(champion_files), lambda: not moved.is_set())
     assert time.monotonic() - started < 15
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert not [child for child in psutil.Process().children() if "models.verification" in " ".join(child.cmdline())]

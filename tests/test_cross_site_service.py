@@ -1,10 +1,7 @@
-"""A page of another origin in a real Chromium tries `fetch`, a form and DNS rebinding: nothing is answered, logged or labelled."""
+"""A page of another origin in a real Chromium tries `fetch`, a form and DNS rebinding on the service: nothing is answered, logged or labelled."""
 
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 from selenium.webdriver import Chrome
@@ -53,29 +50,6 @@ canvas.toBlob((blob) => {
 """
 
 
-class Blank(BaseHTTPRequestHandler):
-    """The attacker's page; the test is its script."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-        self.wfile.write(b"<!doctype html><title>prizes</title><body>")
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Quiet."""
-
-
-@pytest.fixture(scope="module")
-def attacker() -> Iterator[int]:
-    """The port of the attacker's server."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Blank)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     browser = start(tmp_path_factory.mktemp("chromium"), 800, 600, flags=(NAMES,))
@@ -99,12 +73,12 @@ def logged(service: Service, sample: Reference) -> int:
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1"])
 def test_a_page_of_another_origin_is_not_answered(
-    host: str, browser: Chrome, attacker: int, service: Service, sample: Reference
+    host: str, browser: Chrome, foreign_page: int, service: Service, sample: Reference
 ) -> None:
     """Neither one of another site nor one of another port of this machine."""
     before, address = logged(service, sample), str(service.client.base_url)
     counts = {route: refused(service, route, 403) for route in ("/classify_bulk", "/classify_file")}
-    browser.get(f"http://{host}:{attacker}/")
+    browser.get(f"http://{host}:{foreign_page}/")
     pixels = sample.images[0].flatten().tolist()
     # sent without asking for permission, but the page may not read the response
     browser.execute_async_script(FETCH, f"{address}/classify_bulk", pixels, "no-cors", "text/plain")
