@@ -54,7 +54,7 @@ def main() -> None:
     settings = load_settings()
     check_port(settings.host, settings.service_port)
     share_metrics(settings.home / "metrics")
-    _granian(settings).serve()
+    _serve(settings)
 
 
 def check_port(host: str, port: int) -> None:
@@ -69,8 +69,8 @@ def check_port(host: str, port: int) -> None:
         raise SystemExit(f"digits: cannot listen on {host}:{port} ({reason}); {advice}") from None
 
 
-def _granian(settings: Settings) -> Granian:
-    return Granian(
+def _serve(settings: Settings) -> None:
+    Granian(
         "services.classifier:application",
         factory=True,
         address=settings.host,
@@ -96,7 +96,7 @@ def _granian(settings: Settings) -> Granian:
         log_access=settings.access_log,
         log_access_format='%(addr)s "%(method)s %(path)s %(protocol)s" %(status)d %(dt_ms).1f ms',
         log_dictconfig=LOGGING,
-    )
+    ).serve()
 
 
 def allow_connections(wanted: int) -> int:
@@ -105,12 +105,9 @@ def allow_connections(wanted: int) -> int:
     Granian would spend a whole core on failing to accept a connection for which there is no file descriptor.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted + RESERVED_FILE_DESCRIPTORS:
-        soft = (
-            wanted + RESERVED_FILE_DESCRIPTORS
-            if hard == resource.RLIM_INFINITY
-            else min(hard, wanted + RESERVED_FILE_DESCRIPTORS)
-        )
+    needed = wanted + RESERVED_FILE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     allowed = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - RESERVED_FILE_DESCRIPTORS)
     if allowed < wanted:

@@ -70,7 +70,7 @@ class ServingContext:
         self._samples: tuple[str, list[Content]] = ("", [])
         self._is_release = RELEASE.is_dir()
         cache, poll_seconds = RELEASE if self._is_release else settings.champions, settings.registry_poll_seconds
-        self._ledger: Engine | None = None
+        self._ledger_engine: Engine | None = None
         self._watcher = AliasWatcher(
             settings.mlflow_tracking_uri, "champion", cache, poll_seconds, self._promoted_digests
         )
@@ -95,9 +95,9 @@ class ServingContext:
         return state.champion
 
     def _promoted_digests(self) -> set[str]:
-        if self._ledger is None:
-            self._ledger = database.connect(self.settings.database_url, busy_seconds=2)
-        return ledger.promoted_digests(self._ledger)
+        if self._ledger_engine is None:
+            self._ledger_engine = database.connect(self.settings.database_url, busy_seconds=2)
+        return ledger.promoted_digests(self._ledger_engine)
 
     def classify(self, value: Any, client: str = "") -> Content:
         """Predictions for one image or a list of images, as nested lists."""
@@ -263,8 +263,8 @@ class ServingContext:
         self._closing.set()
         self.access.stop()
         self._watcher.stop()
-        if self._ledger is not None:
-            self._ledger.dispose()
+        if self._ledger_engine is not None:
+            self._ledger_engine.dispose()
         self.prediction_log.close()
 
 
