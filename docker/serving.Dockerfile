@@ -30,4 +30,5 @@ VOLUME /var/lib/digits
 EXPOSE 3000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import httpx; httpx.get('http://127.0.0.1:3000/livez', timeout=4).raise_for_status()"]
-CMD ["python", "-m", "services", "--host", "0.0.0.0", "--port", "3000"]
+# Whatever the file of settings says: the port above, on all addresses of the container.
+CMD ["env", "DIGITS_HOST=0.0.0.0", "DIGITS_SERVICE_PORT=3000", "python", "-m", "services"]

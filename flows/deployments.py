@@ -146,6 +146,8 @@ def run_retraining(reason: str, data: str | None) -> str:
 
 def main() -> None:
     """Register the flows, then become a worker of the pool; the schedules stay active in Prefect when it is stopped."""
+    # what this process and its flow runs write is for their user only
+    os.umask(0o077)
     settings, name = load_settings(), socket.gethostname()
     wait_for_prefect(settings.prefect_api_url)
     register(settings)

@@ -79,7 +79,8 @@ def processes(settings: Settings) -> list[Process]:
     def server(name: str, description: str, health: str, command: list[str]) -> Process:
         port: int = getattr(settings, f"{name}_port")
         host = settings.host if name == "service" else settings.private_host
-        command = [*command, "--host", host, "--port", str(port)]
+        # the service reads its own from the settings
+        command = command if name == "service" else [*command, "--host", host, "--port", str(port)]
         url = local_url(host, port)
         return Process(name, description, command, host, port, url, f"{url}{health}")
 
@@ -104,6 +105,8 @@ def environment(settings: Settings) -> dict[str, str]:
         **os.environ,
         **ENVIRONMENT,
         "DIGITS_HOME": str(settings.home),
+        "DIGITS_HOST": settings.host,
+        "DIGITS_SERVICE_PORT": str(settings.service_port),
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{settings.home}/mlflow/mlflow.db",
         "MLFLOW_ARTIFACTS_DESTINATION": f"{settings.home}/mlflow/artifacts",
         "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,

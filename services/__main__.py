@@ -1,4 +1,4 @@
-"""Serves the HTTP API with Granian: `python -m services --host 127.0.0.1 --port 3000`."""
+"""Serves the HTTP API with Granian, at `DIGITS_HOST` and `DIGITS_SERVICE_PORT`: `python -m services`."""
 
 import argparse
 import logging
@@ -13,18 +13,18 @@ from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
 from granian.http import HTTP1Settings
 
-from digits.settings import load_settings
+from digits.settings import Settings, load_settings
 from services.metrics import FOLDER_VARIABLE
 
 log = logging.getLogger("digits.service")
 
-# A longer head is refused with 431. A connection also reads ahead so much of a body that the service has not asked for yet; so
+# Longer headers are refused with 431. A connection also reads ahead so much of a body that the service has not asked for yet; so
 # this, times the connections, bounds the memory of unfinished requests. A response that is not read takes its own size in addition.
-MAX_HEAD_BYTES = 65_536
-# How long a head may take, and how long a connection may be idle between two requests; then it is closed.
-HEAD_SECONDS = 10
+MAX_HEADER_BYTES = 65_536
+# How long the headers may take, and how long a connection may be idle between two requests; then it is closed.
+HEADER_TIMEOUT_SECONDS = 10
 # File descriptors of a worker for the database, the log, the model and its libraries; 40 are in use.
-OTHER_FILES = 256
+RESERVED_FILE_DESCRIPTORS = 256
 # A worker above the limit for three minutes is replaced; one large picture does not last so long.
 MEMORY_SAMPLES, MEMORY_SAMPLE_SECONDS = 6, 30
 
@@ -48,20 +48,33 @@ LOGGING: dict[str, Any] = {
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT; workers that die are replaced."""
+    argparse.ArgumentParser(prog="python -m services", description=__doc__).parse_args()
+    # what it writes is for its user only
+    os.umask(0o077)
     settings = load_settings()
-    parser = argparse.ArgumentParser(prog="python -m services", description=__doc__)
-    parser.add_argument("--host", default=settings.host)
-    parser.add_argument("--port", type=int, default=settings.service_port)
-    arguments = parser.parse_args()
-    # Granian binds with SO_REUSEPORT: without this check, a second service on the port would get half of the requests.
-    family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
-    socket.create_server((arguments.host, arguments.port), family=family).close()
+    check_port(settings.host, settings.service_port)
     share_metrics(settings.home / "metrics")
+    _serve(settings)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises SystemExit for a port in use: Granian binds with SO_REUSEPORT, so each of two services would get half of the requests."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        # Python adds the address to the reason, except for names without one
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        advice = "stop what listens there or set DIGITS_SERVICE_PORT"
+        raise SystemExit(f"digits: cannot listen on {host}:{port} ({reason}); {advice}") from None
+
+
+def _serve(settings: Settings) -> None:
     Granian(
         "services.classifier:application",
         factory=True,
-        address=arguments.host,
-        port=arguments.port,
+        address=settings.host,
+        port=settings.service_port,
         interface=Interfaces.ASGI,
         http=HTTPModes.http1,
         loop=Loops.uvloop,
@@ -72,7 +85,9 @@ def main() -> None:
         respawn_interval=1,
         # connections of a worker; further ones wait in the kernel until one is closed
         backpressure=allow_connections(settings.connection_limit),
-        http1_settings=HTTP1Settings(header_read_timeout=1_000 * HEAD_SECONDS, max_buffer_size=MAX_HEAD_BYTES),
+        http1_settings=HTTP1Settings(
+            header_read_timeout=1_000 * HEADER_TIMEOUT_SECONDS, max_buffer_size=MAX_HEADER_BYTES
+        ),
         workers_max_rss=settings.worker_memory_mb,
         rss_sample_interval=MEMORY_SAMPLE_SECONDS,
         rss_samples=MEMORY_SAMPLES,
@@ -90,10 +105,11 @@ def allow_connections(wanted: int) -> int:
     Granian would spend a whole core on failing to accept a connection for which there is no file descriptor.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted + OTHER_FILES:
-        soft = wanted + OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, wanted + OTHER_FILES)
+    needed = wanted + RESERVED_FILE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    allowed = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - OTHER_FILES)
+    allowed = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - RESERVED_FILE_DESCRIPTORS)
     if allowed < wanted:
         log.warning(
             "DIGITS_CONNECTION_LIMIT is %d, but %d open files allow %d; raise `ulimit -n`", wanted, hard, allowed

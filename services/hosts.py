@@ -1,7 +1,6 @@
 """Which hosts and origins a request may name: what keeps pages of other sites from using the service through a visitor's browser."""
 
 import socket
-from functools import lru_cache
 from ipaddress import ip_address
 
 from starlette.exceptions import HTTPException
@@ -14,7 +13,7 @@ Headers = dict[bytes, bytes]
 
 # They change nothing, and the browser does not give their responses to a page of another origin.
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
-# Of these, a second one would be read by one program and the first by another.
+# Sent twice, such a header may be read differently by a proxy and by this service.
 SINGLE_HEADERS = {
     *(b"host", b"origin", b"sec-fetch-site", b"content-type", b"content-length", b"content-encoding"),
     *(b"authorization", b"x-api-key", b"x-client-id", b"x-request-id"),
@@ -24,18 +23,16 @@ SINGLE_HEADERS = {
 class Hosts:
     """The names of this service: localhost, IP addresses, the host that it binds to, the machine's name, and those of the settings.
 
-    DNS rebinding makes a name of the attacker point to this machine, and browsers send that name; no name can be made to stand for an
-    IP address. A name of the settings may be `*` or begin with `*.`.
+    In DNS rebinding the browser sends the attacker's host name in Host. A Host that is an IP address cannot come from that, so all
+    addresses are accepted. A name of the settings may be `*` or begin with `*.`.
     """
 
     def __init__(self, settings: Settings) -> None:
         names = {"localhost", settings.host.lower(), socket.gethostname().lower(), *settings.allowed_hosts}
         self._domains = tuple(name[1:] for name in names if name.startswith("*"))
         self._names, self._origins = names, {origin.encode() for origin in settings.cors_origins}
-        # a request spells the same few names
-        self.includes = lru_cache(1000)(self._includes)
 
-    def _includes(self, host: bytes) -> bool:
+    def includes(self, host: bytes) -> bool:
         """Whether the value of a Host header names this service, with or without a port."""
         text = host.decode("latin-1").lower()
         before, _, port = text.rpartition(":")

@@ -69,7 +69,8 @@ class Metrics:
         self._seconds = cache(seconds.labels)
         self._answers = prometheus.Counter("digits_answers", "Images classified.", ["version", "digit"])
         self._uncertain = prometheus.Counter("digits_uncertain_answers", "Uncertain predictions.", ["version"])
-        self._lost = prometheus.Counter("digits_log_lost", "Predictions not logged because too many were unstored.")
+        lost = "Predictions answered without an id: the disk refused them, or too many waited."
+        self._lost = prometheus.Counter("digits_log_lost", lost)
         # Not an info metric, because prometheus_client cannot remove the label of a replaced version in multiprocess mode.
         gauge = prometheus.Gauge
         self._version = gauge("digits_champion_version", "Served version, 0 at first.", multiprocess_mode="livemin")

@@ -45,7 +45,7 @@ class RequestMiddleware:
         self._app, self._document, self._settings = app, document, settings
         paths = {getattr(route, "path", "") for route in router.routes} | BENTOML_PATHS
         self._paths = {first_segment(path): path for path in paths}
-        # those of the API; health checks, metrics and pages say nothing about the volume of traffic, and take no place
+        # those of the API; health checks, metrics and pages say nothing about the volume of traffic, and are not limited
         self._counted = {self._paths[first] for first in REQUIRED_ROLES if first != "/metrics"}
         self._hosts, self._memory, self._in_flight = Hosts(settings), BodyMemory(settings), 0
         self._body_limits = body_limits(settings)
@@ -103,7 +103,8 @@ class RequestMiddleware:
         exchange: Exchange = state["exchange"]
         try:
             state["key"] = state["context"].access.admit(scope)
-            if scope["query_string"] and first in self._paths:
+            is_api = self._paths.get(first) in self._counted
+            if scope["query_string"] and is_api:
                 check_query(scope["query_string"], QUERY_PARAMETERS.get(path, set()))
             if scope["method"] == "POST" and path in self._body_limits:
                 check_encoding(exchange.headers)
@@ -113,8 +114,8 @@ class RequestMiddleware:
             # with an "app", Starlette's router raises HTTPException for unknown routes and methods
             scope["app"] = router
             app = self._app if is_bentomls else router
-            if self._paths.get(first) in self._counted:
-                await self._in_a_place(app, scope, receive, send)
+            if is_api:
+                await self._with_concurrency_limit(app, scope, receive, send)
             else:
                 await app(scope, receive, send)
         except ClientDisconnect:
@@ -123,8 +124,8 @@ class RequestMiddleware:
             # a bug, too, is answered by a sentence
             await exchange.refuse(error, send)
 
-    async def _in_a_place(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one of the limited number of requests at a time; the liveness check, monitoring and files need no place."""
+    async def _with_concurrency_limit(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer at most so many requests of the API at a time; health checks, monitoring and files are not limited."""
         limit = self._settings.concurrency_limit
         if self._in_flight >= limit:
             sentence = f"the service has {limit} requests under way; ask again in a second"

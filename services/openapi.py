@@ -16,6 +16,7 @@ from services.schemas import Problem, Samples, StoredPrediction
 
 Schema = dict[str, Any]
 
+_ID = "0192f0c1a2b34c5d8e9f0a1b2c3d4e5f"
 _CLIENT = {
     "name": CLIENT_HEADER,
     "in": "header",
@@ -44,6 +45,21 @@ PROBLEMS = {
     429: "The API key exceeded its rate limit; Retry-After says when to ask again.",
     503: "There is no champion yet, too many requests are under way, or the database of the log is unreachable.",
 }
+# An error sentence of each status.
+PROBLEM_EXAMPLES = {
+    400: "the header host was sent 2 times; send it once",
+    401: "this is no valid API key; send one as X-API-Key or as Authorization: Bearer (`digits keys create` makes one)",
+    403: "the key 'ward-3' may not do this; /feedback needs the role feedback",
+    404: f'no prediction has the id "{_ID}"; send the id of a prediction',
+    405: "/classify does not support GET; send POST",
+    408: "the body did not arrive within 10 s; send it faster, or less at a time",
+    413: "the body has 16,000,001 bytes or more; send at most 16,000,000",
+    415: 'the content encoding is "gzip"; send the body uncompressed',
+    421: 'the host "evil.example" is not served here; name it in DIGITS_ALLOWED_HOSTS',
+    422: "images, row 5, column 7 is 300; expected a whole number from 0 to 255",
+    429: "the key 'ward-3' may ask 600 times a minute; ask again in 3 s",
+    503: "the service has 64 requests under way; ask again in a second",
+}
 # Any request can end with one of these; the others need a body, or the id of a prediction.
 _ALWAYS = {400, 401, 403, 405, 421, 422, 429, 503}
 _OF_BODIES = {408, 413, 415}
@@ -68,10 +84,11 @@ _OTHER_ROUTES: dict[str, tuple[str, str, type[BaseModel] | None]] = {
         Samples,
     ),
     "/metrics": ("metrics", "Metrics in the Prometheus text format.", None),
+    "/livez": ("livez", "200 once the process lives.", None),
+    "/readyz": ("readyz", "200 once there is a champion, and while predictions can be logged.", None),
 }
 
 _ONE = [[255 if 5 <= row < 23 and 13 <= column < 15 else 0 for column in range(SIZE)] for row in range(SIZE)]
-_ID = "0192f0c1a2b34c5d8e9f0a1b2c3d4e5f"
 _STORED = {
     "digit": 1,
     "probability": 0.982,
@@ -121,8 +138,9 @@ ANSWER_EXAMPLES: dict[str, Any] = {
     },
     "samples": {"model_version": "7", "samples": [{"image": _ONE, "label": 1}]},
     "metrics": 'digits_requests_total{route="/classify",status="200"} 12.0\n',
+    "livez": "\n",
+    "readyz": "\n",
 }
-_PROBLEM = {"error": "images, row 5, column 7 is 300; expected a whole number from 0 to 255"}
 
 
 def openapi_document(apis: Mapping[str, Any], max_images: int) -> Schema:
@@ -141,22 +159,26 @@ def openapi_document(apis: Mapping[str, Any], max_images: int) -> Schema:
         paths[route] = {"get": _operation(name, summary, _schema(model, schemas) if model else None)}
     _complete(paths, max_images)
     _add_problems(paths)
-    schemas["Problem"] = _schema(Problem, schemas)
     return {
         "openapi": "3.1.0",
         "info": {"title": "digits", "version": "1", "description": "Classifies images of handwritten digits."},
         "paths": paths,
-        "components": {
-            "schemas": schemas,
-            "responses": {str(status): _problem(status) for status in PROBLEMS},
-            "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
-            "securitySchemes": {
-                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-                "bearer": {"type": "http", "scheme": "bearer"},
-            },
-        },
+        "components": _components(schemas),
         # {}: no key, where the service does not require one
         "security": [{"key": []}, {"bearer": []}, {}],
+    }
+
+
+def _components(schemas: dict[str, Schema]) -> Schema:
+    """What the operations refer to."""
+    return {
+        "schemas": schemas | {"Problem": _schema(Problem, schemas)},
+        "responses": {str(status): _problem(status) for status in PROBLEMS},
+        "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
+        "securitySchemes": {
+            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            "bearer": {"type": "http", "scheme": "bearer"},
+        },
     }
 
 
@@ -201,7 +223,7 @@ def _operation(name: str, summary: str, response: Schema | None) -> Schema:
 
 def _problem(status: int) -> Schema:
     names = ["X-Request-ID", *([_PROBLEM_HEADERS[status]] if status in _PROBLEM_HEADERS else [])]
-    content = {"schema": {"$ref": "#/components/schemas/Problem"}, "example": _PROBLEM}
+    content = {"schema": {"$ref": "#/components/schemas/Problem"}, "example": {"error": PROBLEM_EXAMPLES[status]}}
     return {
         "description": PROBLEMS[status],
         "headers": _headers(*names),

@@ -175,7 +175,7 @@ class PredictionLog:
             self._store_segments(engine, new)
             self._store_counts(engine)
             self._delete_expired(engine)
-        # Not OSError: a file of the log that cannot be read says nothing of the database.
+        # Not OSError: a file of the log that cannot be renamed or removed says nothing of the database.
         except database.OUTAGES as error:
             if self._retry_at == 0:
                 reason = first_line(error)

@@ -1,4 +1,4 @@
-"""Reads the bodies of requests before they take a place among those that are answered: slow bodies delay nobody else.
+"""Reads a request body before the request counts towards the concurrency limit, so that slow bodies delay nobody else.
 
 A worker holds a limited number of bytes of bodies at a time. Where they would become more, the body that has been arriving for longest
 is given up.
@@ -20,6 +20,11 @@ SMALL_BYTES = 65_536
 MAX_LARGE_BODIES = 5
 # A client reads the response only after it has sent its body; this much of a refused body is read and dropped.
 MAX_DRAINED_BYTES = 256_000_000
+# Sentence and headers of the 503 for a body without memory.
+_NO_ROOM = (
+    "the bodies of other requests fill the memory for them; send this one again in a second",
+    {"Retry-After": "1"},
+)
 
 
 class BodyMemory:
@@ -47,12 +52,6 @@ class BodyMemory:
 
     def release(self, size_bytes: int) -> None:
         self._held_bytes -= size_bytes
-
-
-_NO_ROOM = (
-    "the bodies of other requests fill the memory for them; send this one again in a second",
-    {"Retry-After": "1"},
-)
 
 
 class RequestBody:

@@ -9,14 +9,15 @@ import logging
 import threading
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bentoml.exceptions import ServiceUnavailable, UnprocessableEntity
 from numpy.typing import NDArray
+from sqlalchemy import Engine
 
 from digits import images as pixels
 from digits.data import rectification
@@ -69,9 +70,9 @@ class ServingContext:
         self._samples: tuple[str, list[Content]] = ("", [])
         self._is_release = RELEASE.is_dir()
         cache, poll_seconds = RELEASE if self._is_release else settings.champions, settings.registry_poll_seconds
-        connect = lru_cache(partial(database.connect, url, busy_seconds=2))  # once it succeeds
+        self._ledger_engine: Engine | None = None
         self._watcher = AliasWatcher(
-            settings.mlflow_tracking_uri, "champion", cache, poll_seconds, lambda: ledger.promoted_digests(connect())
+            settings.mlflow_tracking_uri, "champion", cache, poll_seconds, self._promoted_digests
         )
         self._closing = threading.Event()
         if self._is_release:
@@ -92,6 +93,11 @@ class ServingContext:
         if state.champion is None:
             raise ServiceUnavailable(f"there is no champion to answer: {state.warning}")
         return state.champion
+
+    def _promoted_digests(self) -> set[str]:
+        if self._ledger_engine is None:
+            self._ledger_engine = database.connect(self.settings.database_url, busy_seconds=2)
+        return ledger.promoted_digests(self._ledger_engine)
 
     def classify(self, value: Any, client: str = "") -> Content:
         """Predictions for one image or a list of images, as nested lists."""
@@ -149,10 +155,13 @@ class ServingContext:
         return BatchResult(champion.version, digits, probabilities, prediction_sets, uncertain, ids)
 
     def _predict_proba(self, images: Images) -> tuple[VerifiedModel, NDArray[np.float32]]:
-        """The champion and its probabilities (n, 10); where its session fails, those of the last good version before it."""
+        """The champion and its probabilities (n, 10); where its session fails twice, those of the last good version before it."""
         champion = self._champion
         while True:
             try:
+                # The second time, a failure is not one of a moment, such as of memory that others had taken.
+                with suppress(InferenceFailed):
+                    return champion, champion.predict_proba(images)
                 return champion, champion.predict_proba(images)
             except InferenceFailed as error:
                 replacement = self._watcher.replace_failed(champion, str(error))
@@ -254,6 +263,8 @@ class ServingContext:
         self._closing.set()
         self.access.stop()
         self._watcher.stop()
+        if self._ledger_engine is not None:
+            self._ledger_engine.dispose()
         self.prediction_log.close()
 
 

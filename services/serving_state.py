@@ -36,8 +36,8 @@ class NotServed(LookupError):
 class AliasWatcher:
     """Follows an alias from its own thread: fetches, verifies and warms the new version, then swaps it in by one assignment.
 
-    It follows only versions that the ledger knows: a user who can write to the registry alone decides nothing. `promoted_digests`
-    reads their digests from the ledger and raises ConnectionError where that is unreachable.
+    It follows only versions whose promotion is recorded in the ledger: write access to the registry alone is not enough to change
+    the champion. `promoted_digests` reads their digests from the ledger and raises ConnectionError where that is unreachable.
     """
 
     def __init__(
@@ -52,9 +52,10 @@ class AliasWatcher:
         self._alias, self._store, self._interval_seconds = alias, ModelStore(uri, cache), interval_seconds
         self._promoted_digests = promoted_digests
         self._served: AliasTarget | None = None
+        # Kept loaded, because requests that need it run on the event loop.
         self._former: VerifiedModel | None = None
-        # What an operator should know about the version in place, though it is served.
-        self._reservation: str | None = None
+        # The warning that applies while this version is served.
+        self._standing_warning: str | None = None
         # The target that failed verification, when it may be tried again, and why.
         self._refused: tuple[AliasTarget | None, float, str] = (None, 0.0, "")
         # Why the versions with these digests are not served again: their sessions failed.
@@ -85,9 +86,10 @@ class AliasWatcher:
         target = None
         try:
             target = self._store.registry.alias_target(self._alias)
-            if target != self._served or self._reservation:
+            if target != self._served or self._standing_warning:
                 self._follow(target)
-            self._warn(self._reservation)
+            with self._lock:
+                self._warn(self._standing_warning)
         except InvalidArtifact as error:
             self._refused = (target, time.monotonic() + RETRY_REFUSED_SECONDS, str(error))
             self._fall_back(str(error))
@@ -106,10 +108,10 @@ class AliasWatcher:
             if self.state.champion is not failed:
                 return self.state.champion
             reason = f"{MODEL_NAME} v{failed.version} fails while it answers: {problem}; promote another version"
-            self._failed[failed.digest] = self._reservation = reason
-            former = self._former or self._copy(f"{self._alias}-former")
+            self._failed[failed.digest] = self._standing_warning = reason
+            former, self._former = self._former, None
             if former is not None and former.digest not in self._failed:
-                self.state, self._former, self._served = ServingState(former, datetime.now(UTC)), None, None
+                self.state, self._served = ServingState(former, datetime.now(UTC)), None
                 remember(former, self._alias, self._store.cache)
             self._warn(reason)
             return None if self.state.champion is failed else self.state.champion
@@ -134,22 +136,25 @@ class AliasWatcher:
         digest = model_store.digest(card)
         if reason := self._failed.get(digest, ""):
             raise NotServed(reason)
-        reservation = self._check_ledger(target.version, digest)
+        warning = self._check_ledger(target.version, digest)
         if target != self._served:
             model = self._store.fetch_version(target.version, card, lambda: self._is_wanted(target))
-            self._swap(model, target)
-        self._reservation = reservation
+            self._swap(model, target, warning)
+            return
+        with self._lock:
+            # its session may have failed meanwhile
+            self._standing_warning = self._failed.get(digest, warning)
 
     def _check_ledger(self, version: str, digest: str) -> str | None:
-        """What is to be said of a version that nothing vouches for, as there was no promotion yet.
+        """The warning for a version while the ledger has no digest of a promotion; None for a recorded one.
 
         Raises NotServed where other versions were promoted, but not this one.
         """
         promoted, fix = self._promoted_digests(), f"`digits promote {version}` verifies and records it"
         if not promoted:
-            return f"the ledger records no promotion, so nothing vouches for {MODEL_NAME} v{version}; {fix}"
+            return f"the ledger has no digest of a promoted version, so {MODEL_NAME} v{version} cannot be checked against it; {fix}"
         if digest not in promoted:
-            problem = f"the alias {self._alias} points to {MODEL_NAME} v{version}, which the ledger does not know"
+            problem = f"the alias {self._alias} points to {MODEL_NAME} v{version}, which is not recorded in the ledger"
             raise NotServed(f"{problem}; {fix}, or move the alias back in MLflow")
         return None
 
@@ -157,14 +162,16 @@ class AliasWatcher:
         """Whether the verification of a version may go on."""
         return not self._stop.is_set() and self._store.registry.alias_target(self._alias) == target
 
-    def _swap(self, model: VerifiedModel, target: AliasTarget) -> None:
+    def _swap(self, model: VerifiedModel, target: AliasTarget, warning: str | None) -> None:
         with self._lock:
             before = self.state.champion
-            self.state = ServingState(model, datetime.now(UTC))
+            self.state, self._standing_warning = ServingState(model, datetime.now(UTC)), warning
             if before is None or before.digest != model.digest:
                 self._former = before
             self._served = target
         remember(model, self._alias, self._store.cache)
+        if before is None:
+            self._former = self._copy(f"{self._alias}-former")
         log.info("serving %s v%s (before: %s)", MODEL_NAME, target.version, before and f"v{before.version}")
 
     def _fall_back(self, warning: str) -> None:
@@ -172,6 +179,7 @@ class AliasWatcher:
         with self._lock:
             if self.state.champion is None and (model := self._copy(self._alias)):
                 self.state = ServingState(model, datetime.now(UTC), self.state.warning)
+                self._former = self._copy(f"{self._alias}-former")
                 log.warning("serving %s v%s from its copy in %s", MODEL_NAME, model.version, self._store.cache)
             self._warn(warning)
 

@@ -7,6 +7,7 @@ have filled the disk, predictions are still logged.
 """
 
 import fcntl
+import logging
 import os
 import struct
 import tempfile
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -24,15 +26,17 @@ import orjson
 from digits.images import PIXELS, SIZE
 from digits.storage.predictions import PredictionBatch
 
+log = logging.getLogger("digits.write_ahead_log")
+
 # Suffixes of a segment that its process writes to, of one that it has handed over, and of one that holds more than whole records.
 ACTIVE, SEALED, DAMAGED = ".wal", ".sealed", ".damaged"
 SEGMENT_BYTES = 1 << 21
 RESERVED_SEGMENTS = 10
 FORMAT = 1
-# A record begins with the mark of its segment, which its name repeats: random, so that no image can contain a forged record. Then come
-# the format and the length and CRC-32 of the content: a line of JSON, the images, the probabilities.
+# A record begins with the sync marker of its segment, which the file name repeats: random, so that no image can contain a forged record.
+# Then come the format and the length and CRC-32 of the content: a line of JSON, the images, the probabilities.
 _HEADER = struct.Struct("<8sBII")
-MARK_BYTES = 8
+SYNC_MARKER_BYTES = 8
 
 Buffer = bytes | memoryview
 
@@ -42,7 +46,7 @@ class WriteAheadLog:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._descriptor, self._path, self._size, self._mark = -1, folder, 0, b""
+        self._descriptor, self._path, self._size, self._sync_marker = -1, folder, 0, b""
         self._reserve: IO[bytes] | None = None
         self._sealed: list[Path] = []
         self.refill()
@@ -56,7 +60,7 @@ class WriteAheadLog:
         try:
             if self._descriptor < 0:
                 self._create()
-            if os.pwritev(self._descriptor, [_header(self._mark, content), *content], self._size) < length:
+            if os.pwritev(self._descriptor, [_header(self._sync_marker, content), *content], self._size) < length:
                 # The next record is written over this one.
                 return False
         except OSError:
@@ -93,8 +97,8 @@ class WriteAheadLog:
 
     def _create(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._mark, self._size = os.urandom(MARK_BYTES), 0
-        path = self._folder / f"{time.time_ns()}-{os.getpid()}-{self._mark.hex()}{ACTIVE}"
+        self._sync_marker, self._size = os.urandom(SYNC_MARKER_BYTES), 0
+        path = self._folder / f"{time.time_ns()}-{os.getpid()}-{self._sync_marker.hex()}{ACTIVE}"
         unlocked = path.with_suffix(".tmp")
         descriptor = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
@@ -142,23 +146,37 @@ def segments(folder: Path, *suffixes: str) -> list[Path]:
 
 
 def read(paths: Iterable[Path]) -> Iterator[tuple[Path, Contents]]:
-    """The content of the segments that no other process writes or stores; the caller removes a segment that it has stored."""
+    """The content of the segments that no other process writes or stores; the caller removes a segment that it has stored.
+
+    A segment that cannot be read is logged and left, and read once it can be.
+    """
     for path in paths:
-        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield path, parse(path, file.read())
+        try:
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield path, parse(path, file.read())
+        except (FileNotFoundError, BlockingIOError):
+            continue
+        except OSError as error:
+            _report_unreadable(path, error.strerror)
+
+
+# once for each file and reason, not at every pass
+@lru_cache(1000)
+def _report_unreadable(path: Path, reason: str) -> None:
+    log.error("%s cannot be read (%s); fix its permissions or move it away", path, reason)
 
 
 def parse(path: Path, content: bytes) -> Contents:
-    """The predictions in the whole records of a segment; after damage, reading goes on at the next mark."""
-    mark = _mark(path)
+    """The predictions in the whole records of a segment; after damage, reading goes on at the next sync marker."""
+    sync_marker = _sync_marker(path)
     batches, damaged_bytes, position = [], 0, 0
     while position < len(content):
         try:
-            batch, end = _decode(content, position, mark)
+            batch, end = _decode(content, position, sync_marker)
             batches.append(batch)
         except (ValueError, TypeError, struct.error):
-            end = content.find(mark, position + 1) if mark else -1
+            end = content.find(sync_marker, position + 1) if sync_marker else -1
             end = len(content) if end < 0 else end
             # The space behind the last record of a killed process is all zeros.
             damaged_bytes += end - position if content[position:end].strip(b"\0") else 0
@@ -166,11 +184,11 @@ def parse(path: Path, content: bytes) -> Contents:
     return Contents(batches, damaged_bytes)
 
 
-def _mark(path: Path) -> bytes:
-    """The mark in the name of a segment, empty where it has none."""
+def _sync_marker(path: Path) -> bytes:
+    """The sync marker in the name of a segment, empty where it has none."""
     with suppress(ValueError):
-        mark = bytes.fromhex(path.stem.rpartition("-")[2])
-        return mark if len(mark) == MARK_BYTES else b""
+        sync_marker = bytes.fromhex(path.stem.rpartition("-")[2])
+        return sync_marker if len(sync_marker) == SYNC_MARKER_BYTES else b""
     return b""
 
 
@@ -180,8 +198,8 @@ def _encode(batch: PredictionBatch) -> list[Buffer]:
     return [head, b"\n", batch.images.data.cast("B"), batch.probabilities.data.cast("B")]
 
 
-def _header(mark: bytes, content: list[Buffer]) -> bytes:
-    return _HEADER.pack(mark, FORMAT, sum(map(len, content)), _checksum(*content))
+def _header(sync_marker: bytes, content: list[Buffer]) -> bytes:
+    return _HEADER.pack(sync_marker, FORMAT, sum(map(len, content)), _checksum(*content))
 
 
 def _checksum(*content: Buffer) -> int:
@@ -191,12 +209,12 @@ def _checksum(*content: Buffer) -> int:
     return checksum
 
 
-def _decode(content: bytes, position: int, mark: bytes) -> tuple[PredictionBatch, int]:
+def _decode(content: bytes, position: int, sync_marker: bytes) -> tuple[PredictionBatch, int]:
     """The predictions of the record at a position, and its end; raises ValueError, TypeError or struct.error where none is whole."""
     found, version, length, checksum = _HEADER.unpack_from(content, position)
     start = position + _HEADER.size
     end = start + length
-    if found != mark or version != FORMAT or end > len(content):
+    if found != sync_marker or version != FORMAT or end > len(content):
         raise ValueError("no record begins here")
     if _checksum(memoryview(content)[start:end]) != checksum:
         raise ValueError("the record is damaged")

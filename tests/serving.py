@@ -75,10 +75,12 @@ def serving(home: Path, registry: Registry, bentoml: Path | str | None = None, *
         "BENTOML_HOME": str(home / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "True",
         "MLFLOW_TRACKING_URI": registry.uri,
+        "DIGITS_SERVICE_PORT": str(port),
         **settings,
     }
-    module = ["bentoml", "serve", str(bentoml)] if bentoml else ["services"]
-    command = ["-m", *module, "--host", "127.0.0.1", "--port", str(port)]
+    command = ["-m", "services"]
+    if bentoml:
+        command = ["-m", "bentoml", "serve", str(bentoml), "--host", "127.0.0.1", "--port", str(port)]
     with (
         (home / "service.log").open("ab") as log,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,

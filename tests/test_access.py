@@ -422,8 +422,10 @@ def test_only_the_service_leaves_this_machine_unless_all_is_open(monkeypatch: py
 
 def bound() -> dict[str, str]:
     """The address that each server is told to bind to."""
-    commands = {process.name: process.command for process in processes.processes(load_settings()) if process.port}
-    return {name: command[command.index("--host") + 1] for name, command in commands.items()}
+    settings = load_settings()
+    commands = {process.name: process.command for process in processes.processes(settings) if process.port}
+    told = {"service": processes.environment(settings)["DIGITS_HOST"]}
+    return told | {name: command[command.index("--host") + 1] for name, command in commands.items() if name not in told}
 
 
 def test_keys_are_made_listed_and_revoked_on_the_command_line(tmp_path: Path) -> None:

@@ -109,6 +109,20 @@ def test_a_pool_of_another_type_is_refused(prefect: str) -> None:
         deployments.register(settings_of(prefect, work_pool_type="docker"))
 
 
+def test_what_the_worker_and_its_runs_write_is_for_its_user_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(api: str) -> None:
+        raise InterruptedError(api)
+
+    monkeypatch.setattr(deployments, "wait_for_prefect", stop)
+    before = os.umask(0o022)
+    try:
+        with pytest.raises(InterruptedError):
+            deployments.main()
+        assert os.umask(0o022) == 0o077
+    finally:
+        os.umask(before)
+
+
 def test_a_starting_worker_marks_what_died_with_the_one_before_it(prefect: str) -> None:
     deployments.register(settings_of(prefect))
     train = registered(prefect)["train"]["id"]

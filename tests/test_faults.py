@@ -89,9 +89,7 @@ def test_answers_go_on_and_none_is_lost(
             time.sleep(3)  # longer than the log waits for a lock
         wait_for_answers(load, len(load.ids) + 30)
     assert load.failed == []
-    service.wait_for(
-        lambda: log_of(service) == {"waiting": 0, "sealed_segments": 0, "damaged_segments": 0, "lost": 0}, 60
-    )
+    service.wait_for(lambda: log_of(service) == IDLE, 60)
     assert load.lost() == []
 
 

@@ -1,6 +1,7 @@
 """Hosts and origins: what a browser sends for a page of another site, or under a name that stands for this machine, is refused."""
 
 import socket
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -79,10 +80,20 @@ def test_the_service_has_these_names(host: str, hosts: Hosts) -> None:
         ),
     ],
 )
-def test_and_no_others(host: str, hosts: Hosts) -> None:
+def test_other_hosts_are_refused(host: str, hosts: Hosts) -> None:
     assert not hosts.includes(host.encode("latin-1"))
     status, sentence = refusal(hosts.check, scope(host, "GET"))
     assert status == 421 and "is not served here; name it in DIGITS_ALLOWED_HOSTS" in sentence
+
+
+def test_hosts_are_not_kept(hosts: Hosts) -> None:
+    """65 MB of names that a client makes up are not in memory afterwards."""
+    tracemalloc.start()
+    for number in range(1000):
+        assert not hosts.includes(b"%d." % number * (65_536 // len(b"%d." % number)))
+    kept_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept_bytes < 1_000_000
 
 
 def test_a_star_stands_for_all_hosts() -> None:

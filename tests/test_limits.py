@@ -146,7 +146,7 @@ def test_a_body_within_the_time_is_answered(tight: Service) -> None:
 
 @slow
 def test_so_many_requests_at_once(tight: Service, sample: Reference) -> None:
-    """A request takes a place while it is answered; feedback on an id of the last minute that nobody knows takes half a second."""
+    """A request counts while it is answered; feedback on an id of the last minute that nobody knows takes half a second."""
     word = {"id": new_ids()[0], "digit": 3}
     tight.wait_for(lambda: tight.client.post("/feedback", json=word).status_code == 404)
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -155,7 +155,7 @@ def test_so_many_requests_at_once(tight: Service, sample: Reference) -> None:
         refused = tight.client.post("/classify", json={"images": sample.images[0].tolist()})
         assert refused.status_code == 503 and refused.headers["Retry-After"] == "1"
         assert "4 requests under way" in sentence(refused)
-        for path in ("/livez", "/metrics", "/", "/openapi.json"):  # which take no place
+        for path in ("/livez", "/metrics", "/", "/openapi.json"):  # which are not limited
             assert tight.status(path) == 200
         assert [future.result().status_code for future in waiting] == [404] * AT_ONCE
     assert 'route="/classify",status="503"' in tight.client.get("/metrics").text
@@ -163,7 +163,7 @@ def test_so_many_requests_at_once(tight: Service, sample: Reference) -> None:
 
 
 @slow
-def test_bodies_that_are_under_way_take_no_place(tight: Service, sample: Reference) -> None:
+def test_bodies_that_are_under_way_do_not_count_towards_the_limit(tight: Service, sample: Reference) -> None:
     before = left(tight)
     connections = [begin(tight) for _ in range(10 * AT_ONCE)]
     # until the service has begun with all of them: a connection that closes earlier is no request
@@ -211,7 +211,7 @@ def test_clients_that_never_read_hold_nobody_up(
         responses[:] = [tight.client.post("/classify", json=body) for _ in range(20)]
         return all(response.is_success for response in responses)
 
-    # the first requests meet the burst itself, which takes all places for as long as it lasts
+    # the first requests meet the burst itself, which reaches the limit for as long as it lasts
     tight.wait_for(are_answered, seconds=30)
     assert [response.json()["model_version"] for response in responses] == ["1"] * 20
     for connection in connections:

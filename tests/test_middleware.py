@@ -1,4 +1,4 @@
-"""What every response has in common: an id, an error as JSON that nobody keeps, HEAD, and no query parameter that is ignored."""
+"""What every response has in common: an id, an error as JSON that nobody keeps, HEAD, and no query parameter of the API that is ignored."""
 
 import asyncio
 import logging
@@ -14,7 +14,8 @@ from services.middleware import Exchange, request_id
 from services.request_body import BodyMemory, RequestBody
 
 PAGES = ("/", "/draw", "/docs", "/page/page.js", "/static_content/swagger-ui.css", "/openapi.json", "/schema.json")
-GETS = (*PAGES, "/about", "/samples", "/metrics", "/livez", "/readyz")
+NOT_OF_THE_API = (*PAGES, "/metrics", "/livez", "/readyz")
+GETS = (*NOT_OF_THE_API, "/about", "/samples")
 # method, path, headers, body, status
 ERRORS: dict[str, tuple[str, str, dict[str, str], bytes, int]] = {
     "unknown path": ("GET", "/nothing", {}, b"", 404),
@@ -64,12 +65,19 @@ def test_head_answers_as_get_without_the_content(path: str, service: Service) ->
         assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
 
 
-@pytest.mark.parametrize("path", [*GETS, "/predictions/nobody", "/classify", "/classify_bulk", "/feedback"])
+@pytest.mark.parametrize(
+    "path", ["/about", "/samples", "/predictions/nobody", "/classify", "/classify_bulk", "/feedback"]
+)
 def test_a_query_parameter_that_the_route_does_not_have_is_refused(path: str, service: Service) -> None:
-    method = "GET" if path in (*GETS, "/predictions/nobody") else "POST"
+    method = "POST" if path in ("/classify", "/classify_bulk", "/feedback") else "GET"
     for query in ("preview=true", "a", "a=1&a=2"):
         response = service.client.request(method, f"{path}?{query}")
         assert response.status_code == 422 and "is not one of this route" in response.json()["error"], path
+
+
+@pytest.mark.parametrize("path", NOT_OF_THE_API)
+def test_pages_and_health_checks_ignore_query_parameters(path: str, service: Service) -> None:
+    assert service.client.get(f"{path}?utm_source=mail&verbose").status_code == 200
 
 
 def test_the_preview_is_a_parameter_of_pictures_alone_and_once(service: Service) -> None:

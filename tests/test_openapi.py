@@ -47,7 +47,7 @@ def document(service: Service) -> dict[str, Any]:
 def test_the_document_is_valid_and_names_every_operation_once(document: dict[str, Any]) -> None:
     openapi_spec_validator.validate(document)
     names = [operation["operationId"] for operation in operations(document).values()]
-    assert len(set(names)) == len(names) == 9
+    assert len(set(names)) == len(names) == 11
 
 
 def test_every_body_and_answer_has_an_example_of_its_schema(document: dict[str, Any]) -> None:
@@ -60,10 +60,11 @@ def test_every_body_and_answer_has_an_example_of_its_schema(document: dict[str, 
                 assert media["example"], operation["operationId"]
                 if kind == "application/json":
                     jsonschema.validate(media["example"], {**media["schema"], "components": document["components"]})
-    for answer in document["components"]["responses"].values():
-        media = answer["content"]["application/json"]
+    problems = [answer["content"]["application/json"] for answer in document["components"]["responses"].values()]
+    for media in problems:
         jsonschema.validate(media["example"], {**media["schema"], "components": document["components"]})
-    assert found == 9 + 4 + len(FORMATS)
+    assert len({media["example"]["error"] for media in problems}) == len(problems) == 12
+    assert found == 11 + 4 + len(FORMATS)
 
 
 def test_the_example_of_a_request_is_answered(document: dict[str, Any], service: Service) -> None:

@@ -1,5 +1,6 @@
 """The log as the service holds it open: nothing appended is lost, whatever is away, full, killed or damaged."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -212,6 +213,35 @@ os.kill(os.getpid(), 9)
     assert list((tmp_path / "spool").iterdir()) == []
 
 
+def test_a_segment_that_cannot_be_read_is_reported_once_and_the_others_are_stored(
+    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one of root after a start with sudo; once it can be read, it is stored, too."""
+    living, first = WriteAheadLog(tmp_path), answers(2)
+    assert living.append(first)
+    (path,) = living.seal()
+    living.close()
+    open_file = Path.open
+
+    def refusing(file: Path, *arguments: Any) -> Any:
+        if file == path:
+            raise PermissionError(errno.EACCES, "Permission denied", file)
+        return open_file(file, *arguments)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    log = PredictionLog(database_url, tmp_path, interval_seconds=0.01)
+    for seed in range(1, 4):
+        assert log.append(answers(1, seed=seed)) and log.flush()
+    assert (log.depth, log.problem, log.sealed_segments) == (0, None, 1)
+    assert len(predictions.read_window(engine, NOON)) == 3
+    said = [record.message for record in caplog.records if record.name == "digits.write_ahead_log"]
+    assert said == [f"{path} cannot be read (Permission denied); fix its permissions or move it away"]
+    monkeypatch.undo()
+    wait_for(lambda: log.sealed_segments == 0)
+    log.close()
+    assert set(first.ids) < set(predictions.read_window(engine, NOON).ids)
+
+
 def test_what_is_no_prediction_is_set_aside_and_the_rest_is_stored(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
@@ -236,7 +266,7 @@ def test_what_is_no_prediction_is_set_aside_and_the_rest_is_stored(
 def test_what_the_database_refuses_is_set_aside_and_the_rest_is_stored(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
-    """PostgreSQL accepts no NUL in text, and SQLite no number beyond 64 bits; neither accepts a missing client."""
+    """PostgreSQL accepts no NUL in text, and neither database a missing client."""
     refused = answers(1, seed=1)._replace(clients=[None])  # type: ignore[list-item]
     written = [answers(2), refused, answers(3, seed=2)]
     if engine.dialect.name == "postgresql":

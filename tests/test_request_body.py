@@ -150,7 +150,7 @@ def response(connection: socket.socket) -> str:
     return received.decode()
 
 
-def test_slow_bodies_take_no_place(service: Service) -> None:
+def test_slow_bodies_do_not_count_towards_the_limit(service: Service) -> None:
     head = "POST /classify HTTP/1.1\nHost: localhost\nContent-Length: 2000\n\n{"
     slow = [connect(service, head) for _ in range(150)]
     time.sleep(0.5)
@@ -179,7 +179,7 @@ def test_a_client_that_asks_first_is_refused_before_it_sends_its_body(
     assert said.startswith(f"HTTP/1.1 {status} ") and '{"error":' in said
 
 
-def test_and_is_asked_to_go_on_otherwise(service: Service) -> None:
+def test_a_client_that_asks_first_gets_100_continue(service: Service) -> None:
     body = json.dumps({"images": [[0] * 28] * 28}).encode()
     head = f"POST /classify HTTP/1.1\nHost: localhost\nExpect: 100-continue\nContent-Length: {len(body)}\n\n"
     connection = connect(service, head)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -13,13 +14,17 @@ import hostile
 import numpy as np
 import pytest
 from conftest import Files, Registry, serve_registry, wait_for
+from numpy.typing import NDArray
 
 from digits import reference
+from digits.images import Images
 from digits.storage.database import DatabaseUnavailable
 from models import model_store, onnx_model, verification
-from models.model_store import ModelStore
+from models.model_store import ModelStore, VerifiedModel
 from models.onnx_model import InferenceFailed, InvalidArtifact
 from models.registry_reader import RegistryReader, RegistryUnreachable, VersionNotFound
+from services import serving_state
+from services.serving_context import ServingContext
 from services.serving_state import AliasWatcher
 
 
@@ -340,7 +345,7 @@ def worthless_answers(watching: AliasWatcher, files: Files) -> bool:
     return champion is not None and (champion.predict_proba(sample.images).argmax(1) == 0).mean() > 0.9
 
 
-def test_a_version_that_the_ledger_does_not_know_is_not_served_though_its_card_fits(
+def test_a_version_that_is_not_recorded_in_the_ledger_is_not_served_though_its_card_fits(
     registry: Registry, champion_files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Somebody who can write to MLflow, but not to the ledger, replaces the champion: as another version, then in its place."""
@@ -352,14 +357,14 @@ def test_a_version_that_the_ledger_does_not_know_is_not_served_though_its_card_f
     for _ in range(3):
         watching.poll()
     assert version_of(watching) == "1" and not worthless_answers(watching, champion_files)
-    assert watching.state.warning and "digits v2, which the ledger does not know" in watching.state.warning
+    assert watching.state.warning and "digits v2, which is not recorded in the ledger" in watching.state.warning
     assert "`digits promote 2`" in watching.state.warning
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
     registry.versions["1"], registry.aliases["champion"] = worthless, "1"
     again = watcher(registry, tmp_path)
     again.poll()
     assert version_of(again) == "1" and not worthless_answers(again, champion_files)
-    assert "digits v1, which the ledger does not know" in (again.state.warning or "")
+    assert "digits v1, which is not recorded in the ledger" in (again.state.warning or "")
     empty = watcher(registry, tmp_path / "new")
     empty.poll()
     assert version_of(empty) is None
@@ -382,7 +387,7 @@ def test_a_copy_that_another_command_replaced_is_not_taken_for_the_last_good_one
     assert version_of(watching) is None and not worthless_answers(watching, champion_files)
 
 
-def test_without_any_promotion_the_alias_is_followed_and_the_warning_says_that_nothing_vouches_for_it(
+def test_without_any_promotion_the_alias_is_followed_with_a_warning(
     registry: Registry, champion_files: Files, tmp_path: Path
 ) -> None:
     registry.versions["1"], registry.aliases["champion"] = champion_files, "1"
@@ -390,7 +395,7 @@ def test_without_any_promotion_the_alias_is_followed_and_the_warning_says_that_n
     watching.poll()
     watching.poll()
     assert version_of(watching) == "1"
-    assert "nothing vouches for digits v1; `digits promote 1`" in (watching.state.warning or "")
+    assert "digits v1 cannot be checked against it; `digits promote 1`" in (watching.state.warning or "")
     registry.promote("1", champion_files)
     watching.poll()
     assert version_of(watching) == "1" and watching.state.warning is None
@@ -472,3 +477,55 @@ def test_a_version_that_fails_while_it_answers_is_replaced_by_the_one_before_it(
     registry.promote("3", champion_files)
     watching.poll()
     assert version_of(watching) == "3" and watching.state.warning is None
+
+
+def test_the_version_before_it_is_loaded_beforehand_and_not_by_the_request(
+    registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path
+) -> None:
+    for version, files in (("1", other_files), ("2", champion_files)):
+        registry.promote(version, files)
+        fetch_copy(registry, tmp_path)
+    watching = watcher(registry, tmp_path)
+    away = AliasWatcher("http://127.0.0.1:1", "champion", tmp_path, 1, lambda: registry.promoted)
+    for one in (watching, away):
+        one.poll()
+    shutil.rmtree(tmp_path / "1")
+    for one in (watching, away):
+        failed = one.state.champion
+        assert failed is not None and failed.version == "2"
+        replacement = one.replace_failed(failed, "no memory")
+        assert replacement is not None and replacement.version == "1"
+
+
+def test_a_failure_in_the_moment_of_the_swap_is_not_forgotten(
+    registry: Registry, champion_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.promote("1", champion_files)
+    watching = watcher(registry, tmp_path)
+    monkeypatch.setattr(serving_state, "remember", lambda model, *_: watching.replace_failed(model, "no memory"))
+    for _ in range(2):
+        watching.poll()
+        assert "digits v1 fails while it answers: no memory" in (watching.state.warning or "")
+
+
+def test_a_session_that_fails_once_is_asked_again(
+    registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime reports a moment without memory like any other failure."""
+    context = ServingContext.__new__(ServingContext)
+    context._watcher = watching = watcher(registry, tmp_path)
+    for version, files in (("1", other_files), ("2", champion_files)):
+        registry.promote(version, files)
+        watching.poll()
+    failures, predict = ["bad allocation"], VerifiedModel.predict_proba
+
+    def predict_proba(model: VerifiedModel, images: Images) -> NDArray[np.float32]:
+        if model.version == "2" and failures:
+            raise InferenceFailed(failures.pop())
+        return predict(model, images)
+
+    monkeypatch.setattr(VerifiedModel, "predict_proba", predict_proba)
+    images = np.zeros((1, 28, 28), np.uint8)
+    assert context._predict_proba(images)[0].version == version_of(watching) == "2"
+    failures += ["bad allocation", "bad allocation"]
+    assert context._predict_proba(images)[0].version == version_of(watching) == "1"

@@ -127,12 +127,12 @@ def test_the_rest_of_a_killed_process_segment_is_no_damage(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("head", [b"null", b"[]", b"{}", b"[null,null,null,null,null]", b'[["x"],1,2,3,4]', b"\xff"])
 def test_a_whole_record_of_something_else_is_damage(head: bytes, tmp_path: Path) -> None:
-    mark = bytes(range(8))
-    path = tmp_path / f"1-2-{mark.hex()}.sealed"
+    sync_marker = bytes(range(8))
+    path = tmp_path / f"1-2-{sync_marker.hex()}.sealed"
     content = head + b"\n" + bytes(824)
-    record = write_ahead_log._header(mark, [content]) + content
+    record = write_ahead_log._header(sync_marker, [content]) + content
     parts = write_ahead_log._encode(ONE)
-    whole = b"".join([write_ahead_log._header(mark, parts), *parts])
+    whole = b"".join([write_ahead_log._header(sync_marker, parts), *parts])
     found, damaged_bytes = write_ahead_log.parse(path, record + whole)
     assert [batch.ids for batch in found] == [ONE.ids] and damaged_bytes == len(record)
 
