@@ -52,12 +52,12 @@ compose-down: docker/.env  ## stop the containers; named volumes keep their stat
 	$(COMPOSE) down
 
 pin-images: docker/.env  ## write the digests of the base images into docker/.env; `make compose-up` then uses exactly these
-	@umask 077; grep -v '_IMAGE=' docker/.env > docker/.env.new; \
+	@umask 077; grep -vE '^(PYTHON|POSTGRES)_IMAGE=' docker/.env > docker/.env.new; \
 	for default in $$(grep -oE '[A-Z]+_IMAGE:-docker[^}]+' docker/compose.yaml | sort -u); do \
 		image=$${default#*:-}; $(ENGINE) pull --quiet $$image >/dev/null || \
 			{ rm docker/.env.new; echo "$$image could not be pulled, so its digest is not known; docker/.env is unchanged"; exit 1; }; \
 		echo "$${default%%:-*}=$$($(ENGINE) image inspect --format '{{index .RepoDigests 0}}' $$image)" >> docker/.env.new; \
-	done; mv docker/.env.new docker/.env; grep '_IMAGE=' docker/.env
+	done; mv docker/.env.new docker/.env; grep -E '^(PYTHON|POSTGRES)_IMAGE=' docker/.env
 
 bento: setup  ## build a Bento that contains the champion and needs no registry; prints its path
 	@mkdir -p var && $(UV) export --quiet --locked --no-default-groups --no-emit-project --no-hashes --no-header --no-annotate -o var/requirements.txt

@@ -18,19 +18,26 @@ def unfinished(target: Path) -> Iterator[Path]:
     try:
         yield part
     finally:
-        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        _remove(part)
 
 
 def remove_abandoned(paths: Iterable[Path]) -> None:
-    """Remove those of the paths that `unfinished` gave to processes of this machine that have been killed."""
+    """Remove this user's files and folders among the paths that `unfinished` gave to processes of this machine that have been killed."""
     pattern = re.compile(rf".+-{re.escape(gethostname())}-(\d+)-[0-9a-f]{{32}}\.tmp")
     for path in list(paths):
         found = pattern.fullmatch(path.name)
-        if found and not _is_alive(int(found[1])):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        # Another process may remove the same ones.
+        with suppress(FileNotFoundError):
+            if found and not is_alive(int(found[1])) and path.lstat().st_uid == os.geteuid():
+                _remove(path)
 
 
-def _is_alive(pid: int) -> bool:
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs, of any user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

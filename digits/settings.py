@@ -43,12 +43,20 @@ def _host_name() -> AfterValidator:
     return AfterValidator(check)
 
 
+def _login(text: str) -> str:
+    """Accepts a user name and a password; the error does not quote them."""
+    if ":" not in text:
+        raise ValueError("expected a login like user:password, got a text without a colon")
+    return text
+
+
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Url = Annotated[str, _url(r"https?://[^/\s]+.*", "an address like http://127.0.0.1:5000")]
 # "*" stands for all hosts, "*.example.org" for all names below a domain
 HostName = Annotated[str, _host_name()]
+Login = Annotated[str, AfterValidator(_login)]
 BucketUrl = Annotated[str, _url(r"s3://[a-z0-9][a-z0-9.-]+(/\S*)?", "a bucket like s3://digits/datasets")]
 
 
@@ -57,10 +65,14 @@ def without_password(url: str) -> str:
     return re.sub(r"//[^/]*@", "//", url).rstrip("/")
 
 
+def bracketed(host: str) -> str:
+    """A host as URLs and Host headers name it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def local_url(host: str, port: int) -> str:
     """URL under which this machine reaches a server that binds to the host; one that binds to all addresses, on the loopback."""
-    name = "127.0.0.1" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
-    return f"http://{name}:{port}"
+    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::', '') else bracketed(host)}:{port}"
 
 
 def _private_host(values: dict[str, Any]) -> str:
@@ -76,7 +88,13 @@ class Settings(BaseSettings):
     """Defaults for a laptop; the field `x` is set as `DIGITS_X` in the environment or in `.env`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="DIGITS_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True
+        env_prefix="DIGITS_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        validate_default=True,
+        hide_input_in_errors=True,  # it may be a password
     )
 
     home: AbsolutePath = Field(Path("var"), description="Folder of all mutable state; removing it resets the platform.")
@@ -131,7 +149,7 @@ class Settings(BaseSettings):
         validation_alias=_alias("PREFECT_API_URL"),
         description="URL of the Prefect API.",
     )
-    prefect_api_auth_string: str | None = Field(
+    prefect_api_auth_string: Login | None = Field(
         None,
         validation_alias=_alias("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"),
         repr=False,
@@ -189,6 +207,16 @@ class Settings(BaseSettings):
     def private_host(self) -> str:
         """Address that MLflow, Prefect and the Evidently UI bind to."""
         return _private_host(vars(self))
+
+    @property
+    def any_host_allowed(self) -> bool:
+        """Whether MLflow, Prefect and the Evidently UI answer under every host name."""
+        return self.is_public and self.auth == "off"
+
+    @property
+    def local_names(self) -> list[str]:
+        """The host names under which MLflow, Prefect and the Evidently UI answer otherwise."""
+        return list(dict.fromkeys([bracketed(self.private_host), "127.0.0.1", "localhost", "[::1]"]))
 
     @property
     def prefect_login_path(self) -> Path:

@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=settings.reports_port)
     arguments = parser.parse_args()
 
+    # Evidently takes seven seconds to import.
     import uvicorn
     from evidently.ui.service.app import create_app, get_config
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -31,9 +32,7 @@ def main() -> None:
 
 def allowed_hosts(settings: Settings) -> list[str]:
     """Host names under which the UI answers, on any port; all where DIGITS_AUTH is off on a public address."""
-    if settings.is_public and settings.auth == "off":
-        return ["*"]
-    return ["127.0.0.1", "localhost", "[::1]", settings.private_host]
+    return ["*"] if settings.any_host_allowed else settings.local_names
 
 
 if __name__ == "__main__":

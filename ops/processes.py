@@ -126,14 +126,13 @@ def _browser_limits(settings: Settings) -> dict[str, str]:
 
     MLflow's own default also accepts names like 10.example.org, which a web page can point to this machine.
     """
-    if settings.is_public and settings.auth == "off":
+    if settings.any_host_allowed:
         return {}
-    names = ("127.0.0.1", "localhost", "[::1]")
-    local = [local_url(settings.private_host, 0).removeprefix("http://").removesuffix(":0"), *names]
     public = httpx.URL(settings.mlflow_public_url)
-    hosts = dict.fromkeys([*(f"{name}:{settings.mlflow_port}" for name in local), public.netloc.decode()])
+    local = [f"{name}:{settings.mlflow_port}" for name in settings.local_names]
+    hosts = dict.fromkeys([*local, public.netloc.decode()])
     # Prefect's page under the name localhost calls the API under the address.
-    origins = dict.fromkeys(f"http://{name}:{settings.prefect_port}" for name in local)
+    origins = [f"http://{name}:{settings.prefect_port}" for name in settings.local_names]
     return {
         "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
         "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"{public.scheme}://{public.netloc.decode()}",
@@ -163,12 +162,13 @@ def only_one(settings: Settings) -> Iterator[None]:
         settings.home.mkdir(parents=True)
     folder = os.open(settings.home, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"another `digits up` or `digits restore` is at work on {settings.home}; wait until it has finished"
+            ) from None
         yield
-    except BlockingIOError:
-        raise RuntimeError(
-            f"another `digits up` or `digits restore` is at work on {settings.home}; wait until it has finished"
-        ) from None
     finally:
         os.close(folder)
 
@@ -179,12 +179,7 @@ def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
 
     Raises ValueError for a path that Supervisor cannot read, OSError for a full disk or a port in use.
     """
-    if any(character in str(settings.home) for character in "%;#"):
-        raise ValueError(f"DIGITS_HOME is {str(settings.home)!r}; choose a path without %, ; and # for Supervisor")
-    # What a Supervisor that was killed has left behind.
-    stop(settings)
-    files.remove_abandoned(settings.home.rglob(".*.tmp"))
-    files.make_private(settings.home)
+    _prepare_home(settings)
     wanted = processes(settings)
     _check_ports(wanted)
     configuration = _configure(settings, wanted)
@@ -206,6 +201,15 @@ def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         stop(settings)
         supervisor.wait()
+
+
+def _prepare_home(settings: Settings) -> None:
+    """Stop and remove what a Supervisor that was killed has left behind; raises ValueError for a path that Supervisor cannot read."""
+    if any(character in str(settings.home) for character in "%;#"):
+        raise ValueError(f"DIGITS_HOME is {str(settings.home)!r}; choose a path without %, ; and # for Supervisor")
+    stop(settings)
+    files.remove_abandoned(settings.home.rglob(".*.tmp"))
+    files.make_private(settings.home)
 
 
 def wait_healthy(supervisor: subprocess.Popen[bytes], settings: Settings, wanted: list[Process]) -> Iterator[Process]:
@@ -332,23 +336,29 @@ def _configure(settings: Settings, wanted: list[Process]) -> Path:
         "directory": str(Path(__file__).parent.parent).replace("%", "%%"),
     }
     for priority, process in enumerate(wanted):
-        # The workers of a server that was killed go on listening on its port, so that its successor ends them first.
-        launcher = [sys.executable, "-m", "ops.processes", url, process.name] if process.port else []
-        config[f"program:{process.name}"] = {
-            "command": shlex.join([*launcher, *process.command]).replace("%", "%%"),
-            "priority": str(priority),
-            "autorestart": "true",
-            "startretries": "1000",
-            "startsecs": "5",
-            "stopwaitsecs": "20",
-            "stopasgroup": "true",
-            "redirect_stderr": "true",
-            "stdout_logfile": str(log_path(settings, process.name)),
-        }
+        config[f"program:{process.name}"] = _program(settings, process, priority)
     path = settings.home / "run" / "supervisor.conf"
     with path.open("w") as file:
         config.write(file)
     return path
+
+
+def _program(settings: Settings, process: Process, priority: int) -> dict[str, str]:
+    """The section of one process in Supervisor's configuration."""
+    (url,) = _supervisor(settings).values()
+    # The workers of a server that was killed go on listening on its port, so that its successor ends them first.
+    launcher = [sys.executable, "-m", "ops.processes", url, process.name] if process.port else []
+    return {
+        "command": shlex.join([*launcher, *process.command]).replace("%", "%%"),
+        "priority": str(priority),
+        "autorestart": "true",
+        "startretries": "1000",
+        "startsecs": "5",
+        "stopwaitsecs": "20",
+        "stopasgroup": "true",
+        "redirect_stderr": "true",
+        "stdout_logfile": str(log_path(settings, process.name)),
+    }
 
 
 def _supervisor(settings: Settings) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from digits.files import is_alive
 from digits.images import Labels
 
 log = logging.getLogger("digits.service")
@@ -45,9 +46,7 @@ def _remove_dead_gauges(folder: Path) -> None:
 
     for path in folder.glob("gauge_livesum_*.db"):
         pid = int(path.stem.rpartition("_")[2])
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
+        if not is_alive(pid):
             multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # shipped without types
 
 

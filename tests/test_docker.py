@@ -99,12 +99,16 @@ def test_the_base_images_can_be_pinned_by_digest(tmp_path: Path) -> None:
         assert f"ARG PYTHON_IMAGE={defaults['PYTHON_IMAGE']}\n" in dockerfile
     pinned = pin_images(tmp_path, pull="true")
     assert pinned.returncode == 0
-    environment = dict(line.split("=", 1) for line in (tmp_path / "docker" / ".env").read_text().splitlines())
+    path = tmp_path / "docker" / ".env"
+    environment = dict(line.split("=", 1) for line in path.read_text().splitlines())
     digest = "@sha256:" + "ab" * 32
     assert {name: environment[name] for name in defaults} == {name: value + digest for name, value in defaults.items()}
-    assert len(environment["MLFLOW_PASSWORD"]) == 48 and (tmp_path / "docker" / ".env").stat().st_mode & 0o77 == 0
+    assert len(environment["MLFLOW_PASSWORD"]) == 48 and path.stat().st_mode & 0o77 == 0
+    with path.open("a") as file:
+        file.write("DIGITS_FLOWS_IMAGE=registry.example/flows:1\n")
     again = pin_images(tmp_path, pull="true")
-    assert again.returncode == 0 and (tmp_path / "docker" / ".env").read_text().count("_IMAGE=") == 2
+    assert again.returncode == 0 and path.read_text().count("_IMAGE=") == 3
+    assert "DIGITS_FLOWS_IMAGE=registry.example/flows:1\n" in path.read_text() and "DIGITS" not in again.stdout
 
 
 def test_without_a_registry_pinning_says_so_and_changes_nothing(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from digits import files
 
 # A process that is killed while it writes; it prints the path of what it leaves.
@@ -35,6 +37,17 @@ def test_what_killed_processes_left_is_removed_and_what_is_being_written_stays(t
         files.remove_abandoned(tmp_path.rglob(".*.tmp"))
         assert sorted(tmp_path.iterdir()) == sorted([foreign, part])
     assert sorted(path.name for path in tmp_path.iterdir()) == [".somebody-elses.tmp", "mine"]
+
+
+def test_what_another_user_left_in_a_shared_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave(tmp_path / "file", "file")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+        files.remove_abandoned(tmp_path.iterdir())
+    (left,) = tmp_path.iterdir()
+    # The other of two that clean up at once finds it gone.
+    files.remove_abandoned([left, left])
+    assert not left.exists()
 
 
 def test_a_private_folder_is_for_its_user_only_and_links_are_not_followed(tmp_path: Path) -> None:

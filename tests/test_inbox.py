@@ -475,7 +475,9 @@ def test_what_is_no_file_is_rejected_without_being_opened(kind: str, tmp_path: P
     else:
         with socket.socket(socket.AF_UNIX) as one, contextlib.chdir(path.parent):
             one.bind(path.name)
-    assert read_now(path.parent).rejected == {"x.csv": "x.csv is neither a file nor a folder"}
+    assert read_now(path.parent).rejected == {
+        "x.csv": "x.csv is neither a file nor a folder; remove it or copy a regular file"
+    }
     assert not path.exists() and (path.parent / "rejected" / "x.csv").exists()
 
 

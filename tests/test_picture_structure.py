@@ -48,17 +48,31 @@ def run_length_bmp() -> bytes:
     return b"BM" + struct.pack("<IHHI", 54 + len(palette) + len(runs), 0, 0, 54 + len(palette)) + head + palette + runs
 
 
+def header(width: int, height: int) -> bytes:
+    return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+
+
+FILL_BYTES = b"\xff\xd8\xff" + b"\xff" * 16_000_000 + b"\0"
+# Both have 23 million pixels and Pillow decodes them, while what stands where the only header should be says less.
+PIXELS = chunk(b"IDAT", zlib.compress(bytes(4_801 * 4_800))) + chunk(b"IEND", b"")
+WRAPPED_PNGS = [
+    b"\x89PNG\r\n\x1a\n" + first + header(4_800, 4_800) + PIXELS
+    for first in (chunk(b"tEXt", struct.pack(">II", 28, 28)), header(28, 28))
+]
 PROFILE = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1_000_000)))
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "scans": (lambda: attack.jpeg_of_scans(4_890, 100_000), "JPEG file has more than 30 scans"),
     "segments": (lambda: jpeg_with(b"\xff\xef\0\2" * 500_000), "more than 1,000 segments"),
     "segments behind an end": (lambda: jpeg_with(b"\xff\xd9" + b"\xff\xef\0\2" * 500_000), "more than 1,000 segments"),
     "fill bytes": (lambda: jpeg_with(b"\xff" * 4_000_000), "more than 10,000 bytes between its segments"),
+    "fill bytes up to the end": (lambda: FILL_BYTES, "more than 10,000 bytes between its segments"),
     "restart markers": (lambda: jpeg_with(b"\xff\xd0" * 2_000_000), "more than 10,000 bytes between its segments"),
     "EXIF segments": (lambda: jpeg_with(exif(5_000) * 20), "more than 2 EXIF segments"),
     "colour profiles": (lambda: png_with(PROFILE * 2_000), "PNG file has more than 100 metadata chunks"),
     "texts": (lambda: png_with(chunk(b"tEXt", b"a\0") * 200_000), "more than 100 metadata chunks"),
     "empty chunks of pixels": (lambda: png_with(chunk(b"IDAT", b"") * 200_000), "more than 20,000 chunks"),
+    "a text before the header": (lambda: WRAPPED_PNGS[0], "PNG file does not begin with its only IHDR chunk"),
+    "a second header": (lambda: WRAPPED_PNGS[1], "PNG file does not begin with its only IHDR chunk"),
     "run lengths": (run_length_bmp, "the BMP file is run-length encoded; save it without compression, or as PNG"),
 }
 
@@ -110,10 +124,11 @@ def test_what_cameras_and_programs_write_is_taken(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("value", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
-def test_a_picture_is_turned_as_pillow_would(kind: str, order: str, value: int) -> None:
+# With fewer than two entries, the orientation stands behind the directory.
+@pytest.mark.parametrize(("value", "count"), [*((value, 2) for value in range(10)), (6, 1), (6, 0)])
+def test_a_picture_is_turned_as_pillow_would(kind: str, order: str, value: int, count: int) -> None:
     head = {"<": b"II*\0\x08\0\0\0", ">": b"MM\0*\0\0\0\x08"}[order]
-    tags = struct.pack(f"{order}HHHIIHHIHH", 2, 256, 4, 1, 300, 274, 3, 1, value, 0) + bytes(4)
+    tags = struct.pack(f"{order}HHHIIHHIHH", count, 256, 4, 1, 300, 274, 3, 1, value, 0) + bytes(4)
     body = encode(seven(), kind, exif=b"Exif\0\0" + head + tags)
     turned = ImageOps.exif_transpose(Image.open(io.BytesIO(body)))
     expected = rectification.decode(encode(turned.convert("L")))
@@ -121,7 +136,14 @@ def test_a_picture_is_turned_as_pillow_would(kind: str, order: str, value: int) 
 
 
 def test_a_damaged_orientation_is_none() -> None:
-    for damaged in (b"II", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff", b"MM\0*\0\0\0\x08\0\x09\1\x12"):
+    for damaged in (
+        b"II",
+        b"II*\0\x08\0\0\0",
+        b"II*\0\x08\0\0\0\1",
+        b"II*\0\xff\xff\xff\xff",
+        b"II*\0\x08\0\0\0\xff\xff",
+        b"MM\0*\0\0\0\x08\0\x09\1\x12",
+    ):
         assert rectification.decode(encode(seven(), exif=b"Exif\0\0" + damaged)).any()
 
 
@@ -149,3 +171,11 @@ def test_small_is_what_decodes_in_a_moment() -> None:
     assert not picture_structure.is_small(encode(seven()) + bytes(100_000))
     assert not picture_structure.is_small(encode(seven(), "WEBP"))
     assert not picture_structure.is_small(b"text")
+    assert len(WRAPPED_PNGS[0]) < 100_000 and not picture_structure.is_small(WRAPPED_PNGS[0])
+
+
+def test_a_file_without_an_end_of_its_head_is_soon_seen_not_to_be_small() -> None:
+    for body in (FILL_BYTES[:99_000] + b"\0", b"\xff\xd8" + b"\xff\xef\0\2" * 24_000):
+        began = time.process_time()
+        assert not picture_structure.is_small(body)
+        assert time.process_time() - began < 0.05

@@ -1,5 +1,6 @@
 """The environment of the platform's processes, and the lock that lets one `digits up` run at a time."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from digits.settings import Settings
+from monitoring import evidently_ui
 from ops import processes
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +53,16 @@ def test_a_login_of_the_user_is_taken_for_both(tmp_path: Path, monkeypatch: pyte
     assert "hush" not in repr(settings)
 
 
+@pytest.mark.parametrize("name", LOGINS)
+def test_a_login_without_a_colon_is_refused_and_not_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "hush")
+    with pytest.raises(ValueError, match="expected a login like user:password, got a text without a colon") as caught:
+        settings_of(tmp_path)
+    assert "hush" not in str(caught.value)
+
+
 def test_a_server_elsewhere_does_not_get_the_login(tmp_path: Path) -> None:
     assert logins(settings_of(tmp_path, prefect_api_url="https://prefect.example.org/api")) == {None}
     assert logins(settings_of(tmp_path, prefect_api_url="http://127.0.0.1:4201/api")) == {None}
@@ -79,6 +91,13 @@ def test_browsers_reach_the_servers_under_the_names_of_this_machine_only(tmp_pat
     ]
 
 
+def test_an_ipv6_address_is_in_brackets(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, host="::1", auth="off")
+    hosts = processes.server_environment(settings)["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert hosts == ["[::1]:5000", "127.0.0.1:5000", "localhost:5000"]
+    assert evidently_ui.allowed_hosts(settings) == ["[::1]", "127.0.0.1", "localhost"]
+
+
 def test_names_and_origins_of_the_user_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LIMITS:
         monkeypatch.setenv(name, "chosen.example")
@@ -87,8 +106,14 @@ def test_names_and_origins_of_the_user_are_kept(tmp_path: Path, monkeypatch: pyt
 
 
 def test_without_authentication_on_a_public_address_every_name_is_allowed(tmp_path: Path) -> None:
-    environment = processes.server_environment(settings_of(tmp_path, host="0.0.0.0", auth="off"))
-    assert not set(LIMITS) & set(environment)
+    settings = settings_of(tmp_path, host="0.0.0.0", auth="off")
+    assert not set(LIMITS) & set(processes.server_environment(settings))
+    assert evidently_ui.allowed_hosts(settings) == ["*"]
+
+
+def test_an_error_of_the_holder_is_not_taken_for_another_holder(tmp_path: Path) -> None:
+    with pytest.raises(BlockingIOError, match="fork"), processes.only_one(settings_of(tmp_path)):
+        raise BlockingIOError(errno.EAGAIN, "fork")
 
 
 def test_a_second_up_at_the_same_moment_says_so_and_starts_nothing(tmp_path: Path) -> None:

@@ -86,29 +86,32 @@ def read_inbox(
         if path.name in OWN_FOLDERS or path.name.startswith("."):
             continue
         # before anything is looked at that a link names, which may be the whole file system
-        if reason := _refusal(path, inbox):
-            batch.rejected[path.name] = reason
-            _reject(path, reason)
-            continue
-        stamp = _stamp(path)
-        if not _is_settled(path.name, stamp, settle_seconds):
-            continue
-        try:
-            rows = sources.read_rows(path, limit_bytes)
-            usable, quarantine = _triage(path.name, rows, predict_proba)
-        # Whatever is wrong with a file, and whatever error a library has for it, must not end this and all later retrainings.
-        except Exception as error:
-            reason = str(error) if isinstance(error, BadData) else f"{path.name} cannot be read: {first_line(error)}"
-            if _stamp(path) == stamp:
-                batch.rejected[path.name] = reason
-                _reject(path, reason)
-            continue
-        if _stamp(path) == stamp:
+        read = _refusal(path, inbox) or _read_file(path, predict_proba, limit_bytes, settle_seconds)
+        if isinstance(read, str):
+            batch.rejected[path.name] = read
+            _reject(path, read)
+        elif read is not None:
+            usable, quarantine, batch.stamps[path.name] = read
             splits.append(usable)
-            batch.stamps[path.name] = stamp
             if quarantine.reasons:
                 batch.quarantine[path.name] = quarantine
     return InboxBatch(datasets.join(*splits) if splits else None, batch.stamps, batch.rejected, batch.quarantine)
+
+
+def _read_file(
+    path: Path, predict_proba: PredictProba | None, limit_bytes: int, settle_seconds: float
+) -> tuple[Split, Quarantine, Stamp] | str | None:
+    """The usable rows of a file, the others and its stamp, or why it is rejected; None for one that may still be written."""
+    read: tuple[Split, Quarantine, Stamp] | str
+    stamp = _stamp(path)
+    if not _is_settled(path.name, stamp, settle_seconds):
+        return None
+    try:
+        read = *_triage(path.name, sources.read_rows(path, limit_bytes), predict_proba), stamp
+    # Whatever is wrong with a file, and whatever error a library has for it, must not end this and all later retrainings.
+    except Exception as error:
+        read = str(error) if isinstance(error, BadData) else f"{path.name} cannot be read: {first_line(error)}"
+    return read if _stamp(path) == stamp else None
 
 
 def read_taken(inbox: Path, limit_bytes: int = LIMIT_BYTES) -> InboxBatch:
@@ -170,7 +173,7 @@ def _refusal(path: Path, inbox: Path) -> str | None:
         if not Path(os.path.realpath(link)).is_relative_to(os.path.realpath(inbox)):
             return f"{name} has a link that leads out of the inbox, {link.name} to {os.readlink(link)}; copy the file"
     if os.path.lexists(path) and not (path.is_file() or path.is_dir()):
-        return f"{name} is neither a file nor a folder"
+        return f"{name} is neither a file nor a folder; remove it or copy a regular file"
     return None
 
 

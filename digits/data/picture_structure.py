@@ -7,6 +7,7 @@ pixels: without these bounds, 300 kB took 33 s and 16 MB more than a minute.
 import re
 import struct
 from collections.abc import Iterator
+from itertools import islice
 
 # libpng writes chunks of 8 kB, so a PNG of 16 MB has 2,000. Others are metadata, of which each may inflate to 1 MB.
 MAX_CHUNKS, MAX_METADATA_CHUNKS = 20_000, 100
@@ -15,12 +16,14 @@ MAX_SEGMENTS, MAX_SCANS = 1_000, 30
 # One is usual. Pillow appends each to those before, and reads all their tags.
 MAX_EXIF_SEGMENTS = 2
 MAX_PADDING_BYTES = 10_000
+# A search holds Python's lock, for some milliseconds in so many bytes of 0xFF.
+SEARCH_BYTES = 100_000
 SMALL_BYTES, SMALL_PIXELS = 100_000, 2_000_000
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 # A marker other than a restart marker; in the data of a scan, 0xFF is followed by zero.
-_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
-_TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_NONE, _TEM, _SOI, _EOI, _SOS = 0x00, 0x01, 0xD8, 0xD9, 0xDA
 # Frame headers hold height and width; these three codes between them are other segments.
 _SOF = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -41,20 +44,30 @@ def is_small(body: bytes) -> bool:
     """Whether a PNG or JPEG file of at most 100 kB says that it has at most 2 million pixels, which take some 30 ms to decode."""
     if len(body) > SMALL_BYTES:
         return False
-    if body.startswith(_PNG) and len(body) >= 24:
+    if body.startswith(_PNG) and body[12:16] == b"IHDR" and len(body) >= 24:
         width, height = struct.unpack_from(">II", body, 16)
         return bool(width * height <= SMALL_PIXELS)
-    if not body.startswith(_JPEG):
-        return False
-    frames = (place for code, place, _ in _segments(body) if code in _SOF and place + 7 <= len(body))
-    sizes = (struct.unpack_from(">HH", body, place + 3) for place in frames)
-    return all(width * height <= SMALL_PIXELS for height, width in sizes)
+    return body.startswith(_JPEG) and _is_small_jpeg(body)
+
+
+def _is_small_jpeg(body: bytes) -> bool:
+    """Whether all frame headers before the first scan, which are all that a decoder takes, have few pixels."""
+    for code, place, _ in islice(_segments(body), MAX_SEGMENTS):
+        if code == _SOS:
+            return True
+        if code in _SOF and place + 7 <= len(body):
+            height, width = struct.unpack_from(">HH", body, place + 3)
+            if width * height > SMALL_PIXELS:
+                return False
+    return False
 
 
 def _refusal_of_png(body: bytes) -> str | None:
     place, chunks, metadata = 8, 0, 0
     while place + 8 <= len(body):
         length, kind = struct.unpack_from(">I4s", body, place)
+        if (kind == b"IHDR") != (chunks == 0):
+            return "the PNG file does not begin with its only IHDR chunk; save the picture again and send that"
         place, chunks, metadata = place + 12 + length, chunks + 1, metadata + (kind != b"IDAT")
         if found := _first_above((chunks, MAX_CHUNKS, "chunks"), (metadata, MAX_METADATA_CHUNKS, "metadata chunks")):
             return f"the PNG file has {found}; save the picture again and send that"
@@ -81,10 +94,18 @@ def _refusal_of_jpeg(body: bytes) -> str | None:
 
 
 def _segments(body: bytes) -> Iterator[tuple[int, int, int]]:
-    """Of each segment of the picture the code of its marker, where its content begins, and the bytes that were skipped before it."""
+    """Of each segment of the picture the code of its marker, where its content begins, and the bytes that were skipped before it.
+
+    Bytes without a marker at the end of a file are the last segment, of code 0, and so is all that follows too many of them before the
+    first scan.
+    """
     place, has_scan = 2, False
-    while marker := _MARKER.search(body, place):
-        code, skipped, place = marker[1][0], marker.end() - 2 - place, marker.end()
+    while place < len(body):
+        end = _marker_end(body, place, len(body) if has_scan else place + MAX_PADDING_BYTES + 2)
+        if end is None:
+            yield _NONE, len(body), len(body) - place
+            return
+        code, skipped, place = body[end - 1], end - 2 - place, end
         # Before the first scan, Pillow reads on after an end; what follows the picture is a video, or another picture.
         if code == _EOI and has_scan:
             return
@@ -92,6 +113,15 @@ def _segments(body: bytes) -> Iterator[tuple[int, int, int]]:
         has_scan |= code == _SOS
         if code not in (_TEM, _SOI, _EOI):
             place += max(2, int.from_bytes(body[place : place + 2]))
+
+
+def _marker_end(body: bytes, start: int, stop: int) -> int | None:
+    """The end of the first marker between two places; None where there is none."""
+    for place in range(start, stop, SEARCH_BYTES):
+        # The slices share a byte, because a marker has two.
+        if marker := _MARKER.search(body, place, min(place + SEARCH_BYTES + 1, stop)):
+            return marker.end()
+    return None
 
 
 def _first_above(*counts: tuple[int, int, str]) -> str | None:

@@ -37,9 +37,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-MAX_TAGS = (
-    200  # that are read of an EXIF directory; cameras write some 20, sorted by number, and 274 is among the first
-)
+# Entries read of an EXIF directory; cameras write some 20.
+MAX_TAGS = 200
 
 Grey = NDArray[np.float32]
 
@@ -108,7 +107,10 @@ def _upright(picture: Image.Image) -> Image.Image:
     if order is None or len(exif) < 8:
         return picture
     (start,) = struct.unpack_from(f"{order}I", exif, 4)
-    for place in range(start + 2, min(start + 12 * MAX_TAGS, len(exif) - 12) + 1, 12):
+    if start + 2 > len(exif):
+        return picture
+    (count,) = struct.unpack_from(f"{order}H", exif, start)
+    for place in range(start + 2, min(start + 12 * min(count, MAX_TAGS), len(exif) - 12) + 1, 12):
         tag, _, _, value = struct.unpack_from(f"{order}HHIH", exif, place)
         if tag == ExifTags.Base.Orientation:
             return picture.transpose(_TURNS[value]) if value in _TURNS else picture
