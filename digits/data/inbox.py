@@ -163,7 +163,9 @@ def _check_own_folders(inbox: Path) -> None:
     """Raise BadData where one of the platform's own folders is a link: it would write to any place that its user may write to."""
     for folder in [inbox / name for name in OWN_FOLDERS]:
         if folder.is_symlink():
-            raise BadData(f"{folder} is a link to {os.readlink(folder)}; remove it, the platform creates a folder there")
+            raise BadData(
+                f"{folder} is a link to {os.readlink(folder)}; remove it, the platform creates a folder there"
+            )
 
 
 def _refusal(path: Path, inbox: Path) -> str | None:
