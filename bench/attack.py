@@ -11,8 +11,10 @@ import io
 import multiprocessing
 import resource
 import socket
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -175,10 +177,69 @@ def large_pictures(address: Address, ended: Event) -> None:
             connection.close()
 
 
+def colour_profiles(address: Address, ended: Event) -> None:
+    """16 clients that send PNGs of 98 kB with 97 profiles of 1 MB."""
+    profile = _chunk(b"iCCP", b"k\0\0" + zlib.compress(b"a" * 1_000_000, 9))
+    body = png_file((28, 28), header(28, 28) + profile * 97)
+    _repeat(address, ended, 16, "/classify_file", body, "image/png")
+
+
+def two_headers(address: Address, ended: Event) -> None:
+    """Six clients that send PNGs of 28 × 28 pixels with a second header of 23 million."""
+    body = png_file((5_800, 4_000), header(28, 28) + header(5_800, 4_000))
+    _repeat(address, ended, 6, "/classify_file", body, "image/png")
+
+
+def photoshop_blocks(address: Address, ended: Event) -> None:
+    """Four clients that send JPEGs of 16 MB with 1.3 million empty Photoshop blocks."""
+    _repeat(address, ended, 4, "/classify_file", jpeg_of_blocks(240), "image/jpeg")
+
+
+def refused_bodies(address: Address, ended: Event) -> None:
+    """A client whose large bodies are refused: a blank picture, JSON with a wrong value, pixels of a wrong length."""
+    requests = (
+        ("/classify_file", png_file((5_800, 4_000), header(5_800, 4_000)), "image/png"),
+        ("/classify", orjson.dumps({"images": [[[1.0] * 28] * 28] * 870 + [[[0.5] * 28] * 28]}), "application/json"),
+        ("/classify_bulk", bytes(15_999_999), "application/octet-stream"),
+    )
+    for turn in count():
+        if ended.wait(0.01):
+            return
+        post(address, *requests[turn % 3])
+
+
 ATTACKS: dict[str, Attack] = {
     attack.__name__: attack
-    for attack in (never_read, slow_bodies, half_heads, endless_headers, brackets, many_scans, large_pictures, idle)
+    for attack in (
+        *(never_read, slow_bodies, half_heads, endless_headers, brackets, many_scans, large_pictures),
+        *(colour_profiles, two_headers, photoshop_blocks, refused_bodies, idle),
+    )
 }
+
+
+def png_file(size: tuple[int, int], head: bytes) -> bytes:
+    """A PNG with these chunks before the white RGBA pixels of width × height."""
+    width, height = size
+    pixels = zlib.compress((b"\0" + b"\xff" * (4 * width)) * height, 9)
+    return b"\x89PNG\r\n\x1a\n" + head + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+
+
+def header(width: int, height: int) -> bytes:
+    """The chunk that says that a PNG has so many pixels with red, green, blue and alpha of 8 bits."""
+    return _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0))
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def jpeg_of_blocks(segments: int) -> bytes:
+    """A white JPEG with so many segments of 5,400 empty Photoshop blocks each."""
+    content = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\0" * 5_400
+    buffer = io.BytesIO()
+    Image.new("L", (28, 28), 255).save(buffer, "JPEG")
+    picture = buffer.getvalue()
+    return picture[:2] + (b"\xff\xed" + (len(content) + 2).to_bytes(2) + content) * segments + picture[2:]
 
 
 def jpeg_of_scans(side: int, size: int) -> bytes:

@@ -10,14 +10,15 @@ import shutil
 import sqlite3
 import subprocess
 import tarfile
+import tempfile
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from digits.files import remove_abandoned, replacing, unfinished, write_atomically
 from digits.settings import Settings
+from digits.storage import database
 from ops import processes
 
 MANIFEST = "manifest.json"
@@ -63,7 +64,9 @@ def back_up(settings: Settings, target: Path) -> str:
 
 def _copy(settings: Settings, folder: Path) -> Files:
     """Copy all state into an empty folder and describe it in a manifest; returns the files."""
-    _copy_folder(settings.spool, folder / "spool")
+    # Twice, because a file may get its second and last name between being listed and being copied.
+    for _ in range(2):
+        _copy_folder(settings.spool, folder / "spool")
     path = _sqlite_path(settings.database_url)
     if path is None:
         _postgres("pg_dump", settings, "--format=custom", "--no-owner", f"--file={folder / DIGITS_DUMP}")
@@ -159,22 +162,37 @@ def _sqlite_path(url: str) -> Path | None:
 
 
 def _postgres(program: str, settings: Settings, *arguments: str) -> str:
-    """The output of one of PostgreSQL's programs; the password is in the environment, which other users cannot read."""
-    password = urlsplit(settings.database_url).password
-    address = settings.database_url.split("://", 1)[1].replace(f":{password}@", "@", 1)
-    command = [program, f"--dbname=postgresql://{address}", *arguments]
-    environment = {**os.environ, "PGPASSWORD": unquote(password)} if password else None
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    """The output of one of PostgreSQL's programs.
+
+    Command lines can be read by other users, so the parameters of the URL are in a file for this user only, a service file
+    (https://www.postgresql.org/docs/current/libpq-pgservice.html), and the password is in the environment: a line of the file
+    could not end in a space.
+    """
+    url = database.checked(settings.database_url)
+    _, parameters = url.get_dialect()().create_connect_args(url)
+    password = parameters.pop("password", None)
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.writelines(["[digits]\n", *(f"{name}={value}\n" for name, value in parameters.items())])
+        file.flush()
+        environment = {**os.environ, "PGSERVICEFILE": file.name} | ({"PGPASSWORD": str(password)} if password else {})
+        command = [program, "--dbname=service=digits", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"{program} failed: {(done.stderr.strip() or 'no reason given').splitlines()[0]}")
     return done.stdout
 
 
 def _copy_folder(source: Path, target: Path) -> None:
-    """Copy all files but temporary ones, those at the top first, because they name folders beside them."""
+    """Copy all files but temporary ones, those at the top first, because they name folders beside them.
+
+    Others may write to the inbox: what is no file, or a link to one outside the folder, is left out.
+    """
+    inside = os.path.realpath(source)
     for path in sorted(source.rglob("*"), key=lambda path: len(path.parts)):
         relative = path.relative_to(source)
-        if path.is_dir() or any(part.endswith(".tmp") for part in relative.parts):
+        if any(part.endswith(".tmp") for part in relative.parts):
+            continue
+        if not path.is_file() or not Path(os.path.realpath(path)).is_relative_to(inside):
             continue
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         # A file that has been removed meanwhile was temporary.

@@ -38,6 +38,7 @@ MIN_FREE_BYTES = 200_000_000
 STARTUP_FAILURE_SECONDS = 20
 # Supervisor sets this variable for its processes, and `running` for Supervisor.
 SUPERVISORD = {"SUPERVISOR_PROCESS_NAME": "supervisord"}
+SOCKET_RECORD = "socket-folder"
 
 ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
@@ -213,6 +214,7 @@ def _prepare_home(settings: Settings) -> None:
     stop(settings)
     files.remove_abandoned(settings.home.rglob(".*.tmp"))
     files.make_private(settings.home)
+    _create_socket_folder(settings)
 
 
 def wait_healthy(supervisor: subprocess.Popen[bytes], settings: Settings, wanted: list[Process]) -> Iterator[Process]:
@@ -262,6 +264,8 @@ def state(settings: Settings, name: str) -> str:
 
 def process_info(settings: Settings) -> dict[str, dict[str, Any]]:
     """Supervisor's information on each process (http://supervisord.org/api.html); empty when the platform does not run."""
+    if not _is_socket_folder_ours(settings):
+        return {}
     try:
         with getRPCInterface(_supervisor(settings)) as server:
             return {row["name"]: row for row in server.supervisor.getAllProcessInfo()}
@@ -365,16 +369,42 @@ def _program(settings: Settings, process: Process, priority: int) -> dict[str, s
 
 
 def _supervisor(settings: Settings) -> dict[str, str]:
-    """The environment variable of all processes of this Supervisor.
+    """The environment variable of all processes of this Supervisor; it names its socket."""
+    return {"SUPERVISOR_SERVER_URL": f"unix://{_socket_folder(settings) / 'supervisor.sock'}"}
 
-    It names its socket, in `var/` unless that path is too long for the 107 bytes of a Unix socket's address.
-    """
-    path = settings.home / "run" / "supervisor.sock"
+
+def _socket_folder(settings: Settings) -> Path:
+    """The folder of Supervisor's socket: `run`, or the one in /tmp that a file in `run` names."""
+    run = settings.home / "run"
+    with suppress(FileNotFoundError):
+        folder = Path((run / SOCKET_RECORD).read_text())
+        # not that of the platform whose folder was copied or moved here
+        if folder.name.startswith(_socket_prefix(settings)):
+            return folder
+    return run
+
+
+def _socket_prefix(settings: Settings) -> str:
+    return f"digits-{hashlib.sha256(os.fsencode(settings.home)).hexdigest()[:16]}-"
+
+
+def _is_socket_folder_ours(settings: Settings) -> bool:
+    """Whether no other user created it: folders in /tmp are removed some time, and their names are known."""
+    folder, run = _socket_folder(settings), settings.home / "run"
+    with suppress(FileNotFoundError):
+        return folder == run or folder.lstat().st_uid == (run / SOCKET_RECORD).stat().st_uid
+    return False
+
+
+def _create_socket_folder(settings: Settings) -> None:
+    """A folder in /tmp for this user only, where a path in `run` is too long for the 107 bytes of a Unix socket's address."""
+    run = settings.home / "run"
+    run.mkdir(exist_ok=True)
     # Supervisor first binds to a longer temporary name.
-    if len(str(path)) >= 90:
-        name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-        path = Path(tempfile.gettempdir(), f"digits-{name}.sock")
-    return {"SUPERVISOR_SERVER_URL": f"unix://{path}"}
+    is_long = len(os.fsencode(run / "supervisor.sock")) >= 90
+    if is_long and (_socket_folder(settings) == run or not _is_socket_folder_ours(settings)):
+        (run / SOCKET_RECORD).unlink(missing_ok=True)
+        (run / SOCKET_RECORD).write_text(tempfile.mkdtemp(prefix=_socket_prefix(settings)))
 
 
 if __name__ == "__main__":

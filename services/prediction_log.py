@@ -27,6 +27,7 @@ T = TypeVar("T")
 RECOVERY_SECONDS = 0.5
 COUNT_SECONDS = 10.0
 RECENT_SECONDS = 60.0
+CLOCK_TRIAL = timedelta(days=1)  # for so long there must have been answers by a clock before it deletes
 
 
 class PredictionLog:
@@ -232,11 +233,17 @@ class PredictionLog:
             self._count_at = time.monotonic() + COUNT_SECONDS
 
     def _delete_expired(self, engine: Engine) -> None:
-        """Once an hour, delete the predictions and request counts older than the retention time; counts of five weeks stay."""
+        """Once an hour, delete the predictions and request counts older than the retention time; counts of five weeks stay.
+
+        A clock that jumps ahead must not delete the log, so time goes on only while there are answers: it is a day after the
+        newest answer that is at least a day old.
+        """
         if self._retention is None or time.monotonic() < self._delete_at:
             return
         self._delete_at = time.monotonic() + 3600
-        now = datetime.now(UTC)
+        now, trial = datetime.now(UTC), min(CLOCK_TRIAL, self._retention)
+        if newest := predictions.start_of_newest(engine, 1, now - trial):
+            now = newest + trial
         before = now - self._retention
         request_counts.delete_before(engine, min(before, now - request_counts.MIN_KEPT))
         for path in segments(self.spool, DAMAGED):

@@ -111,6 +111,22 @@ def test_an_inbox_elsewhere_comes_back_to_where_the_settings_have_it(settings: S
         backup.restore(again, tmp_path / "b.tar")
 
 
+@pytest.mark.timeout(60)
+def test_links_out_of_the_inbox_and_what_is_no_file_are_left_out(settings: Settings, tmp_path: Path) -> None:
+    rejected, secret = settings.inbox / "rejected", tmp_path / "secret"
+    rejected.mkdir()
+    secret.write_text("secret")
+    (rejected / "file.csv").symlink_to(secret)
+    (rejected / "device.csv").symlink_to("/dev/null")
+    (rejected / "within.csv").symlink_to(settings.inbox / "more.csv")
+    (rejected / "june.csv").write_bytes(b"label\n")
+    os.mkfifo(rejected / "pipe.csv")
+    backup.back_up(settings, tmp_path / "backup")
+    kept = content(tmp_path / "backup" / "inbox")
+    names = ("rejected/within.csv", "more.csv")
+    assert kept == {**dict.fromkeys(names, b"label,pixel0\n"), "rejected/june.csv": b"label\n"}
+
+
 def test_what_a_bucket_keeps_is_said_to_be_missing(settings: Settings, tmp_path: Path) -> None:
     taken = backup.back_up(settings.model_copy(update={"datasets_url": "s3://digits/datasets"}), tmp_path / "b.tar")
     assert "without the data sets in s3://digits/datasets" in taken
@@ -142,6 +158,23 @@ def test_every_answer_before_the_backup_is_in_it_though_others_go_on(settings: S
         stop.set()
         sender.join()
         log.close()
+
+
+def test_a_segment_that_is_sealed_before_it_is_copied_is_in_the_backup(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copyfile
+
+    def seal_first(source: Path, target: Path) -> None:
+        if source.suffix == ".wal":
+            source.rename(source.with_suffix(".sealed"))
+        copy(source, target)
+
+    settings.spool.mkdir()
+    (settings.spool / "1.wal").write_bytes(b"answers")
+    monkeypatch.setattr(shutil, "copyfile", seal_first)
+    backup.back_up(settings, tmp_path / "backup")
+    assert content(tmp_path / "backup" / "spool") == {"1.sealed": b"answers"}
 
 
 def flip(path: Path) -> None:
@@ -245,6 +278,24 @@ def test_a_killed_restore_is_not_in_the_way_of_the_next_one(settings: Settings, 
 def test_a_backup_is_readable_by_its_user_only(settings: Settings, tmp_path: Path, name: str, mode: int) -> None:
     backup.back_up(settings, tmp_path / name)
     assert (tmp_path / name).stat().st_mode & 0o777 == mode
+
+
+def test_no_part_of_the_database_url_is_on_a_command_line(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "pg_dump"
+    program.parent.mkdir()
+    program.write_text(f"""#!/bin/sh
+        (echo "$@"; stat -c %a "$PGSERVICEFILE"; cat "$PGSERVICEFILE"; echo "$PGPASSWORD|") > {tmp_path}/seen""")
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    url = "postgresql+psycopg://ann@db.example.org:5433/digits?password=hush%20&sslpassword=hush2"
+    backup.back_up(settings.model_copy(update={"database_url": url}), tmp_path / "backup")
+    command, mode, *lines = (tmp_path / "seen").read_text().splitlines()
+    assert mode == "600" and lines[-1] == "hush |"
+    parameters = {"host=db.example.org", "port=5433", "user=ann", "dbname=digits", "sslpassword=hush2"}
+    assert lines[0] == "[digits]" and set(lines[1:-1]) == parameters
+    assert "service=digits" in command and not re.search("hush|ann|example", command)
 
 
 @pytest.mark.postgres

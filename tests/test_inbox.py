@@ -421,6 +421,51 @@ def test_a_link_that_was_put_into_taken_is_left_out(tmp_path: Path, drop: Callab
     assert inbox.read_taken(folder).labelled is None
 
 
+@pytest.mark.parametrize("name", inbox.OWN_FOLDERS)
+def test_the_platform_neither_reads_nor_writes_where_a_folder_of_its_own_is_a_link(
+    name: str, tmp_path: Path, drop: Callable[..., Split]
+) -> None:
+    folder, outside = tmp_path / "inbox", tmp_path / "outside"
+    drop("good.csv")
+    batch = read_now(folder)
+    (folder / "evil.pth").write_text("import antigravity")
+    outside.mkdir()
+    (folder / name).symlink_to(outside)
+    calls: list[Callable[[], object]] = [
+        lambda: read_now(folder),
+        lambda: inbox.read_taken(folder),
+        lambda: inbox.archive(batch, folder),
+    ]
+    for call in calls:
+        with pytest.raises(datasets.BadData, match=rf"inbox/{name} is a link to .*outside; remove it"):
+            call()
+    assert list(outside.iterdir()) == [] and sorted(path.name for path in folder.iterdir()) == sorted(
+        ["evil.pth", "good.csv", name]
+    )
+
+
+def test_a_reason_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "inbox" / "rejected").mkdir(parents=True)
+    (tmp_path / "inbox" / "bad.csv").write_text("one")
+    note = tmp_path / "inbox" / "rejected" / "bad.csv.reason.txt"
+    note.symlink_to(tmp_path / "outside.pth")
+    read_now(tmp_path / "inbox")
+    assert not (tmp_path / "outside.pth").exists() and note.read_text().startswith("bad.csv")
+
+
+def test_a_pipe_in_place_of_a_quarantine_stops_nobody(tmp_path: Path, drop: Callable[..., Split]) -> None:
+    folder = tmp_path / "inbox"
+    good = drop("good.csv")
+    (folder / "rejected").mkdir()
+    os.mkfifo(folder / "rejected" / "good.csv.rows.csv")
+    inbox.archive(read_now(folder), folder)
+    assert (folder / "taken" / "good-2.csv").exists()
+    os.mkfifo(folder / "rejected" / "good-2.csv.rows.csv")
+    assert inbox.read_taken(folder).labelled is None
+    (folder / "rejected" / "good-2.csv.rows.csv").unlink()
+    assert pairs(inbox.read_taken(folder).labelled) == pairs(good)
+
+
 @pytest.mark.parametrize("kind", ["a pipe", "a socket"])
 def test_what_is_no_file_is_rejected_without_being_opened(kind: str, tmp_path: Path) -> None:
     (tmp_path / "inbox").mkdir()

@@ -73,6 +73,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty chunks of pixels": (lambda: png_with(chunk(b"IDAT", b"") * 200_000), "more than 20,000 chunks"),
     "a text before the header": (lambda: WRAPPED_PNGS[0], "PNG file does not begin with its only IHDR chunk"),
     "a second header": (lambda: WRAPPED_PNGS[1], "PNG file does not begin with its only IHDR chunk"),
+    "Photoshop blocks": (lambda: attack.jpeg_of_blocks(240), "JPEG file has more than 1,000 Photoshop blocks"),
     "run lengths": (run_length_bmp, "the BMP file is run-length encoded; save it without compression, or as PNG"),
 }
 
@@ -109,6 +110,9 @@ ORDINARY: dict[str, Callable[[], bytes]] = {
     "with restart markers": lambda: encode(seven(), "JPEG", restart_marker_blocks=1),
     "with a profile and EXIF": lambda: jpeg_with(exif(30), icc_profile=bytes(400_000)),
     "motion photo": motion_photo,
+    "Photoshop": lambda: jpeg_with(
+        b"\xff\xed" + struct.pack(">H", 616) + b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 50
+    ),
     "PNG with texts": described,
     "BMP": lambda: encode(seven(), "BMP"),
 }
@@ -171,6 +175,9 @@ def test_small_is_what_decodes_in_a_moment() -> None:
     assert not picture_structure.is_small(encode(seven()) + bytes(100_000))
     assert not picture_structure.is_small(encode(seven(), "WEBP"))
     assert not picture_structure.is_small(b"text")
+    assert picture_structure.is_small(png_with(chunk(b"tEXt", b"a\0" + bytes(9_000))))
+    assert not picture_structure.is_small(png_with(chunk(b"tEXt", b"a\0" + bytes(5_000)) * 2))
+    assert len(png_with(PROFILE * 90)) < 100_000 and not picture_structure.is_small(png_with(PROFILE * 90))
     assert len(WRAPPED_PNGS[0]) < 100_000 and not picture_structure.is_small(WRAPPED_PNGS[0])
 
 

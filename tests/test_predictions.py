@@ -109,19 +109,44 @@ def test_the_audit_sample_is_drawn_at_random(database_url: str, engine: Engine, 
 
 
 def test_old_predictions_are_deleted_with_their_feedback(database_url: str, engine: Engine, tmp_path: Path) -> None:
-    old, new = answers(1500), answers(2, datetime.now(UTC), seed=1)
+    # the clock is trusted once there was an answer a day ago
+    old, new = answers(1500), answers(2, datetime.now(UTC) - timedelta(hours=25), seed=1)
     write(database_url, tmp_path, old, new)
     predictions.label(engine, old.ids[0], 3, "page")
     predictions.label(engine, new.ids[0], 4, "page")
     for at in (NOON, datetime.now(UTC)):
         request_counts.append(engine, at, [Total("/classify", 200, 1, 1, 0)])
-    PredictionLog(database_url, tmp_path / "spool", retention=timedelta(days=1)).close()
+    PredictionLog(database_url, tmp_path / "spool", retention=timedelta(days=2)).close()
     ((_, kept),) = request_counts.by_hour(engine, NOON, datetime.now(UTC) + timedelta(minutes=1))
     assert kept.requests == 1
     window = predictions.read_window(engine, NOON)
     assert window.ids == new.ids and window.labels.tolist() == [4, -1]
     with engine.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(predictions.feedback)) == 1
+
+
+@pytest.mark.parametrize("ahead_days", [60, 120, 4_000])
+def test_a_clock_that_jumps_ahead_deletes_nothing(
+    ahead_days: int, database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    now = datetime.now(UTC)
+    jumped = now - timedelta(days=ahead_days)  # when the answers before the jump were given, by the clock after it
+    ages = [timedelta(days=days) for days in (0, 40, 89)]
+    before = [answers(1, jumped - age, seed=seed) for seed, age in enumerate(ages)]
+    after = answers(1, now - timedelta(hours=1), seed=9)
+    write(database_url, tmp_path, *before, after)
+    PredictionLog(database_url, tmp_path / "spool", retention=timedelta(days=90)).close()
+    assert len(predictions.read_window(engine, jumped - timedelta(days=90))) == 4
+
+
+def test_after_months_without_answers_the_old_ones_are_deleted_a_day_after_the_first_new_one(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    now = datetime.now(UTC)
+    old, new = answers(3, now - timedelta(days=120)), answers(1, now - timedelta(hours=25), seed=1)
+    write(database_url, tmp_path, old, new)
+    PredictionLog(database_url, tmp_path / "spool", retention=timedelta(days=90)).close()
+    assert predictions.read_window(engine, now - timedelta(days=200)).ids == new.ids
 
 
 def test_a_damaged_record_is_named(database_url: str, engine: Engine, tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import wait_for
 
 from digits.settings import Settings
 from monitoring import evidently_ui
@@ -131,3 +134,42 @@ def test_a_second_up_at_the_same_moment_says_so_and_starts_nothing(tmp_path: Pat
         f"digits: another `digits up` or `digits restore` is at work on {tmp_path}; wait until it has finished\n"
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_no_other_user_can_foresee_or_take_the_socket_of_a_home_with_a_long_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    settings = settings_of(tmp_path / ("long" * 25))
+    first = socket_of(settings)
+    assert first.parent.parent == tmp_path / "tmp" and first.parent.stat().st_mode & 0o777 == 0o700
+    # a new one each time that the folder is not ours any more, and none that another home has
+    first.parent.rmdir()
+    if os.geteuid() == 0:
+        first.parent.mkdir()
+        os.chown(first.parent, 12_345, -1)
+    monkeypatch.setattr(processes, "getRPCInterface", None)  # not asked
+    assert processes.process_info(settings) == {}
+    second = socket_of(settings)
+    assert second == socket_of(settings) != first
+    copied = settings_of(tmp_path / ("copied" * 20))
+    shutil.copytree(settings.home / "run", copied.home / "run")
+    assert socket_of(copied) != second
+
+
+def test_a_supervisor_of_a_home_with_a_long_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.mkdtemp(dir="/tmp"))
+    monkeypatch.setattr(processes, "processes", lambda _: [processes.Process("sleep", "sleeps", ["/bin/sleep", "99"])])
+    settings = settings_of(tmp_path / ("long" * 25))
+    with processes.running(settings):
+        wait_for(lambda: processes.state(settings, "sleep") in ("STARTING", "RUNNING"), 60)
+        assert processes.stop(settings)
+    assert processes.process_info(settings) == {} and not processes.stop(settings)
+    shutil.rmtree(tempfile.gettempdir())
+
+
+def socket_of(settings: Settings) -> Path:
+    """Where a Supervisor that is started now would listen."""
+    processes._create_socket_folder(settings)
+    return Path(processes._supervisor(settings)["SUPERVISOR_SERVER_URL"].removeprefix("unix://"))

@@ -77,7 +77,9 @@ def read_inbox(
 
     Where `predict_proba` of the champion is given, labels that it contradicts with confidence are unusable, too. Ignored are
     hidden and unfinished names, empty folders, and files that changed within the last `settle_seconds` or while they were read.
+    Raises BadData where a folder of the platform is a link.
     """
+    _check_own_folders(inbox)
     splits: list[Split] = []
     batch = InboxBatch(None)
     for path in sorted(inbox.iterdir()) if inbox.is_dir() else []:
@@ -113,14 +115,19 @@ def _read_file(
 
 
 def read_taken(inbox: Path, limit_bytes: int = LIMIT_BYTES) -> InboxBatch:
-    """What the files in `taken/` brought: all but the rows in quarantine. One that cannot be read any more is left out."""
+    """What the files in `taken/` brought: all but the rows in quarantine. One that cannot be read any more is left out.
+
+    Raises BadData where a folder of the platform is a link.
+    """
+    _check_own_folders(inbox)
     splits: list[Split] = []
     batch = InboxBatch(None)
     for path in sorted((inbox / "taken").iterdir()) if (inbox / "taken").is_dir() else []:
         try:
-            if reason := _refusal(path, inbox):
+            table = _quarantine_path(inbox, path.name)
+            if reason := _refusal(path, inbox) or _refusal(table, inbox):
                 raise BadData(reason)
-            splits.append(_without_quarantine(sources.read_rows(path, limit_bytes), _quarantine_path(inbox, path.name)))
+            splits.append(_without_quarantine(sources.read_rows(path, limit_bytes), table))
             batch.stamps[path.name] = _stamp(path)
         # As in the inbox, a single file must not end a retraining.
         except Exception as error:
@@ -132,7 +139,9 @@ def archive(batch: InboxBatch, inbox: Path) -> None:
     """Move the ingested files to `taken/`, and write their unusable rows to `rejected/`.
 
     A file that has changed since, or cannot be moved, stays for the next retraining, which finds that it knows its images.
+    Raises BadData where a folder of the platform is a link.
     """
+    _check_own_folders(inbox)
     for name, stamp in batch.stamps.items():
         if _stamp(inbox / name) == stamp:
             with _logged_failure(inbox / name):
@@ -148,6 +157,15 @@ def archive(batch: InboxBatch, inbox: Path) -> None:
                     _printable(name),
                     f", but for {_printable(_summary(quarantine))}" if quarantine else "",
                 )
+
+
+def _check_own_folders(inbox: Path) -> None:
+    """Raise BadData where one of the platform's own folders is a link: it would write to any place that its user may write to."""
+    for folder in [inbox / name for name in OWN_FOLDERS]:
+        if folder.is_symlink():
+            raise BadData(
+                f"{folder} is a link to {os.readlink(folder)}; remove it, the platform creates a folder there"
+            )
 
 
 def _refusal(path: Path, inbox: Path) -> str | None:
@@ -283,7 +301,11 @@ def _reject(path: Path, reason: str) -> None:
     """Move a file to `rejected/`, its reason first: after a crash in between the file is rejected again."""
     with _logged_failure(path):
         target = next(one for one in _targets(path.parent / "rejected", path.name) if not os.path.lexists(one))
-        target.with_name(f"{target.name}.reason.txt").write_text(f"{_printable(reason)}\n")
+        note = target.with_name(f"{target.name}.reason.txt")
+        # Not through a link, where somebody else has written to the folder.
+        note.unlink(missing_ok=True)
+        with note.open("x") as file:
+            file.write(f"{_printable(reason)}\n")
         _move(path, target)
     log.warning("rejected %s: %s", _printable(path.name), _printable(reason))
 
@@ -316,7 +338,7 @@ def _target(inbox: Path, name: str, table: bytes | None) -> Path:
     """The first path in `taken/` that is unused and has no other quarantine than this one: that of a file which was removed."""
     for target in _targets(inbox / "taken", name):
         listed = _quarantine_path(inbox, target.name)
-        if not os.path.lexists(target) and (not listed.exists() or listed.read_bytes() == table):
+        if not os.path.lexists(target) and (not listed.exists() or (listed.is_file() and listed.read_bytes() == table)):
             return target
     raise AssertionError("the names never end")
 

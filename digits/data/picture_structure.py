@@ -16,14 +16,18 @@ MAX_SEGMENTS, MAX_SCANS = 1_000, 30
 # One is usual. Pillow appends each to those before, and reads all their tags.
 MAX_EXIF_SEGMENTS = 2
 MAX_PADDING_BYTES = 10_000
+# Photoshop writes some 30 of these blocks of information; Pillow reads each in Python.
+MAX_PHOTOSHOP_BLOCKS = 1_000
 # A search holds Python's lock, for some milliseconds in so many bytes of 0xFF.
 SEARCH_BYTES = 100_000
 SMALL_BYTES, SMALL_PIXELS = 100_000, 2_000_000
+# A tenth of a small PNG; a colour profile may inflate to a hundred times as much.
+SMALL_METADATA_BYTES = 10_000
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 # A marker other than a restart marker; in the data of a scan, 0xFF is followed by zero.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_NONE, _TEM, _SOI, _EOI, _SOS = 0x00, 0x01, 0xD8, 0xD9, 0xDA
+_NONE, _TEM, _SOI, _EOI, _SOS, _APP13 = 0x00, 0x01, 0xD8, 0xD9, 0xDA, 0xED
 # Frame headers hold height and width; these three codes between them are other segments.
 _SOF = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -46,7 +50,7 @@ def is_small(body: bytes) -> bool:
         return False
     if body.startswith(_PNG) and body[12:16] == b"IHDR" and len(body) >= 24:
         width, height = struct.unpack_from(">II", body, 16)
-        return bool(width * height <= SMALL_PIXELS)
+        return width * height <= SMALL_PIXELS and _has_little_metadata(body)
     return body.startswith(_JPEG) and _is_small_jpeg(body)
 
 
@@ -62,32 +66,46 @@ def _is_small_jpeg(body: bytes) -> bool:
     return False
 
 
+def _has_little_metadata(body: bytes) -> bool:
+    """Whether the chunks of a PNG other than those of its pixels are short."""
+    return sum(length for kind, length in _chunks(body) if kind != b"IDAT") <= SMALL_METADATA_BYTES
+
+
 def _refusal_of_png(body: bytes) -> str | None:
-    place, chunks, metadata = 8, 0, 0
-    while place + 8 <= len(body):
-        length, kind = struct.unpack_from(">I4s", body, place)
-        if (kind == b"IHDR") != (chunks == 0):
+    metadata = 0
+    for chunks, (kind, _) in enumerate(_chunks(body), 1):
+        if (kind == b"IHDR") != (chunks == 1):
             return "the PNG file does not begin with its only IHDR chunk; save the picture again and send that"
-        place, chunks, metadata = place + 12 + length, chunks + 1, metadata + (kind != b"IDAT")
+        metadata += kind != b"IDAT"
         if found := _first_above((chunks, MAX_CHUNKS, "chunks"), (metadata, MAX_METADATA_CHUNKS, "metadata chunks")):
             return f"the PNG file has {found}; save the picture again and send that"
-        if kind == b"IEND":
-            break
     return None
 
 
+def _chunks(body: bytes) -> Iterator[tuple[bytes, int]]:
+    """Kind and length of each chunk of a PNG up to its end."""
+    place, kind = 8, b""
+    while place + 8 <= len(body) and kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", body, place)
+        yield kind, length
+        place += 12 + length
+
+
 def _refusal_of_jpeg(body: bytes) -> str | None:
-    scans = padding = exif = 0
+    scans = padding = exif = blocks = 0
     for segments, (code, place, skipped) in enumerate(_segments(body), 1):
         # Pillow reads the head, libjpeg what follows the first scan.
         padding += 0 if scans else skipped
         scans += code == _SOS
         exif += body.startswith(b"Exif", place + 2)
+        if code == _APP13:
+            blocks += body.count(b"8BIM", place, place + int.from_bytes(body[place : place + 2]))
         if found := _first_above(
             (exif, MAX_EXIF_SEGMENTS, "EXIF segments"),
             (segments, MAX_SEGMENTS, "segments"),
             (scans, MAX_SCANS, "scans"),
             (padding, MAX_PADDING_BYTES, "bytes between its segments"),
+            (blocks, MAX_PHOTOSHOP_BLOCKS, "Photoshop blocks"),
         ):
             return f"the JPEG file has {found}; save the picture again and send that"
     return None
