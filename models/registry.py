@@ -31,6 +31,8 @@ EXPERIMENT_NAME = "digits"
 # Without it MLflow's UI opens its pages for language models.
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 ENVIRONMENT = {
+    # Its thread changes the environment while requests read it.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # Otherwise every logged model records all packages of uv.lock as its requirements.
