@@ -37,6 +37,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Rows of a large picture that is reduced strip by strip, after the reduction.
+_STRIP_ROWS = 64
 # Entries read of an EXIF directory; cameras write some 20.
 MAX_TAGS = 200
 
@@ -170,7 +172,17 @@ def _grey(picture: Image.Image) -> Grey:
 def _reduced(picture: Image.Image) -> Image.Image:
     """A fraction of a large picture, its longest side still above 1,024 pixels, because its floats would take four times its memory."""
     factor = max(picture.size) // (2 * _WORK)
-    return picture.reduce(factor) if factor > 1 else picture
+    if factor <= 1:
+        return picture
+    width, height = picture.size
+    small = Image.new(picture.mode, (-(-width // factor), -(-height // factor)))
+    # the colour that is transparent
+    small.info = picture.info
+    # Pillow copies a transparent picture to reduce it: strip by strip, the copies are small.
+    for top in range(0, height, strip := _STRIP_ROWS * factor):
+        part = picture.crop((0, top, width, min(top + strip, height)))
+        small.paste(part.reduce(factor), (0, top // factor))
+    return small
 
 
 def _composite(picture: Image.Image) -> Image.Image:
