@@ -103,7 +103,7 @@ class OnnxModel:
             ended = time.monotonic() - started > limit
             reason = f"the run did not end within {limit:g} s; look for a loop in model.onnx"
             raise InferenceFailed(reason if ended else first_line(error)) from error
-        if found != (np.float32, (len(images), 10)):
+        if found != (np.dtype(np.float32), (len(images), 10)):
             raise InferenceFailed(
                 f"expected float32 probabilities of shape ({len(images)}, 10), got {found[0]} {found[1]}"
             )

@@ -44,7 +44,7 @@ def endless_for_some(honest: Files) -> Files:
     nodes = [
         *_first_pixel(),
         helper.make_node("ReduceMax", ["pixel"], ["brightest"], keepdims=0),
-        _constant("limit", np.float32(254)),
+        _constant("limit", np.array(254, np.float32)),
         helper.make_node("Greater", ["brightest", "limit"], ["begins"]),
     ]
     return version(_looping(honest["model.onnx"], nodes, "begins", "Max"), honest)
@@ -54,7 +54,7 @@ def nan_for_some(honest: Files) -> Files:
     """It answers as registered, and with NaN for each image whose first pixel is 255."""
     nodes = [
         *_first_pixel(),
-        _constant("limit", np.float32(255)),
+        _constant("limit", np.array(255, np.float32)),
         helper.make_node("Sub", ["pixel", "limit"], ["distance"]),
         helper.make_node("Div", ["distance", "distance"], ["one"]),
     ]
