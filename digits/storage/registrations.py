@@ -3,9 +3,11 @@
 from datetime import UTC, datetime
 
 from sqlalchemy import Engine, String
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from digits.storage.database import Base
+from digits.errors import first_line
+from digits.storage.database import Base, DatabaseUnavailable
 
 
 class Registration(Base):
@@ -18,9 +20,14 @@ class Registration(Base):
 
 
 def put(engine: Engine, digest: str) -> None:
-    """Record a digest; one that is recorded already gets the present time."""
-    with Session(engine) as session, session.begin():
-        session.merge(Registration(digest=digest, at=datetime.now(UTC)))
+    """Record a digest; one that is recorded already gets the present time. Raises DatabaseUnavailable."""
+    try:
+        with Session(engine) as session, session.begin():
+            session.merge(Registration(digest=digest, at=datetime.now(UTC)))
+    except SQLAlchemyError as error:
+        raise DatabaseUnavailable(
+            f"the version cannot be recorded before it is registered: {first_line(error)}"
+        ) from error
 
 
 def contains(engine: Engine, digest: str) -> bool:
