@@ -9,6 +9,7 @@ from prefect.runtime import flow_run
 
 from digits.data import datasets
 from digits.data.datasets import Dataset
+from digits.storage import registrations
 from flows.ingest import load_dataset
 from flows.tasks import publish, server_task, task
 from models.connections import Platform
@@ -33,12 +34,14 @@ def train_on(platform: Platform, dataset: Dataset, recipe: Recipe, tags: Mapping
     """Train the recipe on a stored data set inside the current flow. Returns the version of the candidate."""
     from models import candidates, training
 
-    registry, fingerprint = platform.registry, dataset.fingerprint
+    registry, engine, fingerprint = platform.registry, platform.engine, dataset.fingerprint
     prepared, manifest = task(candidates.split)(dataset, recipe), datasets.manifest(platform.datasets, fingerprint)
     with registry.run(recipe, manifest, prepared, {**prefect_run(), **(tags or {})}) as run_id:
         trained = task(training.fit)(recipe, prepared, registry.log_epoch)
         candidate = task(candidates.evaluate)(recipe, fingerprint, prepared, trained)
         server_task(candidates.log_results)(registry, candidate)
+        # First, so that every version of this platform is recorded where the process dies in between.
+        server_task(registrations.put)(engine, candidates.digest(registry, candidate, run_id))
         version = server_task(candidates.register)(registry, candidate, run_id)
     accuracy = candidate.evaluation.accuracy
     log.info("registered digits v%s: recipe %s, test accuracy %.4f", version, recipe.name, accuracy)

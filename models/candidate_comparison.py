@@ -4,7 +4,7 @@ import logging
 import statistics
 import timeit
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -66,7 +66,8 @@ def judge(
     if current is None:
         test = next(one.split for one in sets if one.name == CANDIDATE)
         accuracy = float((candidate.answers(test.images) == test.labels).mean())
-        return gate.judge_first(accuracy, floor, candidate.facts(test.images), policy)
+        first = gate.judge_first(accuracy, floor, candidate.facts(test.images), policy)
+        return replace(first, digest=candidate.model.digest)
     champion = fetch(store, current)
     judged = [fresh(one, candidate, champion, retired) for one in evaluation_sets.distinct(sets)]
     # Traffic is used once there is enough of it. Where the champion was trained on what the candidate is tested on, its own sets
@@ -78,7 +79,9 @@ def judge(
     samples = [one.sample(candidate, champion) for one in judged]
     corrupted = corruptions(judged, sets, candidate, champion, retired)
     images = candidate.model.reference.images
-    return gate.judge(samples, candidate.facts(images), champion.facts(images), policy, significance, corrupted)
+    facts = candidate.facts(images), champion.facts(images)
+    verdict = gate.judge(samples, *facts, policy, significance, corrupted)
+    return replace(verdict, digest=candidate.model.digest)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,10 @@ from typing import Any
 from digits.data import datasets
 from digits.data.datasets import Dataset, DatasetStore
 from digits.reference import Reference
-from models import conformal, evaluation, export, figures, onnx_model, training
+from models import conformal, evaluation, export, figures, model_store, onnx_model, training
 from models.evaluation import Evaluation
 from models.provenance import inputs_hash
-from models.registry import RegistryWriter
+from models.registry import RegistryWriter, card_content
 from models.training import Recipe, TrainingResult
 
 REFERENCE_SIZE = 5_000  # images of the reference sample
@@ -82,8 +82,16 @@ def log_results(registry: RegistryWriter, candidate: Candidate) -> None:
 
 def register(registry: RegistryWriter, candidate: Candidate, run_id: str) -> str:
     """Register the candidate as a new version of the run. Returns the version."""
-    card = {**candidate.card, "run_id": run_id, "experiment_id": registry.experiment_id}
-    return registry.register(card, candidate.files)
+    return registry.register(_card(registry, candidate, run_id), candidate.files)
+
+
+def digest(registry: RegistryWriter, candidate: Candidate, run_id: str) -> str:
+    """The digest of the version that `register` makes."""
+    return model_store.digest(card_content(_card(registry, candidate, run_id), candidate.files))
+
+
+def _card(registry: RegistryWriter, candidate: Candidate, run_id: str) -> dict[str, Any]:
+    return {**candidate.card, "run_id": run_id, "experiment_id": registry.experiment_id}
 
 
 def train(registry: RegistryWriter, storage: DatasetStore, dataset: Dataset, recipe: Recipe) -> str:

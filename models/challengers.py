@@ -23,6 +23,7 @@ from digits.storage.judgements import Judgement
 from models import significance
 from models.gate import GatePolicy, GateVerdict
 from models.model_store import ModelStore
+from models.onnx_model import InvalidArtifact
 from models.registry import RegistryWriter
 
 log = logging.getLogger("digits.challengers")
@@ -116,13 +117,15 @@ class Question(NamedTuple):
     champion: str  # version
     conditions: str  # the policy and whatever else is compared apart from traffic
     traffic_images: int  # labelled images of traffic that neither was trained on; 0 where the gate does not use them
+    digest: str = ""  # of the candidate
 
     def is_new_after(self, last: Judgement) -> bool:
-        """Whether another judgement can give another result: under other conditions, or on twice as much traffic.
+        """Whether another judgement can give another result: of other files, under other conditions, or on twice as much traffic.
 
         Each one costs significance, so two new labels are no reason.
         """
-        return self.conditions != last.conditions or self.traffic_images >= max(2 * last.traffic_images, 1)
+        differs = (self.digest, self.conditions) != (last.digest, last.conditions)
+        return differs or self.traffic_images >= max(2 * last.traffic_images, 1)
 
 
 def judge(
@@ -130,16 +133,18 @@ def judge(
 ) -> GateVerdict:
     """The verdict of `compare` at the significance that is available, recorded; without anything new, the last verdict.
 
-    So a step that is repeated after a crash spends nothing.
+    So a step that is repeated after a crash spends nothing. Raises InvalidArtifact where other files were judged than asked about.
     """
     last = judgements.last(engine, question.candidate, question.champion)
     if last and not question.is_new_after(last):
-        return GateVerdict(last.decision, last.reasons, last.evidence)
+        return GateVerdict(last.decision, last.reasons, last.evidence, question.digest)
     promoted = [decision == "promote" for decision in judgements.decisions(engine)]
     level = significance.level(promoted, stream_level)
     verdict = compare(level)
+    if verdict.digest != question.digest:
+        raise InvalidArtifact(f"digits v{question.candidate}: its files changed while it was judged; register it again")
     facts = {"significance": level, "p_value": significance.smallest_p_value(verdict.evidence), **asdict(verdict)}
-    judgements.append(engine, Judgement(at=datetime.now(UTC), **question._asdict(), **facts))
+    judgements.append(engine, Judgement(at=datetime.now(UTC), **{**question._asdict(), **facts}))
     return verdict
 
 

@@ -206,6 +206,7 @@ class GateVerdict:
     decision: Literal["promote", "hold", "not enough evidence"]
     reasons: list[str]
     evidence: dict[str, float]
+    digest: str = ""  # of the version that was judged, where the judgement fetched one
 
     @property
     def sentence(self) -> str:

@@ -7,11 +7,12 @@ from functools import partial
 
 from digits.data import datasets
 from digits.data.datasets import BadData
-from digits.storage import feedback, ledger
-from models import candidate_comparison, challengers, evaluation_sets, gate, promotion, recipes
+from digits.storage import feedback, ledger, registrations
+from models import candidate_comparison, challengers, evaluation_sets, gate, model_store, promotion, recipes
 from models.challengers import Question
 from models.connections import Platform
 from models.gate import GatePolicy, GateVerdict
+from models.model_store import VerifiedModel
 from models.onnx_model import InvalidArtifact
 
 log = logging.getLogger("digits.judging")
@@ -61,14 +62,28 @@ def queue_behind(platform: Platform, version: str) -> str | None:
 
 
 def unreadable(platform: Platform, version: str) -> str | None:
-    """Why the files of a version or its data set cannot be read; None where they can."""
+    """Why a version is not to be judged: it, its files or its data set cannot be read, or it is not of this platform; None otherwise."""
     try:
-        model = platform.models.fetch_version(version)
+        model = _fetch(platform, version)
         platform.models.training_digests(model)
         datasets.load(platform.datasets, model.card["dataset"])
     except (InvalidArtifact, BadData) as error:
         return str(error)
     return None
+
+
+def _fetch(platform: Platform, version: str) -> VerifiedModel:
+    """A version that this platform trained; raises InvalidArtifact for another one, and as `ModelStore.fetch_version` does.
+
+    Its tags prove nothing: whoever can write to MLflow can set them.
+    """
+    model = platform.models.fetch_version(version)
+    if not registrations.contains(platform.engine, model.digest):
+        problem = (
+            f"digits v{version} is not as a training of this platform registered it, so the gate does not judge it"
+        )
+        raise InvalidArtifact(f"{problem}; `digits promote {version}` promotes it all the same")
+    return model
 
 
 def judge(platform: Platform, version: str) -> tuple[str | None, GateVerdict]:
@@ -94,17 +109,21 @@ def _question(platform: Platform, version: str, champion: str, policy: GatePolic
     if traffic is not None and evaluation_sets.TRAFFIC not in retired:
         unseen = int((~challengers.trained_on(platform.models, traffic.images, version, champion)).sum())
     conditions = challengers.conditions(policy, inputs, decided[-1:], retired)
-    return Question(version, champion, conditions, unseen if unseen >= policy.min_sample else 0)
+    digest = model_store.digest(platform.models.card(version))
+    return Question(version, champion, conditions, unseen if unseen >= policy.min_sample else 0, digest)
 
 
 def compare(platform: Platform, version: str, other: str | None, significance: float) -> GateVerdict:
     """What the gate says of a version beside another one, the champion or the challenger; None before the first champion."""
     store, policy, engine = platform.models, GatePolicy.model_validate(platform.settings.gate), platform.engine
-    card = store.fetch_version(version).card
+    candidate = _fetch(platform, version)
+    card = candidate.card
     dataset, floor = datasets.load(platform.datasets, card["dataset"]), recipes.floor(card["recipe"]["name"])
     retired = evaluation_sets.retired(engine).keys()
     sets = evaluation_sets.assemble(platform.datasets, store, engine, dataset, other, retired)
     verdict = candidate_comparison.judge(store, version, other, sets, floor, policy, significance, retired)
+    if verdict.digest != candidate.digest:
+        raise InvalidArtifact(f"digits v{version}: its files changed while it was judged; register it again")
     for one in sets:
         log.info("evaluation set %s: %s images of %s, %s", one.name, f"{len(one.split):,}", one.fingerprint, one.source)
     for line in gate.table(verdict.evidence):

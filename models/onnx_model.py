@@ -1,6 +1,9 @@
 """An ONNX model that answers raw uint8 images; needs neither MLflow nor Keras."""
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +17,12 @@ BATCH_SIZE = 256  # images per run of the session: what lies between its layers 
 # A folder that cannot exist, so that a model cannot read its weights from files of this machine. Without it, ONNX Runtime reads those
 # below the working directory, and refuses absolute paths and those with `..` only.
 EXTERNAL_DATA = ("session.model_external_initializers_file_folder_path", "/dev/null/none")
+# An ONNX graph can loop without an end for some images only. A single image delays `/livez`, whose probes wait 5 s, twice at most.
+RUN_LIMIT_SECONDS = 2.0
+RUN_LIMIT_SECONDS_PER_IMAGE = 0.02  # the gate's longest time for one image
+WATCHDOG_SECONDS = 0.1
+MIN_SUM, MAX_SUM = 0.999, 1.001  # of the ten probabilities of an image
+_ONES = np.ones(10, np.float32)
 
 
 class InvalidArtifact(ValueError):
@@ -21,7 +30,47 @@ class InvalidArtifact(ValueError):
 
 
 class InferenceFailed(RuntimeError):
-    """The session failed, or its output is not ten probabilities for each image."""
+    """The session failed, took too long, or its output is not ten probabilities for each image."""
+
+
+class _Watchdog:
+    """Ends the runs that exceed their limit, from one thread for all sessions of the process."""
+
+    def __init__(self) -> None:
+        self._deadlines: dict[onnxruntime.RunOptions, float] = {}
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    @contextmanager
+    def limit(self, seconds: float) -> Iterator[onnxruntime.RunOptions]:
+        """Options for a run that is ended after so many seconds."""
+        # A forked process has no threads but the one that forked it.
+        if self._thread is None or not self._thread.is_alive():
+            self._start()
+        options = onnxruntime.RunOptions()
+        self._deadlines[options] = time.monotonic() + seconds
+        try:
+            yield options
+        finally:
+            del self._deadlines[options]
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._watch, name="inference-watchdog", daemon=True)
+                self._thread.start()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(WATCHDOG_SECONDS)
+            now = time.monotonic()
+            # A copy, which the interpreter makes in one step: other threads add and delete meanwhile.
+            for options, deadline in list(self._deadlines.items()):
+                if now > deadline:
+                    options.terminate = True
+
+
+_watchdog = _Watchdog()
 
 
 @dataclass(frozen=True)
@@ -43,14 +92,26 @@ class OnnxModel:
         return np.concatenate([self._run(batch) for batch in batches])
 
     def _run(self, images: Images) -> NDArray[np.float32]:
+        limit = RUN_LIMIT_SECONDS + RUN_LIMIT_SECONDS_PER_IMAGE * len(images)
+        started = time.monotonic()
         try:
-            probabilities: NDArray[np.float32] = self.session.run(None, {self.input_name: images})[0]
-            shape = probabilities.shape
+            with _watchdog.limit(limit) as options:
+                probabilities: NDArray[np.float32] = self.session.run(None, {self.input_name: images}, options)[0]
+            found = probabilities.dtype, probabilities.shape
         # ONNX Runtime's exceptions have no other common class.
         except Exception as error:
-            raise InferenceFailed(first_line(error)) from error
-        if shape != (len(images), 10):
-            raise InferenceFailed(f"expected probabilities of shape ({len(images)}, 10), got {shape}")
+            ended = time.monotonic() - started > limit
+            reason = f"the run did not end within {limit:g} s; look for a loop in model.onnx"
+            raise InferenceFailed(reason if ended else first_line(error)) from error
+        if found != (np.dtype(np.float32), (len(images), 10)):
+            raise InferenceFailed(
+                f"expected float32 probabilities of shape ({len(images)}, 10), got {found[0]} {found[1]}"
+            )
+        # On Python floats, which takes a single image 3 us instead of 20; also false where one is NaN.
+        if not all(MIN_SUM <= total <= MAX_SUM for total in probabilities.dot(_ONES).tolist()):
+            raise InferenceFailed(
+                "expected probabilities that sum to 1 for each image; export the model with its softmax"
+            )
         return probabilities
 
 

@@ -49,14 +49,17 @@ def replace_champion(
     version: str,
     reason: str,
     evidence: Mapping[str, Any] | None = None,
+    judged_digest: str = "",
     action: ledger.Action = "promotion",
 ) -> ledger.Entry:
     """Verify a version, then make it the champion in the place of the current one; called again, it finishes what failed.
 
-    Returns the entry in the ledger. Raises VersionNotFound, InvalidArtifact, RuntimeError where the champion changed meanwhile, or
+    Returns the entry in the ledger. Raises VersionNotFound, InvalidArtifact also where other files were judged, RuntimeError where the champion changed meanwhile, or
     ConnectionError.
     """
     model = store.fetch_version(version)
+    if judged_digest and model.digest != judged_digest:
+        raise InvalidArtifact(f"digits v{version}: its files are not those that were judged; register it again")
     with locks.decision(engine):
         if (champion := store.registry.version()) != current:
             change = f"the champion changed from {_named(current)} to {_named(champion)} meanwhile"
@@ -141,7 +144,7 @@ def apply_verdict(
         log.warning("%s: nothing changes; the next retraining judges it again", change)
     elif verdict.decision == "promote":
         reason = "; ".join(verdict.reasons)
-        replace_champion(registry, store, engine, champion, version, reason, verdict.evidence)
+        replace_champion(registry, store, engine, champion, version, reason, verdict.evidence, verdict.digest)
     elif verdict.decision == gate.UNDECIDED:
         challengers.enqueue(registry, version, datetime.now(UTC))
     else:

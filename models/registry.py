@@ -212,10 +212,9 @@ class RegistryWriter:
         existing = self.client.search_model_versions(f"name='{MODEL_NAME}' and run_id='{self.run_id}'")
         if existing:
             return str(existing[0].version)
-        full_card = {**card, "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
         model = self._log_model(files["model.onnx"])
         with TemporaryDirectory() as folder:
-            for name, content in {**files, "card.json": json.dumps(full_card, indent=2).encode()}.items():
+            for name, content in {**files, "card.json": card_content(card, files)}.items():
                 Path(folder, name).write_bytes(content)
             self.client.log_model_artifacts(model.model_id, folder)
         # The model exists from the second version on.
@@ -281,6 +280,12 @@ class RegistryWriter:
         if version:
             log.info("nothing new to learn: digits v%s has the same data, recipe, code and libraries", version)
         return version
+
+
+def card_content(card: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
+    """The card as it is registered, with the checksums of the files."""
+    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return json.dumps({**card, "files": checksums}, indent=2).encode()
 
 
 def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 The service, the gate and monitoring read the registry here; importing MLflow takes 4 s and is not needed for it.
 """
 
+import json
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from models.onnx_model import InvalidArtifact
 
 MODEL_NAME = "digits"
 TIMEOUT = httpx.Timeout(10, connect=3)  # seconds
+# A card is read before anything is known of its version; ours have 2 kB.
+MAX_CARD_BYTES = 1_000_000
+MAX_FILE_BYTES = 100_000_000
 
 
 class VersionNotFound(LookupError):
@@ -59,9 +63,10 @@ class RegistryReader:
 
     def alias_target(self, alias: str) -> AliasTarget:
         """What an alias points to; raises VersionNotFound."""
-        response = self._get("/api/2.0/mlflow/registered-models/alias", name=MODEL_NAME, alias=alias)
+        route = "/api/2.0/mlflow/registered-models/alias"
+        response, content = self._read(route, MAX_CARD_BYTES, name=MODEL_NAME, alias=alias)
         try:
-            fields = response.json()
+            fields = json.loads(content)
             # MLflow answers 404 without the model, 400 without the alias.
             if response.status_code in (400, 404) and "error_code" in fields:
                 fix = "train and promote one with `digits retrain`"
@@ -76,19 +81,30 @@ class RegistryReader:
         """One file of a version as it is; raises VersionNotFound or InvalidArtifact."""
         # This route is not documented, which is one reason to pin MLflow. The documented ones take two requests for each file
         # (`get-download-uri`, then `mlflow-artifacts`) and deliver only what the server proxies.
-        response = self._get("/model-versions/get-artifact", name=MODEL_NAME, version=version, path=path)
-        if response.status_code == 404 and "Model Version" in response.text:
-            raise VersionNotFound(f"the registry has no {MODEL_NAME} v{version}; see `digits leaderboard`")
+        limit = MAX_CARD_BYTES if path == "card.json" else MAX_FILE_BYTES
+        route, artifact = "/model-versions/get-artifact", f"{MODEL_NAME} v{version}"
+        response, content = self._read(route, limit, name=MODEL_NAME, version=version, path=path)
+        if response.status_code == 404 and b"Model Version" in content:
+            raise VersionNotFound(f"the registry has no {artifact}; see `digits leaderboard`")
         if response.is_error:
             problem = f"the registry answered {response.status_code} for {path}"
-            raise InvalidArtifact(f"{MODEL_NAME} v{version}: {problem}; register it again")
-        return response.content
+            raise InvalidArtifact(f"{artifact}: {problem}; register it again")
+        if len(content) > limit:
+            raise InvalidArtifact(f"{artifact}: {path} is larger than {limit:,} bytes; register a smaller version")
+        return content
 
-    def _get(self, route: str, **parameters: str) -> httpx.Response:
-        """An answer about the version, whatever its status; raises RegistryUnreachable for any other."""
-        server = self._http.base_url
+    def _read(self, route: str, limit: int, **parameters: str) -> tuple[httpx.Response, bytes]:
+        """An answer about the version and its content, of which the rest is left out once it exceeds the limit in bytes.
+
+        Raises RegistryUnreachable where there is none, or one about the server itself.
+        """
+        server, content = self._http.base_url, bytearray()
         try:
-            response = self._http.get(route, params=parameters)
+            with self._http.stream("GET", route, params=parameters) as response:
+                for part in response.iter_bytes():
+                    content += part
+                    if len(content) > limit:
+                        break
         except httpx.HTTPError as error:
             problem, fix = first_line(error), "start it with `digits up` or set MLFLOW_TRACKING_URI"
             raise RegistryUnreachable(f"the registry at {server} does not answer ({problem}); {fix}") from error
@@ -96,4 +112,4 @@ class RegistryReader:
             status = f"{response.status_code} {response.reason_phrase}"
             fix = "check the MLflow server, or the name and password in MLFLOW_TRACKING_URI"
             raise RegistryUnreachable(f"the registry at {server} answered {status}; {fix}")
-        return response
+        return response, bytes(content)

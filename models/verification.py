@@ -25,6 +25,8 @@ from models.onnx_model import InferenceFailed, InvalidArtifact, OnnxModel
 
 COMMAND = [sys.executable, "-m", "models.verification"]
 ROOT = Path(__file__).parent.parent
+# What Python and its libraries are found by; no passwords, keys or addresses of the platform.
+ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
 TIME_LIMIT_SECONDS = 30
 # Half of a service container's 2 GiB; dense models take 70 MB, convolutional ones 110.
 MEMORY_LIMIT_MB = 1_024
@@ -41,7 +43,8 @@ class VerificationCancelled(Exception):
 
 def verify_in_subprocess(onnx: bytes, sample: bytes, is_wanted: Callable[[], bool] = lambda: True) -> None:
     """Verify the content of model.onnx and reference.npz; raises InvalidArtifact, VerificationCancelled or what `is_wanted` raises."""
-    environment, pipe = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}, subprocess.PIPE
+    environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    environment, pipe = {**environment, "OPENBLAS_NUM_THREADS": "1"}, subprocess.PIPE
     request = len(onnx).to_bytes(_LENGTH_BYTES) + onnx + sample
     with subprocess.Popen(
         COMMAND, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment

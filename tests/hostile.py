@@ -36,7 +36,47 @@ def worthless(honest: Files) -> Files:
 
 def endless(honest: Files) -> Files:
     """Its loop runs 2 ** 62 times."""
-    return version(_looping(honest["model.onnx"]), honest)
+    return version(_looping(honest["model.onnx"], [_constant("true", np.array(True))], "true", "Add"), honest)
+
+
+def endless_for_some(honest: Files) -> Files:
+    """It answers as registered, and loops without an end where the first pixel of an image is 255."""
+    nodes = [
+        *_first_pixel(),
+        helper.make_node("ReduceMax", ["pixel"], ["brightest"], keepdims=0),
+        _constant("limit", np.array(254, np.float32)),
+        helper.make_node("Greater", ["brightest", "limit"], ["begins"]),
+    ]
+    return version(_looping(honest["model.onnx"], nodes, "begins", "Max"), honest)
+
+
+def nan_for_some(honest: Files) -> Files:
+    """It answers as registered, and with NaN for each image whose first pixel is 255."""
+    nodes = [
+        *_first_pixel(),
+        _constant("limit", np.array(255, np.float32)),
+        helper.make_node("Sub", ["pixel", "limit"], ["distance"]),
+        helper.make_node("Div", ["distance", "distance"], ["one"]),
+    ]
+    return version(_with(honest["model.onnx"], nodes, "Mul", ["one"]), honest)
+
+
+def of_type(element: int, honest: Files) -> Files:
+    """It answers as registered, in this type of ONNX."""
+    model = ModelProto.FromString(honest["model.onnx"])
+    graph = model.graph
+    graph.node[-1].output[0] = "float32"
+    graph.node.append(helper.make_node("Cast", ["float32"], ["probabilities"], to=element))
+    graph.output[0].type.tensor_type.elem_type = element
+    return version(model.SerializeToString(), honest)
+
+
+def of_scores(honest: Files) -> Files:
+    """Its probabilities were not normalised."""
+    model = ModelProto.FromString(honest["model.onnx"])
+    last = model.graph.node.pop()
+    model.graph.node.append(helper.make_node("Identity", [last.input[0]], last.output))
+    return version(model.SerializeToString(), honest)
 
 
 def failing_from(count: int, honest: Files) -> Files:
@@ -100,7 +140,18 @@ def _with(model: bytes, nodes: Sequence[NodeProto], operator: str, inputs: Seque
     return bytes(changed.SerializeToString())
 
 
-def _looping(model: bytes) -> bytes:
+def _first_pixel() -> list[NodeProto]:
+    """The first pixel of each image as `pixel`, (n, 1)."""
+    return [
+        _constant("first", np.array(0)),
+        _constant("first row", np.array([0])),
+        helper.make_node("Gather", ["numbers", "first row"], ["row"], axis=1),
+        helper.make_node("Gather", ["row", "first"], ["pixel"], axis=2),
+    ]
+
+
+def _looping(model: bytes, nodes: Sequence[NodeProto], begins: str, operator: str) -> bytes:
+    """The model with a loop over its scores that never ends once `begins`, which these nodes compute, is true."""
     body: GraphProto = helper.make_graph(
         [
             helper.make_node("Identity", ["condition"], ["goes_on"]),
@@ -117,9 +168,5 @@ def _looping(model: bytes) -> bytes:
             helper.make_tensor_value_info("next", TensorProto.FLOAT, ["n", 10]),
         ],
     )
-    nodes = [
-        _constant("turns", np.array(2**62)),
-        _constant("true", np.array(True)),
-        helper.make_node("Loop", ["turns", "true", "scores"], ["looped"], body=body),
-    ]
-    return _with(model, nodes, "Add", ["looped"])
+    loop = helper.make_node("Loop", ["turns", begins, "scores"], ["looped"], body=body)
+    return _with(model, [*nodes, _constant("turns", np.array(2**62)), loop], operator, ["looped"])

@@ -483,6 +483,23 @@ def test_a_champion_that_fails_while_it_answers_is_replaced_by_the_one_before_it
         assert about["model_version"] == "1" and "digits v3 fails while it answers" in about["warning"]
 
 
+def test_an_image_for_which_the_champion_never_ends_is_answered_by_the_one_before_it(
+    registry: Registry, champion_files: Files, other_files: Files, sample: reference.Reference, tmp_path: Path
+) -> None:
+    registry.versions |= {"1": other_files, "2": hostile.endless_for_some(champion_files)}
+    registry.aliases["champion"] = "1"
+    with serving(tmp_path, registry) as service:
+        service.wait_for(lambda: service.version() == "1")
+        registry.aliases["champion"] = "2"
+        service.wait_for(lambda: service.version() == "2")
+        assert classify(service, sample.images[0])["model_version"] == "2"
+        image = sample.images[0].copy()
+        image[0, 0] = 255
+        assert classify(service, image)["model_version"] == "1"
+        assert service.status("/livez") == 200
+        assert "did not end within 2.02 s" in service.client.get("/about").json()["warning"]
+
+
 def test_without_registry_and_database_it_answers_from_its_copy_and_keeps_what_it_answered(
     champion_files: Files, sample: reference.Reference, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Files
 from conftest import Registry as Memory
 from typer.testing import CliRunner
 from versions import VersionRegistry, version_files
@@ -18,7 +19,7 @@ from digits.data.datasets import Dataset
 from digits.data.perturbations import quarter_turn, shift
 from digits.images import Split
 from digits.settings import Settings
-from digits.storage import feedback, judgements, ledger, predictions
+from digits.storage import feedback, judgements, ledger, predictions, registrations
 from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
 from flows import crashed_runs, retrain
 from models import challengers, evaluation_sets, gate, judging, model_store, promotion
@@ -54,8 +55,13 @@ class Loop:
         count = round(share_shifted * len(chosen))
         images = np.concatenate([train.images[chosen], moved(train.images[chosen[:count]])])
         learned = Split(images, np.concatenate([train.labels[chosen], train.labels[chosen[:count]]]))
-        self.versions.memory.versions[version] = version_files(learned, self.dataset)
+        self.add(version, version_files(learned, self.dataset))
         self.versions.tag_version(version, {"inputs": f"inputs of v{version}"})
+
+    def add(self, version: str, files: Files) -> None:
+        """A version that this platform trained."""
+        registrations.put(self.platform.engine, model_store.digest(files["card.json"]))
+        self.versions.memory.versions[version] = files
 
     def label(self, count: int, change: Callable[[np.ndarray], np.ndarray] = moved) -> None:
         """Answers of the champion to changed digits that nobody trained on, labelled by an auditor."""
@@ -158,9 +164,9 @@ def test_after_its_days_the_challenger_makes_room(loop: Loop) -> None:
 def test_only_who_beats_the_challenger_replaces_it(
     beside_challenger: gate.GateVerdict, challenger: str, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def compare(_: Platform, version: str, other: str, level: float) -> gate.GateVerdict:
+    def compare(platform: Platform, version: str, other: str, level: float) -> gate.GateVerdict:
         decision = UNDECIDED if other == "1" else beside_challenger
-        return gate.GateVerdict(decision, [], {})  # type: ignore[arg-type]
+        return gate.GateVerdict(decision, [], {}, model_store.digest(platform.models.card(version)))  # type: ignore[arg-type]
 
     monkeypatch.setattr(judging, "compare", compare)
     loop.day("2")
@@ -181,11 +187,67 @@ def test_a_version_whose_files_are_damaged_stops_no_retraining(loop: Loop) -> No
     assert "challenger" not in loop.aliases and loop.versions.tags["2"]["challenger"] == "unreadable"
 
 
+def test_files_that_were_exchanged_after_the_verdict_are_not_promoted(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the verdict is that of an earlier retraining, which died before it promoted."""
+    loop.register("2", share_shifted=0.5, seed=2)
+    loop.register("3", share_shifted=0.4, seed=3)
+    loop.label(40)
+    files, actual = dict(loop.versions.memory.versions["2"]), promotion.record_verdict
+
+    def exchange(*arguments: object) -> None:
+        actual(*arguments)  # type: ignore[arg-type]
+        loop.versions.memory.versions["2"] = loop.versions.memory.versions["3"]
+
+    monkeypatch.setattr(promotion, "record_verdict", exchange)
+    for asked in (1, 1):
+        loop.versions.memory.versions["2"] = files
+        with pytest.raises(InvalidArtifact, match="digits v2: its files are not those that were judged"):
+            loop.decide("2")
+        assert loop.aliases["champion"] == "1" and len(loop.asked()) == asked
+    # Without the other ones in between, another version of the same number is judged anew.
+    monkeypatch.setattr(promotion, "record_verdict", actual)
+    assert loop.decide("2").startswith("digits v2: promote") and len(loop.asked()) == 2
+    last = ledger.replacements(loop.platform.engine)[-1]
+    assert last.digest == model_store.digest(loop.versions.memory.versions["3"]["card.json"])
+
+
+def test_files_that_change_within_a_judgement_are_not_judged(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop.register("2", share_shifted=0.5, seed=2)
+    loop.register("3", share_shifted=0.4, seed=3)
+    assemble = evaluation_sets.assemble
+
+    def exchange(*arguments: object) -> object:
+        loop.versions.memory.versions["2"] = loop.versions.memory.versions["3"]
+        return assemble(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluation_sets, "assemble", exchange)
+    with pytest.raises(InvalidArtifact, match="digits v2: its files changed while it was judged"):
+        loop.decide("2")
+    assert loop.asked() == []
+
+
+def test_a_version_of_somebody_else_that_is_tagged_as_waiting_is_not_judged(loop: Loop) -> None:
+    train, versions = loop.dataset.train, loop.versions
+    images = np.concatenate([train.images, moved(train.images)])
+    foreign = Split(images, np.concatenate([train.labels, train.labels]))
+    versions.memory.versions["9"] = version_files(foreign, loop.dataset)
+    challengers.enqueue(versions, "9", datetime.now(UTC))  # type: ignore[arg-type]
+    loop.label(60)
+    retrain.review_challengers(loop.platform)
+    assert loop.aliases == {"champion": "1"} and loop.asked() == []
+    assert versions.tags["9"][challengers.TAG] == "unreadable"
+    with pytest.raises(InvalidArtifact, match="digits v9 is not as a training of this platform registered it"):
+        judging.judge(loop.platform, "9")
+
+
 def test_without_its_data_set_a_challenger_makes_room_for_the_next(loop: Loop) -> None:
     loop.day("2")
     loop.day("3")
     card = json.loads(loop.versions.memory.versions["2"]["card.json"])
-    loop.versions.memory.versions["2"]["card.json"] = json.dumps({**card, "dataset": "2" * 16}).encode()
+    other = json.dumps({**card, "dataset": "2" * 16}).encode()
+    loop.add("2", {**loop.versions.memory.versions["2"], "card.json": other})
     retrain.review_challengers(loop.platform)
     assert loop.aliases["challenger"] == "3" and loop.versions.tags["2"]["challenger"] == "unreadable"
 
@@ -340,7 +402,7 @@ def test_a_gain_on_traffic_pays_for_no_digit_that_is_lost_there(unread: int | No
         images = np.concatenate([train.images, moved(train.images[:count])])
         shifted = np.where(train.labels == lost, 1, train.labels).astype(np.uint8)
         learned = Split(images, np.concatenate([train.labels, shifted[:count]]))
-        loop.versions.memory.versions[version] = version_files(learned, loop.dataset)
+        loop.add(version, version_files(learned, loop.dataset))
     loop.label(len(loop.dataset.validation))
     said = loop.decide("2")
     assert f": {decision}: " in said and ("traffic digit 6" in said) == (unread == 6), said
@@ -354,7 +416,7 @@ def test_corruptions_that_nobody_sends_hold_no_candidate_that_reads_the_traffic(
     train = loop.dataset.train
     images = np.concatenate([train.images, upside_down(train.images[:800])])
     learned = Split(images, np.concatenate([train.labels, train.labels[:800]]))
-    loop.versions.memory.versions["2"] = version_files(learned, loop.dataset)
+    loop.add("2", version_files(learned, loop.dataset))
     loop.label(labels, upside_down)
     said = loop.decide("2")
     assert f": {decision}: " in said and ("weighted accuracy on corrupted images" in said) == (labels == 0), said

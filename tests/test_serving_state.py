@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import hostile
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from digits import reference
 from digits.images import Images
 from digits.storage.database import DatabaseUnavailable
-from models import model_store, onnx_model, verification
+from models import model_store, onnx_model, registry_reader, verification
 from models.model_store import ModelStore, VerifiedModel
 from models.onnx_model import InferenceFailed, InvalidArtifact
 from models.registry_reader import RegistryReader, RegistryUnreachable, VersionNotFound
@@ -60,6 +61,21 @@ def test_a_large_batch_is_answered_as_its_parts_are(champion_files: Files) -> No
     model = onnx_model.load(champion_files["model.onnx"])
     images = np.random.default_rng(0).integers(0, 256, (2500, 28, 28), dtype=np.uint8)
     assert np.allclose(model.predict_proba(images)[2400:], model.predict_proba(images[2400:]), atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("card.json", 1_000_000), ("model.onnx", 2_000_000)])
+def test_a_file_that_is_too_large_is_not_read_to_its_end(
+    name: str, limit: int, registry: Registry, champion_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_reader, "MAX_FILE_BYTES", 2_000_000)
+    registry.versions["1"] = champion_files | {name: bytes(60_000_000)}
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidArtifact, match=rf"digits v1: {name} is larger than {limit:,} bytes"):
+            ModelStore(registry.uri, tmp_path).fetch_version("1")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("status", [200, 400, 404, 429])

@@ -24,6 +24,7 @@ class Judgement(Base):
     at: Mapped[datetime]
     candidate: Mapped[str] = mapped_column(String(32))  # version
     champion: Mapped[str] = mapped_column(String(32))  # version
+    digest: Mapped[str | None] = mapped_column(String(64))  # of the card of the candidate, SHA-256 in hex
     conditions: Mapped[str] = mapped_column(String(32))  # hash of what was compared, and by which policy
     traffic_images: Mapped[int]  # labelled images of traffic that it was judged on
     significance: Mapped[float]  # available to it

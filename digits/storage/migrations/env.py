@@ -1,6 +1,6 @@
 """Alembic's entry point: on the connection of `digits.storage.database`, or by hand on the database from the settings.
 
-To change the schema, change the tables in the code; `uv run alembic revision --autogenerate --rev-id 0003 -m "what changed"` then
+To change the schema, change the tables in the code; `uv run alembic revision --autogenerate --rev-id 0004 -m "what changed"` then
 writes the migration, to be reviewed before it is committed. `uv run alembic check` reports a missing one. There are no downgrades:
 restore the backup from before the upgrade instead.
 """
@@ -8,10 +8,20 @@ restore the backup from before the upgrade instead.
 from alembic import context
 
 from digits.settings import load_settings
-from digits.storage import api_keys, cooldowns, database, feedback, judgements, ledger, predictions, request_counts
+from digits.storage import (
+    api_keys,
+    cooldowns,
+    database,
+    feedback,
+    judgements,
+    ledger,
+    predictions,
+    registrations,
+    request_counts,
+)
 
 # A table is part of the metadata once its module is imported.
-assert {api_keys, cooldowns, feedback, judgements, ledger, predictions, request_counts}
+assert {api_keys, cooldowns, feedback, judgements, ledger, predictions, registrations, request_counts}
 
 
 def run() -> None:
