@@ -87,7 +87,7 @@ def photograph_platform(recipe: str) -> None:
             report = max((home / "reports").glob("*--*/report.html"))
             platform.wait_for_retraining(1)
             for name, url, height, button in (
-                ("mlflow", comparison(platform.environment["DIGITS_MLFLOW_PORT"]), 950, "Close"),
+                ("mlflow", comparison(platform), 950, "Close"),
                 ("drift", report.as_uri(), 1220, "DATA DISTRIBUTION"),
                 ("prefect", f"http://127.0.0.1:{platform.environment['DIGITS_PREFECT_PORT']}/runs", 950, None),
             ):
@@ -103,9 +103,10 @@ def photograph_platform(recipe: str) -> None:
                     save_screenshot(browser, f"{name}.png")
 
 
-def comparison(port: str) -> str:
-    """The address of MLflow's view of all runs side by side."""
-    server = f"http://127.0.0.1:{port}"
+def comparison(platform: loop.Platform) -> str:
+    """The address of MLflow's view of all runs side by side, with its login."""
+    login = (platform.home / "mlflow" / "login").read_text()
+    server = f"http://{login}@127.0.0.1:{platform.environment['DIGITS_MLFLOW_PORT']}"
     (experiment,) = httpx.post(
         f"{server}/api/2.0/mlflow/experiments/search", json={"filter": "name = 'digits'", "max_results": 1}
     ).json()["experiments"]

@@ -71,7 +71,7 @@ class ServingContext:
         cache, poll_seconds = RELEASE if self._is_release else settings.champions, settings.registry_poll_seconds
         connect = lru_cache(partial(database.connect, url, busy_seconds=2))  # once it succeeds
         self._watcher = AliasWatcher(
-            settings.mlflow_tracking_uri, "champion", cache, poll_seconds, lambda: ledger.promoted_digests(connect())
+            settings.registry_uri, "champion", cache, poll_seconds, lambda: ledger.promoted_digests(connect())
         )
         self._closing = threading.Event()
         if self._is_release:
