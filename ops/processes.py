@@ -114,7 +114,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def server_environment(settings: Settings) -> dict[str, str]:
-    """The same with what MLflow's and Prefect's servers need; variables that are set already keep their values."""
+    """The same with what MLflow's and Prefect's servers need; limits for browsers that are set already are kept."""
     login = prefect_login(settings)
     access = {"PREFECT_SERVER_API_AUTH_STRING": login} if login else {}
     return {**_browser_limits(settings), **environment(settings), **access, **_mlflow_access(settings)}
