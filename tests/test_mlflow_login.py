@@ -62,5 +62,5 @@ def test_the_login_opens_what_was_there_at_the_first_start(settings: Settings) -
 
 def test_versions_are_read_with_the_login_only(settings: Settings) -> None:
     assert RegistryReader(settings.registry_uri).version() is None
-    with pytest.raises(RegistryUnreachable, match=r"answered 401 UNAUTHORIZED; check .* the name and password"):
+    with pytest.raises(RegistryUnreachable, match=r"answered 401 Unauthorized; check .* the name and password"):
         RegistryReader(settings.mlflow_tracking_uri).version()
