@@ -79,6 +79,7 @@ def _of_platform(
     """One of the platform's processes as Supervisor would run it."""
     (settings.home / "bentoml").mkdir(exist_ok=True)
     (settings.home / "mlflow" / "artifacts").mkdir(parents=True, exist_ok=True)
+    processes.generate_logins(settings)
     wanted = next(process for process in processes.processes(settings) if process.name == name)
     environment = {**processes.server_environment(settings), **more}
     with running(wanted.command, settings.home / f"{name}.log", lambda: is_ready(wanted), environment) as process:
@@ -130,7 +131,7 @@ def register(settings: Settings, recipe: Recipe, dataset: Dataset) -> str:
     from models import candidates
     from models.registry import RegistryWriter
 
-    registry = RegistryWriter(settings.mlflow_tracking_uri)
+    registry = RegistryWriter(settings.registry_uri)
     datasets.save(dataset, settings.datasets)
     version = candidates.train(registry, settings.datasets, dataset, recipe)
     registry.set_alias("champion", version)

@@ -24,7 +24,7 @@ from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeServic
 from selenium.webdriver.common.by import By
 
 from bench import harness, loop
-from digits.settings import load_settings
+from digits.settings import load_settings, without_password
 from models import recipes
 from models.training import Recipe
 
@@ -86,12 +86,18 @@ def photograph_platform(recipe: str) -> None:
             platform.run("monitor", "--since", since.isoformat())
             report = max((home / "reports").glob("*--*/report.html"))
             platform.wait_for_retraining(1)
+            login = (home / "mlflow" / "login").read_text()
+            server = f"http://{login}@127.0.0.1:{platform.environment['DIGITS_MLFLOW_PORT']}"
             for name, url, height, button in (
-                ("mlflow", comparison(platform.environment["DIGITS_MLFLOW_PORT"]), 950, "Close"),
+                ("mlflow", comparison(server), 950, "Close"),
                 ("drift", report.as_uri(), 1220, "DATA DISTRIBUTION"),
                 ("prefect", f"http://127.0.0.1:{platform.environment['DIGITS_PREFECT_PORT']}/runs", 950, None),
             ):
                 with page(url, 1300, height, 1, "light") as browser:
+                    if name == "mlflow":
+                        # The browser keeps the login; a page whose own address holds one may not fetch anything.
+                        browser.get(server)
+                        browser.get(url)
                     time.sleep(8)
                     if name == "prefect":
                         browser.find_element(By.TAG_NAME, "input").send_keys(platform.prefect_login, Keys.ENTER)
@@ -103,9 +109,8 @@ def photograph_platform(recipe: str) -> None:
                     save_screenshot(browser, f"{name}.png")
 
 
-def comparison(port: str) -> str:
-    """The address of MLflow's view of all runs side by side."""
-    server = f"http://127.0.0.1:{port}"
+def comparison(server: str) -> str:
+    """The address of the view of all runs side by side of an MLflow server whose URL holds the login; without it."""
     (experiment,) = httpx.post(
         f"{server}/api/2.0/mlflow/experiments/search", json={"filter": "name = 'digits'", "max_results": 1}
     ).json()["experiments"]
@@ -113,7 +118,7 @@ def comparison(port: str) -> str:
         f"{server}/api/2.0/mlflow/runs/search", json={"experiment_ids": [experiment["experiment_id"]]}
     ).json()["runs"]
     runs, experiments = json.dumps([run["info"]["run_id"] for run in found]), json.dumps([experiment["experiment_id"]])
-    return f"{server}/#/compare-runs?runs={quote(runs)}&experiments={quote(experiments)}"
+    return f"{without_password(server)}/#/compare-runs?runs={quote(runs)}&experiments={quote(experiments)}"
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def fetch(settings: Settings, version: str) -> Path:
     """A folder with model.onnx and model.keras of the version."""
     for name in ("model.onnx", "model.keras"):
         parameters = {"name": "digits", "version": version, "path": name}
-        answer = httpx.get(f"{settings.mlflow_tracking_uri}/model-versions/get-artifact", params=parameters, timeout=30)
+        answer = httpx.get(f"{settings.registry_uri}/model-versions/get-artifact", params=parameters, timeout=30)
         (settings.home / name).write_bytes(answer.raise_for_status().content)
     return settings.home
 

@@ -84,7 +84,7 @@ def main() -> None:
 
 def swap(settings: Settings, versions: list[str]) -> list[float]:
     """Move the alias back and forth, each time until the service reports the new version; returns the seconds of each swap."""
-    registry = RegistryWriter(settings.mlflow_tracking_uri)
+    registry = RegistryWriter(settings.registry_uri)
     seconds = []
     for number in range(SWAPS):
         started = time.perf_counter()

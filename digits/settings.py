@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -222,6 +223,24 @@ class Settings(BaseSettings):
     def prefect_login_path(self) -> Path:
         """The login that `digits up` generates for its Prefect server, `user:password`."""
         return self.home / "prefect" / "login"
+
+    @property
+    def mlflow_login_path(self) -> Path:
+        """The login that `digits up` generates for its MLflow server, `user:password`."""
+        return self.home / "mlflow" / "login"
+
+    def is_own(self, url: str, port: int) -> bool:
+        """Whether this is the URL of a server that `digits up` starts on the port."""
+        server = urlsplit(url)
+        return server.port == port and server.hostname in ("127.0.0.1", "localhost", "::1", self.private_host)
+
+    @property
+    def registry_uri(self) -> str:
+        """URL of the MLflow server, with the login that `digits up` has generated if it is its own and the URL holds none."""
+        uri, path = self.mlflow_tracking_uri, self.mlflow_login_path
+        if urlsplit(uri).username is None and self.is_own(uri, self.mlflow_port) and path.exists():
+            return uri.replace("://", f"://{path.read_text()}@", 1)
+        return uri
 
     @property
     def service_url(self) -> str:

@@ -36,11 +36,11 @@ class Platform:
         self.models.registry.version()
         from models.registry import RegistryWriter
 
-        return RegistryWriter(self.settings.mlflow_tracking_uri)
+        return RegistryWriter(self.settings.registry_uri)
 
     @cached_property
     def models(self) -> "ModelStore":
         """Registered versions, verified and cached; its `registry` reads aliases without importing MLflow."""
         from models.model_store import ModelStore
 
-        return ModelStore(self.settings.mlflow_tracking_uri, self.settings.champions)
+        return ModelStore(self.settings.registry_uri, self.settings.champions)

@@ -58,7 +58,7 @@ def _start(supervisor: subprocess.Popen[bytes], settings: Settings) -> None:
     with console.status("starting MLflow, Prefect, the endpoint and the reports …"):
         for process in processes.wait_healthy(supervisor, settings, wanted):
             console.print(f"{process.name} is up after {time.monotonic() - started:.0f} s")
-    if RegistryReader(settings.mlflow_tracking_uri).version() is None:
+    if RegistryReader(settings.registry_uri).version() is None:
         _train_first_champion(settings)
     with console.status("waiting for the endpoint to load the champion …"):
         ready = [replace(process, health=f"{process.url}/readyz") for process in wanted if process.name == "service"]
@@ -82,7 +82,7 @@ def _train_first_champion(settings: Settings) -> None:
             training.wait(30)
         training.kill()
         raise
-    if training.returncode or RegistryReader(settings.mlflow_tracking_uri).version() is None:
+    if training.returncode or RegistryReader(settings.registry_uri).version() is None:
         raise RuntimeError(
             "the first training left no champion (see above); correct the cause and run `digits up` again"
         )
@@ -101,7 +101,7 @@ def _first_source(settings: Settings) -> str | None:
 
 
 def print_status(settings: Settings) -> bool:
-    """Print the address and state of each process, Prefect's password and the serving version; returns whether all processes are healthy."""
+    """Print the address and state of each process, the logins and the serving version; returns whether all processes are healthy."""
     rows: list[tuple[RenderableType, ...]] = []
     healthy = True
     for process in processes.processes(settings):
@@ -111,6 +111,8 @@ def print_status(settings: Settings) -> bool:
         rows.append((process.description, address, Text(state, "green" if state == "up" else "red")))
         if process.name == "prefect" and (login := processes.prefect_login(settings)):
             rows.append(("  password to paste there", login))
+        if process.name == "mlflow" and (account := processes.mlflow_login(settings)):
+            rows.append((f"  name {account[0]}, password", account[1]))
     print_table((), [*rows, ("serving version", *_serving_version(settings))])
     return healthy
 
@@ -134,7 +136,7 @@ def train_remotely() -> None:
     from flows import deployments
 
     settings, outcome = load_settings(), ""
-    registry = RegistryReader(settings.mlflow_tracking_uri)
+    registry = RegistryReader(settings.registry_uri)
     while True:
         with suppress(RegistryUnreachable):
             if registry.version() is not None:

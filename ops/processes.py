@@ -85,7 +85,7 @@ def processes(settings: Settings) -> list[Process]:
         url = local_url(host, port)
         return Process(name, description, command, host, port, url, f"{url}{health}")
 
-    mlflow = [*python, "mlflow", "server", "--workers", "1"]
+    mlflow = [*python, "mlflow", "server", "--workers", "1", "--app-name", "basic-auth"]
     prefect = [*python, "prefect", "server", "start"]
     started = [
         server("mlflow", "MLflow: runs and versions", "/health", mlflow),
@@ -94,9 +94,8 @@ def processes(settings: Settings) -> list[Process]:
         server("reports", "Evidently: drift reports", "/", [*python, "monitoring.evidently_ui"]),
         Process("flows", "scheduled flows", [*python, "flows.deployments"]),
     ]
-    urls = {"mlflow": httpx.URL(settings.mlflow_tracking_uri), "prefect": httpx.URL(settings.prefect_api_url)}
-    here = ("127.0.0.1", "localhost", "::1", settings.private_host)
-    return [p for p in started if (url := urls.get(p.name)) is None or (url.host in here and url.port == p.port)]
+    urls = {"mlflow": settings.mlflow_tracking_uri, "prefect": settings.prefect_api_url}
+    return [p for p in started if p.port is None or p.name not in urls or settings.is_own(urls[p.name], p.port)]
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -110,7 +109,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "DIGITS_SERVICE_PORT": str(settings.service_port),
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{settings.home}/mlflow/mlflow.db",
         "MLFLOW_ARTIFACTS_DESTINATION": f"{settings.home}/mlflow/artifacts",
-        "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
+        "MLFLOW_TRACKING_URI": settings.registry_uri,
         "PREFECT_API_URL": settings.prefect_api_url,
         "PREFECT_HOME": str(settings.home / "prefect"),
         "BENTOML_HOME": str(settings.home / "bentoml"),
@@ -119,10 +118,24 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def server_environment(settings: Settings) -> dict[str, str]:
-    """The same with what MLflow's and Prefect's servers need; variables that are set already keep their values."""
+    """The same with what MLflow's and Prefect's servers need; limits for browsers that are set already are kept."""
     login = prefect_login(settings)
     access = {"PREFECT_SERVER_API_AUTH_STRING": login} if login else {}
-    return {**_browser_limits(settings), **environment(settings), **access}
+    return {**_browser_limits(settings), **environment(settings), **access, **_mlflow_access(settings)}
+
+
+def _mlflow_access(settings: Settings) -> dict[str, str]:
+    """What MLflow's basic authentication needs; nothing for a server elsewhere."""
+    if (login := mlflow_login(settings)) is None:
+        return {}
+    user, password = login
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(_mlflow_configuration(settings)),
+        "MLFLOW_AUTH_ADMIN_USERNAME": user,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        # It signs the form for new accounts.
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(32),
+    }
 
 
 def _browser_limits(settings: Settings) -> dict[str, str]:
@@ -152,11 +165,38 @@ def prefect_login(settings: Settings) -> str | None:
     return own
 
 
-def generate_prefect_login(settings: Settings) -> None:
-    """Store a new login for this DIGITS_HOME, readable by its user only."""
-    with files.replacing(settings.prefect_login_path) as part:
-        part.touch(0o600)
-        part.write_text(f"digits:{secrets.token_urlsafe(32)}")
+def mlflow_login(settings: Settings) -> tuple[str, str] | None:
+    """User and password of the MLflow server of `digits up`: those in its URL, or what has been generated for it."""
+    url = httpx.URL(settings.registry_uri)
+    is_own = settings.is_own(settings.mlflow_tracking_uri, settings.mlflow_port)
+    return (url.username, url.password) if is_own and url.username else None
+
+
+def generate_logins(settings: Settings) -> None:
+    """Store a login for each server of this DIGITS_HOME that has none yet, readable by its user only, and configure MLflow's."""
+    users = settings.mlflow_login_path.with_name("users.db")
+    if not settings.mlflow_login_path.exists():
+        # MLflow would keep the password of an account that it has.
+        users.unlink(missing_ok=True)
+    for path in (settings.prefect_login_path, settings.mlflow_login_path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            with files.replacing(path) as part:
+                part.touch(0o600)
+                part.write_text(f"digits:{secrets.token_urlsafe(32)}")
+    config = configparser.RawConfigParser()
+    config["mlflow"] = {
+        "default_permission": "NO_PERMISSIONS",
+        "database_uri": f"sqlite:///{users}",
+        # Checking a password hash is slow by design, and the service polls every two seconds.
+        "auth_cache_ttl_seconds": "60",
+    }
+    with _mlflow_configuration(settings).open("w") as file:
+        config.write(file)
+
+
+def _mlflow_configuration(settings: Settings) -> Path:
+    return settings.home / "mlflow" / "basic-auth.ini"
 
 
 @contextmanager
@@ -326,12 +366,11 @@ def _check_ports(wanted: list[Process]) -> None:
 
 
 def _configure(settings: Settings, wanted: list[Process]) -> Path:
-    """Write Supervisor's configuration (https://supervisord.org/configuration.html), the folders and Prefect's login."""
+    """Write Supervisor's configuration (https://supervisord.org/configuration.html), the folders and the logins."""
     folders = ("run", "logs", "mlflow/artifacts", "prefect", "bentoml")
     for folder in (*(settings.home / name for name in folders), settings.inbox, settings.workspace):
         folder.mkdir(parents=True, exist_ok=True)
-    if not settings.prefect_login_path.exists():
-        generate_prefect_login(settings)
+    generate_logins(settings)
     (url,) = _supervisor(settings).values()
     config = configparser.RawConfigParser()
     config["unix_http_server"] = {"file": url.removeprefix("unix://")}

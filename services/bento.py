@@ -49,7 +49,7 @@ def build(settings: Settings, requirements: Path) -> Path:
 def _copy_champion(settings: Settings, folder: Path) -> VerifiedModel:
     """The champion, verified, and its files in the folder."""
     try:
-        champion = ModelStore(settings.mlflow_tracking_uri, folder).fetch()
+        champion = ModelStore(settings.registry_uri, folder).fetch()
     except RegistryUnreachable as unreachable:
         try:
             champion = last_good("champion", settings.champions)

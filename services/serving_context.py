@@ -71,9 +71,7 @@ class ServingContext:
         self._is_release = RELEASE.is_dir()
         cache, poll_seconds = RELEASE if self._is_release else settings.champions, settings.registry_poll_seconds
         self._ledger_engine: Engine | None = None
-        self._watcher = AliasWatcher(
-            settings.mlflow_tracking_uri, "champion", cache, poll_seconds, self._promoted_digests
-        )
+        self._watcher = AliasWatcher(settings.registry_uri, "champion", cache, poll_seconds, self._promoted_digests)
         self._closing = threading.Event()
         if self._is_release:
             self._watcher.pin()

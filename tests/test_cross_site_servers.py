@@ -83,9 +83,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     home = tmp_path_factory.mktemp("home")
     urls: dict[str, Any] = {"mlflow_tracking_uri": mlflow, "prefect_api_url": f"{prefect}/api"}
     settings = Settings(home=home, prefect_api_auth_string=None, **urls, **ports)
-    for folder in ("mlflow/artifacts", "prefect", "workspace"):
+    for folder in ("mlflow/artifacts", "workspace"):
         (home / folder).mkdir(parents=True)
-    processes.generate_prefect_login(settings)
+    processes.generate_logins(settings)
     with ExitStack() as running:
         for process in processes.processes(settings):
             if process.name in CREATE:
@@ -111,12 +111,13 @@ def created(settings: Settings, server: str) -> list[str]:
     """The names that a server holds of what a page created, as its user sees them."""
     url = url_of(settings, server)
     if server == "prefect":
-        login = processes.prefect_login(settings)
-        assert login is not None
-        found = post(f"{url}/api/flows/filter", json={}, auth=httpx.BasicAuth(*login.split(":"))).json()
+        prefect_login = processes.prefect_login(settings)
+        assert prefect_login is not None
+        found = post(f"{url}/api/flows/filter", json={}, auth=httpx.BasicAuth(*prefect_login.split(":"))).json()
     elif server == "mlflow":
         search = {"max_results": 100}
-        found = post(f"{url}/api/2.0/mlflow/experiments/search", json=search).json()["experiments"]
+        login = processes.mlflow_login(settings)
+        found = post(f"{url}/api/2.0/mlflow/experiments/search", json=search, auth=login).json()["experiments"]
     else:
         found = get(f"{url}/api/projects").json()
     return [one["name"] for one in found if "evil" in one["name"]]
@@ -161,3 +162,12 @@ def test_the_printed_password_opens_prefects_page(settings: Settings, browser: C
     browser.find_element(By.CSS_SELECTOR, "input").send_keys(processes.prefect_login(settings) or "", Keys.ENTER)
     wait_for(lambda: browser.find_elements(By.PARTIAL_LINK_TEXT, "Deployments"))
     assert not browser.find_elements(By.CSS_SELECTOR, "input[type=password]")
+
+
+def test_the_printed_name_and_password_open_mlflows_page(settings: Settings, browser: Chrome) -> None:
+    login = processes.mlflow_login(settings)
+    assert login is not None
+    # As the browser sends them once its dialog has been filled in.
+    browser.get(url_of(settings, "mlflow").replace("//", "//" + ":".join(login) + "@"))
+    browser.get(url_of(settings, "mlflow") + "/#/experiments?workflowType=machine_learning")
+    wait_for(lambda: browser.find_elements(By.PARTIAL_LINK_TEXT, "Default"))

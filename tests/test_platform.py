@@ -55,6 +55,11 @@ class Platform:
         """As `digits up` generated it."""
         return httpx.BasicAuth(*(self.home / "prefect" / "login").read_text().split(":"))
 
+    @property
+    def mlflow_login(self) -> httpx.BasicAuth:
+        """As `digits up` generated it."""
+        return httpx.BasicAuth(*(self.home / "mlflow" / "login").read_text().split(":"))
+
     def start(self) -> str:
         """Start it and give what it printed up to the last line."""
         self.process = subprocess.Popen(
@@ -130,7 +135,7 @@ def test_the_address_table_is_true(platform: Platform) -> None:
     addresses = re.findall(r"http://127\.0\.0\.1:\d+", printed)
     assert sorted(addresses) == sorted(f"http://127.0.0.1:{port}" for port in platform.ports.values())
     for address in addresses:
-        assert httpx.get(address, follow_redirects=True, timeout=30).status_code == 200
+        assert httpx.get(address, follow_redirects=True, timeout=30, auth=platform.mlflow_login).status_code == 200
     assert platform.run("status").returncode == 0
 
 
@@ -140,6 +145,16 @@ def test_prefect_answers_only_with_the_password_of_the_table(platform: Platform)
     flows = f"{platform.prefect}/flows/count"
     assert [post(flows, json={}, auth=auth).status_code for auth in (None, ("digits", "guess"))] == [401, 401]
     assert post(flows, json={}, auth=httpx.BasicAuth(*login.split(":"))).json() > 0
+
+
+def test_mlflow_answers_only_with_the_name_and_password_of_the_table(platform: Platform) -> None:
+    printed: str = platform.printed  # type: ignore[attr-defined]
+    ((name, password),) = re.findall(r"name (\w+), password +(\S+)", printed)
+    search = f"http://127.0.0.1:{platform.ports['DIGITS_MLFLOW_PORT']}/api/2.0/mlflow/experiments/search"
+    logins = (None, (name, "guess"), (name, password))
+    answers = [post(search, json={"max_results": 9}, auth=login) for login in logins]
+    assert [answer.status_code for answer in answers] == [401, 401, 200]
+    assert "digits" in [experiment["name"] for experiment in answers[-1].json()["experiments"]]
 
 
 def test_only_the_four_ports_listen_and_a_port_that_answers_runs_only(platform: Platform) -> None:
@@ -404,7 +419,8 @@ def _keras_champion(platform: Platform, version: str = "1") -> Any:
     parameters = {"name": "digits", "version": version, "path": "model.keras"}
     mlflow = f"http://127.0.0.1:{platform.ports['DIGITS_MLFLOW_PORT']}"
     path = platform.home / "model.keras"
-    path.write_bytes(get(f"{mlflow}/model-versions/get-artifact", params=parameters).content)
+    answer = get(f"{mlflow}/model-versions/get-artifact", params=parameters, auth=platform.mlflow_login)
+    path.write_bytes(answer.content)
     return keras.models.load_model(path)
 
 

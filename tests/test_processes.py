@@ -19,19 +19,31 @@ from ops import processes
 ROOT = Path(__file__).parent.parent
 LIMITS = ("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
 LOGINS = ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING")
+MLFLOW_SERVER = (
+    "MLFLOW_AUTH_CONFIG_PATH",
+    "MLFLOW_AUTH_ADMIN_USERNAME",
+    "MLFLOW_AUTH_ADMIN_PASSWORD",
+    "MLFLOW_FLASK_SERVER_SECRET_KEY",
+)
 
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*LIMITS, *LOGINS, "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DIGITS_HOST", "DIGITS_AUTH"):
+    for name in (
+        *LIMITS,
+        *LOGINS,
+        *MLFLOW_SERVER,
+        "MLFLOW_TRACKING_URI",
+        "PREFECT_API_URL",
+        "DIGITS_HOST",
+        "DIGITS_AUTH",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
 def settings_of(home: Path, **changes: Any) -> Settings:
     settings = Settings(_env_file=None, home=home, **changes)  # type: ignore[call-arg]
-    if not settings.prefect_login_path.exists():
-        settings.prefect_login_path.parent.mkdir(parents=True)
-        processes.generate_prefect_login(settings)
+    processes.generate_logins(settings)
     return settings
 
 
@@ -75,7 +87,51 @@ def test_commands_and_flows_get_the_login_and_nothing_of_the_servers(tmp_path: P
     settings = settings_of(tmp_path)
     environment = processes.environment(settings)
     assert environment["PREFECT_API_AUTH_STRING"] == processes.prefect_login(settings)
-    assert not {*LIMITS, "PREFECT_SERVER_API_AUTH_STRING"} & set(environment)
+    assert not {*LIMITS, *MLFLOW_SERVER, "PREFECT_SERVER_API_AUTH_STRING"} & set(environment)
+
+
+def test_mlflows_server_and_clients_get_the_login_of_this_home(tmp_path: Path) -> None:
+    settings, other = settings_of(tmp_path / "1"), settings_of(tmp_path / "2")
+    login = settings.mlflow_login_path.read_text()
+    assert login.startswith("digits:") and len(login) >= len("digits:") + 43
+    assert login not in (other.mlflow_login_path.read_text(), settings.prefect_login_path.read_text())
+    assert settings.mlflow_login_path.stat().st_mode & 0o777 == 0o600
+    server = processes.server_environment(settings)
+    assert f"{server['MLFLOW_AUTH_ADMIN_USERNAME']}:{server['MLFLOW_AUTH_ADMIN_PASSWORD']}" == login
+    assert str(settings.home) in Path(server["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
+    client = processes.environment(settings)["MLFLOW_TRACKING_URI"]
+    assert client == settings.registry_uri == f"http://{login}@127.0.0.1:5000"
+    assert login.partition(":")[2] not in repr(settings) + settings.run_url("1", "5f3c")
+    processes.generate_logins(settings)
+    assert settings.mlflow_login_path.read_text() == login
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://mlflow.example.org", "http://127.0.0.1:5001", "http://ann:hush@mlflow.example.org"]
+)
+def test_an_mlflow_server_elsewhere_does_not_get_the_login(tmp_path: Path, uri: str) -> None:
+    settings = settings_of(tmp_path, MLFLOW_TRACKING_URI=uri)
+    assert processes.environment(settings)["MLFLOW_TRACKING_URI"] == settings.registry_uri == uri
+    assert processes.mlflow_login(settings) is None
+    assert not set(MLFLOW_SERVER) & set(processes.server_environment(settings))
+
+
+def test_a_login_in_the_url_of_our_own_mlflow_server_is_taken_for_both(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, MLFLOW_TRACKING_URI="http://ann:a%20long%20secret@localhost:5000")
+    server = processes.server_environment(settings)
+    assert (server["MLFLOW_AUTH_ADMIN_USERNAME"], server["MLFLOW_AUTH_ADMIN_PASSWORD"]) == ("ann", "a long secret")
+    assert server["MLFLOW_TRACKING_URI"] == settings.mlflow_tracking_uri
+
+
+def test_accounts_of_a_login_that_is_gone_are_forgotten(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    users = settings.home / "mlflow" / "users.db"
+    users.touch()
+    processes.generate_logins(settings)
+    assert users.exists()
+    settings.mlflow_login_path.unlink()
+    processes.generate_logins(settings)
+    assert not users.exists() and settings.mlflow_login_path.exists()
 
 
 def test_browsers_reach_the_servers_under_the_names_of_this_machine_only(tmp_path: Path) -> None:
