@@ -111,7 +111,9 @@ class Mixed:
         address = httpx.URL(self.url)
         kinds = (self._json, self._json, self._json, self._file, self._bulk, self._feedback, self._bad)
         with closing(HTTPConnection(address.host, address.port, timeout=60)) as connection:
-            while not ended.wait(CLIENTS / self.rate):
+            due = time.monotonic()
+            while not ended.wait(max(0.0, due - time.monotonic())):
+                due = max(due + CLIENTS / self.rate, time.monotonic())
                 kind = kinds[int(random.integers(len(kinds)))]
                 try:
                     status, expected = kind(connection, int(random.integers(len(self.images))), random)

@@ -20,6 +20,10 @@ SINGLE_HEADERS = {
 }
 
 
+# A name has up to 253 characters (RFC 1035, 2.3.4), and a port may follow.
+MAX_HOST_BYTES = 260
+
+
 class Hosts:
     """The names of this service: localhost, IP addresses, the host that it binds to, the machine's name, and those of the settings.
 
@@ -34,6 +38,8 @@ class Hosts:
 
     def includes(self, host: bytes) -> bool:
         """Whether the value of a Host header names this service, with or without a port."""
+        if len(host) > MAX_HOST_BYTES:
+            return False
         text = host.decode("latin-1").lower()
         before, _, port = text.rpartition(":")
         name = (before if port.isdecimal() else text).removesuffix(".")
