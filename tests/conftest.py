@@ -41,9 +41,13 @@ get, post = (partial(ask, timeout=PATIENCE_SECONDS) for ask in (httpx.get, httpx
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start servers come first: two processes share the files, and the longest at the end would run alone."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files whose tests may take longest come first: two processes share the files, and the longest at the end would run alone."""
+    limits: dict[Path, float] = {}
+    for item in items:
+        if item.get_closest_marker("slow"):
+            timeout = item.get_closest_marker("timeout")
+            limits[item.path] = max(limits.get(item.path, 0), timeout.args[0] if timeout else 300)
+    items.sort(key=lambda item: -limits.get(item.path, 0))
 
 
 def enlarge(small: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""A service under mixed requests for two minutes stays as it is, and one that leaks is noticed."""
+"""A service under mixed requests for a minute stays as it is, and one that leaks is noticed."""
 
 import math
 from collections.abc import Iterator
@@ -26,13 +26,13 @@ def service(tmp_path: Path, registry: Registry, champion_files: Files) -> Iterat
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(400)
-def test_nothing_grows_in_two_minutes(service: Service, sample: Reference) -> None:
+def test_nothing_grows_in_a_minute(service: Service, sample: Reference) -> None:
     mixed = Mixed(str(service.client.base_url), sample.images, rate=100)
-    found = soak.watch(psutil.Process(service.process.pid), mixed, 120)
+    found = soak.watch(psutil.Process(service.process.pid), mixed, 60)
     # SQLite on a disk that other tests keep busy may be locked for longer than feedback waits; it is told to come again
     assert [wrong for wrong in mixed.wrong if wrong != "_feedback: 503 instead of 200"] == []
     assert len(mixed.wrong) < 0.1 * mixed.answered["feedback"] + 10
-    assert min(mixed.answered.values()) > 100 and len(mixed.answered) == 5
+    assert min(mixed.answered.values()) > 50 and len(mixed.answered) == 5
     # the other tests that run meanwhile make the latency a matter of chance
     assert [str(drift) for drift in found if not drift.is_flat and drift.name != "latency (ms)"] == []
 
