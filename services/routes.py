@@ -131,8 +131,9 @@ async def _take_slot(slots: asyncio.Semaphore, request: Request) -> None:
     taken, left = asyncio.ensure_future(slots.acquire()), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({taken, left}, timeout=SLOT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        # Granian learns a moment after the body that its client has left; a large picture takes longer than this by far.
-        await asyncio.wait({left}, timeout=DISCONNECT_SECONDS)
+        if slots is _large_pictures:
+            # Granian learns a moment after the body that its client has left; a large picture takes longer than this by far.
+            await asyncio.wait({left}, timeout=DISCONNECT_SECONDS)
         if left.done():
             raise ClientDisconnect
         if not taken.done():
