@@ -75,7 +75,7 @@ def unreadable(platform: Platform, version: str) -> str | None:
 def _fetch(platform: Platform, version: str) -> VerifiedModel:
     """A version that this platform trained; raises InvalidArtifact for another one, and as `ModelStore.fetch_version` does.
 
-    Its tags prove nothing: whoever can write to MLflow can set them.
+    Its tags are not evidence of that: anyone who can write to MLflow can set them.
     """
     model = platform.models.fetch_version(version)
     if not registrations.contains(platform.engine, model.digest):
