@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bentoml.exceptions import NotFound, ServiceUnavailable
-from sqlalchemy import Engine, Row
+from sqlalchemy import Engine
 
 from digits.errors import first_line
 from digits.storage import database, predictions, request_counts
-from digits.storage.predictions import PredictionBatch, UnknownPrediction
+from digits.storage.predictions import PredictionBatch, PredictionWindow, UnknownPrediction
 from services import write_ahead_log
 from services.request_counter import RequestCounter
 from services.write_ahead_log import ACTIVE, DAMAGED, SEALED, WriteAheadLog, segments
@@ -114,7 +114,7 @@ class PredictionLog:
         """Like `predictions.label`; raises NotFound or ServiceUnavailable."""
         self._query(predictions.label, id, digit, source)
 
-    def find(self, id: str) -> Row[Any]:
+    def find(self, id: str) -> PredictionWindow:
         """Like `predictions.find`; raises NotFound or ServiceUnavailable."""
         return self._query(predictions.find, id)
 

@@ -214,12 +214,12 @@ class ServingContext:
         """A prediction from the log."""
         found = self.prediction_log.find(id)
         return {
-            "id": found.id,
-            **_answer(found.version, found.digit, np.frombuffer(found.probabilities, np.float32)),
-            "at": found.at,
-            "route": found.route,
-            "label": None if found.label < 0 else found.label,
-            "image": np.frombuffer(found.image, np.uint8).reshape(SIZE, SIZE),
+            "id": id,
+            **_answer(found.versions[0], found.digits[0], found.probabilities[0]),
+            "at": found.at[0],
+            "route": found.routes[0],
+            "label": None if found.labels[0] < 0 else found.labels[0],
+            "image": found.images[0],
         }
 
     def about(self) -> Content:

@@ -54,7 +54,7 @@ def test_a_picture_moved_on_is_a_correction(database_url: str, engine: Engine, t
     for digit in (3, 8):
         path = path.rename(tmp_path / f"audit/{digit}" / path.name)
         audit.collect(engine, tmp_path / "audit")
-        assert predictions.find(engine, id).label == digit
+        assert predictions.find(engine, id).labels.tolist() == [digit]
 
 
 def test_a_picture_that_stays_does_not_undo_what_an_auditor_said_later(
@@ -67,7 +67,7 @@ def test_a_picture_that_stays_does_not_undo_what_an_auditor_said_later(
     monkeypatch.setattr(audit, "CLOCK_TOLERANCE", timedelta(0))  # the correction comes at once here
     predictions.label(engine, id, 8, AUDITOR)
     assert audit.collect(engine, tmp_path / "audit") == 1
-    assert predictions.find(engine, id).label == 8
+    assert predictions.find(engine, id).labels.tolist() == [8]
 
 
 def test_no_more_than_asked_for_lie_there_and_strange_files_are_no_labels(

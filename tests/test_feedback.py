@@ -6,13 +6,13 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 from monitored import held_out
-from sqlalchemy import Engine, event, insert, select
+from sqlalchemy import Engine, event, select
 from sqlalchemy.orm import Session
 
 from digits.images import Images
 from digits.storage import feedback, predictions
 from digits.storage.feedback import FeedbackPolicy, IngestedLabel, Part
-from digits.storage.predictions import AUDITOR
+from digits.storage.predictions import AUDITOR, PredictionBatch
 
 NOW = datetime(2026, 1, 5, 8, tzinfo=UTC)
 ALL_TRAIN, ALL_HELD_OUT = FeedbackPolicy(hold_out=0), FeedbackPolicy(hold_out=1 - 1e-9)
@@ -29,23 +29,12 @@ def predicted(
 ) -> list[str]:
     """Records predictions as the service does; their ids."""
     ids = ids or predictions.new_ids(len(images))
-    rows = [
-        {
-            "id": id,
-            "at": NOW + timedelta(seconds=i),
-            "version": version,
-            "digit": int(digit),
-            "probability": probability,
-            "probabilities": np.full(10, 0.1, np.float32).tobytes(),
-            "image": image.tobytes(),
-            "route": "/classify",
-            "client": "",
-            "audit": audit,
-        }
-        for i, (id, image, digit) in enumerate(zip(ids, images, digits, strict=True))
-    ]
-    with engine.begin() as connection:
-        connection.execute(insert(predictions.predictions), rows)
+    for i, (id, image, digit) in enumerate(zip(ids, images, digits, strict=True)):
+        probabilities = np.full((1, 10), (1 - probability) / 9, np.float32)
+        probabilities[0, digit] = probability
+        at = NOW + timedelta(seconds=i)
+        batch = PredictionBatch([id], at, version, image[None], probabilities, "/classify")
+        predictions.append(engine, [batch], audit_sample_rate=float(audit))
     return ids
 
 

@@ -249,10 +249,7 @@ def test_where_nothing_can_be_written_nothing_is_logged(tmp_path: Path) -> None:
 def test_answers_are_kept_so_long(tmp_path: Path) -> None:
     engine = database.connect(f"sqlite:///{tmp_path}/digits.db")
     edge = datetime.now(UTC) - timedelta(days=Settings(_env_file=None).retention_days)  # type: ignore[call-arg]
-    with engine.begin() as connection:
-        for id, at in (("a", edge - timedelta(seconds=1)), ("b", edge)):
-            row = {"id": id, "at": at, "version": "1", "digit": 1, "probability": 1.0, "route": "/", "client": ""}
-            blobs = {"probabilities": b"0" * 40, "image": b"0" * 784, "audit": False}
-            connection.execute(predictions.predictions.insert(), {**row, **blobs})
+    old, kept = answers(1)._replace(at=edge - timedelta(seconds=1)), answers(1)._replace(at=edge)
+    predictions.append(engine, [old, kept], audit_sample_rate=0)
     assert predictions.delete_before(engine, edge) == 1
-    assert predictions.read_window(engine, edge - timedelta(days=1)).ids == ["b"]
+    assert predictions.read_window(engine, edge - timedelta(days=1)).ids == kept.ids

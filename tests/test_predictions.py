@@ -60,7 +60,7 @@ def test_the_most_recent_label_wins_and_earlier_ones_are_kept(
     for digit in (3, 3, 8, 8):
         predictions.label(engine, batch.ids[0], digit, "page")
     assert predictions.read_window(engine, NOON).labels.tolist() == [8, -1]
-    assert predictions.find(engine, batch.ids[0]).label == 8
+    assert predictions.find(engine, batch.ids[0]).labels.tolist() == [8]
     with engine.connect() as connection:
         labels = connection.scalars(select(predictions.feedback.c.label).order_by(predictions.feedback.c.sequence))
         assert labels.all() == [3, 8]
@@ -70,9 +70,10 @@ def test_a_prediction_is_found_by_its_id(database_url: str, engine: Engine, tmp_
     batch = answers(3)
     write(database_url, tmp_path, batch)
     found = predictions.find(engine, batch.ids[1])
-    assert (found.version, found.route, found.label, found.at) == ("1", "/classify", -1, NOON)
-    assert found.image == batch.images[1].tobytes()
-    assert found.probabilities == batch.probabilities[1].tobytes()
+    assert (found.ids, found.versions, found.routes, found.at) == ([batch.ids[1]], ["1"], ["/classify"], [NOON])
+    assert found.labels.tolist() == [-1] and found.clients == ["writer 0"]
+    assert np.array_equal(found.images, batch.images[1:2])
+    assert np.array_equal(found.probabilities, batch.probabilities[1:2])
 
 
 def test_unknown_ids_are_refused(engine: Engine) -> None:
@@ -103,9 +104,7 @@ def test_there_are_ids_for_any_number_of_predictions() -> None:
 
 def test_the_audit_sample_is_drawn_at_random(database_url: str, engine: Engine, tmp_path: Path) -> None:
     write(database_url, tmp_path, answers(2000), audit_sample_rate=0.1)
-    with engine.connect() as connection:
-        drawn = connection.scalar(select(func.count()).where(predictions.predictions.c.audit)) or 0
-    assert 120 < drawn < 280  # six standard deviations around 200
+    assert 120 < len(predictions.read_audit_sample(engine, NOON)) < 280  # six standard deviations around 200
 
 
 def test_old_predictions_are_deleted_with_their_feedback(database_url: str, engine: Engine, tmp_path: Path) -> None:
@@ -152,10 +151,9 @@ def test_after_months_without_answers_the_old_ones_are_deleted_a_day_after_the_f
 def test_a_damaged_record_is_named(database_url: str, engine: Engine, tmp_path: Path) -> None:
     batch = answers(2)
     write(database_url, tmp_path, batch)
-    log = predictions.predictions
     with engine.begin() as connection:
-        connection.execute(update(log).where(log.c.id == batch.ids[1]).values(image=b"\0"))
-    with pytest.raises(ValueError, match=f"{batch.ids[1]} holds 1 bytes of image; expected 784"):
+        connection.execute(update(predictions.batches).values(images=b"\0"))
+    with pytest.raises(ValueError, match=f"{batch.ids[0]} holds 1 bytes of images; expected 1568"):
         predictions.read_window(engine, NOON)
 
 

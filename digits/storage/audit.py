@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+import numpy as np
 from sqlalchemy import Engine, func, select
 
+from digits.storage import predictions
 from digits.storage.feedback import IngestedLabel, digest
-from digits.storage.predictions import AUDITOR, feedback, predictions
+from digits.storage.predictions import AUDITOR, feedback
 
 
 class AuditedAnswer(NamedTuple):
@@ -26,16 +28,7 @@ def answers(engine: Engine, version: str, since: datetime, until: datetime) -> S
     Labels that a retraining ingested are known for longer than the prediction log keeps their answers. Of answers to the same
     image, as an uptime probe sends it, the oldest one counts.
     """
-    newest = (
-        select(func.max(feedback.c.sequence)).where(feedback.c.source == AUDITOR).group_by(feedback.c.prediction_id)
-    )
-    logged, label = predictions.c, IngestedLabel
-    live = select(
-        logged.image, logged.id, logged.at, logged.client, logged.digit == feedback.c.label, logged.probability
-    )
-    live = live.join_from(feedback, predictions, logged.id == feedback.c.prediction_id)
-    live = live.where(feedback.c.sequence.in_(newest), logged.audit, logged.version == version)
-    live = live.where(logged.at >= since, logged.at < until)
+    label = IngestedLabel
     kept = select(
         label.image,
         label.prediction_id,
@@ -45,7 +38,11 @@ def answers(engine: Engine, version: str, since: datetime, until: datetime) -> S
         label.probability,
     ).where(label.audited, label.version == version, label.predicted_at >= since, label.predicted_at < until)
     with engine.connect() as connection:
-        found = {row[1]: row for query in (kept, live) for row in connection.execute(query)}
+        found = {row[1]: tuple(row) for row in connection.execute(kept)}
+    live = predictions.read_window(engine, since, until, version=version, labelled=True)
+    for n in np.flatnonzero(live.audited):
+        image, id, is_right = live.images[n].tobytes(), live.ids[n], bool(live.digits[n] == live.labels[n])
+        found[id] = image, id, live.at[n], live.clients[n], is_right, float(live.probabilities[n].max())
     ordered = sorted(found.values(), key=lambda row: (row[2], row[1]), reverse=True)
     oldest = {digest(row[0]): AuditedAnswer(*row[1:]) for row in ordered}
     return sorted(oldest.values(), key=lambda answer: (answer.at, answer.id))

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
-from sqlalchemy import Engine, LargeBinary, Select, SmallInteger, String, Text, delete, func, select, update
+from sqlalchemy import Engine, LargeBinary, Select, SmallInteger, String, Text, bindparam, delete, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from digits.images import PIXELS, SIZE, Images, Split
@@ -84,12 +84,10 @@ def waiting(engine: Engine) -> int:
 def ingest_feedback(engine: Engine, policy: FeedbackPolicy) -> Counter[Part]:
     """Decide on all new labels in one transaction. Returns the number of labels per part."""
     with Session(engine) as session, session.begin():
-        rows = session.execute(_new().order_by("prediction_id")).all()
-        predictions.stack(rows, "image", np.uint8, PIXELS)  # raises where a record holds no image
-        now = datetime.now(UTC)
-        new = [IngestedLabel(**row._mapping, digest=digest(row.image), ingested_at=now) for row in rows]
-        corrected = IngestedLabel.prediction_id.in_(select(_new().subquery().c.prediction_id))
-        session.execute(delete(IngestedLabel).where(corrected))
+        new = _new_labels(session)
+        if ids := [{"id": label.prediction_id} for label in new]:
+            corrected = delete(IngestedLabel).where(IngestedLabel.prediction_id == bindparam("id"))
+            session.connection().execute(corrected, ids)
         in_use = IngestedLabel.part.in_(IN_USE)
         known = session.execute(select(IngestedLabel.digest, IngestedLabel.label, IngestedLabel.source).where(in_use))
         audited = {label.digest for label in new if label.is_trusted}
@@ -174,15 +172,18 @@ def count_audited(engine: Engine, since: datetime, until: datetime) -> int:
 
 def unlabelled_audit(engine: Engine, since: datetime) -> list[tuple[str, NDArray[np.uint8]]]:
     """Ids and images (28, 28) of the audit sample that no auditor has labelled."""
-    found = predictions.with_labels().subquery()
-    return _ids_and_images(engine, select(found).where(found.c.audit, found.c.at >= since, ~found.c.audited))
+    drawn = predictions.read_audit_sample(engine, since)
+    return [(id, image) for id, image, done in zip(drawn.ids, drawn.images, drawn.audited, strict=True) if not done]
 
 
 def quarantined(engine: Engine) -> list[tuple[str, NDArray[np.uint8]]]:
     """Ids and images (28, 28) of logged predictions whose label is in quarantine and which no auditor has labelled."""
-    found = predictions.with_labels().subquery()
-    query = select(found).join(IngestedLabel, found.c.id == IngestedLabel.prediction_id)
-    return _ids_and_images(engine, query.where(IngestedLabel.part == "quarantine", found.c.source != AUDITOR))
+    current = predictions.current_labels().subquery()
+    query = select(IngestedLabel.prediction_id, IngestedLabel.image)
+    query = query.join(current, current.c.prediction_id == IngestedLabel.prediction_id)
+    query = query.where(IngestedLabel.part == "quarantine", current.c.source != AUDITOR)
+    rows, images = _rows(engine, query.order_by(IngestedLabel.prediction_id))
+    return list(zip((row.prediction_id for row in rows), images, strict=True))
 
 
 def digest(image: bytes) -> str:
@@ -191,27 +192,44 @@ def digest(image: bytes) -> str:
 
 
 def _new() -> Select[Any]:
-    """Predictions whose most recent label is not ingested, with the columns of `IngestedLabel`."""
-    labelled = select(predictions.feedback.c.prediction_id)
-    found = predictions.with_labels().where(predictions.predictions.c.id.in_(labelled)).subquery().c
-    renamed = (found.id.label("prediction_id"), found.digit.label("predicted"), found.at.label("predicted_at"))
-    names = ("sequence", "image", "label", "probability", "version", "source", "client", "route", "audited")
-    copied = (found[name] for name in names)
-    joined = select(*renamed, *copied).outerjoin(IngestedLabel, found.id == IngestedLabel.prediction_id)
-    return joined.where(IngestedLabel.sequence.is_distinct_from(found.sequence))
+    """The labels that count and are not ingested."""
+    current = predictions.current_labels().subquery()
+    new = select(current).outerjoin(IngestedLabel, current.c.prediction_id == IngestedLabel.prediction_id)
+    return new.where(IngestedLabel.sequence.is_distinct_from(current.c.sequence))
+
+
+def _new_labels(session: Session) -> list[IngestedLabel]:
+    """Those with their predictions, without a part; raises ValueError where a record holds no image."""
+    now, given = datetime.now(UTC), {row.prediction_id: row for row in session.execute(_new())}
+    window = predictions.read_labelled(session.connection(), _new())
+    return [
+        IngestedLabel(
+            prediction_id=id,
+            sequence=given[id].sequence,
+            digest=digest(window.images[n].tobytes()),
+            image=window.images[n].tobytes(),
+            label=given[id].label,
+            predicted=int(window.digits[n]),
+            probability=float(window.probabilities[n].max()),
+            version=window.versions[n],
+            source=given[id].source,
+            client=window.clients[n],
+            route=window.routes[n],
+            audited=bool(window.audited[n]),
+            predicted_at=window.at[n],
+            ingested_at=now,
+        )
+        for n, id in enumerate(window.ids)
+    ]
 
 
 def _rows(engine: Engine, query: Select[Any]) -> tuple[Sequence[Any], Images]:
+    """Ingested labels and their images (n, 28, 28)."""
     with engine.connect() as connection:
         rows = connection.execute(query).all()
-    return rows, predictions.stack(rows, "image", np.uint8, PIXELS).reshape(-1, SIZE, SIZE)
+    return rows, np.frombuffer(b"".join(row.image for row in rows), np.uint8).reshape(len(rows), SIZE, SIZE)
 
 
 def _split(engine: Engine, query: Select[Any]) -> Split | None:
     rows, images = _rows(engine, query)
     return Split(images, np.array([row.label for row in rows], np.uint8)) if rows else None
-
-
-def _ids_and_images(engine: Engine, query: Select[Any]) -> list[tuple[str, NDArray[np.uint8]]]:
-    rows, images = _rows(engine, query.order_by("id"))
-    return list(zip((row.id for row in rows), images, strict=True))

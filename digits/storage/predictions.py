@@ -1,9 +1,11 @@
-"""The prediction log: one record per prediction with its pixels, labelled later by feedback, read in windows of time."""
+"""The prediction log: predictions with their images, stored in batches, labelled later by feedback, read in windows of time."""
 
+import heapq
 import os
 import random
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,37 +14,45 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import sqlalchemy as sa
 from numpy.typing import NDArray
-from sqlalchemy import Dialect, Engine, Select, and_, delete, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Dialect, Engine, Row, Select, and_, delete, func, insert, select
 
 from digits.errors import quote
 from digits.images import PIXELS, SIZE, Images, Labels
 from digits.storage import database
 
-BATCH_SIZE = 1024  # rows of 10 values per statement; SQLite accepts 32,766 values, PostgreSQL 65,535
+STATEMENT_ROWS = 1024  # of 9 values; SQLite accepts 32,766 values, PostgreSQL 65,535
+# Predictions in a row of the table. Larger rows would be no faster, and a row is read whole for one of its predictions.
+MAX_PER_ROW = 1000
+READ_ROWS = 100  # at a time
+ID_BYTES = 16
 TIME_DIGITS = 16  # at the start of an id; those that follow are random
+_MILLISECOND_DIGITS = 12  # the first of them
 _ID = re.compile(r"[0-9a-f]{32}")
 AUDITOR = "audit"  # the source of all feedback from auditors
 
-predictions = sa.Table(
-    "predictions",
+# A row for each prediction took five times as long to write (`python -m bench.storage`).
+batches = sa.Table(
+    "prediction_batches",
     database.metadata,
-    # Begins with the time, so that new rows go to the end of the index.
-    sa.Column("id", sa.String(32), primary_key=True),
+    # The smallest one. It begins with the time, so that new rows go to the end of the index.
+    sa.Column("first_id", sa.String(32), primary_key=True),
     sa.Column("at", database.UtcDateTime, nullable=False),
     sa.Column("version", sa.String(32), nullable=False),
-    sa.Column("digit", sa.SmallInteger, nullable=False),
-    sa.Column("probability", sa.Float, nullable=False),
-    sa.Column("probabilities", sa.LargeBinary(40), nullable=False),  # 10 float32, little-endian
-    sa.Column("image", sa.LargeBinary(SIZE * SIZE), nullable=False),  # 28 x 28 uint8, row by row
     sa.Column("route", sa.String(32), nullable=False),
-    sa.Column("client", sa.String(64), nullable=False),  # the API key or X-Client-ID; empty where unknown
-    sa.Column("audit", sa.Boolean, nullable=False),  # drawn at random for labelling, independent of complaints
-    sa.Index("predictions_at", "at"),
+    sa.Column("clients", sa.Text, nullable=False),  # a JSON list: of each prediction, or one for all; "" where unknown
+    # Positions as uint16 of those drawn at random for labelling, independent of complaints; NULL where none was.
+    sa.Column("audit", sa.LargeBinary),
+    sa.Column("ids", sa.LargeBinary, nullable=False),  # 16 bytes each, all of one millisecond
+    sa.Column("probabilities", sa.LargeBinary, nullable=False),  # 10 float32 each, little-endian
+    sa.Column("images", sa.LargeBinary, nullable=False),  # 28 x 28 uint8 each, row by row
+    sa.Index("prediction_batches_at", "at"),
 )
 
-_COLUMNS = tuple(predictions.columns)
+_COLUMNS = tuple(batches.columns)
+_COUNT = func.length(batches.c.ids) / ID_BYTES
 
 feedback = sa.Table(
     "feedback",
@@ -82,7 +92,7 @@ class PredictionWindow:
 class PredictionBatch(NamedTuple):
     """The predictions for one or several requests; arrays of length n."""
 
-    ids: list[str]
+    ids: list[str]  # of one call of `new_ids`
     at: datetime
     version: str
     images: Images  # (n, 28, 28)
@@ -105,19 +115,19 @@ def made_at(id: str) -> float:
     return (int(id[:TIME_DIGITS], 16) >> 16) / 1000
 
 
-def append(engine: Engine, batches: Iterable[PredictionBatch], audit_sample_rate: float) -> None:
+def append(engine: Engine, predicted: Iterable[PredictionBatch], audit_sample_rate: float) -> None:
     """Add the predictions that are not there yet, a random share of them to the audit sample, in one statement for many rows.
 
     Row by row, a driver acquires and releases Python's lock each time; the requests waiting for it halved the service's speed
-    (`python -m bench.serving`).
+    (`python -m bench.serving`). Raises ValueError for ids of another form.
     """
-    as_bound: Any = predictions.c.at.type.dialect_impl(engine.dialect).bind_processor(engine.dialect)
-    rows = [row for batch in batches for row in _rows(batch, as_bound(batch.at), audit_sample_rate)]
+    as_bound: Any = batches.c.at.type.dialect_impl(engine.dialect).bind_processor(engine.dialect)
+    rows = [row for batch in predicted for row in _rows(batch, as_bound(batch.at), audit_sample_rate)]
     with engine.begin() as connection:
         start = 0
         while start < len(rows):
             # A power of two, because drivers cache prepared statements, and those for a thousand lengths took 200 MB.
-            count = 1 << (min(len(rows) - start, BATCH_SIZE).bit_length() - 1)
+            count = 1 << (min(len(rows) - start, STATEMENT_ROWS).bit_length() - 1)
             parameters = tuple(chain.from_iterable(rows[start : start + count]))
             connection.exec_driver_sql(_insert_statement(engine.dialect, count), parameters)
             start += count
@@ -125,14 +135,23 @@ def append(engine: Engine, batches: Iterable[PredictionBatch], audit_sample_rate
 
 def _rows(batch: PredictionBatch, at: Any, audit_sample_rate: float) -> Iterator[tuple[Any, ...]]:
     """Values in the order of the columns; `at` is already converted for the driver."""
-    digits = batch.probabilities.argmax(1).tolist()
-    probabilities = np.maximum.reduce(batch.probabilities, axis=1).tolist()
-    vectors, images = batch.probabilities.tobytes(), batch.images.tobytes()
-    clients = batch.clients or [""] * len(batch.ids)
-    for n, (id, digit, probability, client) in enumerate(zip(batch.ids, digits, probabilities, clients, strict=True)):
-        vector, image = vectors[40 * n : 40 * (n + 1)], images[PIXELS * n : PIXELS * (n + 1)]
-        is_audit = random.random() < audit_sample_rate
-        yield id, at, batch.version, digit, probability, vector, image, batch.route, client, is_audit
+    ids, clients = batch.ids, list(batch.clients) or [""] * len(batch.ids)
+    # `find` looks for a prediction among the rows of its millisecond.
+    together = MAX_PER_ROW if min(ids)[:_MILLISECOND_DIGITS] == max(ids)[:_MILLISECOND_DIGITS] else 1
+    for start in range(0, len(ids), together):
+        part = slice(start, start + together)
+        audit = [n for n in range(len(ids[part])) if random.random() < audit_sample_rate]
+        yield (
+            min(ids[part]),
+            at,
+            batch.version,
+            batch.route,
+            orjson.dumps(clients[part] if len(set(clients[part])) > 1 else clients[part][:1]).decode(),
+            np.array(audit, np.uint16).tobytes() if audit else None,
+            bytes.fromhex("".join(ids[part])),
+            batch.probabilities[part].tobytes(),
+            batch.images[part].tobytes(),
+        )
 
 
 @lru_cache
@@ -140,7 +159,16 @@ def _insert_statement(dialect: Dialect, count: int) -> str:
     placeholder = "?" if dialect.paramstyle == "qmark" else "%s"
     row = f"({', '.join([placeholder] * len(_COLUMNS))})"
     names = ", ".join(column.name for column in _COLUMNS)
-    return f"INSERT INTO {predictions.name} ({names}) VALUES {', '.join([row] * count)} ON CONFLICT (id) DO NOTHING"
+    return f"INSERT INTO {batches.name} ({names}) VALUES {', '.join([row] * count)} ON CONFLICT (first_id) DO NOTHING"
+
+
+class _Place(NamedTuple):
+    """Where a prediction is stored; sorted, places are in random order, but always in the same."""
+
+    random_digits: str  # of its id
+    id: str
+    first_id: str  # of its row
+    position: int
 
 
 def read_window(
@@ -155,88 +183,187 @@ def read_window(
 
     `limit` selects so many of them at random, but reading again returns the same: by the random digits of their ids. Every
     second or third would be a biased sample of forms that have as many boxes.
-    Raises ValueError when a record does not hold an image and ten probabilities.
+    Raises ValueError when a record does not hold an image and ten probabilities for each id.
     """
-    which = [predictions.c.at >= since]
+    which = [batches.c.at >= since]
     if until is not None:
-        which.append(predictions.c.at < until)
+        which.append(batches.c.at < until)
     if version is not None:
-        which.append(predictions.c.version == version)
-    if labelled:
-        which.append(predictions.c.id.in_(select(feedback.c.prediction_id)))
-    query = with_labels().where(*which).order_by(predictions.c.at, predictions.c.id)
-    if limit is not None:
-        drawn = select(predictions.c.id).where(*which)
-        drawn = drawn.order_by(func.substr(predictions.c.id, TIME_DIGITS + 1), predictions.c.id).limit(limit)
-        query = query.where(predictions.c.id.in_(drawn))
+        which.append(batches.c.version == version)
     with engine.connect() as connection:
-        rows = connection.execute(query).all()
-    return PredictionWindow(
-        ids=[row.id for row in rows],
-        at=[row.at for row in rows],
-        versions=[row.version for row in rows],
-        routes=[row.route for row in rows],
-        clients=[row.client for row in rows],
-        images=stack(rows, "image", np.uint8, SIZE * SIZE).reshape(-1, SIZE, SIZE),
-        digits=np.array([row.digit for row in rows], np.uint8),
-        probabilities=stack(rows, "probabilities", np.float32, 10),
-        labels=np.array([row.label for row in rows], np.int8),
-        audited=np.array([row.audited for row in rows], np.bool_),
+        places: Iterable[_Place] | None = None
+        if labelled:
+            places = _places_of(connection, current_labels(), which)
+        elif limit is not None:
+            rows = connection.execute(select(batches.c.first_id, batches.c.ids).where(*which))
+            places = (place for first_id, ids in rows for place in _places(first_id, ids))
+        if places is None:
+            return _window(connection, connection.execute(select(batches).where(*which)))
+        return _read(connection, places if limit is None else heapq.nsmallest(limit, places))
+
+
+def read_labelled(connection: Connection, labels: Select[Any]) -> PredictionWindow:
+    """The predictions that these of the `current_labels` belong to."""
+    return _read(connection, _places_of(connection, labels, []))
+
+
+def read_audit_sample(engine: Engine, since: datetime) -> PredictionWindow:
+    """The predictions since then that were drawn for the audit sample."""
+    query = select(batches.c.first_id, batches.c.ids, batches.c.audit)
+    with engine.connect() as connection:
+        rows = connection.execute(query.where(batches.c.at >= since, batches.c.audit.is_not(None))).all()
+        drawn = (list(_places(row.first_id, row.ids))[n] for row in rows for n in np.frombuffer(row.audit, np.uint16))
+        return _read(connection, drawn)
+
+
+def find(engine: Engine, id: str) -> PredictionWindow:
+    """The prediction with this id, alone; raises UnknownPrediction when there is none."""
+    with engine.connect() as connection:
+        return _read(connection, [_place(connection, id)])
+
+
+def _place(connection: Connection, id: str) -> _Place:
+    """Raises UnknownPrediction."""
+    made_at(id)
+    near = batches.c.first_id <= id, batches.c.first_id >= id[:_MILLISECOND_DIGITS]
+    for first_id, ids in connection.execute(select(batches.c.first_id, batches.c.ids).where(*near)):
+        if place := _place_in(first_id, ids, id):
+            return place
+    raise UnknownPrediction(f"no prediction has the id {quote(id)}; send the id of a prediction")
+
+
+def _places_of(connection: Connection, labels: Select[Any], which: Sequence[ColumnElement[bool]]) -> Iterator[_Place]:
+    """The places of labelled predictions; those that the log no longer has are left out."""
+    given, first_id = labels.subquery(), batches.c.first_id
+    start = func.substr(given.c.prediction_id, 1, _MILLISECOND_DIGITS)
+    near = and_(first_id <= given.c.prediction_id, first_id >= start)
+    query = select(given.c.prediction_id, first_id, batches.c.ids).join_from(given, batches, near)
+    for id, first, ids in connection.execute(query.where(*which)):
+        if place := _place_in(first, ids, id):
+            yield place
+
+
+def _place_in(first_id: str, ids: bytes, id: str) -> _Place | None:
+    """The place of a prediction in a row; None if it is in another one."""
+    sought = bytes.fromhex(id)
+    start = ids.find(sought)
+    while start % ID_BYTES and start > 0:
+        start = ids.find(sought, start + 1)
+    return None if start < 0 else _Place(id[TIME_DIGITS:], id, first_id, start // ID_BYTES)
+
+
+def _places(first_id: str, ids: bytes) -> Iterator[_Place]:
+    """The places of all predictions of a row."""
+    for position, id in enumerate(_hex(ids)):
+        yield _Place(id[TIME_DIGITS:], id, first_id, position)
+
+
+def _hex(ids: bytes) -> list[str]:
+    return ids.hex(" ", ID_BYTES).split()
+
+
+def _read(connection: Connection, places: Iterable[_Place]) -> PredictionWindow:
+    positions: dict[str, list[int]] = defaultdict(list)
+    for place in places:
+        positions[place.first_id].append(place.position)
+    firsts = sorted(positions)
+    queries = (
+        select(batches).where(batches.c.first_id.in_(firsts[start : start + READ_ROWS]))
+        for start in range(0, len(firsts), READ_ROWS)
     )
+    return _window(connection, (row for query in queries for row in connection.execute(query)), positions)
+
+
+class _Logged(NamedTuple):
+    at: datetime
+    id: str
+    version: str
+    route: str
+    client: str
+    drawn: bool  # for the audit sample
+
+
+def _window(
+    connection: Connection, rows: Iterable[Row[Any]], positions: dict[str, list[int]] | None = None
+) -> PredictionWindow:
+    """The predictions at these positions of each row, or all, with their labels."""
+    found: list[_Logged] = []
+    images, probabilities = [np.empty((0, PIXELS), np.uint8)], [np.empty((0, 10), np.float32)]
+    for row in rows:
+        ids, clients = _hex(row.ids), orjson.loads(row.clients)
+        audit = set(np.frombuffer(row.audit or b"", np.uint16).tolist())
+        chosen = range(len(ids)) if positions is None else positions[row.first_id]
+        images.append(_array(row, "images", np.uint8, PIXELS)[chosen])
+        probabilities.append(_array(row, "probabilities", np.float32, 10)[chosen])
+        for n in chosen:
+            client = clients[n] if len(clients) > 1 else clients[0]
+            found.append(_Logged(row.at, ids[n], row.version, row.route, client, n in audit))
+    order = sorted(range(len(found)), key=lambda n: found[n][:2])
+    found, answers = [found[n] for n in order], np.concatenate(probabilities)[order]
+    labels = _labels(connection, [one.id for one in found])
+    is_audited = (one.drawn and one.id in labels and labels[one.id].source == AUDITOR for one in found)
+    return PredictionWindow(
+        ids=[one.id for one in found],
+        at=[one.at for one in found],
+        versions=[one.version for one in found],
+        routes=[one.route for one in found],
+        clients=[one.client for one in found],
+        images=np.concatenate(images)[order].reshape(-1, SIZE, SIZE),
+        digits=answers.argmax(1).astype(np.uint8),
+        probabilities=answers,
+        labels=np.array([labels[one.id].label if one.id in labels else -1 for one in found], np.int8),
+        audited=np.fromiter(is_audited, np.bool_, len(found)),
+    )
+
+
+def _array(row: Row[Any], column: str, dtype: type[Any], length: int) -> NDArray[Any]:
+    """A column of a row as an array (n, length) for its n ids; raises ValueError if it has another size."""
+    content, count = getattr(row, column), len(row.ids) // ID_BYTES
+    size = count * length * np.dtype(dtype).itemsize
+    if len(content) != size:
+        raise ValueError(f"the record {row.first_id} holds {len(content)} bytes of {column}; expected {size}")
+    return np.frombuffer(content, dtype).reshape(count, length)
 
 
 def counts(engine: Engine, since: datetime, until: datetime) -> dict[str, int]:
     """The number of predictions of each version from `since` up to but not including `until`."""
-    query = select(predictions.c.version, func.count()).where(predictions.c.at >= since, predictions.c.at < until)
+    query = select(batches.c.version, func.sum(_COUNT)).where(batches.c.at >= since, batches.c.at < until)
     with engine.connect() as connection:
-        return dict(row._tuple() for row in connection.execute(query.group_by(predictions.c.version)))
+        return {version: int(count) for version, count in connection.execute(query.group_by(batches.c.version))}
 
 
 def start_of_newest(engine: Engine, count: int, until: datetime, version: str | None = None) -> datetime | None:
     """The time of the oldest of the newest `count` predictions before a time; None where there are fewer."""
-    query = select(predictions.c.at).where(predictions.c.at < until)
+    query = select(batches.c.at, _COUNT).where(batches.c.at < until).order_by(batches.c.at.desc())
     if version is not None:
-        query = query.where(predictions.c.version == version)
+        query = query.where(batches.c.version == version)
+    found = 0
     with engine.connect() as connection:
-        return connection.scalar(query.order_by(predictions.c.at.desc()).offset(count - 1).limit(1))
+        for at, in_row in connection.execute(query.execution_options(yield_per=READ_ROWS)):
+            found += in_row
+            if found >= count:
+                return at
+    return None
 
 
-def with_labels() -> Select[Any]:
-    """Every prediction with its most recent label, -1 without one; an auditor's label has precedence over later ones.
+def current_labels(*which: ColumnElement[bool]) -> Select[Any]:
+    """The label that counts of each prediction: the newest one, where an auditor's has precedence over later ones of others.
 
-    `audited` says that the prediction was drawn for the audit sample and an auditor labelled it: labels that others volunteer
-    would bias the sample towards complaints.
+    `which` selects predictions by the id in `feedback`.
     """
-    given = feedback.alias()
-    decisive = select(given.c.sequence).where(given.c.prediction_id == predictions.c.id).correlate(predictions).limit(1)
-    decisive = decisive.order_by(given.c.source != AUDITOR, given.c.sequence.desc())
-    return select(
-        predictions,
-        func.coalesce(feedback.c.label, -1).label("label"),
-        feedback.c.sequence,
-        feedback.c.source,
-        and_(predictions.c.audit, feedback.c.source.is_not_distinct_from(AUDITOR)).label("audited"),
-    ).select_from(predictions.outerjoin(feedback, feedback.c.sequence == decisive.scalar_subquery()))
+    order = (feedback.c.source != AUDITOR, feedback.c.sequence.desc())
+    rank = func.row_number().over(partition_by=feedback.c.prediction_id, order_by=order).label("rank")
+    ranked = select(feedback, rank).where(*which).subquery()
+    return select(*(column for column in ranked.c if column.name != "rank")).where(ranked.c.rank == 1)
 
 
-def stack(rows: Sequence[Any], column: str, dtype: type[Any], length: int) -> NDArray[Any]:
-    """A column of blobs as an array (n, length); raises ValueError for a blob of another size."""
-    size = np.dtype(dtype).itemsize * length
-    contents = [getattr(row, column) for row in rows]
-    for row, content in zip(rows, contents, strict=True):
-        if len(content) != size:
-            raise ValueError(f"prediction {row[0]} holds {len(content)} bytes of {column}; expected {size}")
-    return np.frombuffer(b"".join(contents), dtype).reshape(len(rows), length)
-
-
-def find(engine: Engine, id: str) -> sa.Row[Any]:
-    """The prediction with this id and its label; raises UnknownPrediction when there is none."""
-    made_at(id)
-    with engine.connect() as connection:
-        found = connection.execute(with_labels().where(predictions.c.id == id)).one_or_none()
-    if found is None:
-        raise UnknownPrediction(f"no prediction has the id {quote(id)}; send the id of a prediction")
-    return found
+def _labels(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:
+    """The labels of predictions by their id."""
+    if not ids:
+        return {}
+    # Ids begin with the time, so there are few others between them.
+    between = feedback.c.prediction_id.between(min(ids), max(ids))
+    return {row.prediction_id: row for row in connection.execute(current_labels(between))}
 
 
 def label(engine: Engine, id: str, digit: int, source: str) -> None:
@@ -244,8 +371,10 @@ def label(engine: Engine, id: str, digit: int, source: str) -> None:
 
     Raises UnknownPrediction when no prediction has this id.
     """
-    found = find(engine, id)
-    if (found.label, found.source) != (digit, source):
+    with engine.connect() as connection:
+        _place(connection, id)
+        current = _labels(connection, [id]).get(id)
+    if current is None or (current.label, current.source) != (digit, source):
         with engine.begin() as connection:
             row = {"prediction_id": id, "label": digit, "at": datetime.now(UTC), "source": source}
             connection.execute(insert(feedback), row)
@@ -259,13 +388,18 @@ def label_times(engine: Engine, source: str) -> dict[str, datetime]:
 
 
 def delete_before(engine: Engine, before: datetime) -> int:
-    """Delete the predictions before a time and their labels, in one transaction per thousand. Returns their number."""
+    """Delete the predictions before a time and their labels, a transaction for some rows at a time. Returns their number."""
     removed = 0
     while True:
         with engine.begin() as connection:
-            old = connection.scalars(select(predictions.c.id).where(predictions.c.at < before).limit(1000)).all()
-            connection.execute(delete(feedback).where(feedback.c.prediction_id.in_(old)))
-            connection.execute(delete(predictions).where(predictions.c.id.in_(old)))
-        removed += len(old)
-        if len(old) < 1000:
+            query = select(batches.c.first_id, batches.c.ids).where(batches.c.at < before).limit(READ_ROWS)
+            old = {first_id: _hex(ids) for first_id, ids in connection.execute(query)}
+            ids = {id for of_row in old.values() for id in of_row}
+            labelled = sorted(ids & _labels(connection, list(ids)).keys())
+            for start in range(0, len(labelled), MAX_PER_ROW):
+                some = labelled[start : start + MAX_PER_ROW]
+                connection.execute(delete(feedback).where(feedback.c.prediction_id.in_(some)))
+            connection.execute(delete(batches).where(batches.c.first_id.in_(old)))
+        removed += len(ids)
+        if len(old) < READ_ROWS:
             return removed
