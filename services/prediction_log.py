@@ -25,6 +25,7 @@ log = logging.getLogger("digits.prediction_log")
 
 T = TypeVar("T")
 RECOVERY_SECONDS = 0.5
+WRITE_FILL = 0.25  # a log this full is written at once
 COUNT_SECONDS = 10.0
 RECENT_SECONDS = 60.0
 CLOCK_TRIAL = timedelta(days=1)  # for so long there must have been answers by a clock before it deletes
@@ -93,6 +94,8 @@ class PredictionLog:
                 self.lost += len(batch.ids)
                 return False
             self._appended += len(batch.ids)
+            if self.depth >= WRITE_FILL * self._limit:
+                self._wake.set()
             return True
 
     def flush(self, timeout_seconds: float = 5.0) -> bool:

@@ -42,7 +42,7 @@ RELEASE = Path(__file__).parent / "release"
 FIRST_POLL_SECONDS = 3.0
 # A bulk request waits while the log is this full, for at most so long.
 MAX_LOG_FILL = 0.5
-LOG_WAIT_SECONDS = 3.0
+LOG_WAIT_SECONDS, LOG_POLL_SECONDS = 3.0, 0.005
 GAUGE_SECONDS = 1.0
 # The prediction set of each of the 1,024 combinations of ten digits, by its bits.
 _DIGIT_BITS = 1 << np.arange(10)
@@ -196,8 +196,8 @@ class ServingContext:
         """Let a prediction log that is filling up catch up before a bulk request; single images never wait."""
         waited = 0.0
         while self.prediction_log.depth > MAX_LOG_FILL * self.settings.log_limit and waited < LOG_WAIT_SECONDS:
-            await asyncio.sleep(0.05)
-            waited += 0.05
+            await asyncio.sleep(LOG_POLL_SECONDS)
+            waited += LOG_POLL_SECONDS
 
     def feedback(self, id: Any, digit: Any, source: Any) -> Content:
         """Record the true digit of an earlier prediction; the most recent label wins."""

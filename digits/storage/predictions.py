@@ -185,41 +185,40 @@ def read_window(
     second or third would be a biased sample of forms that have as many boxes.
     Raises ValueError when a record does not hold an image and ten probabilities for each id.
     """
-    which = [batches.c.at >= since]
-    if until is not None:
-        which.append(batches.c.at < until)
+    until = until or datetime.max.replace(tzinfo=UTC)
+    which = [batches.c.at >= since, batches.c.at < until]
     if version is not None:
         which.append(batches.c.version == version)
     with engine.connect() as connection:
         places: Iterable[_Place] | None = None
         if labelled:
-            places = _places_of(connection, current_labels(), which)
+            found = _places_of(connection, current_labels())
+            places = (place for place, at, of in found if since <= at < until and version in (None, of))
         elif limit is not None:
             rows = connection.execute(select(batches.c.first_id, batches.c.ids).where(*which))
             places = (place for first_id, ids in rows for place in _places(first_id, ids))
         if places is None:
             return _window(connection, connection.execute(select(batches).where(*which)))
-        return _read(connection, places if limit is None else heapq.nsmallest(limit, places))
+        return _read(connection, _positions(places if limit is None else heapq.nsmallest(limit, places)))
 
 
 def read_labelled(connection: Connection, labels: Select[Any]) -> PredictionWindow:
     """The predictions that these of the `current_labels` belong to."""
-    return _read(connection, _places_of(connection, labels, []))
+    return _read(connection, _positions(place for place, _, _ in _places_of(connection, labels)))
 
 
 def read_audit_sample(engine: Engine, since: datetime) -> PredictionWindow:
     """The predictions since then that were drawn for the audit sample."""
-    query = select(batches.c.first_id, batches.c.ids, batches.c.audit)
+    query = select(batches.c.first_id, batches.c.audit)
     with engine.connect() as connection:
-        rows = connection.execute(query.where(batches.c.at >= since, batches.c.audit.is_not(None))).all()
-        drawn = (list(_places(row.first_id, row.ids))[n] for row in rows for n in np.frombuffer(row.audit, np.uint16))
-        return _read(connection, drawn)
+        rows = connection.execute(query.where(batches.c.at >= since, batches.c.audit.is_not(None)))
+        return _read(connection, {first_id: np.frombuffer(audit, np.uint16).tolist() for first_id, audit in rows})
 
 
 def find(engine: Engine, id: str) -> PredictionWindow:
     """The prediction with this id, alone; raises UnknownPrediction when there is none."""
     with engine.connect() as connection:
-        return _read(connection, [_place(connection, id)])
+        return _read(connection, _positions([_place(connection, id)]))
 
 
 def _place(connection: Connection, id: str) -> _Place:
@@ -232,15 +231,16 @@ def _place(connection: Connection, id: str) -> _Place:
     raise UnknownPrediction(f"no prediction has the id {quote(id)}; send the id of a prediction")
 
 
-def _places_of(connection: Connection, labels: Select[Any], which: Sequence[ColumnElement[bool]]) -> Iterator[_Place]:
-    """The places of labelled predictions; those that the log no longer has are left out."""
+def _places_of(connection: Connection, labels: Select[Any]) -> Iterator[tuple[_Place, datetime, str]]:
+    """The places of labelled predictions, their times and versions; those that the log no longer has are left out."""
     given, first_id = labels.subquery(), batches.c.first_id
     start = func.substr(given.c.prediction_id, 1, _MILLISECOND_DIGITS)
     near = and_(first_id <= given.c.prediction_id, first_id >= start)
-    query = select(given.c.prediction_id, first_id, batches.c.ids).join_from(given, batches, near)
-    for id, first, ids in connection.execute(query.where(*which)):
-        if place := _place_in(first, ids, id):
-            yield place
+    query = select(given.c.prediction_id, first_id, batches.c.ids, batches.c.at, batches.c.version)
+    # An outer join without conditions on times, because SQLite would begin an inner one with all batches of a time.
+    for id, first, ids, at, version in connection.execute(query.join_from(given, batches, near, isouter=True)):
+        if ids and (place := _place_in(first, ids, id)):
+            yield place, at, version
 
 
 def _place_in(first_id: str, ids: bytes, id: str) -> _Place | None:
@@ -262,10 +262,16 @@ def _hex(ids: bytes) -> list[str]:
     return ids.hex(" ", ID_BYTES).split()
 
 
-def _read(connection: Connection, places: Iterable[_Place]) -> PredictionWindow:
+def _positions(places: Iterable[_Place]) -> dict[str, list[int]]:
+    """The positions in each row by its first id."""
     positions: dict[str, list[int]] = defaultdict(list)
     for place in places:
         positions[place.first_id].append(place.position)
+    return positions
+
+
+def _read(connection: Connection, positions: dict[str, list[int]]) -> PredictionWindow:
+    """The predictions at these positions of each row, by its first id."""
     firsts = sorted(positions)
     queries = (
         select(batches).where(batches.c.first_id.in_(firsts[start : start + READ_ROWS]))
