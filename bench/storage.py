@@ -64,7 +64,7 @@ def _size(url: str) -> int:
             return int(
                 connection.scalar(text("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"))
             )
-        return int(connection.scalar(text("SELECT pg_total_relation_size('predictions')")))
+        return int(connection.scalar(text("SELECT pg_total_relation_size('prediction_batches')")))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class PredictionLog:
         spool: Path,
         audit_sample_rate: float = 0.0,
         retention: timedelta | None = None,
-        limit: int = 20_000,
+        limit: int = 100_000,
         interval_seconds: float = 0.2,
         retry_seconds: float = 2.0,
     ) -> None:

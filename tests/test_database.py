@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from threading import Barrier
 
+import numpy as np
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -22,7 +23,7 @@ from conftest import find_free_port
 from sqlalchemy import Engine, inspect, text
 
 from digits import storage
-from digits.storage import database, ledger
+from digits.storage import database, ledger, predictions
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 ROOT = Path(__file__).parent.parent
@@ -65,6 +66,34 @@ def test_a_database_of_the_first_schema_keeps_its_ledger(has_digest: bool, datab
     assert differences(engine) == []
     assert [(one.at, one.after, one.digest) for one in ledger.entries(engine)] == [(NOON, "1", None)]
     assert ledger.promoted_digests(engine) == set()
+    engine.dispose()
+
+
+def test_the_predictions_of_an_earlier_schema_are_kept(database_url: str) -> None:
+    engine, config = database.make_engine(database_url), Config()
+    config.set_main_option("script_location", str(database.MIGRATIONS))
+    ids, images = predictions.new_ids(3), np.arange(3 * 784, dtype=np.uint8).reshape(3, 28, 28)
+    probabilities = np.eye(10, dtype=np.float32)[[4, 5, 6]]
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        for n, id in enumerate(ids):
+            values = {
+                "id": id,
+                "at": f"2026-01-05 12:00:0{n}",
+                "p": probabilities[n].tobytes(),
+                "i": images[n].tobytes(),
+            }
+            row = f"(:id, :at, '7', {4 + n}, 1.0, :p, :i, '/classify', 'client {n}', {n == 1})"
+            connection.execute(text(f"INSERT INTO predictions VALUES {row}"), values)
+    engine.dispose()
+    engine = database.connect(database_url)
+    assert differences(engine) == []
+    window = predictions.read_window(engine, NOON)
+    assert (window.ids, window.clients) == (ids, ["client 0", "client 1", "client 2"])
+    assert window.digits.tolist() == [4, 5, 6] and np.array_equal(window.images, images)
+    assert window.at == [NOON + timedelta(seconds=n) for n in range(3)]
+    assert predictions.read_audit_sample(engine, NOON).ids == [ids[1]]
     engine.dispose()
 
 

@@ -76,6 +76,46 @@ def test_a_prediction_is_found_by_its_id(database_url: str, engine: Engine, tmp_
     assert np.array_equal(found.probabilities, batch.probabilities[1:2])
 
 
+def test_a_prediction_of_a_large_batch_is_found_by_its_id(engine: Engine) -> None:
+    batch = answers(2500)
+    batch = batch._replace(clients=["a", "b"] * 1250)
+    predictions.append(engine, [batch, answers(3, seed=1)], audit_sample_rate=0)
+    predictions.append(engine, [batch], audit_sample_rate=0)  # again, as after a crash
+    assert predictions.counts(engine, NOON, NOON + timedelta(seconds=1)) == {"1": 2503}
+    for n in (0, 999, 1000, 2499):
+        found = predictions.find(engine, batch.ids[n])
+        assert (found.ids, found.clients) == ([batch.ids[n]], ["ab"[n % 2]])
+        assert np.array_equal(found.images, batch.images[n : n + 1])
+    for missing in (batch.ids[7][:-1] + "g", batch.ids[7][:16] + "0" * 16, "f" + batch.ids[7][1:]):
+        with pytest.raises(UnknownPrediction):
+            predictions.find(engine, missing)
+
+
+def test_ids_of_any_order_are_found(engine: Engine) -> None:
+    """As of a batch whose ids were made in different milliseconds."""
+    batch = answers(4)
+    ids = [f"{number:012x}{number:020x}" for number in (7, 3, 3 << 40, 5)]
+    predictions.append(engine, [batch._replace(ids=ids)], audit_sample_rate=0)
+    for n, id in enumerate(ids):
+        assert np.array_equal(predictions.find(engine, id).images[0], batch.images[n])
+
+
+def test_labels_of_several_batches_are_read_with_their_predictions(engine: Engine) -> None:
+    large, single = answers(1500), answers(1, NOON + timedelta(hours=1), "2", seed=1)
+    predictions.append(engine, [large, single], audit_sample_rate=0)
+    labelled = [large.ids[n] for n in (3, 4, 1200)] + single.ids
+    for digit, id in enumerate(labelled):
+        predictions.label(engine, id, digit, "page")
+    window = predictions.read_window(engine, NOON, labelled=True)
+    assert (window.ids, window.labels.tolist()) == (labelled, [0, 1, 2, 3])
+    assert np.array_equal(window.images[:3], large.images[[3, 4, 1200]])
+    assert predictions.read_window(engine, NOON, NOON + timedelta(hours=1), labelled=True).ids == labelled[:3]
+    assert predictions.read_window(engine, NOON, version="2", labelled=True).ids == single.ids
+    assert len(predictions.read_window(engine, NOON, limit=2, labelled=True)) == 2
+    assert predictions.start_of_newest(engine, 2, NOON + timedelta(days=1)) == NOON
+    assert predictions.start_of_newest(engine, 1502, NOON + timedelta(days=1)) is None
+
+
 def test_unknown_ids_are_refused(engine: Engine) -> None:
     with pytest.raises(predictions.UnknownPrediction, match='the id "unknown"'):
         predictions.label(engine, "unknown", 3, "page")
