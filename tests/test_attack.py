@@ -43,7 +43,7 @@ def address(service: Service) -> attack.Address:
     "name",
     [
         *("never_read", "slow_bodies", "half_heads", "endless_headers", "brackets", "many_scans", "large_pictures"),
-        *("colour_profiles", "two_headers", "idle"),
+        *("colour_profiles", "two_headers", "photoshop_blocks", "refused_bodies", "idle"),
     ],
 )
 def test_honest_clients_are_answered_during_an_attack(name: str, service: Service, sample: Reference) -> None:
@@ -80,6 +80,24 @@ def test_a_refused_body_leaves_no_memory_in_use(path: str, content_type: str, bo
     for _ in range(4):
         attack.post(address(service), path, body, content_type)
     assert memory_mb() - before < 100
+
+
+def test_a_response_that_is_not_read_is_read_from_disk_only_as_far_as_it_is_sent(service: Service) -> None:
+    """By default, the kernel took 4 MB of the responses of each connection."""
+    (worker,) = workers(psutil.Process(service.process.pid))
+    before, request = (
+        worker.io_counters().read_chars,
+        b"GET /static_content/swagger-ui-bundle.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    )
+    connections = [attack._connection(address(service)) for _ in range(20)]
+    for connection in connections:
+        connection.send(request * 10)
+    time.sleep(2)
+    read = worker.io_counters().read_chars - before
+    for connection in connections:
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        connection.close()
+    assert read < 20 * 1_000_000
 
 
 def send(service: Service, body: bytes) -> socket.socket:
