@@ -65,10 +65,10 @@ def is_single(value: Any) -> bool:
     return not (isinstance(image, list) and image and isinstance(image[0], list))
 
 
-def from_json(value: Any, limit: int = MAX_IMAGES) -> Images:
+def from_json(value: Any, limit: int = MAX_IMAGES, first: int = 0) -> Images:
     """The images of one 28 x 28 nested list of whole numbers from 0 to 255, or of a list of up to `limit` of them.
 
-    Raises ValueError quoting the first wrong value and its position, counted from 0.
+    Raises ValueError quoting the first wrong value and its position, counted from 0; `first` is that of the first image.
     """
     single = is_single(value)
     images = [value] if single else value
@@ -84,11 +84,11 @@ def from_json(value: Any, limit: int = MAX_IMAGES) -> Images:
             if (right := (values >= 0) & (values <= 255) & (values == np.floor(values))).all():
                 return values.astype(np.uint8)
             # its error names the value
-            first = int(np.argmin(right.all((1, 2))))
-            _image(images[first], "" if single else f"image {first}")
+            wrong = int(np.argmin(right.all((1, 2))))
+            _image(images[wrong], "" if single else f"image {first + wrong}")
     except (TypeError, OverflowError):
         pass
-    return np.stack([_image(rows, "" if single else f"image {index}") for index, rows in enumerate(images)])
+    return np.stack([_image(rows, "" if single else f"image {index}") for index, rows in enumerate(images, first)])
 
 
 def _numbers(images: list[Any]) -> NDArray[np.float64]:

@@ -1,11 +1,13 @@
 """Serves the HTTP API with Granian, at `DIGITS_HOST` and `DIGITS_SERVICE_PORT`: `python -m services`."""
 
 import argparse
+import ctypes
 import logging
 import os
 import resource
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ MAX_HEADER_BYTES = 65_536
 HEADER_TIMEOUT_SECONDS = 10
 # File descriptors of a worker for the database, the log, the model and its libraries; 40 are in use.
 RESERVED_FILE_DESCRIPTORS = 256
+# malloc.h; a threshold that is set does not grow (mallopt(3))
+M_MMAP_THRESHOLD = -3
 # A worker above the limit for three minutes is replaced; one large picture does not last so long.
 MEMORY_SAMPLES, MEMORY_SAMPLE_SECONDS = 6, 30
 
@@ -51,6 +55,7 @@ def main() -> None:
     argparse.ArgumentParser(prog="python -m services", description=__doc__).parse_args()
     # what it writes is for its user only
     os.umask(0o077)
+    return_large_blocks()
     settings = load_settings()
     check_port(settings.host, settings.service_port)
     share_metrics(settings.home / "metrics")
@@ -67,6 +72,16 @@ def check_port(host: str, port: int) -> None:
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         advice = "stop what listens there or set DIGITS_SERVICE_PORT"
         raise SystemExit(f"digits: cannot listen on {host}:{port} ({reason}); {advice}") from None
+
+
+def return_large_blocks() -> None:
+    """Have glibc return blocks of 4 MB or more as soon as they are freed, in the workers too.
+
+    By default it keeps blocks as large as any that was freed before, up to 32 MB: large pictures in turn with large bodies took 450 MB instead of 320.
+    """
+    # other C libraries have no mallopt
+    with suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 4 * 2**20)
 
 
 def _serve(settings: Settings) -> None:

@@ -17,6 +17,7 @@ from services import schemas
 from services.middleware import RequestMiddleware
 from services.openapi import openapi_document
 from services.routes import to_json
+from services.send_buffers import limit_when_listening
 from services.serving_context import ServingContext
 
 # BentoML reads the options when the module is imported, so this entry point reads the settings here.
@@ -89,4 +90,5 @@ DigitClassifier.add_asgi_middleware(RequestMiddleware, document=_document, setti
 
 def application() -> ASGIApp:
     """The service for Granian: our middleware comes before BentoML's layers, which cost a sixth of the requests per second."""
+    limit_when_listening(_settings.service_port)
     return RequestMiddleware(DigitClassifier.to_asgi(), _document, _settings)

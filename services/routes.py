@@ -23,6 +23,7 @@ from digits.data import picture_structure
 from digits.errors import quote
 from digits.images import SIZE
 from digits.storage.api_keys import ApiKey
+from services import json_parts
 from services.access import client_of
 from services.prediction_log import is_recent
 from services.serving_context import ServingContext, classification
@@ -51,6 +52,7 @@ SECURITY_HEADERS = {
 }
 DOCS_HEADERS = {**SECURITY_HEADERS, "Content-Security-Policy": f"{_POLICY}; style-src 'self' 'unsafe-inline'"}
 
+IMAGES_EXAMPLE = '{"images": [28 rows of 28 whole numbers]}'
 # Routes with query parameters.
 QUERY_PARAMETERS = {"/classify_file": {"preview"}}
 # Of the JSON bodies above LARGE_BYTES, so many are parsed at a time.
@@ -78,9 +80,19 @@ async def classify(request: Request) -> Response:
     client, body = client_of(request), request.state.body
     if len(body) > LARGE_BYTES:
         _check_size(body, context.settings.batch_limit)
-        return await _in_thread(lambda: context.classify(_images(body), client), limiter=_parsing)
+        return await _in_thread(_classify_large, context, body, client, limiter=_parsing)
     images, is_single = context.read_images(_images(body))
     return ORJSONResponse(classification(await context.batcher.predict(images, client), is_single))
+
+
+def _classify_large(context: ServingContext, body: bytes, client: str) -> Any:
+    try:
+        images = json_parts.read(body, context.settings.batch_limit)
+    except orjson.JSONDecodeError as error:
+        raise _not_json(error, IMAGES_EXAMPLE) from error
+    except ValueError as error:
+        raise UnprocessableEntity(str(error)) from error
+    return classification(context.predict(images, "/classify", [client] * len(images)), False)
 
 
 def _check_size(body: bytes, max_images: int) -> None:
@@ -91,10 +103,11 @@ def _check_size(body: bytes, max_images: int) -> None:
 
 
 def _images(body: bytes) -> Any:
-    images = _fields(body, {"images"}, {"images"}, '{"images": [28 rows of 28 whole numbers]}')["images"]
-    # bytes() accepts booleans, so they are rejected here; testing for "e" first spares most bodies two searches.
-    if body.find(b"e", max(body.find(b"["), 0)) >= 0 and (b"true" in body or b"false" in body):
-        raise UnprocessableEntity("images contains true or false; expected whole numbers from 0 to 255")
+    images = _fields(body, {"images"}, {"images"}, IMAGES_EXAMPLE)["images"]
+    try:
+        json_parts.refuse_booleans(body)
+    except ValueError as error:
+        raise UnprocessableEntity(str(error)) from error
     return images
 
 
@@ -236,7 +249,7 @@ def _fields(body: bytes, required: set[str], known: set[str], example: str) -> d
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise HTTPException(400, f"the body is not JSON ({error}); send {example}") from error
+        raise _not_json(error, example) from error
     if not isinstance(value, dict):
         raise UnprocessableEntity(f"the body is {quote(value)}; send {example}")
     for name in sorted(value.keys() - known):
@@ -244,6 +257,10 @@ def _fields(body: bytes, required: set[str], known: set[str], example: str) -> d
     for name in sorted(required - value.keys()):
         raise UnprocessableEntity(f'the field "{name}" is missing; send {example}')
     return value
+
+
+def _not_json(error: orjson.JSONDecodeError, example: str) -> HTTPException:
+    return HTTPException(400, f"the body is not JSON ({error}); send {example}")
 
 
 async def _in_thread(

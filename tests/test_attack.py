@@ -1,8 +1,11 @@
 """The service under the attacks of `bench.attack`, for a few seconds each: honest clients are answered, and memory stays bounded."""
 
 import io
+import platform
 import resource
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +15,7 @@ import psutil
 import pytest
 from conftest import Files, serve_registry
 from PIL import Image
-from serving import Service, png, serving
+from serving import ROOT, Service, png, serving
 
 from bench import attack
 from bench.faults import workers
@@ -43,7 +46,7 @@ def address(service: Service) -> attack.Address:
     "name",
     [
         *("never_read", "slow_bodies", "half_heads", "endless_headers", "brackets", "many_scans", "large_pictures"),
-        *("colour_profiles", "two_headers", "idle"),
+        *("colour_profiles", "two_headers", "photoshop_blocks", "refused_bodies", "idle"),
     ],
 )
 def test_honest_clients_are_answered_during_an_attack(name: str, service: Service, sample: Reference) -> None:
@@ -80,6 +83,24 @@ def test_a_refused_body_leaves_no_memory_in_use(path: str, content_type: str, bo
     for _ in range(4):
         attack.post(address(service), path, body, content_type)
     assert memory_mb() - before < 100
+
+
+def test_a_response_that_is_not_read_is_read_from_disk_only_as_far_as_it_is_sent(service: Service) -> None:
+    """By default, the kernel took 4 MB of the responses of each connection."""
+    (worker,) = workers(psutil.Process(service.process.pid))
+    before, request = (
+        worker.io_counters().read_chars,
+        b"GET /static_content/swagger-ui-bundle.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    )
+    connections = [attack._connection(address(service)) for _ in range(20)]
+    for connection in connections:
+        connection.send(request * 10)
+    time.sleep(2)
+    read = worker.io_counters().read_chars - before
+    for connection in connections:
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        connection.close()
+    assert read < 20 * 1_000_000
 
 
 def send(service: Service, body: bytes) -> socket.socket:
@@ -154,6 +175,33 @@ def test_more_connections_than_allowed_wait_for_one_to_close(
         assert attack.post(address(service), "/classify", body, "application/json") == ""
     server.shutdown()
     server.server_close()
+
+
+MALLINFO = """
+import ctypes, sys
+from services.__main__ import return_large_blocks
+
+class Mallinfo2(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks".split()] + [("rest", ctypes.c_size_t * 4)]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Mallinfo2
+if sys.argv[1] == "set":
+    return_large_blocks()
+bytearray(16_000_000)
+block = bytearray(16_000_000)
+# of the blocks that go back to the system when they are freed, the bytes
+print(libc.mallinfo2().hblkhd)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_large_blocks_that_are_freed_go_back_to_the_system() -> None:
+    def mapped(how: str) -> int:
+        command = [sys.executable, "-c", MALLINFO, how]
+        return int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+
+    assert mapped("default") < 16_000_000 < mapped("set")
 
 
 def test_connections_are_limited_by_the_files_that_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
