@@ -5,6 +5,7 @@ is given up.
 """
 
 import asyncio
+import io
 from contextlib import suppress
 
 from starlette.exceptions import HTTPException
@@ -68,7 +69,7 @@ class RequestBody:
         self._received = self._held = 0
         self._is_begun = self._is_complete = self._is_given_up = False
         # what has arrived, and then the whole body for a route that asks for it as ASGI does
-        self._buffer = bytearray()
+        self._buffer = io.BytesIO()
         self._content: bytes | None = None
 
     async def read(self, limit_bytes: int) -> bytes:
@@ -91,14 +92,15 @@ class RequestBody:
         return content
 
     async def _rest(self, begin: bytes, limit_bytes: int, timeout: asyncio.Timeout) -> bytes:
-        self._buffer += begin
+        self._buffer.write(begin)
         while not self._is_complete:
             self._check_size(limit_bytes)
-            if len(self._buffer) > SMALL_BYTES:
-                added, self._held = len(self._buffer) - self._held, len(self._buffer)
+            if (size := self._buffer.tell()) > SMALL_BYTES:
+                added, self._held = size - self._held, size
                 self._memory.hold(self, added, timeout)
-            self._buffer += await self._next()
-        content, self._buffer = bytes(self._buffer), bytearray()
+            self._buffer.write(await self._next())
+        # shares the memory of the buffer
+        content, self._buffer = self._buffer.getvalue(), io.BytesIO()
         return content
 
     def _check_size(self, limit_bytes: int) -> None:
@@ -132,7 +134,7 @@ class RequestBody:
     def release(self) -> None:
         """The bytes of this body are not held any more."""
         self._memory.release(self._held)
-        self._held, self._content, self._buffer = 0, None, bytearray()
+        self._held, self._content, self._buffer = 0, None, io.BytesIO()
 
     async def drain(self) -> None:
         """Read the rest and drop it, so that the client begins to read the response."""
