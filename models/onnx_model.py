@@ -2,8 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,20 +40,20 @@ class _Watchdog:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
-    @contextmanager
-    def limit(self, seconds: float) -> Iterator[onnxruntime.RunOptions]:
-        """Options for a run that is ended after so many seconds."""
+    def start(self, seconds: float) -> onnxruntime.RunOptions:
+        """Options for a run that is ended after so many seconds; `stop` follows it."""
         # A forked process has no threads but the one that forked it.
         if self._thread is None or not self._thread.is_alive():
-            self._start()
+            self._start_thread()
         options = onnxruntime.RunOptions()
         self._deadlines[options] = time.monotonic() + seconds
-        try:
-            yield options
-        finally:
-            del self._deadlines[options]
+        return options
 
-    def _start(self) -> None:
+    def stop(self, options: onnxruntime.RunOptions) -> None:
+        """The run with these options has ended."""
+        del self._deadlines[options]
+
+    def _start_thread(self) -> None:
         with self._starting:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._watch, name="inference-watchdog", daemon=True)
@@ -94,15 +93,17 @@ class OnnxModel:
     def _run(self, images: Images) -> NDArray[np.float32]:
         limit = RUN_LIMIT_SECONDS + RUN_LIMIT_SECONDS_PER_IMAGE * len(images)
         started = time.monotonic()
+        options = _watchdog.start(limit)
         try:
-            with _watchdog.limit(limit) as options:
-                probabilities: NDArray[np.float32] = self.session.run(None, {self.input_name: images}, options)[0]
+            probabilities: NDArray[np.float32] = self.session.run(None, {self.input_name: images}, options)[0]
             found = probabilities.dtype, probabilities.shape
         # ONNX Runtime's exceptions have no other common class.
         except Exception as error:
             ended = time.monotonic() - started > limit
             reason = f"the run did not end within {limit:g} s; look for a loop in model.onnx"
             raise InferenceFailed(reason if ended else first_line(error)) from error
+        finally:
+            _watchdog.stop(options)
         if found != (np.dtype(np.float32), (len(images), 10)):
             raise InferenceFailed(
                 f"expected float32 probabilities of shape ({len(images)}, 10), got {found[0]} {found[1]}"

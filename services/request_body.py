@@ -16,6 +16,8 @@ from services.hosts import Headers
 
 # Bodies up to this size are not counted: the number of connections bounds them.
 SMALL_BYTES = 65_536
+# Parts of a body up to this size are joined with the next one.
+MIN_PART_BYTES = 4_096
 # So many bodies of the maximum size are held at a time.
 MAX_LARGE_BODIES = 5
 # A client reads the response only after it has sent its body; this much of a refused body is read and dropped.
@@ -68,7 +70,7 @@ class RequestBody:
         self._received = self._held = 0
         self._is_begun = self._is_complete = self._is_given_up = False
         # what has arrived, and then the whole body for a route that asks for it as ASGI does
-        self._buffer = bytearray()
+        self._parts: list[bytes] = []
         self._content: bytes | None = None
 
     async def read(self, limit_bytes: int) -> bytes:
@@ -91,15 +93,21 @@ class RequestBody:
         return content
 
     async def _rest(self, begin: bytes, limit_bytes: int, timeout: asyncio.Timeout) -> bytes:
-        self._buffer += begin
+        self._keep(begin)
         while not self._is_complete:
             self._check_size(limit_bytes)
-            if len(self._buffer) > SMALL_BYTES:
-                added, self._held = len(self._buffer) - self._held, len(self._buffer)
+            if self._received > SMALL_BYTES:
+                added, self._held = self._received - self._held, self._received
                 self._memory.hold(self, added, timeout)
-            self._buffer += await self._next()
-        content, self._buffer = bytes(self._buffer), bytearray()
+            self._keep(await self._next())
+        content, self._parts = b"".join(self._parts), []
         return content
+
+    def _keep(self, part: bytes) -> None:
+        """Small parts become one, because each takes 41 bytes more than it holds; to join large ones time and again is slow."""
+        if self._parts and len(self._parts[-1]) < MIN_PART_BYTES:
+            part = self._parts.pop() + part
+        self._parts.append(part)
 
     def _check_size(self, limit_bytes: int) -> None:
         if (size := max(self._announced, self._received)) > limit_bytes:
@@ -132,7 +140,7 @@ class RequestBody:
     def release(self) -> None:
         """The bytes of this body are not held any more."""
         self._memory.release(self._held)
-        self._held, self._content, self._buffer = 0, None, bytearray()
+        self._held, self._content, self._parts = 0, None, []
 
     async def drain(self) -> None:
         """Read the rest and drop it, so that the client begins to read the response."""

@@ -63,7 +63,14 @@ async def status(reading: Awaitable[Any]) -> int:
 
 def test_a_body_is_whole_whatever_its_parts() -> None:
     async def test(memory: BodyMemory) -> None:
-        for parts in ([b"whole"], [b"wh", b"o", b"le"], [b"", b"whole"], [b"w" * 70_000] * 2, [b""]):
+        for parts in (
+            [b"whole"],
+            [b"wh", b"o", b"le"],
+            [b"", b"whole"],
+            [b"w" * 70_000] * 2,
+            [b"01", b"2"] * 5_000,
+            [b""],
+        ):
             assert await Client(memory).send(*parts, None).read() == b"".join(parts)
         assert await Client(memory, content_length="5").send(b"who", b"le").read() == b"whole"
 
