@@ -50,6 +50,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -limits.get(item.path, 0))
 
 
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """The environment variables that a test or a library sets end with the test.
+
+    MLflow writes its client's address into MLFLOW_TRACKING_URI, also when a fixture of the session makes the client.
+    """
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 def enlarge(small: NDArray[np.float64]) -> NDArray[np.uint8]:
     """scikit-learn's 8 x 8 digits of 0 to 16, each pixel tripled, in the middle of 28 x 28."""
     large = np.kron(small * (255 / 16), np.ones((1, 3, 3)))
