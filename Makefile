@@ -11,7 +11,7 @@ COMPOSE = $(if $(filter docker,$(ENGINE)),docker compose,$(shell command -v podm
 # Where `make audit` looks vulnerabilities up; a mirror for networks that do not reach it.
 OSV_URL ?= https://api.osv.dev/v1/query
 
-.PHONY: help setup up down status audit bento compose-up compose-down pin-images test test-long test-fast lint format docs clean
+.PHONY: help setup up down status audit bento compose-up compose-down pin-images test test-long test-all test-fast lint format docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -67,11 +67,17 @@ audit: $(INSTALLED_UV)  ## list all locked packages in var/sbom.cdx.json (Cyclon
 	@mkdir -p var && $(UV) export --quiet --locked --all-groups --format cyclonedx1.5 -o var/sbom.cdx.json
 	@$(UV) run --quiet --locked --isolated --only-group audit .ci/audit.py var/sbom.cdx.json --osv-url $(OSV_URL)
 
-test: setup lint  ## check style and types, run the tests, two files at a time
-	.venv/bin/pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
+# Two files at a time, in the order of tests/conftest.py.
+PYTEST = .venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-long: setup  ## run the tests of containers, replicas, sweeps, the Bento, the soak and the whole loop, as CI does after `make test`
-	.venv/bin/pytest -m long -n 2 --dist loadfile --no-loadscope-reorder
+test: setup lint  ## check style and types, run all tests but the long ones
+	$(PYTEST) -m "not long"
+
+test-long: setup  ## run the tests of containers, replicas, sweeps, the Bento, the soak and the whole loop
+	$(PYTEST) -m long
+
+test-all: setup lint  ## check style and types, run all tests, as CI does
+	$(PYTEST)
 
 test-fast: setup  ## run the tests that start no servers
 	.venv/bin/pytest -m "not slow"

@@ -1,8 +1,10 @@
 """Real things shared by the tests: a small champion, a registry that serves it, a free port."""
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -23,6 +26,7 @@ import pytest
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
+from digits import files
 from digits.reference import Reference, from_bytes
 from digits.storage import database
 
@@ -34,6 +38,10 @@ if TYPE_CHECKING:
     from digits.images import Split
 
 Files = dict[str, bytes]
+
+ROOT = Path(__file__).parent.parent
+# Kept for the next session, as pytest's own cache is.
+MIGRATED = ROOT / ".pytest_cache" / "migrated"
 
 # An answer may take longer than httpx's five seconds on a busy machine.
 PATIENCE_SECONDS = 60
@@ -48,6 +56,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             timeout = item.get_closest_marker("timeout")
             limits[item.path] = max(limits.get(item.path, 0), timeout.args[0] if timeout else 300)
     items.sort(key=lambda item: -limits.get(item.path, 0))
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """The environment variables that a test or a library sets end with the test.
+
+    MLflow writes its client's address into MLFLOW_TRACKING_URI, also when a fixture of the session makes the client.
+    """
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 def enlarge(small: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -303,9 +325,56 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
+def migrated_database(library: str) -> Path:
+    """An empty SQLite database of MLflow or Prefect with the tables of the installed version.
+
+    Their migrations take 4 and 10 s of processor time. Both processes of a session share the file; the first one makes it.
+    """
+    path = MIGRATED / f"{library}-{version(library)}.db"
+    MIGRATED.mkdir(parents=True, exist_ok=True)
+    with (MIGRATED / f"{library}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            with files.replacing(path) as part:
+                _migrate(library, f"sqlite:///{part}")
+    return path
+
+
+def _migrate(library: str, url: str) -> None:
+    from ops.processes import ENVIRONMENT
+
+    store = (
+        "import sys; from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore; SqlAlchemyStore(*sys.argv[1:])"
+    )
+    arguments = {
+        # with the place of artifacts that a server started with --artifacts-destination gives its first experiment
+        "mlflow": ["-c", store, url, "mlflow-artifacts:/"],
+        "prefect": ["-m", "prefect", "server", "database", "upgrade", "-y"],
+    }[library]
+    prefect_url = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url.replace("sqlite", "sqlite+aiosqlite")}
+    environment = {**os.environ, **ENVIRONMENT, **prefect_url}
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+
+
+def put_migrated_database(library: str, folder: Path) -> None:
+    """Copy it to where the server with this folder keeps its database, unless it has one."""
+    path = folder / f"{library}.db"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(migrated_database(library), path)
+
+
+def put_migrated_databases(home: Path) -> None:
+    """The same for both servers that `digits up` starts with this DIGITS_HOME."""
+    for library in ("mlflow", "prefect"):
+        put_migrated_database(library, home / library)
+
+
 @contextmanager
 def running_mlflow(home: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]":
     """An MLflow server with its store in `home`, healthy."""
+    put_migrated_database("mlflow", home)
     command = [
         *("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts")),
@@ -317,6 +386,7 @@ def running_mlflow(home: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]"
 @contextmanager
 def running_prefect(home: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]":
     """A Prefect server with all its services, healthy."""
+    put_migrated_database("prefect", home)
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with _running(command, home, f"http://127.0.0.1:{port}/api/health") as server:
         yield server

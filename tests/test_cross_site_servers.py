@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import find_free_port, get, post, wait_for
+from conftest import find_free_port, get, post, put_migrated_databases, wait_for
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from test_page import CHROMEDRIVER, CHROMIUM, start
@@ -85,6 +85,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     settings = Settings(home=home, prefect_api_auth_string=None, **urls, **ports)
     for folder in ("mlflow/artifacts", "workspace"):
         (home / folder).mkdir(parents=True)
+    put_migrated_databases(home)
     processes.generate_logins(settings)
     with ExitStack() as running:
         for process in processes.processes(settings):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import put_migrated_databases
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,6 +20,7 @@ def test_the_loop_closes_unattended(tmp_path: Path) -> None:
     outside = ("MLFLOW_", "PREFECT_", "DIGITS_", "BENTOML_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(outside)}
     command = [sys.executable, "-m", "bench.loop", *words]
+    put_migrated_databases(tmp_path)
     done = subprocess.run(
         command, cwd=ROOT, env={**clean, "DIGITS_HOME": str(tmp_path)}, capture_output=True, text=True
     )

@@ -99,13 +99,13 @@ def _client(port: int) -> Any:
 def test_prefect_is_killed_during_a_training_in_a_terminal(
     ports: tuple[int, int], folder: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "ops", "train", "--data", "bundled", "--recipe", "compact", "--epochs", "1500"]
+    command = [sys.executable, "-m", "ops", "train", "--data", "bundled", "--recipe", "compact", "--epochs", "400"]
     output = tmp_path / "terminal.txt"
     with running_mlflow(folder[0], ports[0]), running_prefect(folder[1], ports[1]) as prefect:
         with output.open("wb") as file:
             training = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
         try:
-            wait_for(lambda: "epoch 150 of 1500" in output.read_text(), seconds=180)
+            wait_for(lambda: "epoch 40 of 400" in output.read_text(), seconds=180)
             prefect.send_signal(signal.SIGKILL)
             wait_for(lambda: "registered digits v1" in output.read_text(), seconds=180)
             registered = time.monotonic()

@@ -233,16 +233,15 @@ def test_plain_traffic_is_no_drift_and_changed_traffic_is(platform: Platform) ->
     assert re.search(r"200 answers, \d+\.\d% right, \d+ labelled", sent.stdout)
     plain = platform.run("monitor", "--since", "1h")
     assert "No drift" in plain.stderr, plain.stderr
-    for perturbation, explanation in (("invert", "invert"), ("shift", "shifted")):
-        version = _forget_answers(platform)
-        platform.run("traffic", "-n", "200", "--perturbation", perturbation, "--data", "bundled")
-        drifted = platform.run("monitor", "--since", "1h")
-        assert explanation in drifted.stderr.lower(), drifted.stderr
-        latest = max((platform.home / "reports").iterdir())
-        verdict = json.loads((latest / "verdict.json").read_text())
-        assert verdict["drift"]["verdict"] == "drift"
-        assert verdict["versions"] == [version]
-        assert 10_000 < (latest / "report.html").stat().st_size < 5_000_000
+    version = _forget_answers(platform)
+    platform.run("traffic", "-n", "200", "--perturbation", "invert", "--data", "bundled")
+    drifted = platform.run("monitor", "--since", "1h")
+    assert "invert" in drifted.stderr.lower(), drifted.stderr
+    latest = max((platform.home / "reports").iterdir())
+    verdict = json.loads((latest / "verdict.json").read_text())
+    assert verdict["drift"]["verdict"] == "drift"
+    assert verdict["versions"] == [version]
+    assert 10_000 < (latest / "report.html").stat().st_size < 5_000_000
 
 
 def test_retraining_on_the_same_data_replaces_nothing_and_says_why(platform: Platform) -> None:

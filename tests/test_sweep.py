@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 from cluster import Cluster, running
-from conftest import find_free_port, wait_for
+from conftest import find_free_port, running_mlflow, running_prefect, wait_for
 from optuna import Study
 from optuna.trial import FrozenTrial
 
@@ -92,24 +91,17 @@ class Sweep:
 
 @pytest.fixture(scope="module")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from ops.processes import ENVIRONMENT
+    port = find_free_port()
+    with running_prefect(tmp_path_factory.mktemp("prefect"), port):
+        yield f"http://127.0.0.1:{port}/api"
 
-    home, port = tmp_path_factory.mktemp("prefect"), find_free_port()
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    with (home / "server.log").open("wb") as output:
-        server = subprocess.Popen(
-            command,
-            env={**outside, **ENVIRONMENT, "PREFECT_HOME": str(home)},
-            stdout=output,
-            stderr=output,
-        )
-        try:
-            wait_for(lambda: answers(f"http://127.0.0.1:{port}/api/health"), seconds=180)
-            yield f"http://127.0.0.1:{port}/api"
-        finally:
-            server.terminate()
-            server.wait(30)
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of its own: the versions and runs of other files are not among those of the sweep."""
+    port = find_free_port()
+    with running_mlflow(tmp_path_factory.mktemp("mlflow"), port):
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +111,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def sweep(mlflow_server: str, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    return Sweep(tmp_path_factory.mktemp("home"), mlflow_server, prefect_server)
+def sweep(mlflow: str, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    return Sweep(tmp_path_factory.mktemp("home"), mlflow, prefect_server)
 
 
 def ignores_interrupts(process: psutil.Process) -> bool:
@@ -254,10 +246,3 @@ def read_until(process: "subprocess.Popen[str]", pattern: str) -> str:
         if re.search(pattern, line):
             return printed
     raise AssertionError(f"the process ended early:\n{printed}")
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).is_success
-    except httpx.HTTPError:
-        return False

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import find_free_port
+from conftest import find_free_port, put_migrated_databases
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()
@@ -66,6 +66,7 @@ class Terminal:
 
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    put_migrated_databases(tmp_path / "tutorial")
     yield Terminal(tmp_path / "tutorial")
 
 
