@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import socket
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,12 @@ MAX_HEADER_BYTES = 65_536
 HEADER_TIMEOUT_SECONDS = 10
 # File descriptors of a worker for the database, the log, the model and its libraries; 40 are in use.
 RESERVED_FILE_DESCRIPTORS = 256
-# malloc.h; a threshold that is set does not grow (mallopt(3))
-M_MMAP_THRESHOLD = -3
 # A worker above the limit for three minutes is replaced; one large picture does not last so long.
 MEMORY_SAMPLES, MEMORY_SAMPLE_SECONDS = 6, 30
 
-# Parameters of glibc's mallopt and their values in bytes. It reuses blocks up to the first size, those of bulk requests, and keeps so
-# much free memory of a thread for the next request. A decoded picture is larger, and its memory is given back at once.
-MALLOC_OPTIONS = {"M_MMAP_THRESHOLD": (-3, 8_000_000), "M_TRIM_THRESHOLD": (-1, 16_000_000)}
+# Parameters of glibc's mallopt and their values in bytes (malloc.h). Up to the first size, which bulk requests of 5,000 images need,
+# freed blocks are used again, and so much free memory is kept for that; larger ones, of pictures, go back to the kernel at once.
+MALLOC_OPTIONS = {"M_MMAP_THRESHOLD": (-3, 4 * 2**20), "M_TRIM_THRESHOLD": (-1, 16 * 2**20)}
 
 # BentoML configures its loggers only under `bentoml serve`.
 LOGGING: dict[str, Any] = {
@@ -59,11 +56,10 @@ def main() -> None:
     argparse.ArgumentParser(prog="python -m services", description=__doc__).parse_args()
     # what it writes is for its user only
     os.umask(0o077)
-    return_large_blocks()
     settings = load_settings()
     check_port(settings.host, settings.service_port)
     share_metrics(settings.home / "metrics")
-    keep_freed_memory()
+    set_malloc_options()
     _serve(settings)
 
 
@@ -77,16 +73,6 @@ def check_port(host: str, port: int) -> None:
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         advice = "stop what listens there or set DIGITS_SERVICE_PORT"
         raise SystemExit(f"digits: cannot listen on {host}:{port} ({reason}); {advice}") from None
-
-
-def return_large_blocks() -> None:
-    """Have glibc return blocks of 4 MB or more as soon as they are freed, in the workers too.
-
-    By default it keeps blocks as large as any that was freed before, up to 32 MB: large pictures in turn with large bodies took 450 MB instead of 320.
-    """
-    # other C libraries have no mallopt
-    with suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 4 * 2**20)
 
 
 def _serve(settings: Settings) -> None:
@@ -137,8 +123,12 @@ def allow_connections(wanted: int) -> int:
     return max(1, allowed)
 
 
-def keep_freed_memory() -> None:
-    """Let the workers reuse freed memory, where the C library is glibc; getting it from the kernel takes a seventh of a bulk request."""
+def set_malloc_options() -> None:
+    """Let glibc, in the workers too, use freed memory again, but not keep large blocks; other C libraries stay as they are.
+
+    By default it does the opposite: a bulk request spent a seventh of its time getting memory from the kernel, and large pictures in
+    turn with large bodies took 450 MB instead of 320.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         for parameter, size_bytes in MALLOC_OPTIONS.values():

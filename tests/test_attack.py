@@ -179,7 +179,7 @@ def test_more_connections_than_allowed_wait_for_one_to_close(
 
 MALLINFO = """
 import ctypes, sys
-from services.__main__ import return_large_blocks
+from services.__main__ import set_malloc_options
 
 class Mallinfo2(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks".split()] + [("rest", ctypes.c_size_t * 4)]
@@ -187,7 +187,7 @@ class Mallinfo2(ctypes.Structure):
 libc = ctypes.CDLL(None)
 libc.mallinfo2.restype = Mallinfo2
 if sys.argv[1] == "set":
-    return_large_blocks()
+    set_malloc_options()
 bytearray(16_000_000)
 block = bytearray(16_000_000)
 # of the blocks that go back to the system when they are freed, the bytes

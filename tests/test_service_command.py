@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PAGE_FAULTS = """
 import resource
 
-from services.__main__ import keep_freed_memory
+from services.__main__ import set_malloc_options
 
 def receive(bodies):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -23,7 +23,7 @@ def receive(bodies):
         b"".join([bytes(65_536) for _ in range(60)])
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-keep_freed_memory()
+set_malloc_options()
 receive(5)
 print(receive(10))
 """
