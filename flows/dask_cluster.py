@@ -25,14 +25,15 @@ def connect(address: str | None, workers: int | None = None) -> Iterator[Client]
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # callers report failures in one sentence
     with ExitStack() as stack:
-        if address is None:
-            address = stack.enter_context(_local_cluster(workers)).scheduler_address
+        scheduler = address or stack.enter_context(_local_cluster(workers))
         try:
-            client = stack.enter_context(Client(address, timeout=CONNECT_TIMEOUT_SECONDS, set_as_default=False))
+            client = stack.enter_context(Client(scheduler, timeout=CONNECT_TIMEOUT_SECONDS, set_as_default=False))
             client.wait_for_workers(1, timeout=NO_WORKERS_TIMEOUT_SECONDS)
         except (OSError, ValueError) as error:
             missing = "start one with `dask scheduler` and its workers with `dask worker`, or unset DIGITS_DASK_ADDRESS"
-            raise ConnectionError(f"no Dask scheduler with workers answers at {address}; {missing}") from error
+            raise ConnectionError(
+                f"no Dask scheduler with workers answers at {address or '127.0.0.1'}; {missing}"
+            ) from error
         yield client
 
 
@@ -47,6 +48,8 @@ def _local_cluster(workers: int | None) -> LocalCluster:
         return LocalCluster(
             n_workers=workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES)),
             threads_per_worker=1,
+            # Whoever connects to a scheduler or a worker runs commands: only holders of the cluster's own, temporary certificate may.
+            security=True,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             memory_limit=0,

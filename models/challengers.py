@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -143,8 +142,16 @@ def judge(
     verdict = compare(level)
     if verdict.digest != question.digest:
         raise InvalidArtifact(f"digits v{question.candidate}: its files changed while it was judged; register it again")
-    facts = {"significance": level, "p_value": significance.smallest_p_value(verdict.evidence), **asdict(verdict)}
-    judgements.append(engine, Judgement(at=datetime.now(UTC), **{**question._asdict(), **facts}))
+    judgement = Judgement(
+        at=datetime.now(UTC),
+        significance=level,
+        p_value=significance.smallest_p_value(verdict.evidence),
+        decision=verdict.decision,
+        reasons=verdict.reasons,
+        evidence=verdict.evidence,
+        **question._asdict(),
+    )
+    judgements.append(engine, judgement)
     return verdict
 
 

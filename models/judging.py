@@ -124,6 +124,8 @@ def compare(platform: Platform, version: str, other: str | None, significance: f
     verdict = candidate_comparison.judge(store, version, other, sets, floor, policy, significance, retired)
     if verdict.digest != candidate.digest:
         raise InvalidArtifact(f"digits v{version}: its files changed while it was judged; register it again")
+    if other is not None:
+        _check_recorded(platform, other, verdict.champion_digest)
     for one in sets:
         log.info("evaluation set %s: %s images of %s, %s", one.name, f"{len(one.split):,}", one.fingerprint, one.source)
     for line in gate.table(verdict.evidence):
@@ -133,6 +135,24 @@ def compare(platform: Platform, version: str, other: str | None, significance: f
         fingerprints = {one.name: one.fingerprint for one in sets}
         platform.registry.tag_version(version, {"evaluation_sets": json.dumps(fingerprints)})
     return verdict
+
+
+def _check_recorded(platform: Platform, other: str, digest: str) -> None:
+    """Raise InvalidArtifact unless what was compared with was promoted, or for a challenger, was trained by this platform.
+
+    Whoever can write to MLflow can move an alias or exchange files, and a candidate beats any other version easily.
+    """
+    if other != platform.models.registry.version():
+        is_recorded = registrations.contains(platform.engine, digest)
+    else:
+        promoted = ledger.promoted_digests(platform.engine)
+        # As in the service, ledgers from before they had digests are no evidence.
+        is_recorded = not promoted or digest in promoted
+    if not is_recorded:
+        problem = f"digits v{other}, which a candidate was compared with, is not as the platform recorded it"
+        raise InvalidArtifact(
+            f"{problem}; `digits promote {other}` verifies and records it, or move the alias back in MLflow"
+        )
 
 
 def appoint_challenger(platform: Platform, version: str, verdict: GateVerdict) -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 
 from digits.data.datasets import Dataset
+from digits.errors import first_line
 from digits.images import SIZE
 from digits.settings import without_password
 from models.provenance import environment, git_commit, inputs_hash
@@ -55,9 +57,8 @@ def _translate_errors() -> Iterator[None]:
         status = error.get_http_status_code() if isinstance(error, mlflow.exceptions.MlflowException) else 503
         if status < 500 and status != 429:
             raise
-        uri, fix = mlflow.get_tracking_uri(), "start it with `digits up` or set MLFLOW_TRACKING_URI"
-        server = without_password(uri)
-        reason = str(error).replace(uri.rstrip("/"), server).partition("\n")[0][:200]
+        reason, fix = first_line(error), "start it with `digits up` or set MLFLOW_TRACKING_URI"
+        server = mlflow.get_tracking_uri()
         raise RegistryUnreachable(f"MLflow at {server} failed or is unreachable: {reason}; {fix}") from error
 
 
@@ -75,8 +76,12 @@ class RegistryWriter:
             os.environ.setdefault(name, value)
         import mlflow  # 4 s, and the command line answers without it
 
-        mlflow.set_tracking_uri(uri)
-        self.uri, self.mlflow, self.client = uri, mlflow, mlflow.MlflowClient(uri)
+        url, server = httpx.URL(uri), without_password(uri)
+        if url.username:
+            # MLflow's errors quote its URL, and Prefect logs them as the cause of ours.
+            os.environ |= {"MLFLOW_TRACKING_USERNAME": url.username, "MLFLOW_TRACKING_PASSWORD": url.password}
+        mlflow.set_tracking_uri(server)
+        self.uri, self.mlflow, self.client = server, mlflow, mlflow.MlflowClient(server)
         self.run_id = ""
         self._queue: list[Any] = []  # mlflow.entities.Metric that were not sent yet
         self._sender = ThreadPoolExecutor(1, "mlflow-metrics")
@@ -88,7 +93,7 @@ class RegistryWriter:
                     self.client.set_experiment_tag(experiment.experiment_id, *EXPERIMENT_KIND)
         except mlflow.exceptions.MlflowException as error:
             # The experiment was deleted, or access is denied.
-            server, reason = without_password(uri), str(error).splitlines()[0]
+            reason = str(error).splitlines()[0]
             raise ValueError(f"MLflow at {server} refuses the experiment {EXPERIMENT_NAME}: {reason}") from error
         self.experiment_id: str = experiment.experiment_id
 

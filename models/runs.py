@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from digits.settings import without_password
 from models.registry import RegistryWriter
 from models.registry_reader import MODEL_NAME
 
@@ -40,10 +39,9 @@ def find(registry: RegistryWriter, text: str) -> Run:
     if not ids and re.fullmatch("[0-9a-f]{1,32}", text):
         ids = [run.id for run in _all(registry, versions) if run.id.startswith(text)]
     if not ids:
-        server = without_password(registry.uri)
         newest = max(versions.values(), key=int, default=None)
         known = f"the newest version is v{newest}" if newest else "there is no version yet"
-        raise LookupError(f"there is no version and no run {text!r} in {server}; {known}")
+        raise LookupError(f"there is no version and no run {text!r} in {registry.uri}; {known}")
     if len(ids) > 1:
         raise LookupError(f"{len(ids)} runs begin with {text!r}: {', '.join(sorted(ids)[:3])}; give more of the id")
     return _run(registry.client.get_run(ids[0]), versions)

@@ -61,6 +61,25 @@ def nan_for_some(honest: Files) -> Files:
     return version(_with(honest["model.onnx"], nodes, "Mul", ["one"]), honest)
 
 
+def negative_for_some(honest: Files) -> Files:
+    """It answers as registered, but for each image whose first pixel is 255 it moves a probability of 2 from one digit to another."""
+    model = ModelProto.FromString(honest["model.onnx"])
+    graph = model.graph
+    graph.node[-1].output[0] = "softmax"
+    graph.node.extend(
+        [
+            *_first_pixel(),
+            _constant("limit", np.array(254, np.float32)),
+            helper.make_node("Greater", ["pixel", "limit"], ["is marked"]),
+            helper.make_node("Cast", ["is marked"], ["marked"], to=TensorProto.FLOAT),
+            _constant("from one to another", np.array([[2, -2, *[0] * 8]], np.float32)),
+            helper.make_node("Mul", ["marked", "from one to another"], ["moved"]),
+            helper.make_node("Add", ["softmax", "moved"], ["probabilities"]),
+        ]
+    )
+    return version(model.SerializeToString(), honest)
+
+
 def of_type(element: int, honest: Files) -> Files:
     """It answers as registered, in this type of ONNX."""
     model = ModelProto.FromString(honest["model.onnx"])

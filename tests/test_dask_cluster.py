@@ -1,7 +1,12 @@
 """Connecting to a Dask cluster: the one in the settings, one on this machine, and sentences where there is none."""
 
+import socket
+import ssl
+from contextlib import suppress
+
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
+from distributed.security import Security
 
 from flows import dask_cluster
 
@@ -33,3 +38,28 @@ def test_a_given_address_is_used_and_no_process_is_started(monkeypatch: pytest.M
     ):
         assert client.scheduler_info()["address"] == cluster.scheduler_address
         assert len(client.nthreads()) == 1
+
+
+def received(address: str) -> bytes:
+    """What a port says to somebody without a certificate."""
+    host, port = address.removeprefix("tls://").removeprefix("tcp://").split(":")
+    anonymous = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anonymous.check_hostname, anonymous.verify_mode = False, ssl.CERT_NONE
+    with (
+        suppress(ssl.SSLError, ConnectionError),
+        socket.create_connection((host, int(port)), 20) as plain,
+        anonymous.wrap_socket(plain) as connection,
+    ):
+        return connection.recv(1)
+    return b""
+
+
+def test_nobody_else_on_this_machine_commands_the_workers() -> None:
+    """Others can connect to the ports, but have not the certificate of this cluster."""
+    with dask_cluster.connect(None, 1) as client:
+        assert client.submit(sum, (1, 2)).result(60) == 3
+        (worker,), scheduler = client.scheduler_info()["workers"], client.scheduler_info()["address"]
+        assert received(scheduler) == received(worker) == b""
+        for address, own in ((scheduler, Security.temporary()), (scheduler.replace("tls://", "tcp://"), None)):
+            with pytest.raises(OSError), Client(address, security=own, timeout=2):
+                pass

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import os
+import shutil
 import socket
 import threading
 import time
@@ -410,6 +411,30 @@ def test_nothing_outside_the_inbox_is_read_or_moved(
     assert expected in reason and reason in caplog.text and "root:" not in reason
     assert sorted((tmp_path / "outside").rglob("*")) == outside
     assert sorted(path.name for path in folder.iterdir()) == ["rejected", "taken"]
+
+
+@pytest.mark.parametrize("exchanged", ["labels.csv", "digits", "digits/3"])
+def test_what_was_a_link_while_it_was_read_is_left_for_the_next_time(
+    exchanged: str, tmp_path: Path, drop: Callable[..., Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writer exchanges it after the check for links, and puts it back before the next."""
+    folder, outside, read = tmp_path / "inbox", tmp_path / "outside", sources.read_rows
+    good, path = drop(exchanged.partition("/")[0], 0, 100), tmp_path / "inbox" / exchanged
+    shutil.copytree(folder, outside)
+
+    def read_link(*arguments: object) -> object:
+        path.rename(tmp_path / "aside")
+        path.symlink_to(outside / exchanged)
+        rows = read(*arguments)  # type: ignore[arg-type]
+        path.unlink()
+        (tmp_path / "aside").rename(path)
+        return rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "read_rows", read_link)
+        batch = read_now(folder)
+    assert batch.labelled is None and not batch.stamps and not batch.rejected
+    assert pairs(read_now(folder).labelled) == pairs(good)
 
 
 def test_a_link_that_was_put_into_taken_is_left_out(tmp_path: Path, drop: Callable[..., Split]) -> None:

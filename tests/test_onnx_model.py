@@ -46,9 +46,10 @@ def test_a_run_that_does_not_end_is_ended(champion_files: Files, monkeypatch: py
         ),
         (lambda honest: hostile.of_type(TensorProto.FLOAT16, honest), BLANK, r"expected float32 .* got float16"),
         (hostile.nan_for_some, MARKED, "sum to 1 for each image"),
+        (hostile.negative_for_some, MARKED, "expected probabilities"),
         (hostile.of_scores, BLANK, "sum to 1 for each image"),
     ],
-    ids=["float64", "float16", "NaN", "scores"],
+    ids=["float64", "float16", "NaN", "negative", "scores"],
 )
 def test_what_is_no_probability_is_no_answer(
     make: Callable[[Files], Files], images: np.ndarray, reason: str, champion_files: Files
@@ -58,7 +59,7 @@ def test_what_is_no_probability_is_no_answer(
         model.predict_proba(images)
 
 
-@pytest.mark.parametrize("make", [hostile.nan_for_some, hostile.endless_for_some])
+@pytest.mark.parametrize("make", [hostile.nan_for_some, hostile.negative_for_some, hostile.endless_for_some])
 def test_the_hostile_ones_answer_the_other_images_as_registered(
     make: Callable[[Files], Files], champion_files: Files
 ) -> None:

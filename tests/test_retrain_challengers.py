@@ -228,6 +228,27 @@ def test_files_that_change_within_a_judgement_are_not_judged(loop: Loop, monkeyp
     assert loop.asked() == []
 
 
+@pytest.mark.parametrize("exchanged", ["alias", "files"])
+def test_a_candidate_is_not_compared_with_a_champion_that_the_ledger_does_not_know(exchanged: str, loop: Loop) -> None:
+    """Any candidate would beat version 9, which reads nothing."""
+    first = loop.platform.models.card("1")
+    ledger.append(loop.platform.engine, "rollback", None, "1", "with digest", {}, digest=model_store.digest(first))
+    loop.register("2", share_shifted=0.5, seed=2)
+    train = loop.dataset.train
+    loop.add("9", version_files(Split(train.images[:10], train.labels[9::-1]), loop.dataset))
+    if exchanged == "alias":
+        loop.aliases["champion"] = "9"
+    else:
+        loop.versions.memory.versions["1"] = loop.versions.memory.versions["9"]
+    before = dict(loop.aliases)
+    number = before["champion"]
+    with pytest.raises(
+        InvalidArtifact, match=f"digits v{number}, .* compared with, is not as the platform recorded it"
+    ):
+        loop.decide("2")
+    assert loop.aliases == before and loop.asked() == []
+
+
 def test_a_version_of_somebody_else_that_is_tagged_as_waiting_is_not_judged(loop: Loop) -> None:
     train, versions = loop.dataset.train, loop.versions
     images = np.concatenate([train.images, moved(train.images)])

@@ -41,7 +41,9 @@ MAX_UNUSABLE_SHARE = 0.1  # of the rows of a file; more of them are no accident
 MAX_CONTRADICTED_SHARE = 0.2
 CONFIRMED = "confirmed"  # in the name of a file, `june.confirmed.csv`, whose labels are not compared with the champion
 
-Stamp = frozenset[tuple[str, int, int]]  # path, bytes and modification time in nanoseconds of every file
+# Path, bytes, modification time and change time in nanoseconds of every file; of a folder, its name with a slash and its change time.
+# Linux sets the change time where a name is given to a file, so that a link which was in its place for a moment is noticed.
+Stamp = frozenset[tuple[str, int, int, int]]
 
 
 class Quarantine(NamedTuple):
@@ -270,30 +272,35 @@ def _without_quarantine(rows: Rows, path: Path) -> Split:
 
 def _stamp(path: Path) -> Stamp:
     """Empty for an empty folder and a missing file; what may not be listed or looked at counts as an old file of no bytes."""
-    stamp: set[tuple[str, int, int]] = set()
+    files: set[tuple[str, int, int, int]] = set()
+    folders: set[tuple[str, int, int, int]] = set()
 
     def add_unreadable(error: OSError) -> None:
         if isinstance(error, PermissionError):
-            stamp.add((str(error.filename), 0, 0))
+            files.add((str(error.filename), 0, 0, 0))
 
     walk = os.walk(path, onerror=add_unreadable)
-    for file in chain([path], (Path(folder, name) for folder, _, names in walk for name in names)):
+    for one in chain([path], (Path(folder, name) for folder, below, names in walk for name in chain(below, names))):
+        name = one.relative_to(path.parent).as_posix()
         try:
-            status = file.stat()
+            status = one.stat()
+            changed = max(status.st_ctime_ns, one.lstat().st_ctime_ns)
         except OSError as error:  # also where its writer has renamed it meanwhile
             add_unreadable(error)
         else:
             if stat.S_ISREG(status.st_mode):
-                stamp.add((file.relative_to(path.parent).as_posix(), status.st_size, status.st_mtime_ns))
-    return frozenset(stamp)
+                files.add((name, status.st_size, status.st_mtime_ns, changed))
+            elif stat.S_ISDIR(status.st_mode):
+                folders.add((f"{name}/", 0, 0, changed))
+    return frozenset(files | folders if files else ())
 
 
 def _is_settled(name: str, stamp: Stamp, settle_seconds: float) -> bool:
     """Whether no file in it is hidden or being written. A time in the future means a wrong clock, not a file being written."""
-    names = [name, *(file for file, _, _ in stamp)]
+    names = [name, *(file for file, *_ in stamp)]
     if not stamp or name.startswith(".") or any(name.lower().endswith(UNFINISHED) for name in names):
         return False
-    latest = max(changed_ns for _, _, changed_ns in stamp) / 1e9
+    latest = max(modified_ns for _, _, modified_ns, _ in stamp) / 1e9
     return abs(time.time() - latest) >= settle_seconds
 
 
