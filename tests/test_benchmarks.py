@@ -51,5 +51,5 @@ def test_a_recovery_is_compared_with_the_bare_start_of_the_same_run() -> None:
         return Outcome("mlflow", load, 0, seconds, 0, 0, start_seconds).passed
 
     assert passed(9.9, None) and not passed(10.1, None)
-    assert passed(9.9, 2) and not passed(10.1, 2)
+    assert passed(9.9, 9.5) and not passed(10.1, 9.5)
     assert passed(25, 20) and not passed(27, 20)
