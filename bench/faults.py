@@ -6,7 +6,8 @@
 For each fault: requests sent and failed, answers with an id, those of them not found by their id afterwards, seconds from the
 kill (or from the end of a lock, of a full disk) until every process is healthy and no answer waits. The disk is a small tmpfs under
 DIGITS_HOME, which only root can mount on Linux; elsewhere that fault is named as skipped. Ends with 1 when an answer is lost that
-is in no record with a flipped bit, a request failed that was not in flight inside a killed process, or recovery takes longer than 10 s.
+is in no record with a flipped bit, a request failed that was not in flight inside a killed process, or recovery takes longer than 10 s;
+MLflow and Prefect may take 1.3 times as long as their own command, measured in the same run, where that alone takes longer than 10 s.
 """
 
 import errno
@@ -41,6 +42,8 @@ FAULT_SECONDS = 10.0
 CALM_SECONDS = 3.0
 TIMEOUT_SECONDS = 120.0
 MAX_RECOVERY_SECONDS = 10.0
+# For a server whose own command takes longer than that: MLflow's imports everything, and then its worker does so again.
+MAX_RECOVERY_RATIO = 1.3
 HOME_BYTES = 1_000_000_000
 FLIPPED_BITS = 5
 
@@ -110,18 +113,27 @@ class Outcome:
     # Requests that may have been in flight in the killed process; None where no worker is left to answer.
     allowed: int | None
     allowed_losses: int
+    # How long the killed server's own command takes to be healthy; None where that is not measured.
+    start_seconds: float | None
 
     @property
     def passed(self) -> bool:
         few = self.allowed is None or len(self.load.failed) <= self.allowed
-        return few and self.lost <= self.allowed_losses and self.seconds < MAX_RECOVERY_SECONDS
+        start = self.start_seconds or 0.0
+        limit = MAX_RECOVERY_RATIO * start if start > MAX_RECOVERY_SECONDS else MAX_RECOVERY_SECONDS
+        return few and self.lost <= self.allowed_losses and self.seconds < limit
 
     def __str__(self) -> str:
         load = self.load
+        start = (
+            ""
+            if self.start_seconds is None
+            else f", {self.seconds / self.start_seconds:.2f} × its bare start of {self.start_seconds:.1f} s"
+        )
         return (
             f"{self.fault:20} {load.sent:6} sent, {len(load.failed):3} failed "
             f"(in flight: {'all' if self.allowed is None else self.allowed}), {len(load.ids):6} logged, {self.lost} lost, slowest answer {load.slowest_seconds:4.1f} s, "
-            f"recovered in {self.seconds:4.1f} s{'' if self.passed else '   FAILED'}"
+            f"recovered in {self.seconds:4.1f} s{start}{'' if self.passed else '   FAILED'}"
         )
 
 
@@ -224,6 +236,8 @@ class Fault(NamedTuple):
     # How many requests may fail, None for any number, and how many logged predictions it may cost.
     allowed: int | None = 0
     allowed_losses: int = 0
+    # Whose bare start the recovery is compared with.
+    server: str | None = None
 
 
 def _faults(settings: Settings, can_fill: bool) -> Iterator[Fault]:
@@ -231,9 +245,9 @@ def _faults(settings: Settings, can_fill: bool) -> Iterator[Fault]:
     yield Fault("service worker", lambda: _kill(settings, "service", workers), None)
     yield Fault("service, all of it", lambda: _kill(settings, "service", tree), None)
     yield Fault("service's parent", lambda: _kill(settings, "service", only), None)
-    yield Fault("mlflow", lambda: _kill(settings, "mlflow", tree))
+    yield Fault("mlflow", lambda: _kill(settings, "mlflow", tree), server="mlflow")
     yield Fault("mlflow's parent", lambda: _kill(settings, "mlflow", only))
-    yield Fault("prefect", lambda: _kill(settings, "prefect", tree))
+    yield Fault("prefect", lambda: _kill(settings, "prefect", tree), server="prefect")
     yield Fault("flows", lambda: _kill(settings, "flows", tree))
     yield Fault("database locked", lambda: _during(locked(settings.database_url)))
     # A record holds the answers of all clients that waited at the same time.
@@ -292,7 +306,9 @@ def _measure(settings: Settings, fault: Fault, images: Images) -> Outcome:
         _wait(lambda: _is_recovered(settings))
         seconds = time.monotonic() - ended
         time.sleep(CALM_SECONDS)
-    return Outcome(fault.name, load, len(load.lost()), seconds, fault.allowed, fault.allowed_losses)
+        # with the platform and the clients beside it, as in the recovery
+        start = harness.start_seconds(fault.server) if fault.server else None
+    return Outcome(fault.name, load, len(load.lost()), seconds, fault.allowed, fault.allowed_losses, start)
 
 
 def _is_recovered(settings: Settings) -> bool:

@@ -1,6 +1,6 @@
 """The platform's processes on this machine: Supervisor starts, restarts and stops them.
 
-It runs each server as `python -m ops.processes URL NAME COMMAND …`, which ends what an earlier one left behind, then becomes the server.
+It runs each server through `ops.launcher`, which ends what an earlier one left behind, then becomes the server.
 """
 
 import configparser
@@ -24,11 +24,11 @@ from typing import Any
 from xmlrpc.client import Fault
 
 import httpx
-import psutil
 from supervisor.childutils import getRPCInterface
 
 from digits import files
 from digits.settings import Settings, local_url
+from ops import launcher
 
 # The slowest start measured, on two cores with a load of 18, took 168 s.
 STARTUP_TIMEOUT_SECONDS = 300
@@ -316,28 +316,8 @@ def process_info(settings: Settings) -> dict[str, dict[str, Any]]:
 def stop(settings: Settings) -> bool:
     """Stop the platform on this `DIGITS_HOME`, or what is left of one whose Supervisor was killed; returns False when none runs."""
     # Supervisor ends after all its processes.
-    had_supervisor = _end(_supervisor(settings) | SUPERVISORD, STARTUP_TIMEOUT_SECONDS)
-    return _end(_supervisor(settings)) or had_supervisor
-
-
-def _end(variables: dict[str, str], timeout_seconds: float = 5) -> bool:
-    """Terminate the processes with these environment variables, and kill those that do not end; returns whether there were any."""
-    found = first = _find_processes(variables)
-    for method in ("terminate", "kill"):
-        for process in found:
-            with suppress(psutil.NoSuchProcess):
-                getattr(process, method)()
-        deadline = time.monotonic() + timeout_seconds
-        # Not psutil.wait_procs, which takes a zombie for a running process.
-        while (found := _find_processes(variables)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-    return bool(first)
-
-
-def _find_processes(variables: dict[str, str]) -> list[psutil.Process]:
-    others = (process for process in psutil.process_iter(["environ"]) if process.pid != os.getpid())
-    # The environment of another user's process is None, that of a zombie empty.
-    return [process for process in others if variables.items() <= (process.info["environ"] or {}).items()]
+    had_supervisor = launcher.end(_supervisor(settings) | SUPERVISORD, STARTUP_TIMEOUT_SECONDS)
+    return launcher.end(_supervisor(settings)) or had_supervisor
 
 
 def log_path(settings: Settings, name: str) -> Path:
@@ -393,9 +373,9 @@ def _program(settings: Settings, process: Process, priority: int) -> dict[str, s
     """The section of one process in Supervisor's configuration."""
     (url,) = _supervisor(settings).values()
     # The workers of a server that was killed go on listening on its port, so that its successor ends them first.
-    launcher = [sys.executable, "-m", "ops.processes", url, process.name] if process.port else []
+    prefix = [sys.executable, "-m", "ops.launcher", url, process.name] if process.port else []
     return {
-        "command": shlex.join([*launcher, *process.command]).replace("%", "%%"),
+        "command": shlex.join([*prefix, *process.command]).replace("%", "%%"),
         "priority": str(priority),
         "autorestart": "true",
         "startretries": "1000",
@@ -444,9 +424,3 @@ def _create_socket_folder(settings: Settings) -> None:
     if is_long and (_socket_folder(settings) == run or not _is_socket_folder_ours(settings)):
         (run / SOCKET_RECORD).unlink(missing_ok=True)
         (run / SOCKET_RECORD).write_text(tempfile.mkdtemp(prefix=_socket_prefix(settings)))
-
-
-if __name__ == "__main__":
-    url, name, *command = sys.argv[1:]
-    _end({"SUPERVISOR_SERVER_URL": url, "SUPERVISOR_PROCESS_NAME": name})
-    os.execv(command[0], command)

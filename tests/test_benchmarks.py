@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import numpy as np
+
+from bench.faults import Load, Outcome
 from bench.page import PAGE, replaced
 
 ROOT = Path(__file__).parent.parent
@@ -40,3 +43,13 @@ def test_every_figure_of_the_table_was_printed_by_its_command() -> None:
 def test_the_table_stays_when_a_section_is_replaced() -> None:
     page = PAGE.read_text()
     assert replaced(page, "bench.training", "1\n").split("\n## ")[0] == page.split("\n## ")[0]
+
+
+def test_a_recovery_is_compared_with_the_bare_start_of_the_same_run() -> None:
+    def passed(seconds: float, start_seconds: float | None) -> bool:
+        load = Load("", np.zeros((1, 28, 28), np.uint8))
+        return Outcome("mlflow", load, 0, seconds, 0, 0, start_seconds).passed
+
+    assert passed(9.9, None) and not passed(10.1, None)
+    assert passed(9.9, 9.5) and not passed(10.1, 9.5)
+    assert passed(25, 20) and not passed(27, 20)
