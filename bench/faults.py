@@ -168,7 +168,7 @@ def locked(url: str) -> Iterator[None]:
             connection.exec_driver_sql("BEGIN EXCLUSIVE")
         else:
             connection.exec_driver_sql("BEGIN")
-            connection.exec_driver_sql("LOCK TABLE predictions IN ACCESS EXCLUSIVE MODE")
+            connection.exec_driver_sql("LOCK TABLE prediction_batches IN ACCESS EXCLUSIVE MODE")
         try:
             yield
         finally:

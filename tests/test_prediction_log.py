@@ -46,7 +46,7 @@ def lock_table(engine: Engine) -> Connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:
         connection = engine.connect()
-        connection.exec_driver_sql("LOCK TABLE predictions IN ACCESS EXCLUSIVE MODE")
+        connection.exec_driver_sql("LOCK TABLE prediction_batches IN ACCESS EXCLUSIVE MODE")
     return connection
 
 
@@ -266,11 +266,11 @@ def test_what_is_no_prediction_is_set_aside_and_the_rest_is_stored(
 def test_what_the_database_refuses_is_set_aside_and_the_rest_is_stored(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
-    """PostgreSQL accepts no NUL in text, and neither database a missing client."""
-    refused = answers(1, seed=1)._replace(clients=[None])  # type: ignore[list-item]
+    """PostgreSQL accepts no NUL in text, and neither database a missing version."""
+    refused = answers(1, seed=1)._replace(version=None)  # type: ignore[arg-type]
     written = [answers(2), refused, answers(3, seed=2)]
     if engine.dialect.name == "postgresql":
-        written.append(answers(1, seed=3)._replace(clients=["a\0b"]))
+        written.append(answers(1, seed=3)._replace(route="a\0b"))
     log = PredictionLog(database_url, tmp_path, interval_seconds=60)
     assert all(map(log.append, written))
     assert log.flush()
