@@ -191,7 +191,7 @@ class Settings(BaseSettings):
     worker_memory_mb: int = Field(
         1_500, ge=200, description="Memory in MB above which a worker of the service is replaced after three minutes."
     )
-    log_limit: int = Field(100_000, ge=1, description="Maximum number of unstored predictions; others are not logged.")
+    log_limit: int = Field(50_000, ge=1, description="Maximum number of unstored predictions; others are not logged.")
     access_log: bool = Field(False, description="Whether the service logs every request.")
     bulk_log_sample_rate: Share = Field(1.0, description="Share of the `/classify_bulk` predictions that is logged.")
     audit_sample_rate: Share = Field(0.02, description="Share of the logged predictions drawn at random for labelling.")

@@ -24,6 +24,7 @@ from services.write_ahead_log import ACTIVE, DAMAGED, SEALED, WriteAheadLog, seg
 log = logging.getLogger("digits.prediction_log")
 
 T = TypeVar("T")
+Segment = tuple[Path, write_ahead_log.Contents]
 RECOVERY_SECONDS = 0.5
 WRITE_FILL = 0.25  # a log this full is written at once
 COUNT_SECONDS = 10.0
@@ -46,7 +47,7 @@ class PredictionLog:
         spool: Path,
         audit_sample_rate: float = 0.0,
         retention: timedelta | None = None,
-        limit: int = 100_000,
+        limit: int = 50_000,
         interval_seconds: float = 0.2,
         retry_seconds: float = 2.0,
     ) -> None:
@@ -172,7 +173,7 @@ class PredictionLog:
             self._stored = appended
             self._progress.notify_all()
 
-    def _store(self, new: list[Path]) -> None:
+    def _store(self, new: list[Segment]) -> None:
         """Write the new segments and those of the past to the database; leave them where it is unreachable."""
         try:
             engine = self._connected()
@@ -195,15 +196,15 @@ class PredictionLog:
             self._engine = database.connect(self._url, busy_seconds=2)
         return self._engine
 
-    def _store_segments(self, engine: Engine, new: list[Path]) -> None:
+    def _store_segments(self, engine: Engine, new: list[Segment]) -> None:
         """Store the new segments, then older ones for a while, because new predictions do not wait for the end of a long recovery.
 
         Another worker may store the same ones, which writes each prediction once.
         """
         deadline = time.monotonic() + RECOVERY_SECONDS
         # an active segment belongs to a dead process, or cannot be read
-        for path, contents in write_ahead_log.read(chain(new, segments(self.spool, SEALED, ACTIVE))):
-            if path not in new and time.monotonic() > deadline:
+        for n, (path, contents) in enumerate(chain(new, write_ahead_log.read(segments(self.spool, SEALED, ACTIVE)))):
+            if n >= len(new) and time.monotonic() > deadline:
                 return
             refused = self._insert(engine, contents.batches)
             if contents.damaged_bytes or refused:

@@ -48,7 +48,8 @@ class WriteAheadLog:
         self._folder = folder
         self._descriptor, self._path, self._size, self._sync_marker = -1, folder, 0, b""
         self._reserve: IO[bytes] | None = None
-        self._sealed: list[Path] = []
+        self._batches: list[PredictionBatch] = []  # in the active segment
+        self._sealed: list[tuple[Path, Contents]] = []
         self.refill()
 
     def append(self, batch: PredictionBatch) -> bool:
@@ -66,10 +67,11 @@ class WriteAheadLog:
         except OSError:
             return False
         self._size += length
+        self._batches.append(batch)
         return True
 
-    def seal(self) -> list[Path]:
-        """Hand over the active segment, and return what was handed over since the last call."""
+    def seal(self) -> "list[tuple[Path, Contents]]":
+        """Hand over the active segment; what was handed over since the last call, so that nobody has to read it again."""
         if self._descriptor >= 0:
             self._seal()
         sealed, self._sealed = self._sealed, []
@@ -125,12 +127,15 @@ class WriteAheadLog:
         # A segment that cannot be renamed is recovered as that of a dead process.
         with suppress(OSError):
             if self._size:
-                os.ftruncate(self._descriptor, self._size)
-                self._sealed.append(self._path.rename(self._path.with_suffix(SEALED)))
+                # That of a full one takes as long as writing it, and saves little.
+                if self._size < SEGMENT_BYTES // 2:
+                    os.ftruncate(self._descriptor, self._size)
+                sealed = self._path.rename(self._path.with_suffix(SEALED))
+                self._sealed.append((sealed, Contents(self._batches, 0)))
             else:
                 self._path.unlink()
         os.close(self._descriptor)
-        self._descriptor = -1
+        self._descriptor, self._batches = -1, []
 
 
 class Contents(NamedTuple):
