@@ -19,9 +19,9 @@ from services.metrics import FOLDER_VARIABLE
 
 log = logging.getLogger("digits.service")
 
-# Longer headers are refused with 431. A connection also reads ahead so much of a body that the service has not asked for yet; so
-# this, times the connections, bounds the memory of unfinished requests. A response that is not read takes its own size in addition.
-MAX_HEADER_BYTES = 65_536
+# Longer headers are refused with 431. A connection also reads ahead so much of a body that the service has not asked for yet: more
+# makes bulk requests faster, and this, times the connections, bounds the memory of unfinished requests. A response that is not read takes its own size in addition.
+MAX_HEADER_BYTES = 131_072
 # How long the headers may take, and how long a connection may be idle between two requests; then it is closed.
 HEADER_TIMEOUT_SECONDS = 10
 # File descriptors of a worker for the database, the log, the model and its libraries; 40 are in use.

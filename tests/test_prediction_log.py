@@ -219,7 +219,7 @@ def test_a_segment_that_cannot_be_read_is_reported_once_and_the_others_are_store
     """As one of root after a start with sudo; once it can be read, it is stored, too."""
     living, first = WriteAheadLog(tmp_path), answers(2)
     assert living.append(first)
-    (path,) = living.seal()
+    ((path, _),) = living.seal()
     living.close()
     open_file = Path.open
 
@@ -249,7 +249,7 @@ def test_what_is_no_prediction_is_set_aside_and_the_rest_is_stored(
     spool = tmp_path / "spool"
     living, first, second = WriteAheadLog(spool), answers(2), answers(3, seed=1)
     assert living.append(first) and living.append(second)
-    (path,) = living.seal()
+    ((path, _),) = living.seal()
     living.close()
     content = bytearray(path.read_bytes())
     content[100] ^= 4

@@ -51,9 +51,9 @@ def test_the_records_of_a_killed_process_are_recovered_in_order(tmp_path: Path) 
 def test_a_record_holds_all_that_the_database_needs(tmp_path: Path) -> None:
     living = WriteAheadLog(tmp_path)
     assert living.append(TWO)
-    (path,) = living.seal()
+    ((path, handed_over),) = living.seal()
     (batch,), damaged_bytes = write_ahead_log.parse(path, path.read_bytes())
-    assert damaged_bytes == 0
+    assert damaged_bytes == 0 and handed_over == ([TWO], 0)
     assert (batch.ids, batch.at, batch.version, batch.route) == (TWO.ids, TWO.at, TWO.version, TWO.route)
     assert batch.clients == ["writer 1"] * 2
     assert np.array_equal(batch.images, TWO.images) and np.array_equal(batch.probabilities, TWO.probabilities)
@@ -71,7 +71,7 @@ def test_a_segment_is_handed_over_once_it_is_long_or_wanted(tmp_path: Path) -> N
     living = WriteAheadLog(tmp_path)
     assert living.seal() == [] and list(tmp_path.iterdir()) == []
     living.append(ONE)
-    assert living.seal() == segments(tmp_path, SEALED) and living.seal() == []
+    assert [path for path, _ in living.seal()] == segments(tmp_path, SEALED) and living.seal() == []
     long = answers(1 + write_ahead_log.SEGMENT_BYTES // 784)
     living.append(long)
     assert len(segments(tmp_path, SEALED)) == 1
@@ -85,7 +85,7 @@ def test_what_is_no_whole_record_is_counted_and_the_others_are_kept(tmp_path: Pa
     batches = [answers(count, seed=count) for count in (1, 2, 3, 1, 2, 3)]
     living = WriteAheadLog(tmp_path)
     assert all(map(living.append, batches))
-    (path,) = living.seal()
+    ((path, _),) = living.seal()
     content = path.read_bytes()
     assert write_ahead_log.parse(path, content).damaged_bytes == 0
     random = np.random.default_rng(0)
