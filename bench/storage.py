@@ -1,4 +1,4 @@
-"""Cost of a prediction in the prediction log: `python -m bench.storage [--url postgresql://…] [--count 100000]`."""
+"""Cost of a prediction in the prediction log: `python -m bench.storage [--url postgresql://…] [--count 100000] [--batch 1000]`."""
 
 import argparse
 import tempfile
@@ -13,8 +13,6 @@ from digits.storage import database, predictions
 from digits.storage.predictions import PredictionBatch, new_ids
 from services.prediction_log import PredictionLog
 
-IMAGES_PER_BATCH = 1000
-
 
 def main() -> None:
     """Write predictions through the log into an empty database, read a window, delete them."""
@@ -23,28 +21,29 @@ def main() -> None:
         "--url", help="An empty database, where PostgreSQL is wanted; SQLite in a temporary folder unless set."
     )
     parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument(
+        "--batch", type=int, default=1000, help="Predictions in a batch; single images come in batches of 4."
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(arguments.url or f"sqlite:///{folder}/digits.db", Path(folder), arguments.count)
+        measure(arguments.url or f"sqlite:///{folder}/digits.db", Path(folder), arguments.count, arguments.batch)
 
 
-def measure(url: str, folder: Path, count: int) -> None:
+def measure(url: str, folder: Path, count: int, per_batch: int) -> None:
     """Print predictions written per second, bytes of each, and the time to read a window."""
     engine = database.connect(url)
     before = _size(url)
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (IMAGES_PER_BATCH, 28, 28), np.uint8)
-    probabilities = random.dirichlet(np.ones(10), IMAGES_PER_BATCH).astype(np.float32)
+    images = random.integers(0, 256, (per_batch, 28, 28), np.uint8)
+    probabilities = random.dirichlet(np.ones(10), per_batch).astype(np.float32)
     log = PredictionLog(url, folder / "spool", audit_sample_rate=0.02, limit=2 * count)
     began = time.perf_counter()
-    for _ in range(0, count, IMAGES_PER_BATCH):
-        log.append(
-            PredictionBatch(new_ids(IMAGES_PER_BATCH), datetime.now(UTC), "1", images, probabilities, "/classify_bulk")
-        )
+    for _ in range(0, count, per_batch):
+        log.append(PredictionBatch(new_ids(per_batch), datetime.now(UTC), "1", images, probabilities, "/classify_bulk"))
     assert log.flush(600), "the log was not written within 600 s"
     seconds = time.perf_counter() - began
     log.close()
-    print(f"{engine.dialect.name}: {count / seconds:,.0f} predictions/s written, one process")
+    print(f"{engine.dialect.name}: {count / seconds:,.0f} predictions/s written, one process, {per_batch:,} in a batch")
     print(f"{(_size(url) - before) / count:,.0f} bytes a prediction, with its indexes")
     began = time.perf_counter()
     window = predictions.read_window(engine, datetime.now(UTC) - timedelta(hours=1), limit=10_000)
