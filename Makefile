@@ -11,7 +11,7 @@ COMPOSE = $(if $(filter docker,$(ENGINE)),docker compose,$(shell command -v podm
 # Where `make audit` looks vulnerabilities up; a mirror for networks that do not reach it.
 OSV_URL ?= https://api.osv.dev/v1/query
 
-.PHONY: help setup up down status audit bento compose-up compose-down pin-images test test-long test-all test-fast lint format docs clean
+.PHONY: help setup up down status audit bento compose-up compose-down pin-images test test-long test-fast lint format docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -70,14 +70,11 @@ audit: $(INSTALLED_UV)  ## list all locked packages in var/sbom.cdx.json (Cyclon
 # Two files at a time, in the order of tests/conftest.py.
 PYTEST = .venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: setup lint  ## check style and types, run all tests but the long ones
-	$(PYTEST) -m "not long"
+test: setup lint  ## check style and types, run the tests; with LONG=1 the long ones too, as CI does
+	$(PYTEST) $(if $(LONG),,-m "not long")
 
 test-long: setup  ## run the tests of containers, replicas, sweeps, the Bento, the soak and the whole loop
 	$(PYTEST) -m long
-
-test-all: setup lint  ## check style and types, run all tests, as CI does
-	$(PYTEST)
 
 test-fast: setup  ## run the tests that start no servers
 	.venv/bin/pytest -m "not slow"
