@@ -48,7 +48,7 @@ def _local_cluster(workers: int | None) -> LocalCluster:
         return LocalCluster(
             n_workers=workers or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_BYTES)),
             threads_per_worker=1,
-            # Whoever connects to a scheduler or a worker runs commands: only holders of the cluster's own, temporary certificate may.
+            # A connection to a scheduler or a worker can run commands, so both require the cluster's own, temporary certificate.
             security=True,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",

@@ -81,7 +81,7 @@ def judge(
     images = candidate.model.reference.images
     facts = candidate.facts(images), champion.facts(images)
     verdict = gate.judge(samples, *facts, policy, significance, corrupted)
-    return replace(verdict, digest=candidate.model.digest, champion_digest=champion.model.digest)
+    return replace(verdict, digest=candidate.model.digest, other_digest=champion.model.digest)
 
 
 @dataclass(frozen=True, eq=False)

@@ -207,7 +207,7 @@ class GateVerdict:
     reasons: list[str]
     evidence: dict[str, float]
     digest: str = ""  # of the version that was judged, where the judgement fetched one
-    champion_digest: str = ""  # of the one that it was compared with, likewise
+    other_digest: str = ""  # of the one that it was compared with, likewise
 
     @property
     def sentence(self) -> str:

@@ -52,7 +52,7 @@ def queue_behind(platform: Platform, version: str) -> str | None:
     challenger = challengers.appoint(registry, platform.models, now)
     if challenger in (None, version) or "gate" in registry.version_tags(version):
         return None
-    against = compare(platform, version, challenger, CHALLENGE_SIGNIFICANCE)
+    against = compare(platform, version, challenger, CHALLENGE_SIGNIFICANCE, is_challenger=True)
     if against.decision == "promote":
         return None
     challengers.enqueue(registry, version, now)
@@ -113,7 +113,9 @@ def _question(platform: Platform, version: str, champion: str, policy: GatePolic
     return Question(version, champion, conditions, unseen if unseen >= policy.min_sample else 0, digest)
 
 
-def compare(platform: Platform, version: str, other: str | None, significance: float) -> GateVerdict:
+def compare(
+    platform: Platform, version: str, other: str | None, significance: float, is_challenger: bool = False
+) -> GateVerdict:
     """What the gate says of a version beside another one, the champion or the challenger; None before the first champion."""
     store, policy, engine = platform.models, GatePolicy.model_validate(platform.settings.gate), platform.engine
     candidate = _fetch(platform, version)
@@ -125,7 +127,7 @@ def compare(platform: Platform, version: str, other: str | None, significance: f
     if verdict.digest != candidate.digest:
         raise InvalidArtifact(f"digits v{version}: its files changed while it was judged; register it again")
     if other is not None:
-        _check_recorded(platform, other, verdict.champion_digest)
+        _check_recorded(platform, other, verdict.other_digest, is_challenger)
     for one in sets:
         log.info("evaluation set %s: %s images of %s, %s", one.name, f"{len(one.split):,}", one.fingerprint, one.source)
     for line in gate.table(verdict.evidence):
@@ -137,12 +139,12 @@ def compare(platform: Platform, version: str, other: str | None, significance: f
     return verdict
 
 
-def _check_recorded(platform: Platform, other: str, digest: str) -> None:
-    """Raise InvalidArtifact unless what was compared with was promoted, or for a challenger, was trained by this platform.
+def _check_recorded(platform: Platform, other: str, digest: str, is_challenger: bool) -> None:
+    """Raise InvalidArtifact unless the champion was promoted, or the challenger was trained by this platform.
 
-    Whoever can write to MLflow can move an alias or exchange files, and a candidate beats any other version easily.
+    A client with write access to MLflow can move an alias or replace files, and any candidate beats a worse version.
     """
-    if other != platform.models.registry.version():
+    if is_challenger:
         is_recorded = registrations.contains(platform.engine, digest)
     else:
         promoted = ledger.promoted_digests(platform.engine)
@@ -160,7 +162,7 @@ def appoint_challenger(platform: Platform, version: str, verdict: GateVerdict) -
     registry, now = platform.registry, datetime.now(UTC)
     challenger = challengers.appoint(registry, platform.models, now)
     if verdict.decision == gate.UNDECIDED and challenger not in (None, version):
-        against = compare(platform, version, challenger, CHALLENGE_SIGNIFICANCE)
+        against = compare(platform, version, challenger, CHALLENGE_SIGNIFICANCE, is_challenger=True)
         log.info("digits v%s beside the challenger v%s: %s", version, challenger, against.sentence)
         if against.decision == "promote":
             challengers.replace(registry, challenger, version, now)

@@ -112,7 +112,7 @@ class OnnxModel:
         sums = probabilities.dot(_ONES).tolist()
         if not (probabilities.min() >= 0 and all(MIN_SUM <= total <= MAX_SUM for total in sums)):
             raise InferenceFailed(
-                "expected probabilities that sum to 1 for each image; export the model with its softmax"
+                "expected probabilities of at least 0 that sum to 1 for each image; export the model with its softmax"
             )
         return probabilities
 

@@ -93,7 +93,7 @@ class RegistryWriter:
                     self.client.set_experiment_tag(experiment.experiment_id, *EXPERIMENT_KIND)
         except mlflow.exceptions.MlflowException as error:
             # The experiment was deleted, or access is denied.
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"MLflow at {server} refuses the experiment {EXPERIMENT_NAME}: {reason}") from error
         self.experiment_id: str = experiment.experiment_id
 

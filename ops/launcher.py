@@ -1,4 +1,4 @@
-"""Becomes a server, after it has ended what an earlier one left behind: `python -m ops.launcher URL NAME COMMAND …`.
+"""Starts a server: ends the processes that an earlier one left behind, then becomes it: `python -m ops.launcher URL NAME COMMAND …`.
 
 A module of its own, because each start of a server waits for its imports: 0.1 s of processor time, those of `ops.processes` 0.9 s.
 """
@@ -11,7 +11,7 @@ from contextlib import suppress
 import psutil
 
 
-def end(variables: dict[str, str], timeout_seconds: float = 5) -> bool:
+def end_processes(variables: dict[str, str], timeout_seconds: float = 5) -> bool:
     """Terminate the processes with these environment variables, and kill those that do not end; returns whether there were any."""
     found = first = _find_processes(variables)
     for method in ("terminate", "kill"):
@@ -33,5 +33,5 @@ def _find_processes(variables: dict[str, str]) -> list[psutil.Process]:
 
 if __name__ == "__main__":
     url, name, *command = sys.argv[1:]
-    end({"SUPERVISOR_SERVER_URL": url, "SUPERVISOR_PROCESS_NAME": name})
+    end_processes({"SUPERVISOR_SERVER_URL": url, "SUPERVISOR_PROCESS_NAME": name})
     os.execv(command[0], command)

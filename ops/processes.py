@@ -316,8 +316,8 @@ def process_info(settings: Settings) -> dict[str, dict[str, Any]]:
 def stop(settings: Settings) -> bool:
     """Stop the platform on this `DIGITS_HOME`, or what is left of one whose Supervisor was killed; returns False when none runs."""
     # Supervisor ends after all its processes.
-    had_supervisor = launcher.end(_supervisor(settings) | SUPERVISORD, STARTUP_TIMEOUT_SECONDS)
-    return launcher.end(_supervisor(settings)) or had_supervisor
+    had_supervisor = launcher.end_processes(_supervisor(settings) | SUPERVISORD, STARTUP_TIMEOUT_SECONDS)
+    return launcher.end_processes(_supervisor(settings)) or had_supervisor
 
 
 def log_path(settings: Settings, name: str) -> Path:

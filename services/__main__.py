@@ -124,7 +124,7 @@ def allow_connections(wanted: int) -> int:
 
 
 def set_malloc_options() -> None:
-    """Let glibc, in the workers too, use freed memory again, but not keep large blocks; other C libraries stay as they are.
+    """Let glibc, in the workers too, which Granian forks, use freed memory again, but not keep large blocks; other C libraries stay as they are.
 
     By default it does the opposite: a bulk request spent a seventh of its time getting memory from the kernel, and large pictures in
     turn with large bodies took 450 MB instead of 320.

@@ -1,4 +1,7 @@
-"""Reads the images of a large JSON body part by part: orjson holds Python's lock while it parses, 80 ms for 3 MB, and nobody else is answered meanwhile."""
+"""Reads the images of a large JSON body part by part.
+
+orjson holds Python's lock while it parses, 80 ms for 3 MB, and no other request is answered meanwhile.
+"""
 
 import re
 import time
@@ -9,12 +12,16 @@ import orjson
 
 from digits.images import Images, from_json
 
-# Of a part and, at most, its last image, which has 25 kB where its numbers have 17 digits and lines of their own.
-PART_BYTES, MAX_IMAGE_BYTES = 50_000, 100_000
+# A part ends with the first image that ends after this many bytes.
+PART_BYTES = 50_000
+# The longest that is accepted; one has 25 kB where its numbers have 17 digits and lines of their own.
+MAX_IMAGE_BYTES = 100_000
 # Between two parts; a thread that wants the lock otherwise gets it only 5 ms later (sys.setswitchinterval), several times for one request.
 PAUSE_SECONDS = 0.0005
 _BEGIN = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"images"[ \t\r\n]*:[ \t\r\n]*\[(?=[ \t\r\n]*\[[ \t\r\n]*\[)')
-_END, MAX_END_BYTES = re.compile(rb"\][ \t\r\n]*\}[ \t\r\n]*\Z"), 1_000
+_END = re.compile(rb"\][ \t\r\n]*\}[ \t\r\n]*\Z")
+# of the end of the body, in which it is looked for
+MAX_END_BYTES = 1_000
 # the comma between two images
 _COMMA = re.compile(rb"\][ \t\r\n]*\][ \t\r\n]*(,)[ \t\r\n]*\[[ \t\r\n]*\[")
 
@@ -48,7 +55,7 @@ def refuse_booleans(text: bytes) -> None:
 
 
 def _parts(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """Where each part begins, and a list of its images in JSON; all of them are JSON exactly if the body is."""
+    """The position of each part, and its images as a JSON list; a body that is not JSON has a part that is not."""
     begin, end = _BEGIN.match(body), _END.search(body, len(body) - MAX_END_BYTES)
     if begin is None or end is None:
         raise ValueError(f'the body has {len(body):,} bytes and is not {{"images": [image, image, ...]}}; send that')

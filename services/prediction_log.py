@@ -19,12 +19,11 @@ from digits.storage import database, predictions, request_counts
 from digits.storage.predictions import PredictionBatch, PredictionWindow, UnknownPrediction
 from services import write_ahead_log
 from services.request_counter import RequestCounter
-from services.write_ahead_log import ACTIVE, DAMAGED, SEALED, WriteAheadLog, segments
+from services.write_ahead_log import ACTIVE, DAMAGED, SEALED, Segment, WriteAheadLog, segments
 
 log = logging.getLogger("digits.prediction_log")
 
 T = TypeVar("T")
-Segment = tuple[Path, write_ahead_log.Contents]
 RECOVERY_SECONDS = 0.5
 WRITE_FILL = 0.25  # a log this full is written at once
 COUNT_SECONDS = 10.0
@@ -167,6 +166,8 @@ class PredictionLog:
         with self._progress:
             self._wal.refill()
             appended, new = self._appended, self._wal.seal() if is_due and can_seal else []
+            # What waits for a database that is unreachable is on disk, and would fill the memory.
+            self._wal.forget_sealed()
         if is_due:
             self._store(new)
         with self._progress:
@@ -201,10 +202,11 @@ class PredictionLog:
 
         Another worker may store the same ones, which writes each prediction once.
         """
-        deadline = time.monotonic() + RECOVERY_SECONDS
+        deadline, known = time.monotonic() + RECOVERY_SECONDS, dict(new)
         # an active segment belongs to a dead process, or cannot be read
-        for n, (path, contents) in enumerate(chain(new, write_ahead_log.read(segments(self.spool, SEALED, ACTIVE)))):
-            if n >= len(new) and time.monotonic() > deadline:
+        paths = chain(known, segments(self.spool, SEALED, ACTIVE))
+        for path, contents in write_ahead_log.read(paths, known):
+            if path not in known and time.monotonic() > deadline:
                 return
             refused = self._insert(engine, contents.batches)
             if contents.damaged_bytes or refused:

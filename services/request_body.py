@@ -104,7 +104,7 @@ class RequestBody:
         return content
 
     def _keep(self, part: bytes) -> None:
-        """Small parts become one, because each takes 41 bytes more than it holds; to join large ones time and again is slow."""
+        """Add a part; small ones are joined, because each takes 41 bytes more than it holds, and large ones are not, because copying is slow."""
         if self._parts and len(self._parts[-1]) < MIN_PART_BYTES:
             part = self._parts.pop() + part
         self._parts.append(part)

@@ -3,12 +3,15 @@
 By default up to 4 MB per connection: 130 clients that pipelined requests and read nothing made it copy 370 MB within a second, in which others waited.
 """
 
+import logging
 import os
 import socket
 import threading
 import time
 from contextlib import suppress
 from stat import S_ISSOCK
+
+log = logging.getLogger("digits.service")
 
 # Linux doubles it.
 SEND_BUFFER_BYTES = 131_072
@@ -25,6 +28,8 @@ def _limit(port: int) -> None:
     deadline = time.monotonic() + LISTEN_SECONDS
     while not (found := listeners(port)) and time.monotonic() < deadline:
         time.sleep(0.05)
+    if not found:
+        log.warning("no socket listens on port %d after %d s; send buffers are not limited", port, LISTEN_SECONDS)
     for listener in found:
         # A connection inherits the size from the socket that accepted it.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -36,14 +41,24 @@ def listeners(port: int) -> list[socket.socket]:
     # all of them first, because a copy takes a number that was free
     descriptors, found = [int(name) for name in os.listdir("/dev/fd") if _is_socket(int(name))], []
     for descriptor in descriptors:
-        # one that was closed meanwhile
-        with suppress(OSError):
-            copy = socket.socket(fileno=os.dup(descriptor))
-            if _listens(copy, port):
-                found.append(copy)
-            else:
-                copy.close()
+        if (copy := _copy(descriptor)) is None:
+            continue
+        if _listens(copy, port):
+            found.append(copy)
+        else:
+            copy.close()
     return found
+
+
+def _copy(descriptor: int) -> socket.socket | None:
+    """A copy of a socket; None where the descriptor was closed meanwhile, or is no socket any more."""
+    copy = -1
+    with suppress(OSError):
+        copy = os.dup(descriptor)
+        return socket.socket(fileno=copy)
+    if copy >= 0:
+        os.close(copy)
+    return None
 
 
 def _is_socket(descriptor: int) -> bool:

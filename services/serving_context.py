@@ -7,6 +7,7 @@ invalid input, NotFound (404), and ServiceUnavailable (503) without a champion o
 import asyncio
 import logging
 import threading
+import time
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -194,10 +195,9 @@ class ServingContext:
 
     async def wait_for_log(self) -> None:
         """Let a prediction log that is filling up catch up before a bulk request; single images never wait."""
-        waited = 0.0
-        while self.prediction_log.depth > MAX_LOG_FILL * self.settings.log_limit and waited < LOG_WAIT_SECONDS:
+        deadline = time.monotonic() + LOG_WAIT_SECONDS
+        while self.prediction_log.depth > MAX_LOG_FILL * self.settings.log_limit and time.monotonic() < deadline:
             await asyncio.sleep(LOG_POLL_SECONDS)
-            waited += LOG_POLL_SECONDS
 
     def feedback(self, id: Any, digit: Any, source: Any) -> Content:
         """Record the true digit of an earlier prediction; the most recent label wins."""

@@ -13,7 +13,7 @@ import struct
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
@@ -41,6 +41,16 @@ SYNC_MARKER_BYTES = 8
 Buffer = bytes | memoryview
 
 
+class Contents(NamedTuple):
+    """What a segment holds."""
+
+    batches: list[PredictionBatch]  # of the whole records
+    damaged_bytes: int  # that belong to no whole record
+
+
+Segment = tuple[Path, Contents]
+
+
 class WriteAheadLog:
     """The segments of one process. The active one is locked, so that an unlocked one belongs to a dead process."""
 
@@ -49,7 +59,7 @@ class WriteAheadLog:
         self._descriptor, self._path, self._size, self._sync_marker = -1, folder, 0, b""
         self._reserve: IO[bytes] | None = None
         self._batches: list[PredictionBatch] = []  # in the active segment
-        self._sealed: list[tuple[Path, Contents]] = []
+        self._sealed: list[Segment] = []
         self.refill()
 
     def append(self, batch: PredictionBatch) -> bool:
@@ -62,7 +72,9 @@ class WriteAheadLog:
             if self._descriptor < 0:
                 self._create()
             if os.pwritev(self._descriptor, [_header(self._sync_marker, content), *content], self._size) < length:
-                # The next record is written over this one.
+                # The next record is written over this one; the rest of it would be taken for damage.
+                os.ftruncate(self._descriptor, self._size)
+                os.posix_fallocate(self._descriptor, 0, SEGMENT_BYTES)
                 return False
         except OSError:
             return False
@@ -70,12 +82,16 @@ class WriteAheadLog:
         self._batches.append(batch)
         return True
 
-    def seal(self) -> "list[tuple[Path, Contents]]":
-        """Hand over the active segment; what was handed over since the last call, so that nobody has to read it again."""
+    def seal(self) -> list[Segment]:
+        """Hand over the active segment. Returns what was handed over since the last call, with its content, which need not be read again."""
         if self._descriptor >= 0:
             self._seal()
         sealed, self._sealed = self._sealed, []
         return sealed
+
+    def forget_sealed(self) -> None:
+        """Free the predictions of what was handed over; the files stay, and are read later."""
+        self._sealed = []
 
     def refill(self) -> None:
         """Reserve space again that was needed while the disk was full, as far as there is some."""
@@ -127,7 +143,7 @@ class WriteAheadLog:
         # A segment that cannot be renamed is recovered as that of a dead process.
         with suppress(OSError):
             if self._size:
-                # That of a full one takes as long as writing it, and saves little.
+                # Truncating a nearly full segment takes as long as writing it, and saves little.
                 if self._size < SEGMENT_BYTES // 2:
                     os.ftruncate(self._descriptor, self._size)
                 sealed = self._path.rename(self._path.with_suffix(SEALED))
@@ -138,19 +154,12 @@ class WriteAheadLog:
         self._descriptor, self._batches = -1, []
 
 
-class Contents(NamedTuple):
-    """What a segment holds."""
-
-    batches: list[PredictionBatch]  # of the whole records
-    damaged_bytes: int  # that belong to no whole record
-
-
 def segments(folder: Path, *suffixes: str) -> list[Path]:
     """The segments with these suffixes, the oldest first."""
     return sorted(path for suffix in suffixes for path in folder.glob(f"*{suffix}") if path.is_file())
 
 
-def read(paths: Iterable[Path]) -> Iterator[tuple[Path, Contents]]:
+def read(paths: Iterable[Path], known: Mapping[Path, Contents] | None = None) -> Iterator[Segment]:
     """The content of the segments that no other process writes or stores; the caller removes a segment that it has stored.
 
     A segment that cannot be read is logged and left, and read once it can be.
@@ -159,7 +168,7 @@ def read(paths: Iterable[Path]) -> Iterator[tuple[Path, Contents]]:
         try:
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield path, parse(path, file.read())
+                yield path, (known or {}).get(path) or parse(path, file.read())
         except (FileNotFoundError, BlockingIOError):
             continue
         except OSError as error:

@@ -60,9 +60,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def own_environment() -> Iterator[None]:
-    """The environment variables that a test or a library sets end with the test.
+    """A test starts without MLFLOW_TRACKING_URI, and what it or a library sets in the environment ends with it.
 
-    MLflow writes its client's address into MLFLOW_TRACKING_URI, also when a fixture of the session makes the client.
+    MLflow writes its client's address there, also for a fixture of the session.
     """
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     before = dict(os.environ)
@@ -328,7 +328,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def migrated_database(library: str) -> Path:
     """An empty SQLite database of MLflow or Prefect with the tables of the installed version.
 
-    Their migrations take 4 and 10 s of processor time. Both processes of a session share the file; the first one makes it.
+    Their migrations take seconds of processor time. Both processes of a session share the file; the first one makes it.
     """
     path = MIGRATED / f"{library}-{version(library)}.db"
     MIGRATED.mkdir(parents=True, exist_ok=True)
@@ -352,13 +352,14 @@ def _migrate(library: str, url: str) -> None:
         "prefect": ["-m", "prefect", "server", "database", "upgrade", "-y"],
     }[library]
     prefect_url = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url.replace("sqlite", "sqlite+aiosqlite")}
-    environment = {**os.environ, **ENVIRONMENT, **prefect_url}
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = {**outside, **ENVIRONMENT, **prefect_url, "PREFECT_HOME": str(MIGRATED / "home")}
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
 
 
 def put_migrated_database(library: str, folder: Path) -> None:
-    """Copy it to where the server with this folder keeps its database, unless it has one."""
+    """Copy the migrated database to where the server with this folder keeps its own, unless it has one."""
     path = folder / f"{library}.db"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -366,7 +367,7 @@ def put_migrated_database(library: str, folder: Path) -> None:
 
 
 def put_migrated_databases(home: Path) -> None:
-    """The same for both servers that `digits up` starts with this DIGITS_HOME."""
+    """Copy both migrated databases to where `digits up` with this DIGITS_HOME looks for them."""
     for library in ("mlflow", "prefect"):
         put_migrated_database(library, home / library)
 

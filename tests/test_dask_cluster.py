@@ -41,7 +41,7 @@ def test_a_given_address_is_used_and_no_process_is_started(monkeypatch: pytest.M
 
 
 def received(address: str) -> bytes:
-    """What a port says to somebody without a certificate."""
+    """The first byte that a server sends to a client without a certificate, empty where it refuses it."""
     host, port = address.removeprefix("tls://").removeprefix("tcp://").split(":")
     anonymous = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anonymous.check_hostname, anonymous.verify_mode = False, ssl.CERT_NONE
@@ -54,11 +54,12 @@ def received(address: str) -> bytes:
     return b""
 
 
-def test_nobody_else_on_this_machine_commands_the_workers() -> None:
-    """Others can connect to the ports, but have not the certificate of this cluster."""
+def test_the_local_cluster_requires_its_certificate() -> None:
+    """Other users of the machine can connect to its ports, but do not have its certificate."""
     with dask_cluster.connect(None, 1) as client:
         assert client.submit(sum, (1, 2)).result(60) == 3
         (worker,), scheduler = client.scheduler_info()["workers"], client.scheduler_info()["address"]
+        assert scheduler.startswith("tls://") and worker.startswith("tls://")
         assert received(scheduler) == received(worker) == b""
         for address, own in ((scheduler, Security.temporary()), (scheduler.replace("tls://", "tcp://"), None)):
             with pytest.raises(OSError), Client(address, security=own, timeout=2):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,26 @@ def test_each_label_is_ingested_once(engine: Engine) -> None:
     split = feedback.training(engine)
     assert split is not None
     assert np.array_equal(split.images, images[:12]) and np.array_equal(split.labels, labels[:12])
+
+
+def test_a_label_that_arrives_during_the_ingestion_is_ingested_the_next_time(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = held_out()
+    first, second = predicted(engine, images[:2], labels[:2])
+    predictions.label(engine, first, int(labels[0]), "api")
+    read = predictions.read_labelled
+
+    def labelled_meanwhile(*arguments: Any) -> predictions.PredictionWindow:
+        if engine.dialect.name == "postgresql":  # SQLite has one writer
+            predictions.label(engine, second, int(labels[1]), "api")
+        return read(*arguments)
+
+    monkeypatch.setattr(predictions, "read_labelled", labelled_meanwhile)
+    assert feedback.ingest_feedback(engine, ALL_TRAIN) == {"train": 1}
+    monkeypatch.undo()
+    predictions.label(engine, second, int(labels[1]), "api")
+    assert feedback.ingest_feedback(engine, ALL_TRAIN) == {"train": 1}
 
 
 def test_an_interrupted_ingestion_leaves_every_label_new(engine: Engine) -> None:

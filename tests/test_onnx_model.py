@@ -46,7 +46,7 @@ def test_a_run_that_does_not_end_is_ended(champion_files: Files, monkeypatch: py
         ),
         (lambda honest: hostile.of_type(TensorProto.FLOAT16, honest), BLANK, r"expected float32 .* got float16"),
         (hostile.nan_for_some, MARKED, "sum to 1 for each image"),
-        (hostile.negative_for_some, MARKED, "expected probabilities"),
+        (hostile.negative_for_some, MARKED, "of at least 0 that sum to 1 for each image"),
         (hostile.of_scores, BLANK, "sum to 1 for each image"),
     ],
     ids=["float64", "float16", "NaN", "negative", "scores"],

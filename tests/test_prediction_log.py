@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine
 
 from digits.storage import database, predictions
 from digits.storage.request_counts import Total
-from services import prediction_log
+from services import prediction_log, write_ahead_log
 from services.prediction_log import PredictionLog
 from services.write_ahead_log import WriteAheadLog
 
@@ -87,6 +87,20 @@ def test_predictions_are_spooled_while_the_database_is_unreachable_and_written_o
     window = predictions.read_window(database.connect(f"sqlite:///{blocked}/digits.db"), NOON)
     assert sorted(window.ids) == sorted(first.ids + second.ids)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]  # said once, not per batch
+
+
+def test_what_waits_for_an_unreachable_database_is_not_in_memory(tmp_path: Path) -> None:
+    blocked = tmp_path / "folder"
+    blocked.write_text("a file where the database's folder should be")
+    log = PredictionLog(f"sqlite:///{blocked}/digits.db", tmp_path / "spool", interval_seconds=0.01, retry_seconds=0.05)
+    many = [answers(1 + write_ahead_log.SEGMENT_BYTES // 784, seed=seed) for seed in range(3)]
+    assert all(map(log.append, many))
+    wait_for(lambda: log.sealed_segments >= 2 and log.depth == 0 and not log._wal._sealed)
+    blocked.unlink()
+    wait_for(lambda: log.sealed_segments == 0 and log.engine is not None)
+    log.close()
+    window = predictions.read_window(database.connect(f"sqlite:///{blocked}/digits.db"), NOON)
+    assert sorted(window.ids) == sorted(id for batch in many for id in batch.ids)
 
 
 def test_requests_are_counted_across_an_outage_and_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,9 @@ def test_after_its_days_the_challenger_makes_room(loop: Loop) -> None:
 def test_only_who_beats_the_challenger_replaces_it(
     beside_challenger: gate.GateVerdict, challenger: str, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def compare(platform: Platform, version: str, other: str, level: float) -> gate.GateVerdict:
+    def compare(
+        platform: Platform, version: str, other: str, level: float, is_challenger: bool = False
+    ) -> gate.GateVerdict:
         decision = UNDECIDED if other == "1" else beside_challenger
         return gate.GateVerdict(decision, [], {}, model_store.digest(platform.models.card(version)))  # type: ignore[arg-type]
 

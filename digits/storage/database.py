@@ -28,6 +28,7 @@ POSTGRESQL_OPTIONS = {
     "application_name": "digits",
 }
 
+CHECKPOINT_BYTES = 8 * 2**20
 WAL_ATTEMPTS = 100  # 0.02 s apart
 
 _upgrading = threading.Lock()
@@ -127,8 +128,9 @@ def _set_sqlite_pragmas(connection: Any, _record: Any) -> None:
                 raise
             time.sleep(0.02)
     connection.execute("PRAGMA synchronous=NORMAL")
-    # In pages: with more, a checkpoint would hold the prediction log up for half a second.
-    connection.execute("PRAGMA wal_autocheckpoint=250")
+    # With more, a checkpoint would hold the prediction log up for half a second.
+    (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_BYTES // page_bytes}")
 
 
 # The schema

@@ -199,7 +199,7 @@ def _new() -> Select[Any]:
 
 
 def _new_labels(session: Session) -> list[IngestedLabel]:
-    """Those with their predictions, without a part; raises ValueError where a record holds no image."""
+    """The new labels with their predictions, not yet assigned to a part; raises ValueError where a record lacks an image."""
     now, given = datetime.now(UTC), {row.prediction_id: row for row in session.execute(_new())}
     window = predictions.read_labelled(session.connection(), _new())
     return [
@@ -215,11 +215,13 @@ def _new_labels(session: Session) -> list[IngestedLabel]:
             source=given[id].source,
             client=window.clients[n],
             route=window.routes[n],
-            audited=bool(window.audited[n]),
+            audited=bool(window.audited[n]) and given[id].source == AUDITOR,
             predicted_at=window.at[n],
             ingested_at=now,
         )
         for n, id in enumerate(window.ids)
+        # A label that came meanwhile is ingested the next time.
+        if id in given
     ]
 
 

@@ -26,7 +26,7 @@ from digits.storage import database
 STATEMENT_ROWS = 1024  # of 9 values; SQLite accepts 32,766 values, PostgreSQL 65,535
 # Predictions in a row of the table. Larger rows would be no faster, and a row is read whole for one of its predictions.
 MAX_PER_ROW = 1000
-READ_ROWS = 100  # at a time
+READ_ROWS = 100  # of the table, for each query or transaction
 ID_BYTES = 16
 TIME_DIGITS = 16  # at the start of an id; those that follow are random
 _MILLISECOND_DIGITS = 12  # the first of them
@@ -137,9 +137,9 @@ def _rows(batch: PredictionBatch, at: Any, audit_sample_rate: float) -> Iterator
     """Values in the order of the columns; `at` is already converted for the driver."""
     ids, clients = batch.ids, list(batch.clients) or [""] * len(batch.ids)
     # `find` looks for a prediction among the rows of its millisecond.
-    together = MAX_PER_ROW if min(ids)[:_MILLISECOND_DIGITS] == max(ids)[:_MILLISECOND_DIGITS] else 1
-    for start in range(0, len(ids), together):
-        part = slice(start, start + together)
+    per_row = MAX_PER_ROW if min(ids)[:_MILLISECOND_DIGITS] == max(ids)[:_MILLISECOND_DIGITS] else 1
+    for start in range(0, len(ids), per_row):
+        part = slice(start, start + per_row)
         audit = [n for n in range(len(ids[part])) if random.random() < audit_sample_rate]
         yield (
             min(ids[part]),
@@ -159,11 +159,11 @@ def _insert_statement(dialect: Dialect, count: int) -> str:
     placeholder = "?" if dialect.paramstyle == "qmark" else "%s"
     row = f"({', '.join([placeholder] * len(_COLUMNS))})"
     names = ", ".join(column.name for column in _COLUMNS)
-    return f"INSERT INTO {batches.name} ({names}) VALUES {', '.join([row] * count)} ON CONFLICT (first_id) DO NOTHING"
+    return f"INSERT INTO {batches.name} ({names}) VALUES {', '.join([row] * count)} ON CONFLICT DO NOTHING"
 
 
 class _Place(NamedTuple):
-    """Where a prediction is stored; sorted, places are in random order, but always in the same."""
+    """Where a prediction is stored. Sorting places gives a random order that is always the same."""
 
     random_digits: str  # of its id
     id: str
@@ -190,20 +190,20 @@ def read_window(
     if version is not None:
         which.append(batches.c.version == version)
     with engine.connect() as connection:
-        places: Iterable[_Place] | None = None
+        if not labelled and limit is None:
+            return _window(connection, connection.execute(select(batches).where(*which)))
+        places: Iterable[_Place]
         if labelled:
             found = _places_of(connection, current_labels())
-            places = (place for place, at, of in found if since <= at < until and version in (None, of))
-        elif limit is not None:
-            rows = connection.execute(select(batches.c.first_id, batches.c.ids).where(*which))
-            places = (place for first_id, ids in rows for place in _places(first_id, ids))
-        if places is None:
-            return _window(connection, connection.execute(select(batches).where(*which)))
+            places = (place for place, at, by in found if since <= at < until and version in (None, by))
+        else:
+            query = select(batches.c.first_id, batches.c.ids).where(*which).execution_options(yield_per=STATEMENT_ROWS)
+            places = (place for first_id, ids in connection.execute(query) for place in _places(first_id, ids))
         return _read(connection, _positions(places if limit is None else heapq.nsmallest(limit, places)))
 
 
 def read_labelled(connection: Connection, labels: Select[Any]) -> PredictionWindow:
-    """The predictions that these of the `current_labels` belong to."""
+    """The predictions that these labels, some of `current_labels`, belong to."""
     return _read(connection, _positions(place for place, _, _ in _places_of(connection, labels)))
 
 
@@ -222,8 +222,8 @@ def find(engine: Engine, id: str) -> PredictionWindow:
 
 
 def _place(connection: Connection, id: str) -> _Place:
-    """Raises UnknownPrediction."""
-    made_at(id)
+    """The place of the prediction with this id; raises UnknownPrediction where there is none."""
+    made_at(id)  # checks the form
     near = batches.c.first_id <= id, batches.c.first_id >= id[:_MILLISECOND_DIGITS]
     for first_id, ids in connection.execute(select(batches.c.first_id, batches.c.ids).where(*near)):
         if place := _place_in(first_id, ids, id):
@@ -304,21 +304,28 @@ def _window(
         for n in chosen:
             client = clients[n] if len(clients) > 1 else clients[0]
             found.append(_Logged(row.at, ids[n], row.version, row.route, client, n in audit))
-    order = sorted(range(len(found)), key=lambda n: found[n][:2])
-    found, answers = [found[n] for n in order], np.concatenate(probabilities)[order]
     labels = _labels(connection, [one.id for one in found])
-    is_audited = (one.drawn and one.id in labels and labels[one.id].source == AUDITOR for one in found)
+    return _assembled(found, np.concatenate(images), np.concatenate(probabilities), labels)
+
+
+def _assembled(
+    found: list[_Logged], images: NDArray[np.uint8], probabilities: NDArray[np.float32], labels: dict[str, Row[Any]]
+) -> PredictionWindow:
+    """The window of predictions in any order, with images (n, 784), probabilities (n, 10), and labels by id."""
+    order = sorted(range(len(found)), key=lambda n: found[n][:2])
+    logged, probabilities = [found[n] for n in order], probabilities[order]
+    is_audited = (one.drawn and one.id in labels and labels[one.id].source == AUDITOR for one in logged)
     return PredictionWindow(
-        ids=[one.id for one in found],
-        at=[one.at for one in found],
-        versions=[one.version for one in found],
-        routes=[one.route for one in found],
-        clients=[one.client for one in found],
-        images=np.concatenate(images)[order].reshape(-1, SIZE, SIZE),
-        digits=answers.argmax(1).astype(np.uint8),
-        probabilities=answers,
-        labels=np.array([labels[one.id].label if one.id in labels else -1 for one in found], np.int8),
-        audited=np.fromiter(is_audited, np.bool_, len(found)),
+        ids=[one.id for one in logged],
+        at=[one.at for one in logged],
+        versions=[one.version for one in logged],
+        routes=[one.route for one in logged],
+        clients=[one.client for one in logged],
+        images=images[order].reshape(-1, SIZE, SIZE),
+        digits=probabilities.argmax(1).astype(np.uint8),
+        probabilities=probabilities,
+        labels=np.array([labels[one.id].label if one.id in labels else -1 for one in logged], np.int8),
+        audited=np.fromiter(is_audited, np.bool_, len(logged)),
     )
 
 
@@ -394,7 +401,7 @@ def label_times(engine: Engine, source: str) -> dict[str, datetime]:
 
 
 def delete_before(engine: Engine, before: datetime) -> int:
-    """Delete the predictions before a time and their labels, a transaction for some rows at a time. Returns their number."""
+    """Delete the predictions before a time and their labels, in a transaction for each READ_ROWS rows. Returns the number of predictions."""
     removed = 0
     while True:
         with engine.begin() as connection:
@@ -402,8 +409,8 @@ def delete_before(engine: Engine, before: datetime) -> int:
             old = {first_id: _hex(ids) for first_id, ids in connection.execute(query)}
             ids = {id for of_row in old.values() for id in of_row}
             labelled = sorted(ids & _labels(connection, list(ids)).keys())
-            for start in range(0, len(labelled), MAX_PER_ROW):
-                some = labelled[start : start + MAX_PER_ROW]
+            for start in range(0, len(labelled), STATEMENT_ROWS):
+                some = labelled[start : start + STATEMENT_ROWS]
                 connection.execute(delete(feedback).where(feedback.c.prediction_id.in_(some)))
             connection.execute(delete(batches).where(batches.c.first_id.in_(old)))
         removed += len(ids)
