@@ -80,7 +80,7 @@ def test_a_prediction_of_a_large_batch_is_found_by_its_id(engine: Engine) -> Non
     batch = answers(2500)
     batch = batch._replace(clients=["a", "b"] * 1250)
     predictions.append(engine, [batch, answers(3, seed=1)], audit_sample_rate=0)
-    predictions.append(engine, [batch], audit_sample_rate=0)  # again, as after a crash
+    predictions.append(engine, [batch, answers(0)], audit_sample_rate=0)  # again, as after a crash
     assert predictions.counts(engine, NOON, NOON + timedelta(seconds=1)) == {"1": 2503}
     for n in (0, 999, 1000, 2499):
         found = predictions.find(engine, batch.ids[n])

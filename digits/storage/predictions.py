@@ -122,7 +122,7 @@ def append(engine: Engine, predicted: Iterable[PredictionBatch], audit_sample_ra
     (`python -m bench.serving`). Raises ValueError for ids of another form.
     """
     as_bound: Any = batches.c.at.type.dialect_impl(engine.dialect).bind_processor(engine.dialect)
-    rows = [row for batch in predicted for row in _rows(batch, as_bound(batch.at), audit_sample_rate)]
+    rows = [row for batch in predicted if batch.ids for row in _rows(batch, as_bound(batch.at), audit_sample_rate)]
     with engine.begin() as connection:
         start = 0
         while start < len(rows):
