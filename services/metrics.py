@@ -47,7 +47,7 @@ def _remove_dead_gauges(folder: Path) -> None:
     for path in folder.glob("gauge_livesum_*.db"):
         pid = int(path.stem.rpartition("_")[2])
         if not is_alive(pid):
-            multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # shipped without types
+            multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]  # shipped without types
 
 
 class Metrics:

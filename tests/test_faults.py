@@ -14,7 +14,7 @@ from bench.faults import CLIENTS, Load
 from digits.reference import Reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
-DISK_BYTES = 20_000_000
+DISK_BYTES = 40_000_000
 IDLE = {"waiting": 0, "sealed_segments": 0, "damaged_segments": 0, "lost": 0}
 
 
