@@ -33,7 +33,7 @@ from digits.data import datasets, perturbations, sources
 from digits.images import Split
 from digits.settings import load_settings
 from digits.storage import database, feedback, ledger
-from digits.storage.predictions import AUDITOR
+from digits.storage.labels import AUDITOR
 
 ROOT = Path(__file__).parent.parent
 PORTS = ("SERVICE", "MLFLOW", "PREFECT", "REPORTS")

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from sqlalchemy import Engine
 
-from digits.storage import predictions
-from digits.storage.predictions import AUDITOR, UnknownPrediction
+from digits.storage import labels, predictions
+from digits.storage.labels import AUDITOR
+from digits.storage.predictions import UnknownPrediction
 
 # A file's time may be this much earlier than the system time.
 CLOCK_TOLERANCE = timedelta(seconds=1)
@@ -26,7 +27,7 @@ SQUARE = np.ones((10, 10), np.uint8)
 def collect(engine: Engine, folder: Path) -> int:
     """Label the predictions whose images are in the sub-folders; returns their number, without those the log no longer has."""
     labelled = 0
-    labelled_at = predictions.label_times(engine, AUDITOR)
+    labelled_at = labels.times(engine, AUDITOR)
     for path in sorted(folder.glob("[0-9]/*.png")):
         moved_at = datetime.fromtimestamp(path.stat().st_ctime, UTC) + CLOCK_TOLERANCE
         with suppress(UnknownPrediction):

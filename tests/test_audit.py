@@ -10,7 +10,8 @@ from PIL import Image
 from sqlalchemy import Engine
 
 from digits.storage import feedback, predictions
-from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
+from digits.storage.labels import AUDITOR
+from digits.storage.predictions import PredictionBatch, new_ids
 from ops import audit
 from services.prediction_log import PredictionLog
 

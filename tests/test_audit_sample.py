@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from digits.storage import audit, feedback, predictions
 from digits.storage.feedback import FeedbackPolicy
-from digits.storage.predictions import AUDITOR
+from digits.storage.labels import AUDITOR
 
 EVER = NOON - timedelta(days=1), NOON + timedelta(days=30)
 

@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 from digits.images import Images
 from digits.storage import feedback, predictions
 from digits.storage.feedback import FeedbackPolicy, IngestedLabel, Part
-from digits.storage.predictions import AUDITOR, PredictionBatch
+from digits.storage.labels import AUDITOR
+from digits.storage.predictions import PredictionBatch
 
 NOW = datetime(2026, 1, 5, 8, tzinfo=UTC)
 ALL_TRAIN, ALL_HELD_OUT = FeedbackPolicy(hold_out=0), FeedbackPolicy(hold_out=1 - 1e-9)

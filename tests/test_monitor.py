@@ -14,7 +14,8 @@ from digits.images import Split
 from digits.settings import Settings
 from digits.storage import feedback, ledger, predictions, request_counts
 from digits.storage.feedback import FeedbackPolicy
-from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
+from digits.storage.labels import AUDITOR
+from digits.storage.predictions import PredictionBatch, new_ids
 from digits.storage.request_counts import Total
 from flows import monitor, version_history
 from flows.monitor import alerts_of
@@ -87,7 +88,7 @@ def audit(platform: Platform, days: range, per_day: int, wrong: int, client: str
             for id, label in zip(ids, labels, strict=True)
         ]
         with platform.engine.begin() as connection:
-            connection.execute(insert(predictions.feedback), rows)
+            connection.execute(insert(labels.feedback), rows)
 
 
 def monitored(platform: Platform, until: datetime) -> tuple[MonitoringVerdict, list[str]]:

@@ -12,7 +12,8 @@ from digits.data import perturbations
 from digits.images import Images
 from digits.settings import Settings
 from digits.storage import feedback, ledger, predictions
-from digits.storage.predictions import AUDITOR, PredictionBatch
+from digits.storage.labels import AUDITOR
+from digits.storage.predictions import PredictionBatch
 from flows.monitor import alerts_of, choose_window, expectation
 from models.conformal import UNCALIBRATED
 from models.connections import Platform

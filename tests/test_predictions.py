@@ -9,7 +9,7 @@ import pytest
 from logged import NOON, answers, write
 from sqlalchemy import Engine, func, select, update
 
-from digits.storage import predictions, request_counts
+from digits.storage import labels, predictions, request_counts
 from digits.storage.predictions import UnknownPrediction, new_ids
 from digits.storage.request_counts import Total
 from services.prediction_log import PredictionLog
@@ -62,8 +62,8 @@ def test_the_most_recent_label_wins_and_earlier_ones_are_kept(
     assert predictions.read_window(engine, NOON).labels.tolist() == [8, -1]
     assert predictions.find(engine, batch.ids[0]).labels.tolist() == [8]
     with engine.connect() as connection:
-        labels = connection.scalars(select(predictions.feedback.c.label).order_by(predictions.feedback.c.sequence))
-        assert labels.all() == [3, 8]
+        kept = connection.scalars(select(labels.feedback.c.label).order_by(labels.feedback.c.sequence))
+        assert kept.all() == [3, 8]
 
 
 def test_a_prediction_is_found_by_its_id(database_url: str, engine: Engine, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_old_predictions_are_deleted_with_their_feedback(database_url: str, engi
     window = predictions.read_window(engine, NOON)
     assert window.ids == new.ids and window.labels.tolist() == [4, -1]
     with engine.connect() as connection:
-        assert connection.scalar(select(func.count()).select_from(predictions.feedback)) == 1
+        assert connection.scalar(select(func.count()).select_from(labels.feedback)) == 1
 
 
 @pytest.mark.parametrize("ahead_days", [60, 120, 4_000])

@@ -17,7 +17,8 @@ from digits.data.datasets import Dataset
 from digits.images import Split
 from digits.settings import Settings
 from digits.storage import database, feedback, predictions
-from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
+from digits.storage.labels import AUDITOR
+from digits.storage.predictions import PredictionBatch, new_ids
 from flows import retrain
 from flows.ingest import set_source
 from flows.retrain import assemble_dataset, check_policies, cooldown_message, report_end

@@ -20,7 +20,8 @@ from digits.data.perturbations import quarter_turn, shift
 from digits.images import Split
 from digits.settings import Settings
 from digits.storage import feedback, judgements, ledger, predictions, registrations
-from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
+from digits.storage.labels import AUDITOR
+from digits.storage.predictions import PredictionBatch, new_ids
 from flows import crashed_runs, retrain
 from models import challengers, evaluation_sets, gate, judging, model_store, promotion
 from models import registry as registries

@@ -17,7 +17,7 @@ from prefect.states import Completed, Running
 from digits.data import datasets, inbox, sources
 from digits.settings import Settings, load_settings
 from digits.storage import cooldowns, database, feedback, ledger, predictions
-from digits.storage.predictions import AUDITOR
+from digits.storage.labels import AUDITOR
 from models import candidate_comparison, export, recipes, registry_reader
 from models import registry as registries
 from models.model_store import ModelStore

@@ -14,7 +14,8 @@ from versions import version_files
 from digits.data.datasets import Dataset
 from digits.images import Images, Split
 from digits.storage import predictions
-from digits.storage.predictions import AUDITOR, PredictionBatch, new_ids
+from digits.storage.labels import AUDITOR
+from digits.storage.predictions import PredictionBatch, new_ids
 from models import gate, traffic_replay
 from models.model_store import ModelStore
 from models.run_diff import Agreement

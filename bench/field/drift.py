@@ -17,7 +17,8 @@ from digits.data import perturbations
 from digits.images import Images
 from digits.reference import Reference
 from digits.storage import database, feedback, predictions
-from digits.storage.predictions import AUDITOR, PredictionBatch
+from digits.storage.labels import AUDITOR
+from digits.storage.predictions import PredictionBatch
 from monitoring import baseline, drift, image_statistics, label_shift, pictures, samples
 from monitoring.samples import Sample
 

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, func, select
 
 from digits.storage import predictions
 from digits.storage.feedback import IngestedLabel, digest
-from digits.storage.predictions import AUDITOR, feedback
+from digits.storage.labels import AUDITOR, feedback
 
 
 class AuditedAnswer(NamedTuple):

@@ -23,9 +23,9 @@ from sqlalchemy import Engine, LargeBinary, Select, SmallInteger, String, Text, 
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from digits.images import PIXELS, SIZE, Images, Split
-from digits.storage import predictions
+from digits.storage import labels, predictions
 from digits.storage.database import Base
-from digits.storage.predictions import AUDITOR
+from digits.storage.labels import AUDITOR
 
 Part = Literal["train", "hold-out", "quarantine", "left out"]
 IN_USE: tuple[Part, ...] = ("train", "hold-out")
@@ -178,7 +178,7 @@ def unlabelled_audit(engine: Engine, since: datetime) -> list[tuple[str, NDArray
 
 def quarantined(engine: Engine) -> list[tuple[str, NDArray[np.uint8]]]:
     """Ids and images (28, 28) of logged predictions whose label is in quarantine and which no auditor has labelled."""
-    current = predictions.current_labels().subquery()
+    current = labels.current().subquery()
     query = select(IngestedLabel.prediction_id, IngestedLabel.image)
     query = query.join(current, current.c.prediction_id == IngestedLabel.prediction_id)
     query = query.where(IngestedLabel.part == "quarantine", current.c.source != AUDITOR)
@@ -193,7 +193,7 @@ def digest(image: bytes) -> str:
 
 def _new() -> Select[Any]:
     """The labels that count and are not ingested."""
-    current = predictions.current_labels().subquery()
+    current = labels.current().subquery()
     new = select(current).outerjoin(IngestedLabel, current.c.prediction_id == IngestedLabel.prediction_id)
     return new.where(IngestedLabel.sequence.is_distinct_from(current.c.sequence))
 

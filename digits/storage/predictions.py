@@ -17,11 +17,12 @@ import numpy as np
 import orjson
 import sqlalchemy as sa
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, Dialect, Engine, Row, Select, and_, delete, func, insert, select
+from sqlalchemy import Connection, Dialect, Engine, Row, Select, and_, delete, func, select
 
 from digits.errors import quote
 from digits.images import PIXELS, SIZE, Images, Labels
-from digits.storage import database
+from digits.storage import database, labels
+from digits.storage.labels import AUDITOR
 
 STATEMENT_ROWS = 1024  # of 9 values; SQLite accepts 32,766 values, PostgreSQL 65,535
 # Predictions in a row of the table. Larger rows would be no faster, and a row is read whole for one of its predictions.
@@ -31,7 +32,6 @@ ID_BYTES = 16
 TIME_DIGITS = 16  # at the start of an id; those that follow are random
 _MILLISECOND_DIGITS = 12  # the first of them
 _ID = re.compile(r"[0-9a-f]{32}")
-AUDITOR = "audit"  # the source of all feedback from auditors
 
 # A row for each prediction took five times as long to write (`python -m bench.storage`).
 batches = sa.Table(
@@ -53,16 +53,6 @@ batches = sa.Table(
 
 _COLUMNS = tuple(batches.columns)
 _COUNT = func.length(batches.c.ids) / ID_BYTES
-
-feedback = sa.Table(
-    "feedback",
-    database.metadata,
-    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("prediction_id", sa.String(32), nullable=False, index=True),
-    sa.Column("label", sa.SmallInteger, nullable=False),
-    sa.Column("at", database.UtcDateTime, nullable=False),
-    sa.Column("source", sa.String(64), nullable=False),
-)
 
 
 class UnknownPrediction(LookupError):
@@ -194,7 +184,7 @@ def read_window(
             return _window(connection, connection.execute(select(batches).where(*which)))
         places: Iterable[_Place]
         if labelled:
-            found = _places_of(connection, current_labels())
+            found = _places_of(connection, labels.current())
             places = (place for place, at, by in found if since <= at < until and version in (None, by))
         else:
             query = select(batches.c.first_id, batches.c.ids).where(*which).execution_options(yield_per=STATEMENT_ROWS)
@@ -202,9 +192,9 @@ def read_window(
         return _read(connection, _positions(places if limit is None else heapq.nsmallest(limit, places)))
 
 
-def read_labelled(connection: Connection, labels: Select[Any]) -> PredictionWindow:
-    """The predictions that these labels, some of `current_labels`, belong to."""
-    return _read(connection, _positions(place for place, _, _ in _places_of(connection, labels)))
+def read_labelled(connection: Connection, given: Select[Any]) -> PredictionWindow:
+    """The predictions that these labels, some of `labels.current`, belong to."""
+    return _read(connection, _positions(place for place, _, _ in _places_of(connection, given)))
 
 
 def read_audit_sample(engine: Engine, since: datetime) -> PredictionWindow:
@@ -231,14 +221,14 @@ def _place(connection: Connection, id: str) -> _Place:
     raise UnknownPrediction(f"no prediction has the id {quote(id)}; send the id of a prediction")
 
 
-def _places_of(connection: Connection, labels: Select[Any]) -> Iterator[tuple[_Place, datetime, str]]:
+def _places_of(connection: Connection, given: Select[Any]) -> Iterator[tuple[_Place, datetime, str]]:
     """The places of labelled predictions, their times and versions; those that the log no longer has are left out."""
-    given, first_id = labels.subquery(), batches.c.first_id
-    start = func.substr(given.c.prediction_id, 1, _MILLISECOND_DIGITS)
-    near = and_(first_id <= given.c.prediction_id, first_id >= start)
-    query = select(given.c.prediction_id, first_id, batches.c.ids, batches.c.at, batches.c.version)
+    label, first_id = given.subquery(), batches.c.first_id
+    start = func.substr(label.c.prediction_id, 1, _MILLISECOND_DIGITS)
+    near = and_(first_id <= label.c.prediction_id, first_id >= start)
+    query = select(label.c.prediction_id, first_id, batches.c.ids, batches.c.at, batches.c.version)
     # An outer join without conditions on times, because SQLite would begin an inner one with all batches of a time.
-    for id, first, ids, at, version in connection.execute(query.join_from(given, batches, near, isouter=True)):
+    for id, first, ids, at, version in connection.execute(query.join_from(label, batches, near, isouter=True)):
         if ids and (place := _place_in(first, ids, id)):
             yield place, at, version
 
@@ -304,17 +294,17 @@ def _window(
         for n in chosen:
             client = clients[n] if len(clients) > 1 else clients[0]
             found.append(_Logged(row.at, ids[n], row.version, row.route, client, n in audit))
-    labels = _labels(connection, [one.id for one in found])
-    return _assembled(found, np.concatenate(images), np.concatenate(probabilities), labels)
+    given = labels.read(connection, [one.id for one in found])
+    return _assembled(found, np.concatenate(images), np.concatenate(probabilities), given)
 
 
 def _assembled(
-    found: list[_Logged], images: NDArray[np.uint8], probabilities: NDArray[np.float32], labels: dict[str, Row[Any]]
+    found: list[_Logged], images: NDArray[np.uint8], probabilities: NDArray[np.float32], given: dict[str, Row[Any]]
 ) -> PredictionWindow:
     """The window of predictions in any order, with images (n, 784), probabilities (n, 10), and labels by id."""
     order = sorted(range(len(found)), key=lambda n: found[n][:2])
     logged, probabilities = [found[n] for n in order], probabilities[order]
-    is_audited = (one.drawn and one.id in labels and labels[one.id].source == AUDITOR for one in logged)
+    is_audited = (one.drawn and one.id in given and given[one.id].source == AUDITOR for one in logged)
     return PredictionWindow(
         ids=[one.id for one in logged],
         at=[one.at for one in logged],
@@ -324,7 +314,7 @@ def _assembled(
         images=images[order].reshape(-1, SIZE, SIZE),
         digits=probabilities.argmax(1).astype(np.uint8),
         probabilities=probabilities,
-        labels=np.array([labels[one.id].label if one.id in labels else -1 for one in logged], np.int8),
+        labels=np.array([given[one.id].label if one.id in given else -1 for one in logged], np.int8),
         audited=np.fromiter(is_audited, np.bool_, len(logged)),
     )
 
@@ -359,45 +349,11 @@ def start_of_newest(engine: Engine, count: int, until: datetime, version: str | 
     return None
 
 
-def current_labels(*which: ColumnElement[bool]) -> Select[Any]:
-    """The label that counts of each prediction: the newest one, where an auditor's has precedence over later ones of others.
-
-    `which` selects predictions by the id in `feedback`.
-    """
-    order = (feedback.c.source != AUDITOR, feedback.c.sequence.desc())
-    rank = func.row_number().over(partition_by=feedback.c.prediction_id, order_by=order).label("rank")
-    ranked = select(feedback, rank).where(*which).subquery()
-    return select(*(column for column in ranked.c if column.name != "rank")).where(ranked.c.rank == 1)
-
-
-def _labels(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:
-    """The labels of predictions by their id."""
-    if not ids:
-        return {}
-    # Ids begin with the time, so there are few others between them.
-    between = feedback.c.prediction_id.between(min(ids), max(ids))
-    return {row.prediction_id: row for row in connection.execute(current_labels(between))}
-
-
 def label(engine: Engine, id: str, digit: int, source: str) -> None:
-    """Record the true digit of a prediction. Earlier labels are kept, and repeating the one that counts changes nothing.
-
-    Raises UnknownPrediction when no prediction has this id.
-    """
+    """Record the true digit of a prediction; see `labels.add`. Raises UnknownPrediction when no prediction has this id."""
     with engine.connect() as connection:
         _place(connection, id)
-        current = _labels(connection, [id]).get(id)
-    if current is None or (current.label, current.source) != (digit, source):
-        with engine.begin() as connection:
-            row = {"prediction_id": id, "label": digit, "at": datetime.now(UTC), "source": source}
-            connection.execute(insert(feedback), row)
-
-
-def label_times(engine: Engine, source: str) -> dict[str, datetime]:
-    """The time of this source's most recent label of each prediction, by the id of the prediction; UTC."""
-    query = select(feedback.c.prediction_id, func.max(feedback.c.at)).where(feedback.c.source == source)
-    with engine.connect() as connection:
-        return {row[0]: row[1] for row in connection.execute(query.group_by(feedback.c.prediction_id))}
+    labels.add(engine, id, digit, source)
 
 
 def delete_before(engine: Engine, before: datetime) -> int:
@@ -408,10 +364,10 @@ def delete_before(engine: Engine, before: datetime) -> int:
             query = select(batches.c.first_id, batches.c.ids).where(batches.c.at < before).limit(READ_ROWS)
             old = {first_id: _hex(ids) for first_id, ids in connection.execute(query)}
             ids = {id for of_row in old.values() for id in of_row}
-            labelled = sorted(ids & _labels(connection, list(ids)).keys())
+            labelled = sorted(ids & labels.read(connection, list(ids)).keys())
             for start in range(0, len(labelled), STATEMENT_ROWS):
                 some = labelled[start : start + STATEMENT_ROWS]
-                connection.execute(delete(feedback).where(feedback.c.prediction_id.in_(some)))
+                connection.execute(delete(labels.feedback).where(labels.feedback.c.prediction_id.in_(some)))
             connection.execute(delete(batches).where(batches.c.first_id.in_(old)))
         removed += len(ids)
         if len(old) < READ_ROWS:

@@ -1,0 +1,58 @@
+"""The labels of predictions as feedback gave them: all are kept, and one of each prediction counts."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, func, insert, select
+
+from digits.storage import database
+
+AUDITOR = "audit"  # the source of all feedback from auditors
+
+feedback = sa.Table(
+    "feedback",
+    database.metadata,
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("prediction_id", sa.String(32), nullable=False, index=True),
+    sa.Column("label", sa.SmallInteger, nullable=False),
+    sa.Column("at", database.UtcDateTime, nullable=False),
+    sa.Column("source", sa.String(64), nullable=False),
+)
+
+
+def current(*which: ColumnElement[bool]) -> Select[Any]:
+    """The label that counts of each prediction: the newest one, where an auditor's has precedence over later ones of others.
+
+    `which` selects predictions by the id in `feedback`.
+    """
+    order = (feedback.c.source != AUDITOR, feedback.c.sequence.desc())
+    rank = func.row_number().over(partition_by=feedback.c.prediction_id, order_by=order).label("rank")
+    ranked = select(feedback, rank).where(*which).subquery()
+    return select(*(column for column in ranked.c if column.name != "rank")).where(ranked.c.rank == 1)
+
+
+def read(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:
+    """The labels of predictions by their id."""
+    if not ids:
+        return {}
+    # Ids begin with the time, so there are few others between them.
+    between = feedback.c.prediction_id.between(min(ids), max(ids))
+    return {row.prediction_id: row for row in connection.execute(current(between))}
+
+
+def add(engine: Engine, id: str, digit: int, source: str) -> None:
+    """Add a label of a prediction. Earlier ones are kept, and repeating the one that counts changes nothing."""
+    with engine.begin() as connection:
+        current = read(connection, [id]).get(id)
+        if current is None or (current.label, current.source) != (digit, source):
+            row = {"prediction_id": id, "label": digit, "at": datetime.now(UTC), "source": source}
+            connection.execute(insert(feedback), row)
+
+
+def times(engine: Engine, source: str) -> dict[str, datetime]:
+    """The time of this source's most recent label of each prediction, by the id of the prediction; UTC."""
+    query = select(feedback.c.prediction_id, func.max(feedback.c.at)).where(feedback.c.source == source)
+    with engine.connect() as connection:
+        return {row[0]: row[1] for row in connection.execute(query.group_by(feedback.c.prediction_id))}
