@@ -1,11 +1,8 @@
 """The service under the attacks of `bench.attack`, for a few seconds each: honest clients are answered, and memory stays bounded."""
 
 import io
-import platform
 import resource
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +12,7 @@ import psutil
 import pytest
 from conftest import Files, serve_registry
 from PIL import Image
-from serving import ROOT, Service, png, serving
+from serving import Service, png, serving
 
 from bench import attack
 from bench.faults import workers
@@ -173,33 +170,6 @@ def test_more_connections_than_allowed_wait_for_one_to_close(
         assert attack.post(address(service), "/classify", body, "application/json") == ""
     server.shutdown()
     server.server_close()
-
-
-MALLINFO = """
-import ctypes, sys
-from services.__main__ import set_malloc_options
-
-class Mallinfo2(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks".split()] + [("rest", ctypes.c_size_t * 4)]
-
-libc = ctypes.CDLL(None)
-libc.mallinfo2.restype = Mallinfo2
-if sys.argv[1] == "set":
-    set_malloc_options()
-bytearray(16_000_000)
-block = bytearray(16_000_000)
-# of the blocks that go back to the system when they are freed, the bytes
-print(libc.mallinfo2().hblkhd)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
-def test_large_blocks_that_are_freed_go_back_to_the_system() -> None:
-    def mapped(how: str) -> int:
-        command = [sys.executable, "-c", MALLINFO, how]
-        return int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
-
-    assert mapped("default") < 16_000_000 < mapped("set")
 
 
 def test_connections_are_limited_by_the_files_that_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
