@@ -210,12 +210,12 @@ def test_the_statistic_of_the_guide_is_measured() -> None:
 
 
 def test_the_format_of_the_guide_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from digits.data import sources
+    from digits.data import formats, sources
 
     function, entry = code("how-to/add-a-source-format.md")
-    names = dict(vars(sources))
+    names = dict(vars(formats))
     exec(function, names)
-    monkeypatch.setattr(sources, "FORMATS", (eval(entry, names), *sources.FORMATS))
+    monkeypatch.setattr(formats, "FORMATS", (eval(entry, names), *formats.FORMATS))
     split = made_up(0, 20)
     np.save(tmp_path / "images.npy", split.images)
     np.save(tmp_path / "labels.npy", split.labels)

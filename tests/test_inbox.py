@@ -23,7 +23,7 @@ from PIL import Image
 from digits import files
 from digits.data import datasets, inbox, sources
 from digits.data.datasets import Dataset
-from digits.data.sources import Rows
+from digits.data.formats import Rows
 from digits.images import Split
 
 read_now = partial(inbox.read_inbox, settle_seconds=0)

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from digits.data import datasets, sources
+from digits.data import datasets, formats, sources
 from digits.data.datasets import BadData, Dataset
 from digits.data.sources import SourceUnavailable
 from digits.images import Split
@@ -320,7 +320,7 @@ def test_a_csv_of_nothing_but_faults_is_refused_before_their_reasons_fill_the_me
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It took 11 s for each 1,000 rows, and 400 bytes for each."""
-    monkeypatch.setattr(sources, "MAX_UNREADABLE_ROWS", 40_000)
+    monkeypatch.setattr(formats, "MAX_UNREADABLE_ROWS", 40_000)
     (tmp_path / "log.csv").write_text("7\n" * 40_001)
     started = time.monotonic()
     with pytest.raises(

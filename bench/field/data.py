@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bench.field.scenario import Finding, Scenario
-from digits.data import datasets, inbox, near_duplicates, perturbations, sources, splitting
+from digits.data import datasets, formats, inbox, near_duplicates, perturbations, sources, splitting
 from digits.data.datasets import Dataset
 from digits.images import Images, PredictProba, Split
 from digits.settings import load_settings
@@ -273,7 +273,7 @@ def bomb(_: int) -> Finding:
     member = gzip.compress(row * 10_000)
     n = BOMB_BYTES // (10_000 * len(row)) + 1
     naive_fate, naive_before, naive = _read_members(member, n // 5, 10**12)
-    fate, before, peak = _read_members(member, n, sources.LIMIT_BYTES)
+    fate, before, peak = _read_members(member, n, formats.LIMIT_BYTES)
     return Finding(
         f"a fifth of {len(member) * n / 1e6:.0f} MB takes {naive - naive_before:,} MB of memory: {naive_fate}",
         f"all of it takes {peak - before} MB of memory, then: {fate}",

@@ -25,7 +25,7 @@ import numpy as np
 
 from digits.data import datasets, row_checks, sources, splitting
 from digits.data.datasets import BadData
-from digits.data.sources import LIMIT_BYTES, Rows
+from digits.data.formats import LIMIT_BYTES, Rows
 from digits.errors import first_line
 from digits.files import write_atomically
 from digits.images import PredictProba, Split
