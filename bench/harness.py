@@ -21,7 +21,7 @@ from digits.data.datasets import Dataset
 from digits.images import Images
 from digits.settings import Settings, load_settings
 from models.training import Recipe
-from ops import processes
+from ops import process_environment, processes
 
 STARTUP_TIMEOUT_SECONDS = 180
 
@@ -89,9 +89,9 @@ def _of_platform(
     """One of the platform's processes as Supervisor would run it."""
     (settings.home / "bentoml").mkdir(exist_ok=True)
     (settings.home / "mlflow" / "artifacts").mkdir(parents=True, exist_ok=True)
-    processes.generate_logins(settings)
+    process_environment.generate_logins(settings)
     wanted = next(process for process in processes.processes(settings) if process.name == name)
-    environment = {**processes.server_environment(settings), **more}
+    environment = {**process_environment.of_servers(settings), **more}
     with running(wanted.command, settings.home / f"{name}.log", lambda: is_ready(wanted), environment) as process:
         yield process
 

@@ -32,7 +32,7 @@ from bench.harness import Load
 from digits.images import Images
 from digits.settings import Settings
 from models.recipes import COMPACT
-from ops import processes
+from ops import process_environment
 
 CONNECTIONS = 8
 BULK_IMAGES = 1_000
@@ -157,7 +157,11 @@ def mlflow_models_serve(files: Path) -> Iterator[str]:
         *("--env-manager", "local", "--workers", "1"),
     ]
     # It looks for uvicorn on the PATH.
-    environment = {**os.environ, **processes.ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        **process_environment.ENVIRONMENT,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     url = f"http://127.0.0.1:{port}"
     with harness.running(command, files / "served.log", lambda: harness.answers(f"{url}/ping"), environment):
         yield f"{url}/invocations"

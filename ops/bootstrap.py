@@ -18,7 +18,7 @@ from digits.data.sources import SourceUnavailable
 from digits.settings import Settings, load_settings
 from digits.storage import api_keys, database
 from models.registry_reader import RegistryReader, RegistryUnreachable
-from ops import endpoint, processes
+from ops import endpoint, process_environment, processes
 from ops.tables import print_table
 
 # The page of runs and versions; MLflow opens on its pages for language models.
@@ -72,7 +72,7 @@ def _train_first_champion(settings: Settings) -> None:
     data = _first_source(settings)
     console.print("there is no champion yet: training one")
     command = [sys.executable, "-m", "ops", "retrain", *(["--data", data] if data else [])]
-    training = subprocess.Popen(command, env=processes.environment(settings))
+    training = subprocess.Popen(command, env=process_environment.of_clients(settings))
     try:
         training.wait()
     except KeyboardInterrupt:
@@ -109,9 +109,9 @@ def print_status(settings: Settings) -> bool:
         healthy &= state == "up"
         address = process.url + PAGES.get(process.name, "")
         rows.append((process.description, address, Text(state, "green" if state == "up" else "red")))
-        if process.name == "prefect" and (login := processes.prefect_login(settings)):
+        if process.name == "prefect" and (login := process_environment.prefect_login(settings)):
             rows.append(("  password to paste there", login))
-        if process.name == "mlflow" and (account := processes.mlflow_login(settings)):
+        if process.name == "mlflow" and (account := process_environment.mlflow_login(settings)):
             rows.append((f"  name {account[0]}, password", account[1]))
     print_table((), [*rows, ("serving version", *_serving_version(settings))])
     return healthy

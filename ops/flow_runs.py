@@ -27,10 +27,10 @@ def run_flow(name: str, *arguments: Any) -> Any:
 def prepare() -> None:
     """Set Prefect's environment, with its log lines off the terminal; must be called before anything imports Prefect."""
     from flows import terminal
-    from ops import processes
+    from ops import process_environment
 
     settings = load_settings()
-    os.environ.update(processes.environment(settings))
+    os.environ.update(process_environment.of_clients(settings))
     # Prefect warns of a home whose parent is missing.
     settings.home.mkdir(parents=True, exist_ok=True)
     terminal.prepare()

@@ -341,7 +341,7 @@ def migrated_database(library: str) -> Path:
 
 
 def _migrate(library: str, url: str) -> None:
-    from ops.processes import ENVIRONMENT
+    from ops.process_environment import ENVIRONMENT
 
     store = (
         "import sys; from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore; SqlAlchemyStore(*sys.argv[1:])"
@@ -395,7 +395,7 @@ def running_prefect(home: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]
 
 @contextmanager
 def _running(command: list[str], home: Path, health: str) -> "Iterator[subprocess.Popen[bytes]]":
-    from ops.processes import ENVIRONMENT
+    from ops.process_environment import ENVIRONMENT
 
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment = {**outside, **ENVIRONMENT, "PREFECT_HOME": str(home)}

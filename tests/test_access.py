@@ -20,7 +20,7 @@ from digits.reference import Reference
 from digits.settings import load_settings
 from digits.storage import api_keys, database
 from digits.storage.api_keys import ApiKey
-from ops import bootstrap, processes
+from ops import bootstrap, process_environment, processes
 from services.access import OPEN_ROUTES, REQUIRED_ROLES, Access, Auth, client_of
 from services.middleware import BENTOML_PATHS
 from services.routes import router
@@ -424,7 +424,7 @@ def bound() -> dict[str, str]:
     """The address that each server is told to bind to."""
     settings = load_settings()
     commands = {process.name: process.command for process in processes.processes(settings) if process.port}
-    told = {"service": processes.environment(settings)["DIGITS_HOST"]}
+    told = {"service": process_environment.of_clients(settings)["DIGITS_HOST"]}
     return told | {name: command[command.index("--host") + 1] for name, command in commands.items() if name not in told}
 
 

@@ -130,7 +130,7 @@ def test_a_version_on_s3_reaches_the_service_through_mlflow_alone(
 ) -> None:
     """MLflow's server has the credentials; who registers and who serves talks to MLflow and nothing else."""
     from models.registry import RegistryWriter
-    from ops.processes import ENVIRONMENT
+    from ops.process_environment import ENVIRONMENT
 
     port = find_free_port()
     command = [

@@ -18,7 +18,7 @@ from test_page import CHROMEDRIVER, CHROMIUM, start
 
 from bench import harness
 from digits.settings import Settings
-from ops import processes
+from ops import process_environment, processes
 
 # The browser finds both at 127.0.0.1. MLflow's own default takes the second for a private address.
 NAMES = ("evil.example", "10.evil.example")
@@ -86,12 +86,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     for folder in ("mlflow/artifacts", "workspace"):
         (home / folder).mkdir(parents=True)
     put_migrated_databases(home)
-    processes.generate_logins(settings)
+    process_environment.generate_logins(settings)
     with ExitStack() as running:
         for process in processes.processes(settings):
             if process.name in CREATE:
                 ready, log = partial(harness.answers, process.health), home / f"{process.name}.log"
-                environment = processes.server_environment(settings)
+                environment = process_environment.of_servers(settings)
                 running.enter_context(harness.running(process.command, log, ready, environment))
         yield settings
 
@@ -112,12 +112,12 @@ def created(settings: Settings, server: str) -> list[str]:
     """The names that a server holds of what a page created, as its user sees them."""
     url = url_of(settings, server)
     if server == "prefect":
-        prefect_login = processes.prefect_login(settings)
+        prefect_login = process_environment.prefect_login(settings)
         assert prefect_login is not None
         found = post(f"{url}/api/flows/filter", json={}, auth=httpx.BasicAuth(*prefect_login.split(":"))).json()
     elif server == "mlflow":
         search = {"max_results": 100}
-        login = processes.mlflow_login(settings)
+        login = process_environment.mlflow_login(settings)
         found = post(f"{url}/api/2.0/mlflow/experiments/search", json=search, auth=login).json()["experiments"]
     else:
         found = get(f"{url}/api/projects").json()
@@ -160,13 +160,15 @@ def test_no_page_starts_a_run_with_a_command_of_its_own(settings: Settings, brow
 def test_the_printed_password_opens_prefects_page(settings: Settings, browser: Chrome) -> None:
     browser.get(url_of(settings, "prefect"))
     wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "input"))
-    browser.find_element(By.CSS_SELECTOR, "input").send_keys(processes.prefect_login(settings) or "", Keys.ENTER)
+    browser.find_element(By.CSS_SELECTOR, "input").send_keys(
+        process_environment.prefect_login(settings) or "", Keys.ENTER
+    )
     wait_for(lambda: browser.find_elements(By.PARTIAL_LINK_TEXT, "Deployments"))
     assert not browser.find_elements(By.CSS_SELECTOR, "input[type=password]")
 
 
 def test_the_printed_name_and_password_open_mlflows_page(settings: Settings, browser: Chrome) -> None:
-    login = processes.mlflow_login(settings)
+    login = process_environment.mlflow_login(settings)
     assert login is not None
     # As the browser sends them once its dialog has been filled in.
     browser.get(url_of(settings, "mlflow").replace("//", "//" + ":".join(login) + "@"))

@@ -14,7 +14,7 @@ from conftest import wait_for
 
 from digits.settings import Settings
 from monitoring import evidently_ui
-from ops import processes
+from ops import process_environment, processes
 
 ROOT = Path(__file__).parent.parent
 LIMITS = ("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
@@ -43,12 +43,12 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def settings_of(home: Path, **changes: Any) -> Settings:
     settings = Settings(_env_file=None, home=home, **changes)  # type: ignore[call-arg]
-    processes.generate_logins(settings)
+    process_environment.generate_logins(settings)
     return settings
 
 
 def logins(settings: Settings) -> set[str | None]:
-    environment = processes.server_environment(settings)
+    environment = process_environment.of_servers(settings)
     return {environment.get(name) for name in LOGINS}
 
 
@@ -85,8 +85,8 @@ def test_a_server_elsewhere_does_not_get_the_login(tmp_path: Path) -> None:
 
 def test_commands_and_flows_get_the_login_and_nothing_of_the_servers(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
-    environment = processes.environment(settings)
-    assert environment["PREFECT_API_AUTH_STRING"] == processes.prefect_login(settings)
+    environment = process_environment.of_clients(settings)
+    assert environment["PREFECT_API_AUTH_STRING"] == process_environment.prefect_login(settings)
     assert not {*LIMITS, *MLFLOW_SERVER, "PREFECT_SERVER_API_AUTH_STRING"} & set(environment)
 
 
@@ -96,13 +96,13 @@ def test_mlflows_server_and_clients_get_the_login_of_this_home(tmp_path: Path) -
     assert login.startswith("digits:") and len(login) >= len("digits:") + 43
     assert login not in (other.mlflow_login_path.read_text(), settings.prefect_login_path.read_text())
     assert settings.mlflow_login_path.stat().st_mode & 0o777 == 0o600
-    server = processes.server_environment(settings)
+    server = process_environment.of_servers(settings)
     assert f"{server['MLFLOW_AUTH_ADMIN_USERNAME']}:{server['MLFLOW_AUTH_ADMIN_PASSWORD']}" == login
     assert str(settings.home) in Path(server["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
-    client = processes.environment(settings)["MLFLOW_TRACKING_URI"]
+    client = process_environment.of_clients(settings)["MLFLOW_TRACKING_URI"]
     assert client == settings.registry_uri == f"http://{login}@127.0.0.1:5000"
     assert login.partition(":")[2] not in repr(settings) + settings.run_url("1", "5f3c")
-    processes.generate_logins(settings)
+    process_environment.generate_logins(settings)
     assert settings.mlflow_login_path.read_text() == login
 
 
@@ -111,14 +111,14 @@ def test_mlflows_server_and_clients_get_the_login_of_this_home(tmp_path: Path) -
 )
 def test_an_mlflow_server_elsewhere_does_not_get_the_login(tmp_path: Path, uri: str) -> None:
     settings = settings_of(tmp_path, MLFLOW_TRACKING_URI=uri)
-    assert processes.environment(settings)["MLFLOW_TRACKING_URI"] == settings.registry_uri == uri
-    assert processes.mlflow_login(settings) is None
-    assert not set(MLFLOW_SERVER) & set(processes.server_environment(settings))
+    assert process_environment.of_clients(settings)["MLFLOW_TRACKING_URI"] == settings.registry_uri == uri
+    assert process_environment.mlflow_login(settings) is None
+    assert not set(MLFLOW_SERVER) & set(process_environment.of_servers(settings))
 
 
 def test_a_login_in_the_url_of_our_own_mlflow_server_is_taken_for_both(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, MLFLOW_TRACKING_URI="http://ann:a%20long%20secret@localhost:5000")
-    server = processes.server_environment(settings)
+    server = process_environment.of_servers(settings)
     assert (server["MLFLOW_AUTH_ADMIN_USERNAME"], server["MLFLOW_AUTH_ADMIN_PASSWORD"]) == ("ann", "a long secret")
     assert server["MLFLOW_TRACKING_URI"] == settings.mlflow_tracking_uri
 
@@ -127,15 +127,15 @@ def test_accounts_of_a_login_that_is_gone_are_forgotten(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     users = settings.home / "mlflow" / "users.db"
     users.touch()
-    processes.generate_logins(settings)
+    process_environment.generate_logins(settings)
     assert users.exists()
     settings.mlflow_login_path.unlink()
-    processes.generate_logins(settings)
+    process_environment.generate_logins(settings)
     assert not users.exists() and settings.mlflow_login_path.exists()
 
 
 def test_browsers_reach_the_servers_under_the_names_of_this_machine_only(tmp_path: Path) -> None:
-    environment = processes.server_environment(settings_of(tmp_path, mlflow_public_url="https://mlflow.example.org"))
+    environment = process_environment.of_servers(settings_of(tmp_path, mlflow_public_url="https://mlflow.example.org"))
     assert environment["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",") == [
         "127.0.0.1:5000",
         "localhost:5000",
@@ -152,7 +152,7 @@ def test_browsers_reach_the_servers_under_the_names_of_this_machine_only(tmp_pat
 
 def test_an_ipv6_address_is_in_brackets(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, host="::1", auth="off")
-    hosts = processes.server_environment(settings)["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    hosts = process_environment.of_servers(settings)["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
     assert hosts == ["[::1]:5000", "127.0.0.1:5000", "localhost:5000"]
     assert evidently_ui.allowed_hosts(settings) == ["[::1]", "127.0.0.1", "localhost"]
 
@@ -160,13 +160,13 @@ def test_an_ipv6_address_is_in_brackets(tmp_path: Path) -> None:
 def test_names_and_origins_of_the_user_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LIMITS:
         monkeypatch.setenv(name, "chosen.example")
-    environment = processes.server_environment(settings_of(tmp_path))
+    environment = process_environment.of_servers(settings_of(tmp_path))
     assert {environment[name] for name in LIMITS} == {"chosen.example"}
 
 
 def test_without_authentication_on_a_public_address_every_name_is_allowed(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, host="0.0.0.0", auth="off")
-    assert not set(LIMITS) & set(processes.server_environment(settings))
+    assert not set(LIMITS) & set(process_environment.of_servers(settings))
     assert evidently_ui.allowed_hosts(settings) == ["*"]
 
 
