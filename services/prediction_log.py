@@ -106,11 +106,14 @@ class PredictionLog:
             return self._progress.wait_for(lambda: self._stored >= target, timeout_seconds)
 
     async def settle(self) -> None:
-        """Wait until what any worker has answered so far is in the database, as far as it is reachable; five seconds at most."""
+        """Wait until what this worker has answered so far is in the database, as far as it is reachable; five seconds at most."""
         target, deadline = self._appended, time.monotonic() + 5
         self._wake.set()
         while self._stored < target and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.005)
+
+    async def settle_others(self) -> None:
+        """Wait until what any other worker has answered so far is in the database, as far as it is reachable."""
         await asyncio.sleep(2 * self._interval_seconds)
 
     def label(self, id: str, digit: int, source: str) -> None:

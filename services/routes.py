@@ -209,14 +209,16 @@ async def stored_prediction(request: Request) -> Response:
 
 
 async def _once_stored(request: Request, operation: Callable[..., Any], id: str, *arguments: Any) -> Response:
-    """The response of an operation on a prediction; one of the last minute may not be stored yet, then it is asked for twice."""
-    try:
-        return await _in_thread(operation, id, *arguments)
-    except NotFound:
-        if not is_recent(id):
-            raise
-        await request.state.context.prediction_log.settle()
-        return await _in_thread(operation, id, *arguments)
+    """The response of an operation on a prediction; one of the last minute may not be stored yet, then it is tried again."""
+    prediction_log = request.state.context.prediction_log
+    for wait in (prediction_log.settle, prediction_log.settle_others):
+        try:
+            return await _in_thread(operation, id, *arguments)
+        except NotFound:
+            if not is_recent(id):
+                raise
+            await wait()
+    return await _in_thread(operation, id, *arguments)
 
 
 async def about(request: Request) -> Response:
