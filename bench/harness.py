@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 from PIL import Image
 
@@ -117,10 +116,7 @@ def running(
 
 def answers(url: str) -> bool:
     """Whether a GET is answered with 200."""
-    try:
-        return httpx.get(url, timeout=5).status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
+    return processes.get(url, timeout_seconds=5).status_code == 200
 
 
 def png(image: Images) -> bytes:

@@ -113,7 +113,7 @@ class Stack:
             return False
 
     def wait_ready(self) -> None:
-        self.wait_for(lambda: httpx.get(f"{self.service}/readyz", timeout=10).status_code == 200)
+        self.wait_for(lambda: get(f"{self.service}/readyz", timeout=10).status_code == 200)
 
     def retrainings(self) -> list[dict[str, Any]]:
         """Those that were started, oldest first."""
@@ -182,7 +182,7 @@ def test_the_two_commands_of_the_backup_hold_the_answers_and_the_versions(stack:
     stack.wait_ready()
     image = httpx.get(f"{stack.service}/samples", timeout=30).json()["samples"][0]["image"]
     id = httpx.post(f"{stack.service}/classify", json={"images": image}, timeout=30).json()["id"]
-    stack.wait_for(lambda: httpx.get(f"{stack.service}/predictions/{id}", timeout=30).status_code == 200, 60)
+    stack.wait_for(lambda: get(f"{stack.service}/predictions/{id}").status_code == 200, 60)
     assert id in stack.execute("postgres", "pg_dumpall", "-U", "postgres")
     volumes = ("-v", f"{stack.project}_mlflow:/mlflow:ro", "-v", f"{stack.project}_state:/state:ro")
     packed = "tar -cf - /mlflow /state | tar -tf -"

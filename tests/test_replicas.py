@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 import pytest
-from conftest import Files, Registry, find_free_port, serve_registry
+from conftest import Files, Registry, find_free_port, get, serve_registry
 from serving import ROOT, Service, classify, serving
 
 from digits.reference import Reference
@@ -130,7 +130,7 @@ def nginx(ports: list[int]) -> Iterator[str]:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5).is_success
+        return get(url, timeout=5).is_success
     except httpx.TransportError:
         return False
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import find_free_port, put_migrated_databases
+from conftest import find_free_port, post, put_migrated_databases
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()
@@ -58,7 +58,7 @@ class Terminal:
         """Whether the retraining that the drift event started has ended."""
         url = f"http://127.0.0.1:{self.ports['PREFECT']}/api/flow_runs/filter"
         login = httpx.BasicAuth(*(self.home / "prefect" / "login").read_text().split(":"))
-        runs = httpx.post(url, json={"flows": {"name": {"any_": ["retrain"]}}}, auth=login, timeout=30).json()
+        runs = post(url, json={"flows": {"name": {"any_": ["retrain"]}}}, auth=login).json()
         started = [run for run in runs if run["parameters"].get("cooldown")]
         assert not [run for run in started if run["state_type"] in ("FAILED", "CRASHED")], started
         return bool(started) and all(run["end_time"] for run in started)
