@@ -60,11 +60,11 @@ pin-images: docker/.env  ## write the digests of the base images into docker/.en
 	done; mv docker/.env.new docker/.env; grep -E '^(PYTHON|POSTGRES)_IMAGE=' docker/.env
 
 bento: setup  ## build a Bento that contains the champion and needs no registry; prints its path
-	@mkdir -p var && $(UV) export --quiet --locked --no-default-groups --no-emit-project --no-hashes --no-header --no-annotate -o var/requirements.txt
+	@umask 077 && mkdir -p var && $(UV) export --quiet --locked --no-default-groups --no-emit-project --no-hashes --no-header --no-annotate -o var/requirements.txt
 	@PATH="$(dir $(abspath $(UV))):$$PATH" .venv/bin/python -m services.bento var/requirements.txt  # BentoML calls uv
 
 audit: $(INSTALLED_UV)  ## list all locked packages in var/sbom.cdx.json (CycloneDX) and fail if one has a known vulnerability
-	@mkdir -p var && $(UV) export --quiet --locked --all-groups --format cyclonedx1.5 -o var/sbom.cdx.json
+	@umask 077 && mkdir -p var && $(UV) export --quiet --locked --all-groups --format cyclonedx1.5 -o var/sbom.cdx.json
 	@$(UV) run --quiet --locked --isolated --only-group audit .ci/audit.py var/sbom.cdx.json --osv-url $(OSV_URL)
 
 # Two files at a time, in the order of tests/conftest.py.

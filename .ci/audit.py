@@ -6,6 +6,7 @@ database cannot be asked about every package, because pip-audit would call that 
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -106,9 +107,11 @@ def ask(packages: list[Package], osv_url: str) -> list[dict[str, Any]]:
     try:
         entries: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
     except ValueError:
-        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit status {done.returncode}"
+        # pip-audit's traceback ends with the error of its library, often several in one another.
+        said = re.sub(r"^[\w.]+: ", "", (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
         raise RuntimeError(
-            f"the vulnerability database {osv_url} gave no answer, so nothing was audited: {reason}"
+            f"the vulnerability database {osv_url} gave no answer, so nothing was audited; set OSV_URL to a mirror that this "
+            f"machine reaches (pip-audit: {said[:200]})"
         ) from None
     return entries
 

@@ -91,7 +91,6 @@ def report_end(platform: Platform) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        log.error("the retraining failed: %s", error)
         alert = Alert("retraining failed", type(error).__name__, f"The retraining failed: {error}")
         alerts.send(settings, alert)
         cooldowns.put(platform.engine, COOLDOWN, datetime.now(UTC))

@@ -15,6 +15,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "BENTOML_DO_NOT_TRACK": "True",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "ITERATIVE_DO_NOT_TRACK": "1",
     "ORT_DISABLE_TELEMETRY": "1",
     # MLflow's job runners are 13 processes with 1.7 GB.

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -230,8 +230,12 @@ def _check_ports(wanted: list[Process]) -> None:
                     ) from error
                 in_use.append((f"port {process.port} for {process.name}", setting))
     if in_use:
-        ports, names = (" and ".join(texts) for texts in zip(*in_use, strict=True))
+        ports, names = (_enumeration(texts) for texts in zip(*in_use, strict=True))
         raise OSError(f"{ports} {'is' if len(in_use) == 1 else 'are'} in use; stop what listens there or set {names}")
+
+
+def _enumeration(texts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
 
 
 def _configure(settings: Settings, wanted: list[Process]) -> Path:

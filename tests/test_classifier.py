@@ -213,7 +213,7 @@ BAD: dict[str, tuple[str, dict[str, Any], int, str]] = {
         "/classify_file",
         {"files": {"file": ("a.png", b"hello", "image/png")}},
         422,
-        "begins with b'hello'",
+        'begins with "hello"',
     ),
     "SVG": (
         "/classify_file",

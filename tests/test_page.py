@@ -257,6 +257,15 @@ def test_nothing_but_scribble_or_an_empty_paper_is_no_digit(page: Page) -> None:
     page.wait_for(lambda: "blank" in page.text("message"))
 
 
+def test_a_press_without_a_movement_draws_a_dot(page: Page) -> None:
+    page.draw([(0.5, 0.5)])
+    dark = page.browser.execute_script(
+        "const canvas = document.getElementById('canvas');"
+        "return canvas.getContext('2d').getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data[0]"
+    )
+    assert dark < 128
+
+
 def test_a_sample_is_answered_from_its_pixels_and_not_logged(page: Page, sample: Reference) -> None:
     before = len(page.service.window())
     page.wait_for(lambda: len(page.browser.find_elements(By.CSS_SELECTOR, "#samples button")) == 20)

@@ -156,9 +156,9 @@ def bars(*boxes: tuple[int, int, int, int]) -> bytes:
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "nothing": (lambda: b"", "the file is empty"),
-    "text": (lambda: b"hello world", "begins with b'hello world' and is no picture"),
+    "text": (lambda: b"hello world", 'begins with "hello world" and is no picture'),
     "SVG": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "is no picture; send a PNG, JPEG, WebP or BMP"),
-    "GIF": (lambda: encode(seven(), "GIF"), "begins with b'GIF8"),
+    "GIF": (lambda: encode(seven(), "GIF"), 'begins with "GIF8'),
     "truncated PNG": (lambda: encode(seven())[:400], "PNG file cannot be read to its end"),
     "truncated JPEG": (lambda: encode(seven(), "JPEG")[:900], "JPEG file cannot be read to its end"),
     "animated WebP": (lambda: animation("WEBP"), "animation of 2 frames"),

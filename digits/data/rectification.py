@@ -75,7 +75,7 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
             picture.load()
             return _upright(picture)
     except UnidentifiedImageError:
-        found = f"the file begins with {body.lstrip()[:12]!r} and is no picture"
+        found = f"the file begins with {quote(body.lstrip()[:12].decode('latin-1'))} and is no picture"
         raise ValueError(f"{found}; send a PNG, JPEG, WebP or BMP file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         refusal = f"the picture has too many pixels; send one of at most {max_pixels:,}"

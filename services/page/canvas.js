@@ -65,7 +65,8 @@ function stroke(from, to) {
   paper.lineCap = paper.lineJoin = "round";
   paper.beginPath();
   paper.moveTo(from.x, from.y);
-  paper.lineTo(to.x, to.y);
+  // A line without length is not drawn.
+  paper.lineTo(to.x + 0.01, to.y);
   paper.stroke();
   listeners.stroke();
 }
