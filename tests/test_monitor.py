@@ -12,7 +12,7 @@ from sqlalchemy import insert
 from digits.data import datasets, perturbations
 from digits.images import Split
 from digits.settings import Settings
-from digits.storage import feedback, ledger, predictions, request_counts
+from digits.storage import feedback, labels, ledger, predictions, request_counts
 from digits.storage.feedback import FeedbackPolicy
 from digits.storage.labels import AUDITOR
 from digits.storage.predictions import PredictionBatch, new_ids
@@ -82,10 +82,10 @@ def audit(platform: Platform, days: range, per_day: int, wrong: int, client: str
         images = random.integers(0, 256, (per_day, 28, 28), dtype=np.uint8)
         batch = PredictionBatch(ids, at, version, images, probabilities, "/classify", [client] * per_day)
         predictions.append(platform.engine, [batch], audit_sample_rate=1.0)
-        labels = [8 if n < wrong else 3 for n in range(per_day)]
+        given = [8 if n < wrong else 3 for n in range(per_day)]
         rows = [
             {"prediction_id": id, "label": label, "at": at, "source": AUDITOR}
-            for id, label in zip(ids, labels, strict=True)
+            for id, label in zip(ids, given, strict=True)
         ]
         with platform.engine.begin() as connection:
             connection.execute(insert(labels.feedback), rows)
