@@ -103,18 +103,20 @@ def _first_source(settings: Settings) -> str | None:
 def print_status(settings: Settings) -> bool:
     """Print the address and state of each process, the logins and the serving version; returns whether all processes are healthy."""
     rows: list[tuple[RenderableType, ...]] = []
-    healthy = True
+    healthy = {}
     for process in processes.processes(settings):
-        state = "up" if processes.is_healthy(settings, process) else processes.state(settings, process.name).lower()
-        healthy &= state == "up"
-        address = process.url + PAGES.get(process.name, "")
-        rows.append((process.description, address, Text(state, "green" if state == "up" else "red")))
+        state = processes.state(settings, process.name).lower()
+        # What answers on the ports of a platform that is down is another one.
+        healthy[process.name] = state != "down" and processes.is_healthy(settings, process)
+        text = Text("up", "green") if healthy[process.name] else Text(state, "red")
+        rows.append((process.description, process.url + PAGES.get(process.name, ""), text))
         if process.name == "prefect" and (login := process_environment.prefect_login(settings)):
             rows.append(("  password to paste there", login))
         if process.name == "mlflow" and (account := process_environment.mlflow_login(settings)):
             rows.append((f"  name {account[0]}, password", account[1]))
-    print_table((), [*rows, ("serving version", *_serving_version(settings))])
-    return healthy
+    serving = _serving_version(settings) if healthy["service"] else ("unknown", "the endpoint is down")
+    print_table((), [*rows, ("serving version", *serving)])
+    return all(healthy.values())
 
 
 def _serving_version(settings: Settings) -> tuple[str, str]:

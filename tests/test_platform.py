@@ -194,6 +194,8 @@ def test_all_taken_ports_are_named_with_their_settings(platform: Platform, tmp_p
     ports = "port {DIGITS_MLFLOW_PORT} for mlflow and port {DIGITS_SERVICE_PORT} for service".format(**taken)
     advice = "stop what listens there or set DIGITS_MLFLOW_PORT and DIGITS_SERVICE_PORT"
     assert refused.stderr == f"digits: {ports} are in use; {advice}\n"
+    shown = other.run("status")
+    assert shown.returncode == 1 and not re.search(r"\bup\b|digits v", shown.stdout)
 
 
 def test_json_and_png_get_exactly_the_digits_of_the_keras_model(platform: Platform, dataset: Dataset) -> None:
