@@ -395,6 +395,20 @@ def running_prefect(home: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]
         yield server
 
 
+@pytest.fixture(scope="module")
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the API of a real Prefect server with an empty store, which the flows that a test calls use."""
+    from prefect.events.worker import EventsWorker
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    home, port = tmp_path_factory.mktemp("prefect"), find_free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    with running_prefect(home, port), temporary_settings({PREFECT_API_URL: api}):
+        yield api
+        # Prefect keeps one worker for events per process, which would go on sending those of later tests to this server.
+        EventsWorker.drain_all()
+
+
 @contextmanager
 def _running(command: list[str], home: Path, health: str) -> "Iterator[subprocess.Popen[bytes]]":
     from ops.process_environment import ENVIRONMENT

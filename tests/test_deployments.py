@@ -4,19 +4,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from conftest import find_free_port, get, post, running_prefect
+from conftest import get, post
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events import emit_event
-from prefect.events.worker import EventsWorker
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending, Running
 
 from digits.settings import Settings
@@ -25,17 +22,6 @@ from flows import crashed_runs, deployments
 ROOT = Path(__file__).parent.parent
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-
-
-@pytest.fixture(scope="module")
-def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prefect server with all its services."""
-    home, port = tmp_path_factory.mktemp("prefect"), find_free_port()
-    api = f"http://127.0.0.1:{port}/api"
-    with running_prefect(home, port), temporary_settings({PREFECT_API_URL: api}):
-        yield api
-        # Prefect keeps one worker for events per process, which would go on sending those of later tests to this server.
-        EventsWorker.drain_all()
 
 
 def settings_of(prefect: str, **changes: Any) -> Settings:

@@ -1,7 +1,6 @@
 """Candidates are judged on named sets: the anchor is pinned, nothing is judged on what is retired, and the ledger knows both."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -126,18 +125,10 @@ def test_a_data_set_that_is_gone_is_named_with_the_ways_out(
 # Through the flow and the command line
 
 
-@pytest.fixture
-def _prefect() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
-
-
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("_prefect")
+@pytest.mark.usefixtures("prefect")
 def test_a_candidate_of_another_data_set_leaves_the_champion_until_the_operator_decides(
     mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,6 @@
 """A retraining killed in any step and run again ends as an undisturbed one; what the dead one left open is closed."""
 
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -25,17 +24,18 @@ from models.registry import RegistryWriter
 from models.registry_reader import RegistryReader
 from services.prediction_log import PredictionLog
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300), pytest.mark.usefixtures("dead_run")]
 
 QUICK = recipes.SIGMOID.model_copy(update={"epochs": 1})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _prefect() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
+@pytest.fixture(scope="module")
+def dead_run(prefect: str) -> tuple[UUID, float]:
+    """A flow run that began before the tests of this file and never ends, and the monotonic time of its start."""
+    from flows.retrain import retrain
 
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
+    with get_client(sync_client=True) as client:
+        return client.create_flow_run(retrain, state=Running()).id, time.monotonic()
 
 
 @pytest.fixture
@@ -148,17 +148,19 @@ def test_killed_after_a_step_the_next_one_ends_as_an_undisturbed_one(
     assert state(settings) == undisturbed
 
 
-def test_runs_of_a_dead_process_are_closed_and_living_ones_are_not(settings: Settings) -> None:
+def test_runs_of_a_dead_process_are_closed_and_living_ones_are_not(
+    settings: Settings, dead_run: tuple[UUID, float]
+) -> None:
     from flows import crashed_runs
     from flows.retrain import retrain
 
     registry = RegistryWriter(settings.mlflow_tracking_uri)
     with get_client(sync_client=True) as client:
-        dead = client.create_flow_run(retrain, state=Running())
-        time.sleep(16)
+        dead, began = dead_run
+        time.sleep(max(0.0, began + 16 - time.monotonic()))
         starting = client.create_flow_run(retrain, state=Running())
         ended = client.create_flow_run(retrain, state=Completed())
-        links = {"dead": dead.id, "starting": starting.id, "ended": ended.id}
+        links = {"dead": dead, "starting": starting.id, "ended": ended.id}
         opened = {
             name: registry.open_run(name, {"prefect_run": f"http://prefect/runs/flow-run/{id}"})
             for name, id in links.items()

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from cluster import Cluster, running
-from conftest import find_free_port, running_mlflow, running_prefect, wait_for
+from conftest import find_free_port, running_mlflow, wait_for
 from optuna import Study
 from optuna.trial import FrozenTrial
 
@@ -90,13 +90,6 @@ class Sweep:
 
 
 @pytest.fixture(scope="module")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port = find_free_port()
-    with running_prefect(tmp_path_factory.mktemp("prefect"), port):
-        yield f"http://127.0.0.1:{port}/api"
-
-
-@pytest.fixture(scope="module")
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of its own: the versions and runs of other files are not among those of the sweep."""
     port = find_free_port()
@@ -111,8 +104,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def sweep(mlflow: str, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    return Sweep(tmp_path_factory.mktemp("home"), mlflow, prefect_server)
+def sweep(mlflow: str, prefect: str, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    return Sweep(tmp_path_factory.mktemp("home"), mlflow, prefect)
 
 
 def ignores_interrupts(process: psutil.Process) -> bool:
