@@ -106,7 +106,8 @@ class Platform:
             images = split.images[chosen[start : start + IMAGES_PER_REQUEST]]
             self.client.post("/classify", json={"images": images.tolist()}).raise_for_status()
         # The log writes in batches.
-        time.sleep(2)
+        while self.client.get("/about").json()["log"]["waiting"]:
+            time.sleep(0.1)
 
     def accuracy(self, split: Split) -> float:
         """Accuracy of the endpoint on images that are not logged."""
