@@ -30,6 +30,7 @@ from PIL import Image
 from bench import harness
 from bench.faults import workers
 from digits.images import Images
+from digits.storage.predictions import new_ids
 from models.recipes import COMPACT
 
 CLIENTS = 8
@@ -195,6 +196,29 @@ def photoshop_blocks(address: Address, ended: Event) -> None:
     _repeat(address, ended, 4, "/classify_file", jpeg_of_blocks(240), "image/jpeg")
 
 
+def waiting_pictures(address: Address, ended: Event) -> None:
+    """140 clients that send PNGs of 34 kB with 24 million pixels and wait for the response."""
+    buffer = io.BytesIO()
+    Image.new("L", (4_890, 4_890), 255).save(buffer, "PNG")
+    _repeat(address, ended, 140, "/classify_file", buffer.getvalue(), "image/png")
+
+
+def character_sets(address: Address, ended: Event) -> None:
+    """Four clients that send forms of 500 kB in Punycode."""
+    head = b'--b\r\nContent-Disposition: form-data; name="preview"\r\n\r\n'
+    body = head + b"a" * 250_000 + b"-" + b"b" * 250_000 + b"\r\n--b--\r\n"
+    _repeat(address, ended, 4, "/classify_file", body, "multipart/form-data; boundary=b; charset=punycode")
+
+
+def unknown_ids(address: Address, ended: Event) -> None:
+    """140 clients that label a prediction that could have been made just now."""
+
+    def body() -> bytes:
+        return orjson.dumps({"id": new_ids()[0], "digit": 3})
+
+    _repeat(address, ended, 140, "/feedback", body, "application/json")
+
+
 def refused_bodies(address: Address, ended: Event) -> None:
     """A client whose large bodies are refused: a blank picture, JSON with a wrong value, pixels of a wrong length."""
     requests = (
@@ -213,6 +237,7 @@ ATTACKS: dict[str, Attack] = {
     for attack in (
         *(never_read, slow_bodies, half_heads, endless_headers, brackets, many_scans, large_pictures),
         *(colour_profiles, two_headers, photoshop_blocks, refused_bodies, idle),
+        *(waiting_pictures, character_sets, unknown_ids),
     )
 }
 
@@ -296,12 +321,14 @@ def _goes_on(connection: socket.socket, more: bytes) -> bool:
     return False
 
 
-def _repeat(address: Address, ended: Event, n: int, path: str, body: bytes, content_type: str) -> None:
-    """n clients that send the same body again and again."""
+def _repeat(
+    address: Address, ended: Event, n: int, path: str, body: bytes | Callable[[], bytes], content_type: str
+) -> None:
+    """n clients that send the same body, or what a function gives, again and again."""
 
     def run() -> None:
         while not ended.is_set():
-            post(address, path, body, content_type)
+            post(address, path, body() if callable(body) else body, content_type)
             time.sleep(0.01)
 
     threads = [threading.Thread(target=run) for _ in range(n)]

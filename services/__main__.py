@@ -33,11 +33,20 @@ MEMORY_SAMPLES, MEMORY_SAMPLE_SECONDS = 6, 30
 # freed blocks are used again, and so much free memory is kept for that; larger ones, of pictures, go back to the kernel at once.
 MALLOC_OPTIONS = {"M_MMAP_THRESHOLD": (-3, 4 * 2**20), "M_TRIM_THRESHOLD": (-1, 16 * 2**20)}
 
+
+class PrintableFormatter(logging.Formatter):
+    """Escapes what is not printable: a path could contain the line of another request, or control a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 # BentoML configures its loggers only under `bentoml serve`.
 LOGGING: dict[str, Any] = {
     "formatters": {
-        name: {"format": f"%(asctime)s {shape}"}
-        for name, shape in (("generic", "%(levelname)s %(name)s: %(message)s"), ("access", "%(message)s"))
+        "generic": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+        "access": {"()": PrintableFormatter, "format": "%(asctime)s %(message)s"},
     },
     "loggers": {
         name: {"handlers": [handler], "level": "INFO", "propagate": False}

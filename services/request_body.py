@@ -1,7 +1,7 @@
 """Reads a request body before the request counts towards the concurrency limit, so that slow bodies delay nobody else.
 
-A worker holds a limited number of bytes of bodies at a time. Where they would become more, the body that has been arriving for longest
-is given up.
+A worker holds a limited number of bytes of bodies at a time. Where they would become more, the arriving body with the most bytes × seconds
+is given up: that of an attacker is large and fast or small and slow, an honest one seldom large and slow.
 """
 
 import asyncio
@@ -20,6 +20,8 @@ SMALL_BYTES = 65_536
 MIN_PART_BYTES = 4_096
 # So many bodies of the maximum size are held at a time.
 MAX_LARGE_BODIES = 5
+# Added to the time that a body has been arriving for: of those that have just begun, the largest is given up.
+SETTLING_SECONDS = 1.0
 # A client reads the response only after it has sent its body; this much of a refused body is read and dropped.
 MAX_DRAINED_BYTES = 256_000_000
 # Sentence and headers of the 503 for a body without memory.
@@ -34,19 +36,21 @@ class BodyMemory:
 
     def __init__(self, settings: Settings) -> None:
         self._limit_bytes, self._held_bytes = MAX_LARGE_BODIES * settings.body_limit_bytes, 0
-        # oldest first
         self._arriving: dict[RequestBody, asyncio.Timeout] = {}
 
     def hold(self, body: "RequestBody", size_bytes: int, timeout: asyncio.Timeout) -> None:
-        """Count `size_bytes` more; raises HTTPException 503 where bodies that have arrived leave no room."""
+        """Count `size_bytes` more; raises HTTPException 503 where bodies that have arrived leave no room, or the others take less of it."""
         self._arriving[body] = timeout
         self._held_bytes += size_bytes
         while self._held_bytes > self._limit_bytes:
-            oldest = next(iter(self._arriving))
-            if oldest is body:
+            now = asyncio.get_running_loop().time()
+            worst = max(
+                self._arriving, key=lambda arriving: arriving.held_bytes * (now - arriving.began + SETTLING_SECONDS)
+            )
+            if worst is body:
                 raise HTTPException(503, *_NO_ROOM)
-            self._arriving.pop(oldest).reschedule(asyncio.get_running_loop().time())
-            oldest.give_up()
+            self._arriving.pop(worst).reschedule(now)
+            worst.give_up()
 
     def arrived(self, body: "RequestBody") -> None:
         """The body is complete, or refused: it is not given up any more."""
@@ -61,13 +65,14 @@ class RequestBody:
 
     def __init__(self, receive: Receive, headers: Headers, memory: BodyMemory, timeout_seconds: float) -> None:
         self._receive, self._memory, self._seconds = receive, memory, timeout_seconds
-        self._deadline = asyncio.get_running_loop().time() + timeout_seconds
+        self.began = asyncio.get_running_loop().time()
+        self._deadline = self.began + timeout_seconds
         # without the zeros, of which Python's int accepts 4,300
         announced = headers.get(b"content-length", b"").lstrip(b"0")
         self._announced = int(announced) if announced.isdigit() else 0
         # such a client sends the body only when it is asked for it
         self._is_expected = b"expect" in headers
-        self._received = self._held = 0
+        self._received = self.held_bytes = 0
         self._is_begun = self._is_complete = self._is_given_up = False
         # what has arrived, and then the whole body for a route that asks for it as ASGI does
         self._parts: list[bytes] = []
@@ -97,7 +102,7 @@ class RequestBody:
         while not self._is_complete:
             self._check_size(limit_bytes)
             if self._received > SMALL_BYTES:
-                added, self._held = self._received - self._held, self._received
+                added, self.held_bytes = self._received - self.held_bytes, self._received
                 self._memory.hold(self, added, timeout)
             self._keep(await self._next())
         content, self._parts = b"".join(self._parts), []
@@ -139,8 +144,8 @@ class RequestBody:
 
     def release(self) -> None:
         """The bytes of this body are not held any more."""
-        self._memory.release(self._held)
-        self._held, self._content, self._parts = 0, None, []
+        self._memory.release(self.held_bytes)
+        self.held_bytes, self._content, self._parts = 0, None, []
 
     async def drain(self) -> None:
         """Read the rest and drop it, so that the client begins to read the response."""

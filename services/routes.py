@@ -4,7 +4,9 @@ The middleware sets the `state` of every request, reads the body into it, and co
 """
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -35,6 +37,10 @@ MAX_LARGE_PICTURES, MAX_SMALL_PICTURES = 1, 2
 # How long a picture waits for others.
 SLOT_SECONDS = 10
 DISCONNECT_SECONDS = 0.01
+# Of the requests that may be under way, those of a kind that may wait for seconds are at most this share: others find a place.
+MAX_SHARE_OF_KIND = 0.25
+# Of a form field other than the file.
+MAX_FIELD_BYTES = 1_000
 # Larger bodies are parsed on a thread, because they would delay other requests.
 LARGE_BYTES = 100_000
 PICTURE_TYPES = ("image/", "application/octet-stream")
@@ -62,6 +68,7 @@ _parsing = anyio.CapacityLimiter(MAX_CONCURRENT_PARSES)
 _large_pictures, _small_pictures = asyncio.Semaphore(MAX_LARGE_PICTURES), asyncio.Semaphore(MAX_SMALL_PICTURES)
 # apart from the threads of all other operations
 _decoding = anyio.CapacityLimiter(MAX_LARGE_PICTURES + MAX_SMALL_PICTURES)
+_under_way: Counter[str] = Counter()
 
 
 def to_json(content: Any) -> bytes:
@@ -129,11 +136,27 @@ async def classify_file(request: Request) -> Response:
         raise UnprocessableEntity(f'preview is "{preview[:40]}"; expected true or false')
     is_preview = request.state.is_preview = preview == "true"
     slots = _small_pictures if picture_structure.is_small(picture) else _large_pictures
-    await _take_slot(slots, request)
+    limited = nullcontext() if slots is _small_pictures else _limit("large pictures", request)
+    with limited:
+        await _take_slot(slots, request)
+        try:
+            return await _in_thread(request.state.context.classify_file, picture, is_preview, client, limiter=_decoding)
+        finally:
+            slots.release()
+
+
+@contextmanager
+def _limit(kind: str, request: Request) -> Iterator[None]:
+    """Count a request of a kind that may wait; raises HTTPException 503 above the share of these."""
+    limit = max(1, int(MAX_SHARE_OF_KIND * request.state.context.settings.concurrency_limit))
+    if _under_way[kind] >= limit:
+        sentence = f"the service has {limit} requests for {kind} under way; ask again in a second"
+        raise HTTPException(503, sentence, {"Retry-After": "1"})
+    _under_way[kind] += 1
     try:
-        return await _in_thread(request.state.context.classify_file, picture, is_preview, client, limiter=_decoding)
+        yield
     finally:
-        slots.release()
+        _under_way[kind] -= 1
 
 
 async def _take_slot(slots: asyncio.Semaphore, request: Request) -> None:
@@ -175,21 +198,22 @@ async def _picture(request: Request) -> tuple[bytes, str]:
     if not content_type.startswith("multipart/form-data"):
         advice = 'send a picture as the form field "file" or with its own type'
         raise HTTPException(415, f'the content type is "{content_type[:80]}"; {advice}')
-    try:
-        async with request.form(max_files=1, max_fields=8) as form:
-            file = form.get("file")
-            if not isinstance(file, UploadFile):
-                raise UnprocessableEntity('the form has no file named "file"; send one, as in curl -F file=@digit.png')
-            return await file.read(), str(form.get("preview", preview))
-    except (LookupError, UnicodeError) as error:
-        raise HTTPException(400, f"the form cannot be decoded ({error}); send it in UTF-8") from error
+    # Python decodes some character sets, such as Punycode, in a time that grows with the square of the length.
+    if "charset" in content_type.replace("charset=utf-8", "", 1).replace('charset="utf-8"', "", 1):
+        raise HTTPException(415, f'the content type is "{content_type[:80]}"; send the form in UTF-8')
+    async with request.form(max_files=1, max_fields=8, max_part_size=MAX_FIELD_BYTES) as form:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise UnprocessableEntity('the form has no file named "file"; send one, as in curl -F file=@digit.png')
+        return await file.read(), str(form.get("preview", preview))
 
 
 async def classify_bulk(request: Request) -> Response:
     """Raw uint8 pixels, 784 bytes for each image."""
     client, body = client_of(request), request.state.body
-    await request.state.context.wait_for_log()
-    return await _in_thread(request.state.context.classify_bulk, body, client)
+    with _limit("bulk predictions", request):
+        await request.state.context.wait_for_log()
+        return await _in_thread(request.state.context.classify_bulk, body, client)
 
 
 async def feedback(request: Request) -> Response:
@@ -211,14 +235,15 @@ async def stored_prediction(request: Request) -> Response:
 async def _once_stored(request: Request, operation: Callable[..., Any], id: str, *arguments: Any) -> Response:
     """The response of an operation on a prediction; one of the last minute may not be stored yet, then it is tried again."""
     prediction_log = request.state.context.prediction_log
-    for wait in (prediction_log.settle, prediction_log.settle_others):
-        try:
-            return await _in_thread(operation, id, *arguments)
-        except NotFound:
-            if not is_recent(id):
-                raise
-            await wait()
-    return await _in_thread(operation, id, *arguments)
+    with _limit("logged predictions", request):
+        for wait in (prediction_log.settle, prediction_log.settle_others):
+            try:
+                return await _in_thread(operation, id, *arguments)
+            except NotFound:
+                if not is_recent(id):
+                    raise
+                await wait()
+        return await _in_thread(operation, id, *arguments)
 
 
 async def about(request: Request) -> Response:

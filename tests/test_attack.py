@@ -39,13 +39,7 @@ def address(service: Service) -> attack.Address:
     return url.host, url.port or 80
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("never_read", "slow_bodies", "half_heads", "endless_headers", "brackets", "many_scans", "large_pictures"),
-        *("colour_profiles", "two_headers", "photoshop_blocks", "refused_bodies", "idle"),
-    ],
-)
+@pytest.mark.parametrize("name", attack.ATTACKS)
 def test_honest_clients_are_answered_during_an_attack(name: str, service: Service, sample: Reference) -> None:
     process = psutil.Process(service.process.pid)
     figures = attack.measure(process, address(service), sample.images[0], 3, attack.ATTACKS[name])

@@ -531,6 +531,10 @@ def test_the_access_log_has_a_line_for_each_request_where_it_is_asked_for(regist
         log = tmp_path / "service.log"
         service.wait_for(lambda: line.search(log.read_text()), seconds=10)
         assert len(line.findall(log.read_text())) == 1
+        service.client.get("/nothing%0a2026-01-02 serving%1b[31m")
+        service.wait_for(lambda: "/nothing" in log.read_text(), seconds=10)
+        (forged,) = (text for text in log.read_text().splitlines() if "/nothing" in text)
+        assert r"/nothing\n2026-01-02 serving\x1b[31m" in forged
 
 
 def test_two_workers_share_log_feedback_and_metrics(

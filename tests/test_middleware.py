@@ -28,9 +28,17 @@ ERRORS: dict[str, tuple[str, str, dict[str, str], bytes, int]] = {
     "other method of BentoML": ("POST", "/livez", {}, b"", 405),
     "preflight": ("OPTIONS", "/classify", {"Origin": "https://a.example"}, b"", 405),
     "no JSON": ("POST", "/classify", {}, b"{", 400),
-    "form in no encoding": (
-        *("POST", "/classify_file", {"Content-Type": "multipart/form-data; boundary=b; charset=undefined"}),
-        *(b'--b\r\nContent-Disposition: form-data; name="preview"\r\n\r\ntrue\r\n--b--\r\n', 400),
+    "form in another encoding": (
+        *(
+            "POST",
+            "/classify_file",
+            {"Content-Type": "multipart/form-data; boundary=b; charset=utf-8; charset=punycode"},
+        ),
+        *(b'--b\r\nContent-Disposition: form-data; name="preview"\r\n\r\ntrue\r\n--b--\r\n', 415),
+    ),
+    "large form field": (
+        *("POST", "/classify_file", {"Content-Type": "multipart/form-data; boundary=b; charset=UTF-8"}),
+        *(b'--b\r\nContent-Disposition: form-data; name="preview"\r\n\r\n' + b"a" * 2_000 + b"\r\n--b--\r\n", 400),
     ),
     "unknown id": ("GET", "/predictions/nobody", {}, b"", 404),
     "too large": ("POST", "/feedback", {"Content-Type": "application/json"}, b" " * 20_000, 413),

@@ -114,13 +114,31 @@ def test_slow_bodies_are_given_up_where_others_need_the_memory() -> None:
         done = [task.done() for task in reading]
         # six of them fit into the memory of five bodies of 200 kB
         assert done == [True] * 4 + [False] * 6
-        assert await Client(memory).send(b"1" * 190_000, b"1", None).read() == b"1" * 190_001
+        assert await Client(memory).send(b"1" * 120_000, b"1", None).read() == b"1" * 120_001
         assert [await status(task) for task in reading[:5]] == [503] * 5
         small = Client(memory).send(b"2" * 60_000, None)
         assert len(await small.read()) == 60_000
         for client in slow[5:]:
             client.send(None)
         assert [len(await task) for task in reading[6:]] == [150_000] * 4
+
+    run(test)
+
+
+def test_an_upload_on_a_slow_line_survives_large_bodies_that_come_and_go() -> None:
+    async def test(memory: BodyMemory) -> None:
+        slow = Client(memory).send(b"1" * 66_000)
+        reading = asyncio.create_task(slow.read())
+        await asyncio.sleep(0.2)
+        large: list[asyncio.Task[int]] = []
+        for _ in range(3):
+            bodies = [Client(memory, seconds=0.5).send(b"0" * (LIMIT - 1)) for _ in range(MAX_LARGE_BODIES)]
+            large += [asyncio.create_task(status(client.read())) for client in bodies]
+            await asyncio.sleep(0.15)
+            slow.send(b"1")
+        slow.send(None)
+        assert len(await reading) == 66_003
+        assert set(await asyncio.gather(*large)) <= {408, 503}
 
     run(test)
 

@@ -20,6 +20,8 @@ from digits.errors import quote
 from digits.images import SIZE
 
 MAX_PIXELS = 24_000_000  # of an uploaded picture: a phone's photo has 12 million
+# Of a side, as in JPEG: Pillow needs memory for each row, 250 MB for 24 million rows of one pixel.
+MAX_SIDE = 65_535
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 # Longest side in pixels while the ink is searched, while the light is estimated, while the stroke is measured, and in MNIST.
@@ -87,6 +89,8 @@ def _open(body: bytes, max_pixels: int) -> Image.Image:
 def _refusal(picture: Image.Image, max_pixels: int) -> str | None:
     """Why a picture that can be read is not accepted; None for one that is."""
     width, height = picture.size
+    if max(width, height) > MAX_SIDE:
+        return f"the picture has {width:,} x {height:,} pixels; send one of at most {MAX_SIDE:,} a side"
     # libwebp keeps two more copies of the picture.
     limit = max_pixels // 2 if picture.format == "WEBP" else max_pixels
     if width * height > limit:
