@@ -146,20 +146,37 @@ def test_a_body_within_the_time_is_answered(tight: Service) -> None:
 
 @slow
 def test_so_many_requests_at_once(tight: Service, sample: Reference) -> None:
-    """A request counts while it is answered; feedback on an id of the last minute that nobody knows takes half a second."""
-    word = {"id": new_ids()[0], "digit": 3}
-    tight.wait_for(lambda: tight.client.post("/feedback", json=word).status_code == 404)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        waiting = [pool.submit(tight.client.post, "/feedback", json=word) for _ in range(AT_ONCE)]
-        time.sleep(0.2)
-        refused = tight.client.post("/classify", json={"images": sample.images[0].tolist()})
-        assert refused.status_code == 503 and refused.headers["Retry-After"] == "1"
-        assert "4 requests under way" in sentence(refused)
+    """A request counts while it is answered; of small pictures, two are decoded at a time."""
+    buffer = io.BytesIO()
+    Image.fromarray(sample.images[1]).resize((100, 100)).save(buffer, "PNG")
+    with ThreadPoolExecutor(8 * AT_ONCE) as pool:
+        sent = [
+            pool.submit(tight.client.post, "/classify_file", content=buffer.getvalue()) for _ in range(50 * AT_ONCE)
+        ]
         for path in ("/livez", "/metrics", "/", "/openapi.json"):  # which are not limited
             assert tight.status(path) == 200
-        assert [future.result().status_code for future in waiting] == [404] * AT_ONCE
-    assert 'route="/classify",status="503"' in tight.client.get("/metrics").text
+        responses = [future.result() for future in sent]
+    refused = [response for response in responses if response.status_code != 200]
+    assert 0 < len(refused) < len(sent)
+    assert {(one.status_code, one.headers["Retry-After"]) for one in refused} == {(503, "1")}
+    assert {sentence(one) for one in refused} == {"the service has 4 requests under way; ask again in a second"}
+    assert 'route="/classify_file",status="503"' in tight.client.get("/metrics").text
     classify(tight, sample.images[0])
+
+
+@slow
+def test_a_quarter_of_them_may_wait_for_the_log(tight: Service, sample: Reference) -> None:
+    """Feedback on an id of the last minute that nobody knows takes half a second."""
+    label = {"id": new_ids()[0], "digit": 3}
+    tight.wait_for(lambda: tight.client.post("/feedback", json=label).status_code == 404)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        sent = [pool.submit(tight.client.post, "/feedback", json=label) for _ in range(AT_ONCE)]
+        for _ in range(5):
+            classify(tight, sample.images[0])
+        responses = [future.result() for future in sent]
+    assert sorted(one.status_code for one in responses) == [404, 503, 503, 503]
+    refused = next(one for one in responses if one.status_code == 503)
+    assert "requests for logged predictions" in sentence(refused) and refused.headers["Retry-After"] == "1"
 
 
 @slow
