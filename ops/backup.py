@@ -11,12 +11,14 @@ import sqlite3
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from digits.files import remove_abandoned, replacing, unfinished, write_atomically
+from digits.errors import quote
+from digits.files import make_private, remove_abandoned, replacing, unfinished, write_atomically
 from digits.settings import Settings
 from digits.storage import database
 from ops import processes
@@ -27,7 +29,9 @@ FORMAT = 1
 DIGITS_DB, DIGITS_DUMP = "digits.db", "digits.dump"
 OTHER_DBS = ("prefect/prefect.db", "mlflow/mlflow.db", "sweeps/trials.db")
 FOLDERS = ("mlflow/artifacts", "datasets", "champions", "audit")
-INBOX = "inbox"
+INBOX, SPOOL = "inbox", "spool"
+# Folders in folders: Python's own functions call themselves for each level, up to a limit.
+MAX_LEVELS = 100
 # Size and checksum of each file by its path, as in the manifest.
 Files = dict[str, dict[str, Any]]
 
@@ -40,13 +44,13 @@ def back_up(settings: Settings, target: Path) -> str:
     Returns a summary. Raises ValueError when the target exists or there is nothing to copy. What killed backups left beside the
     target is removed.
     """
-    target = target.expanduser().absolute()
+    target, home = (Path(os.path.realpath(path.expanduser())) for path in (target, settings.home))
     if target.exists():
         raise ValueError(f"{target} exists already; give the backup another name")
     if not any(settings.home.glob("*")):
         raise ValueError(f"there is nothing to back up in {settings.home}; start the platform with `digits up`")
-    if target.is_relative_to(settings.home):
-        raise ValueError(f"{target} is inside {settings.home}, the folder to back up; give a path outside it")
+    if target.is_relative_to(home):
+        raise ValueError(f"{target} is inside {home}, the folder to back up; give a path outside it")
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(target.parent.glob(".*.tmp"))
     with unfinished(target) as folder:
@@ -66,7 +70,7 @@ def _copy(settings: Settings, folder: Path) -> Files:
     """Copy all state into an empty folder and describe it in a manifest; returns the files."""
     # Twice, because a file may get its second and last name between being listed and being copied.
     for _ in range(2):
-        _copy_folder(settings.spool, folder / "spool")
+        _copy_folder(settings.spool, folder / SPOOL)
     path = _sqlite_path(settings.database_url)
     if path is None:
         _postgres("pg_dump", settings, "--format=custom", "--no-owner", f"--file={folder / DIGITS_DUMP}")
@@ -86,8 +90,10 @@ def _copy(settings: Settings, folder: Path) -> Files:
 def restore(settings: Settings, source: Path) -> str:
     """Restore a backup into an empty DIGITS_HOME, after comparing every file with the manifest; returns a summary.
 
-    Raises ValueError when the backup is damaged or incomplete, or when it would replace something; then nothing has changed.
+    What is restored is readable by its user only. Raises ValueError when the backup is damaged or incomplete, contains what
+    `back_up` does not write, or would replace something; then nothing has changed.
     """
+    source = Path(os.path.realpath(source.expanduser()))
     with processes.only_one(settings):
         # On the disk of DIGITS_HOME, so that renaming moves the files. What is there was left by a restore that was killed.
         staging = settings.home / ".restoring"
@@ -98,7 +104,7 @@ def restore(settings: Settings, source: Path) -> str:
         if not source.exists():
             raise ValueError(f"there is no backup {source}; give a folder or a .tar that `digits backup` wrote")
         try:
-            _unpack(source.expanduser(), staging)
+            _unpack(source, staging)
             files = _check(staging)
             _restore_digits_database(settings, staging)
             if (staging / INBOX).exists():
@@ -185,19 +191,30 @@ def _postgres(program: str, settings: Settings, *arguments: str) -> str:
 def _copy_folder(source: Path, target: Path) -> None:
     """Copy all files but temporary ones, those at the top first, because they name folders beside them.
 
-    Others may write to the inbox: what is no file, or a link to one outside the folder, is left out.
+    Others may write to the inbox: what is no file, a link to one outside the folder, or nested too deeply is left out.
     """
     inside = os.path.realpath(source)
-    for path in sorted(source.rglob("*"), key=lambda path: len(path.parts)):
+    for path in _contents(source):
         relative = path.relative_to(source)
-        if any(part.endswith(".tmp") for part in relative.parts):
-            continue
         if not path.is_file() or not Path(os.path.realpath(path)).is_relative_to(inside):
             continue
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         # A file that has been removed meanwhile was temporary.
         with suppress(FileNotFoundError):
             shutil.copyfile(path, target / relative)
+
+
+def _contents(folder: Path) -> Iterator[Path]:
+    """What is in a folder and its folders, level by level, without what is temporary."""
+    folders = [folder]
+    # In a backup it is one or two levels further down.
+    for _ in range(MAX_LEVELS - 2):
+        paths = []
+        for one in folders:
+            with suppress(FileNotFoundError, PermissionError):
+                paths += [path for path in one.iterdir() if not path.name.endswith(".tmp")]
+        yield from paths
+        folders = [path for path in paths if path.is_dir() and not path.is_symlink()]
 
 
 def _describe(folder: Path) -> Files:
@@ -212,39 +229,64 @@ def _describe(folder: Path) -> Files:
 
 
 def _unpack(source: Path, staging: Path) -> None:
-    """Copy a folder or extract a .tar file; raises ValueError for links, devices and paths outside the folder."""
-    if source.is_dir():
-        shutil.copytree(source, staging)
-        return
+    """Copy the files of a folder or of a .tar file; raises ValueError for what no backup contains."""
+    staging.mkdir(0o700)
     try:
-        with tarfile.open(source, "r:") as archive:
-            for member in archive.getmembers():
-                # Links inside an archive can lead even tarfile's own filter out of the folder (CVE-2025-4517), and Python before
-                # 3.11.4 has no filter.
-                path = PurePosixPath(member.name)
-                if not (member.isfile() or member.isdir()) or path.is_absolute() or ".." in path.parts:
-                    raise tarfile.ExtractError(f"{member.name!r} is neither a file nor a folder inside the backup")
-            safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-            archive.extractall(staging, **safe)
-    except (tarfile.TarError, EOFError, FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{source} is not a complete .tar file ({error}); nothing was restored") from error
+        if source.is_dir():
+            for path in source.rglob("*"):
+                if path.is_symlink() or not path.is_dir():
+                    is_file = path.is_file() and not path.is_symlink()
+                    shutil.copyfile(path, _place(staging, path.relative_to(source).as_posix(), is_file))
+        else:
+            with tarfile.open(source, "r:") as archive:
+                # One by one, because Python before 3.11.14 reads a member of negative size again and again (CVE-2025-8194).
+                for member in archive:
+                    if member.isdir() and member.size == 0:
+                        continue
+                    copy, content = _place(staging, member.name, _is_plain(member)), archive.extractfile(member)
+                    assert content is not None, "it is a file"
+                    with copy.open("xb") as file:
+                        shutil.copyfileobj(content, file)
+    except (tarfile.TarError, EOFError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise ValueError(f"{source} is not a complete backup ({error}); nothing was restored") from error
+    except RecursionError as error:
+        raise ValueError(f"{source} is nested too deeply; nothing was restored") from error
+    make_private(staging)
+
+
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    """Whether it is a file all of whose bytes are in the archive: a sparse one may announce any size."""
+    return member.isfile() and not member.issparse() and member.size >= 0
+
+
+def _place(staging: Path, name: str, is_file: bool) -> Path:
+    """Where a file of a backup is put; raises ValueError unless `back_up` may have written it."""
+    path = PurePosixPath(name)
+    below = any(PurePosixPath(folder) in path.parents for folder in (SPOOL, INBOX, *FOLDERS))
+    known = below or path.as_posix() in (MANIFEST, DIGITS_DB, DIGITS_DUMP, *OTHER_DBS)
+    strange = len(path.parts) > MAX_LEVELS or any(part == ".." or part.endswith(".tmp") for part in path.parts)
+    if not (is_file and known) or strange or "\0" in name:
+        raise ValueError(f"{quote(name)} is no file that `digits backup` writes; nothing was restored")
+    (staging / path).parent.mkdir(parents=True, exist_ok=True)
+    return staging / path
 
 
 def _check(staging: Path) -> Files:
     """The files of a backup; raises ValueError unless they are exactly those of its manifest."""
     try:
         manifest = json.loads((staging / MANIFEST).read_bytes())
-        version, files = manifest["format"], dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        version, files = manifest["format"], {**manifest["files"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"the backup has no readable {MANIFEST} ({error}); nothing was restored") from error
     if version != FORMAT:
         raise ValueError(f"the backup has format {version}, and this digits reads {FORMAT}; nothing was restored")
     found = _describe(staging)
     del found[MANIFEST]
     for name in sorted(found.keys() | files.keys()):
+        shown = name if name.isprintable() else quote(name)
         if name not in found:
-            raise ValueError(f"{name} is missing in the backup; nothing was restored")
+            raise ValueError(f"{shown} is missing in the backup; nothing was restored")
         if found[name] != files.get(name):
             how = "was changed in" if name in files else "does not belong to"
-            raise ValueError(f"{name} {how} the backup; nothing was restored")
+            raise ValueError(f"{shown} {how} the backup; nothing was restored")
     return files

@@ -1,14 +1,18 @@
 """Backup and restore: a consistent copy while others write, and nothing but a whole one is ever put in place."""
 
+import hashlib
+import io
+import json
 import os
 import re
 import shutil
 import signal
 import sqlite3
+import subprocess
 import tarfile
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -221,6 +225,152 @@ def test_an_archive_that_reaches_out_of_its_folder_is_refused(settings: Settings
     with pytest.raises(ValueError, match="nothing was restored"):
         backup.restore(elsewhere(tmp_path), tmp_path / "evil.tar")
     assert not list(tmp_path.rglob("evil.csv"))
+
+
+def sealed(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Files with the manifest that a backup of them would have."""
+    described = {name: {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()} for name, body in files.items()}
+    return {**files, "manifest.json": json.dumps({"format": 1, "files": described}).encode()}
+
+
+def put(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, body in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(body)
+    return folder
+
+
+def packed(archive: Path, files: dict[str, bytes], *more: tarfile.TarInfo) -> Path:
+    """A .tar of executable files, and of further members without content."""
+    with tarfile.open(archive, "w") as opened:
+        for name, body in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(body), 0o4777
+            opened.addfile(member, io.BytesIO(body))
+        for member in more:
+            opened.addfile(member, io.BytesIO(b"0\n".ljust(512, b"\0")))
+    return archive
+
+
+FOREIGN = (
+    *("prefect/login", "prefect/profiles.toml", "mlflow/login", "mlflow/basic-auth.ini", ".env", "run/socket-folder"),
+    *("metrics/counter_1.db", "mlflow", "champions", "datasets/.f.tmp/data.npz", "inbox/../mlflow/login", "x\x1b[31m"),
+)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_only_what_a_backup_writes_is_restored(tmp_path: Path, name: str, kind: str) -> None:
+    new, files = elsewhere(tmp_path), sealed({"datasets/current": b"f1", name: b"digits:known"})
+    source = put(tmp_path / "b", files) if kind == "folder" else packed(tmp_path / "b.tar", files)
+    with pytest.raises(ValueError, match=r"is no file that `digits backup` writes; nothing was restored$") as refused:
+        backup.restore(new, source)
+    assert str(refused.value).isprintable() and list(new.home.iterdir()) == []
+
+
+def test_what_is_restored_is_for_its_user_only(tmp_path: Path) -> None:
+    new, files = elsewhere(tmp_path), sealed({"champions/1/card.json": b"{}", "inbox/more.csv": b"label\n"})
+    before = os.umask(0o022)
+    try:
+        backup.restore(new, packed(tmp_path / "b.tar", files))
+    finally:
+        os.umask(before)
+    modes = {oct(path.stat().st_mode & 0o7777) for path in new.home.rglob("*") if path.is_file()}
+    folders = {oct(path.stat().st_mode & 0o7777) for path in new.home.rglob("*") if path.is_dir()}
+    assert (modes, folders) == ({"0o600"}, {"0o700"})
+
+
+def member(kind: bytes, length: int = 0, **pax: str) -> tarfile.TarInfo:
+    made = tarfile.TarInfo("inbox/more.csv")
+    made.type, made.size, made.linkname, made.pax_headers = kind, length, "/etc/passwd", pax
+    return made
+
+
+SPARSE = {"major": "1", "minor": "0", "name": "inbox/more.csv", "realsize": "3000000000"}
+MEMBERS = {
+    "a link": member(tarfile.SYMTYPE),
+    "a hard link": member(tarfile.LNKTYPE),
+    "a pipe": member(tarfile.FIFOTYPE),
+    "a device": member(tarfile.CHRTYPE),
+    "a sparse file": member(tarfile.REGTYPE, 512, **{f"GNU.sparse.{name}": value for name, value in SPARSE.items()}),
+    "a negative size": member(tarfile.REGTYPE, 512, size="-1536"),  # back to its own first header
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_an_archive_holds_files_with_all_their_bytes(tmp_path: Path, kind: str) -> None:
+    new = elsewhere(tmp_path)
+    with pytest.raises(ValueError, match=r"is no file that `digits backup` writes; nothing was restored$"):
+        backup.restore(new, packed(tmp_path / "b.tar", sealed({"inbox/a.csv": b"label\n"}), MEMBERS[kind]))
+    assert list(new.home.iterdir()) == []
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["link", "pipe", "linked folder"])
+def test_a_folder_holds_files_only(tmp_path: Path, kind: str) -> None:
+    new, secret = elsewhere(tmp_path), put(tmp_path / "secret", {"more.csv": b"label\n"})
+    source = put(tmp_path / "b", sealed({"datasets/current": b"f1"}))
+    (source / "inbox").mkdir()
+    if kind == "pipe":
+        os.mkfifo(source / "inbox/more.csv")
+    else:
+        (source / "inbox/more.csv").symlink_to(secret if kind == "linked folder" else secret / "more.csv")
+    with pytest.raises(ValueError, match=r"is no file that `digits backup` writes; nothing was restored$"):
+        backup.restore(new, source)
+    assert list(new.home.iterdir()) == []
+
+
+NESTED = {
+    "manifest": {"manifest.json": b"[" * 200_000},
+    "no mapping": {"manifest.json": b'{"format": 1, "files": [[1, 2]]}'},
+    "path": sealed({f"inbox/{'d/' * 1500}more.csv": b"label\n"}),
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_what_is_nested_too_deeply_is_refused(tmp_path: Path, kind: str) -> None:
+    new = elsewhere(tmp_path)
+    with pytest.raises(ValueError, match=r"nothing was restored$"):
+        backup.restore(new, packed(tmp_path / "b.tar", NESTED[kind]))
+    assert list(new.home.iterdir()) == []
+
+
+@contextmanager
+def deep(folder: Path) -> Iterator[list[Path]]:
+    """Folders in folders, more than Python's own functions can remove."""
+    folders = [folder / "/".join(["d"] * depth) for depth in range(1, 1200)]
+    folder.mkdir(exist_ok=True)
+    for path in folders:
+        path.mkdir()
+    yield folders
+    subprocess.run(["rm", "-r", folder / "d"], check=True)
+
+
+def test_a_deep_folder_is_no_backup(tmp_path: Path) -> None:
+    new = elsewhere(tmp_path)
+    with deep(tmp_path / "b"), pytest.raises(ValueError, match=r"is nested too deeply; nothing was restored$"):
+        backup.restore(new, tmp_path / "b")
+    assert list(new.home.iterdir()) == []
+
+
+def test_a_deep_folder_of_the_inbox_does_not_stop_a_backup(settings: Settings, tmp_path: Path) -> None:
+    with deep(settings.inbox) as folders:
+        for folder in (folders[90], folders[-1]):
+            (folder / "deep.csv").write_bytes(b"label\n")
+        backup.back_up(settings, tmp_path / "b.tar")
+    new = elsewhere(tmp_path)
+    backup.restore(new, tmp_path / "b.tar")
+    assert sorted(path.name for path in new.inbox.rglob("*.csv")) == ["deep.csv", "more.csv"]
+
+
+def test_a_link_to_the_folder_to_back_up_is_that_folder(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(settings.home)
+    linked = settings.model_copy(update={"home": tmp_path / "link"})
+    for one, target in ((linked, settings.home / "b.tar"), (settings, tmp_path / "link" / "b.tar")):
+        with pytest.raises(ValueError, match=r"b.tar is inside .*home, the folder to back up"):
+            backup.back_up(one, target)
+    assert not (settings.home / "b.tar").exists()
 
 
 def test_nothing_is_overwritten(settings: Settings, tmp_path: Path) -> None:
