@@ -9,6 +9,7 @@ have filled the disk, predictions are still logged.
 import fcntl
 import logging
 import os
+import re
 import struct
 import tempfile
 import time
@@ -18,25 +19,30 @@ from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import orjson
 
 from digits.images import PIXELS, SIZE
 from digits.storage.predictions import PredictionBatch
+from services.access import MAX_CLIENT_LENGTH
 
 log = logging.getLogger("digits.write_ahead_log")
 
 # Suffixes of a segment that its process writes to, of one that it has handed over, and of one that holds more than whole records.
 ACTIVE, SEALED, DAMAGED = ".wal", ".sealed", ".damaged"
 SEGMENT_BYTES = 1 << 21
+MAX_SEGMENT_BYTES = 1 << 27  # of a single record: the images of one bulk request
 RESERVED_SEGMENTS = 10
 FORMAT = 1
 # A record begins with the sync marker of its segment, which the file name repeats: random, so that no image can contain a forged record.
 # Then come the format and the length and CRC-32 of the content: a line of JSON, the images, the probabilities.
 _HEADER = struct.Struct("<8sBII")
 SYNC_MARKER_BYTES = 8
+MAX_NAME_LENGTH = 32  # of a version or a route, as in the database
+MAX_PROBABILITY = 1.01  # rounded up
+_ID = re.compile(r"[0-9a-f]{32}")
 
 Buffer = bytes | memoryview
 
@@ -63,9 +69,11 @@ class WriteAheadLog:
         self.refill()
 
     def append(self, batch: PredictionBatch) -> bool:
-        """Write predictions to the active segment; False if the disk does not accept them."""
+        """Write predictions to the active segment; False if the disk does not accept them, or no segment holds so many."""
         content = _encode(batch)
         length = _HEADER.size + sum(map(len, content))
+        if length > MAX_SEGMENT_BYTES:
+            return False
         if self._descriptor >= 0 and self._size and self._size + length > SEGMENT_BYTES:
             self._seal()
         try:
@@ -162,23 +170,28 @@ def segments(folder: Path, *suffixes: str) -> list[Path]:
 def read(paths: Iterable[Path], known: Mapping[Path, Contents] | None = None) -> Iterator[Segment]:
     """The content of the segments that no other process writes or stores; the caller removes a segment that it has stored.
 
-    A segment that cannot be read is logged and left, and read once it can be.
+    A segment that cannot be read is logged and left, and read once it can be. A file too large for a segment is damage, and not read.
     """
     for path in paths:
         try:
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield path, (known or {}).get(path) or parse(path, file.read())
+                size = os.fstat(file.fileno()).st_size
+                if size > MAX_SEGMENT_BYTES:
+                    _report(path, f"holds {size:,} bytes, more than a segment can; it is set aside unread")
+                    yield path, Contents([], size)
+                else:
+                    yield path, (known or {}).get(path) or parse(path, file.read())
         except (FileNotFoundError, BlockingIOError):
             continue
         except OSError as error:
-            _report_unreadable(path, error.strerror)
+            _report(path, f"cannot be read ({error.strerror}); fix its permissions or move it away")
 
 
-# once for each file and reason, not at every pass
+# once for each file and problem, not at every pass
 @lru_cache(1000)
-def _report_unreadable(path: Path, reason: str) -> None:
-    log.error("%s cannot be read (%s); fix its permissions or move it away", path, reason)
+def _report(path: Path, problem: str) -> None:
+    log.error("%s %s", path, problem)
 
 
 def parse(path: Path, content: bytes) -> Contents:
@@ -186,12 +199,14 @@ def parse(path: Path, content: bytes) -> Contents:
     sync_marker = _sync_marker(path)
     batches, damaged_bytes, position = [], 0, 0
     while position < len(content):
+        # No record contains the sync marker again. So each byte is searched and checksummed once, whatever lengths the headers claim.
+        following = content.find(sync_marker, position + 1) if sync_marker else -1
+        limit = len(content) if following < 0 else following
         try:
-            batch, end = _decode(content, position, sync_marker)
+            batch, end = _decode(content, position, limit, sync_marker)
             batches.append(batch)
         except (ValueError, TypeError, struct.error):
-            end = content.find(sync_marker, position + 1) if sync_marker else -1
-            end = len(content) if end < 0 else end
+            end = limit
             # The space behind the last record of a killed process is all zeros.
             damaged_bytes += end - position if content[position:end].strip(b"\0") else 0
         position = end
@@ -223,18 +238,44 @@ def _checksum(*content: Buffer) -> int:
     return checksum
 
 
-def _decode(content: bytes, position: int, sync_marker: bytes) -> tuple[PredictionBatch, int]:
-    """The predictions of the record at a position, and its end; raises ValueError, TypeError or struct.error where none is whole."""
+def _decode(content: bytes, position: int, limit: int, sync_marker: bytes) -> tuple[PredictionBatch, int]:
+    """The predictions of the record at a position, and its end, at most `limit`.
+
+    Raises ValueError, TypeError or struct.error where no record is whole, or it holds something else.
+    """
     found, version, length, checksum = _HEADER.unpack_from(content, position)
     start = position + _HEADER.size
     end = start + length
-    if found != sync_marker or version != FORMAT or end > len(content):
+    if found != sync_marker or version != FORMAT or end > limit:
         raise ValueError("no record begins here")
     if _checksum(memoryview(content)[start:end]) != checksum:
         raise ValueError("the record is damaged")
     line = content.index(b"\n", start, end)
     ids, at, version, route, clients = orjson.loads(content[start:line])
+    at = datetime.fromisoformat(at)
+    _check(ids, at, version, route, clients)
     middle = line + 1 + len(ids) * PIXELS
-    images = np.frombuffer(content[line + 1 : middle], np.uint8).reshape(-1, SIZE, SIZE)
+    images = np.frombuffer(content[line + 1 : middle], np.uint8).reshape(len(ids), SIZE, SIZE)
     probabilities = np.frombuffer(content[middle:end], np.float32).reshape(len(ids), 10)
-    return PredictionBatch(ids, datetime.fromisoformat(at), version, images, probabilities, route, clients), end
+    if not ((probabilities >= 0) & (probabilities <= MAX_PROBABILITY)).all():
+        raise ValueError("the record holds other numbers than probabilities")
+    return PredictionBatch(ids, at, version, images, probabilities, route, clients), end
+
+
+def _check(ids: Any, at: datetime, version: Any, route: Any, clients: Any) -> None:
+    """Raise ValueError or TypeError for what no service logs: a checksum is no signature."""
+    if not (isinstance(ids, list) and all(map(_ID.fullmatch, ids)) and len(set(ids)) == len(ids)):
+        raise ValueError("expected different ids of 32 hex digits")
+    # Arithmetic with a time at the very end of the range would overflow.
+    if at.tzinfo is None or not 1970 <= at.year < 9999:
+        raise ValueError("expected a time with its zone")
+    if not (_is_text(version, MAX_NAME_LENGTH) and _is_text(route, MAX_NAME_LENGTH)):
+        raise ValueError("expected the names of a version and a route")
+    if not (isinstance(clients, list) and len(clients) in (0, len(ids))):
+        raise ValueError("expected a client for each id, or none")
+    if not all(_is_text(client, MAX_CLIENT_LENGTH) for client in clients):
+        raise ValueError("expected the names of clients")
+
+
+def _is_text(value: Any, length: int) -> bool:
+    return isinstance(value, str) and len(value) <= length and value.isprintable()

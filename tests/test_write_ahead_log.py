@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+import time
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from logged import answers
+from logged import WRONG, answers
 
 from bench.faults import small_disk
 from digits.storage.predictions import PredictionBatch
@@ -135,6 +138,66 @@ def test_a_whole_record_of_something_else_is_damage(head: bytes, tmp_path: Path)
     whole = b"".join([write_ahead_log._header(sync_marker, parts), *parts])
     found, damaged_bytes = write_ahead_log.parse(path, record + whole)
     assert [batch.ids for batch in found] == [ONE.ids] and damaged_bytes == len(record)
+
+
+@pytest.mark.parametrize("fields", WRONG.values(), ids=WRONG)
+def test_a_record_of_what_no_service_logs_is_damage(fields: dict[str, Any], tmp_path: Path) -> None:
+    living, last = WriteAheadLog(tmp_path), answers(3, seed=2)
+    assert all(map(living.append, [ONE, TWO._replace(**fields), last]))
+    ((path, _),) = living.seal()
+    found, damaged_bytes = write_ahead_log.parse(path, path.read_bytes())
+    assert [batch.ids for batch in found] == [ONE.ids, last.ids] and damaged_bytes > 784
+
+
+def test_all_that_a_service_logs_is_read_again(tmp_path: Path) -> None:
+    """Clients have the name of an API key, which need not be ASCII, and ids of 64 characters; probabilities are rounded."""
+    living = WriteAheadLog(tmp_path)
+    certain = np.eye(10, dtype=np.float32)[:2] * np.float32(1.001)
+    written = [
+        ONE._replace(clients=[]),
+        TWO._replace(clients=["", "Zoë/" + "~" * 60], version="release-2026.11", route="/classify_bulk"),
+        TWO._replace(ids=answers(2).ids, probabilities=certain),
+    ]
+    assert all(map(living.append, written))
+    ((path, _),) = living.seal()
+    found, damaged_bytes = write_ahead_log.parse(path, path.read_bytes())
+    assert [(batch.ids, batch.clients, batch.version, batch.route) for batch in found] == [
+        (batch.ids, batch.clients, batch.version, batch.route) for batch in written
+    ]
+    assert damaged_bytes == 0
+
+
+def test_the_time_for_a_damaged_file_is_proportional_to_its_length() -> None:
+    """Each header claims that its record lasts until the end of the file."""
+    sync_marker = bytes(range(8))
+    path, size, count = Path(f"1-2-{sync_marker.hex()}.sealed"), write_ahead_log._HEADER.size, 100_000
+    lengths = range((count - 1) * size, -1, -size)
+    content = b"".join(write_ahead_log._HEADER.pack(sync_marker, 1, length, 0) for length in lengths)
+    started = time.process_time()
+    assert write_ahead_log.parse(path, content) == ([], len(content))
+    assert time.process_time() - started < 5  # a second; with each length checksummed, 20
+
+
+def test_a_file_that_is_too_large_for_a_segment_is_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "1-2-0001020304050607.sealed"
+    with path.open("wb") as file:
+        file.truncate(400_000_000)
+    tracemalloc.start()
+    try:
+        assert [*write_ahead_log.read([path])] == [*write_ahead_log.read([path])] == [(path, ([], 400_000_000))]
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    said = [record.message for record in caplog.records]
+    assert said == [f"{path} holds 400,000,000 bytes, more than a segment can; it is set aside unread"]
+
+
+def test_what_no_segment_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_ahead_log, "MAX_SEGMENT_BYTES", 2000)
+    living = WriteAheadLog(tmp_path)
+    assert living.append(TWO) and not living.append(answers(3))
+    living.seal()
+    assert recovered(tmp_path) == TWO.ids
 
 
 def test_a_full_disk_takes_the_reserved_space(tmp_path: Path) -> None:
