@@ -76,7 +76,7 @@ class Metrics:
         self._version = gauge("digits_champion_version", "Served version, 0 at first.", multiprocess_mode="livemin")
         self._waiting = gauge("digits_log_waiting", "Unstored predictions.", multiprocess_mode="livesum")
         self._sealed = gauge("digits_log_sealed_segments", "Unstored log segments.", multiprocess_mode="livemax")
-        damaged = "Log segments with damaged records, or with some that the database refuses."
+        damaged = "Log segments with damaged records, or with some that cannot be stored."
         self._damaged = gauge("digits_log_damaged_segments", damaged, multiprocess_mode="livemax")
 
     def count_request(self, route: str, status: int, seconds: float) -> None:

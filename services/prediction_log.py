@@ -11,15 +11,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from bentoml.exceptions import NotFound, ServiceUnavailable
 from sqlalchemy import Engine
 
 from digits.errors import first_line
+from digits.images import SIZE
 from digits.storage import database, predictions, request_counts
-from digits.storage.predictions import PredictionBatch, PredictionWindow, UnknownPrediction
+from digits.storage.predictions import PredictionBatch, PredictionWindow, UnknownPrediction, new_ids
 from services import write_ahead_log
 from services.request_counter import RequestCounter
-from services.write_ahead_log import ACTIVE, DAMAGED, SEALED, Segment, WriteAheadLog, segments
+from services.write_ahead_log import ACTIVE, DAMAGED, SEALED, Contents, Segment, WriteAheadLog, segments
 
 log = logging.getLogger("digits.prediction_log")
 
@@ -79,7 +81,7 @@ class PredictionLog:
 
     @property
     def damaged_segments(self) -> int:
-        """Number of files that hold damaged records, or some that the database refuses."""
+        """Number of files that hold damaged records, or some that cannot be stored."""
         return len(segments(self.spool, DAMAGED))
 
     @property
@@ -203,36 +205,60 @@ class PredictionLog:
     def _store_segments(self, engine: Engine, new: list[Segment]) -> None:
         """Store the new segments, then older ones for a while, because new predictions do not wait for the end of a long recovery.
 
-        Another worker may store the same ones, which writes each prediction once.
+        Another worker may store the same ones, which writes each prediction once. Raises what failed last, after the others are stored.
         """
-        deadline, known = time.monotonic() + RECOVERY_SECONDS, dict(new)
+        deadline, known, failure = time.monotonic() + RECOVERY_SECONDS, dict(new), None
         # an active segment belongs to a dead process, or cannot be read
         paths = chain(known, segments(self.spool, SEALED, ACTIVE))
         for path, contents in write_ahead_log.read(paths, known):
             if path not in known and time.monotonic() > deadline:
-                return
-            refused = self._insert(engine, contents.batches)
-            if contents.damaged_bytes or refused:
-                self._set_aside(path, contents.damaged_bytes, refused)
-            else:
-                path.unlink(missing_ok=True)
-                if contents.batches and path.suffix == ACTIVE:
-                    log.info("the predictions in %s, of a process that was killed, are in the database", path.name)
+                break
+            try:
+                self._store_segment(engine, path, contents)
+            except database.OUTAGES:
+                raise
+            # Whatever it is, it must not keep the other segments from the database.
+            except Exception as error:
+                failure = error
+        if failure:
+            raise failure
+
+    def _store_segment(self, engine: Engine, path: Path, contents: Contents) -> None:
+        refused = self._insert(engine, contents.batches)
+        if contents.damaged_bytes or refused:
+            self._set_aside(path, contents.damaged_bytes, refused)
+        else:
+            path.unlink(missing_ok=True)
+            if contents.batches and path.suffix == ACTIVE:
+                log.info("the predictions in %s, of a process that was killed, are in the database", path.name)
 
     def _insert(self, engine: Engine, batches: list[PredictionBatch]) -> int:
-        """Store the predictions; returns the number of batches that the database refuses for what they contain."""
+        """Store the predictions; returns the number of batches that cannot be stored for what they contain."""
         try:
             predictions.append(engine, batches, self._audit_sample_rate)
-        except database.REFUSALS:
-            if len(batches) > 1:
-                return sum(self._insert(engine, [batch]) for batch in batches)
-            return 1
+        except database.INTERRUPTIONS:
+            raise
+        # Drivers and libraries raise many kinds for a value that they do not expect.
+        except Exception:
+            return sum(self._is_refused(engine, batch) for batch in batches)
         return 0
+
+    def _is_refused(self, engine: Engine, batch: PredictionBatch) -> bool:
+        """Store the predictions of one batch, or see that others can be stored; raises what failed where they cannot."""
+        try:
+            predictions.append(engine, [batch], self._audit_sample_rate)
+        except database.INTERRUPTIONS:
+            raise
+        except Exception as error:
+            predictions.append(engine, [_blank()], 0.0, is_trial=True)
+            log.error("a record cannot be stored: %s", first_line(error))
+            return True
+        return False
 
     def _set_aside(self, path: Path, damaged_bytes: int, refused: int) -> None:
         """Keep a segment that holds more than is in the database now."""
         set_aside = path.rename(path.with_suffix(DAMAGED))
-        text = "%s: %d bytes are no whole record, and the database refuses %d records; the others are stored"
+        text = "%s: %d bytes are no whole record, and %d records cannot be stored; the others are stored"
         log.error(text, set_aside, damaged_bytes, refused)
 
     def _store_counts(self, engine: Engine) -> None:
@@ -260,6 +286,12 @@ class PredictionLog:
                 path.unlink(missing_ok=True)
         if deleted := predictions.delete_before(engine, before):
             log.info("deleted %d predictions older than %s", deleted, self._retention)
+
+
+def _blank() -> PredictionBatch:
+    """A prediction that can always be stored, as a trial."""
+    images, even = np.zeros((1, SIZE, SIZE), np.uint8), np.full((1, 10), 0.1, np.float32)
+    return PredictionBatch(new_ids(), datetime.now(UTC), "0", images, even, "/classify")
 
 
 def is_recent(id: str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from bentoml.exceptions import ServiceUnavailable
 from conftest import wait_for
-from logged import NOON, answers, counted, write
+from logged import NOON, WRONG, answers, counted, write
 from sqlalchemy import Connection, Engine
 
 from digits.storage import database, predictions
@@ -294,10 +294,86 @@ def test_what_the_database_refuses_is_set_aside_and_the_rest_is_stored(
     assert len(predictions.read_window(engine, NOON)) == 6
 
 
+def test_a_record_of_what_no_service_logs_is_set_aside_and_the_others_are_stored(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    """With a valid checksum; one such record in each of 27 segments, between two that are whole."""
+    good, living = [], WriteAheadLog(tmp_path)
+    for seed, fields in enumerate(WRONG.values()):
+        first, last = answers(2, seed=2 * seed), answers(1, seed=2 * seed + 1)
+        assert all(map(living.append, [first, answers(2)._replace(**fields), last]))
+        living.seal()
+        good += first.ids + last.ids
+    living.close()
+    log, new = PredictionLog(database_url, tmp_path, interval_seconds=0.01), answers(1, seed=99)
+    assert log.append(new) and log.flush()
+    wait_for(lambda: log.sealed_segments == 0)
+    assert log.damaged_segments == len(WRONG) and log.problem is None
+    log.close()
+    assert sorted(predictions.read_window(engine, NOON).ids) == sorted([*good, *new.ids])
+
+
+def test_whatever_a_record_raises_it_is_set_aside_and_the_others_are_stored(
+    database_url: str, engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Drivers raise ProgrammingError or InterfaceError for an object, Python TypeError or OverflowError."""
+    raising = ["an object as version", "a time that is no UTC time", "a number as clients", "lists as clients"]
+    log = PredictionLog(database_url, tmp_path, interval_seconds=60)
+    for seed, name in enumerate(raising, 1):
+        assert log.append(answers(1, seed=seed)) and log.append(answers(2)._replace(**WRONG[name]))
+        assert log.flush()
+    assert log.append(answers(2)) and log.append(answers(3)) and log.flush()
+    assert (log.damaged_segments, log.sealed_segments, log.depth, log.problem) == (4, 0, 0, None)
+    log.close()
+    assert len(predictions.read_window(engine, NOON)) == 9
+    assert len([one for one in caplog.records if one.message.startswith("a record cannot be stored: ")]) == 4
+
+
+def test_a_table_that_refuses_everything_sets_nothing_aside(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    """As without the rights to write to it: SQLite and PostgreSQL raise the same for this as for a wrong record."""
+    log = PredictionLog(database_url, tmp_path, interval_seconds=0.01, retry_seconds=0.05)
+    assert log.append(answers(1)) and log.flush()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE prediction_batches RENAME TO hidden")
+    assert log.append(answers(2, seed=1)) and log.append(answers(3, seed=2))
+    wait_for(lambda: log.engine is None and log.sealed_segments)
+    assert log.damaged_segments == 0
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE hidden RENAME TO prediction_batches")
+    wait_for(lambda: log.engine is not None and log.sealed_segments == 0)
+    assert log.damaged_segments == 0
+    log.close()
+    assert len(predictions.read_window(engine, NOON)) == 6
+
+
+def test_a_file_that_cannot_be_set_aside_does_not_hold_the_others_up(
+    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0.sealed").write_bytes(b"no record")
+    rename = Path.rename
+
+    def refusing(path: Path, target: Path) -> Path:
+        if path.name == "0.sealed":
+            raise PermissionError(errno.EPERM, "Operation not permitted", path)
+        return rename(path, target)
+
+    living = WriteAheadLog(tmp_path)
+    assert living.append(answers(2))
+    living.seal()
+    living.close()
+    monkeypatch.setattr(Path, "rename", refusing)
+    log = PredictionLog(database_url, tmp_path, interval_seconds=0.01)
+    wait_for(lambda: len(predictions.read_window(engine, NOON)) == 2)
+    wait_for(lambda: log.problem)
+    monkeypatch.undo()
+    wait_for(lambda: log.problem is None and log.damaged_segments == 1)
+    log.close()
+
+
 def test_a_thread_that_fails_says_so_and_goes_on(
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(predictions, "append", broken)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 from sqlalchemy import URL, Connection, Engine, TypeDecorator, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase
 
 from digits.errors import first_line
@@ -33,7 +33,6 @@ WAL_ATTEMPTS = 100  # 0.02 s apart
 
 _upgrading = threading.Lock()
 ERRORS = (SQLAlchemyError, OSError)  # what an unreachable database raises
-REFUSALS = (DataError, IntegrityError, ValueError)  # what a database raises for values that it never accepts
 
 
 class DatabaseUnavailable(ConnectionError):
@@ -41,6 +40,7 @@ class DatabaseUnavailable(ConnectionError):
 
 
 OUTAGES = (SQLAlchemyError, DatabaseUnavailable)  # the same, where OSError may also come from another file
+INTERRUPTIONS = (OperationalError, DatabaseUnavailable, MemoryError)  # what says nothing about the values to be stored
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -105,15 +105,17 @@ def made_at(id: str) -> float:
     return (int(id[:TIME_DIGITS], 16) >> 16) / 1000
 
 
-def append(engine: Engine, predicted: Iterable[PredictionBatch], audit_sample_rate: float) -> None:
+def append(
+    engine: Engine, predicted: Iterable[PredictionBatch], audit_sample_rate: float, is_trial: bool = False
+) -> None:
     """Add the predictions that are not there yet, a random share of them to the audit sample, in one statement for many rows.
 
     Row by row, a driver acquires and releases Python's lock each time; the requests waiting for it halved the service's speed
-    (`python -m bench.serving`). Raises ValueError for ids of another form.
+    (`python -m bench.serving`). A trial is rolled back. Raises ValueError for ids of another form.
     """
     as_bound: Any = batches.c.at.type.dialect_impl(engine.dialect).bind_processor(engine.dialect)
     rows = [row for batch in predicted if batch.ids for row in _rows(batch, as_bound(batch.at), audit_sample_rate)]
-    with engine.begin() as connection:
+    with engine.connect() as connection:
         start = 0
         while start < len(rows):
             # A power of two, because drivers cache prepared statements, and those for a thousand lengths took 200 MB.
@@ -121,6 +123,8 @@ def append(engine: Engine, predicted: Iterable[PredictionBatch], audit_sample_ra
             parameters = tuple(chain.from_iterable(rows[start : start + count]))
             connection.exec_driver_sql(_insert_statement(engine.dialect, count), parameters)
             start += count
+        if not is_trial:
+            connection.commit()
 
 
 def _rows(batch: PredictionBatch, at: Any, audit_sample_rate: float) -> Iterator[tuple[Any, ...]]:
