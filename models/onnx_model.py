@@ -16,7 +16,7 @@ BATCH_SIZE = 256  # images per run of the session: what lies between its layers 
 # A folder that cannot exist, so that a model cannot read its weights from files of this machine. Without it, ONNX Runtime reads those
 # below the working directory, and refuses absolute paths and those with `..` only.
 EXTERNAL_DATA = ("session.model_external_initializers_file_folder_path", "/dev/null/none")
-# An ONNX graph can loop without an end for some images only. A single image delays `/livez`, whose probes wait 5 s, twice at most.
+# An ONNX graph can loop without an end for some images only. A single image in a loop delays `/livez`, whose probes wait 5 s, twice at most.
 RUN_LIMIT_SECONDS = 2.0
 RUN_LIMIT_SECONDS_PER_IMAGE = 0.02  # the gate's longest time for one image
 WATCHDOG_SECONDS = 0.1
@@ -33,7 +33,10 @@ class InferenceFailed(RuntimeError):
 
 
 class _Watchdog:
-    """Ends the runs that exceed their limit, from one thread for all sessions of the process."""
+    """Ends the runs that exceed their limit, from one thread for all sessions of the process.
+
+    ONNX Runtime looks for this between two operators of a model, such as those in a loop: an operator that runs long is not ended.
+    """
 
     def __init__(self) -> None:
         self._deadlines: dict[onnxruntime.RunOptions, float] = {}
@@ -41,7 +44,7 @@ class _Watchdog:
         self._starting = threading.Lock()
 
     def start(self, seconds: float) -> onnxruntime.RunOptions:
-        """Options for a run that is ended after so many seconds; `stop` follows it."""
+        """Options for a run that is ended at the first operator after so many seconds; `stop` follows it."""
         # A forked process has no threads but the one that forked it.
         if self._thread is None or not self._thread.is_alive():
             self._start_thread()
