@@ -200,7 +200,8 @@ def parse(path: Path, content: bytes) -> Contents:
     batches, damaged_bytes, position = [], 0, 0
     while position < len(content):
         # No record contains the sync marker again. So each byte is searched and checksummed once, whatever lengths the headers claim.
-        following = content.find(sync_marker, position + 1) if sync_marker else -1
+        behind = position + SYNC_MARKER_BYTES if content.startswith(sync_marker, position) else position
+        following = content.find(sync_marker, behind) if sync_marker else -1
         limit = len(content) if following < 0 else following
         try:
             batch, end = _decode(content, position, limit, sync_marker)
