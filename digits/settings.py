@@ -1,6 +1,8 @@
 """All settings of the platform; no other module reads a setting from the environment or `.env`."""
 
+import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
@@ -49,6 +51,13 @@ def _login(text: str) -> str:
     if ":" not in text:
         raise ValueError("expected a login like user:password, got a text without a colon")
     return text
+
+
+def _absolute_sqlite(url: str) -> str:
+    """An SQLite URL with an absolute path, because the platform's processes work in another folder; others as they are."""
+    if found := re.fullmatch(r"(sqlite(?:\+\w+)?:///)((?!/|:memory:|file:).+)", url):
+        return f"{found[1]}{Path(found[2]).absolute()}"
+    return url
 
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
@@ -110,7 +119,7 @@ class Settings(BaseSettings):
         gt=0,
         description="Maximum size of a source or a file of the inbox, decompressed; others are refused.",
     )
-    database_url: str = Field(
+    database_url: Annotated[str, AfterValidator(_absolute_sqlite)] = Field(
         default_factory=lambda values: f"sqlite:///{values['home']}/digits.db",
         description="SQLAlchemy URL of the database of predictions, feedback, ledger and API keys.",
         repr=False,  # it may hold a password
@@ -198,6 +207,15 @@ class Settings(BaseSettings):
     retention_days: float = Field(
         90, gt=0, description="Days for which predictions, request counts and reports are kept."
     )
+
+    def as_variables(self, fields: Iterable[str]) -> dict[str, str]:
+        """The environment variables from which these fields are read; none for None, nor for what other tools read too."""
+        values = {name: getattr(self, name) for name in fields if not Settings.model_fields[name].validation_alias}
+        return {
+            f"DIGITS_{name.upper()}": str(value) if isinstance(value, (str, Path)) else json.dumps(value)
+            for name, value in values.items()
+            if value is not None
+        }
 
     @property
     def is_public(self) -> bool:

@@ -30,14 +30,12 @@ ENVIRONMENT = {
 
 
 def of_clients(settings: Settings) -> dict[str, str]:
-    """This process's environment variables, with those that the platform's processes need."""
+    """This process's environment variables, with those that the platform's processes need and the settings that are set, as in `.env`."""
     login = prefect_login(settings)
     return {
         **os.environ,
         **ENVIRONMENT,
-        "DIGITS_HOME": str(settings.home),
-        "DIGITS_HOST": settings.host,
-        "DIGITS_SERVICE_PORT": str(settings.service_port),
+        **settings.as_variables({"home"} | settings.model_fields_set),
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{settings.home}/mlflow/mlflow.db",
         "MLFLOW_ARTIFACTS_DESTINATION": f"{settings.home}/mlflow/artifacts",
         "MLFLOW_TRACKING_URI": settings.registry_uri,
@@ -49,10 +47,14 @@ def of_clients(settings: Settings) -> dict[str, str]:
 
 
 def of_servers(settings: Settings) -> dict[str, str]:
-    """The same as `of_clients` with what MLflow's and Prefect's servers need; limits for browsers that are set already are kept."""
+    """The same as `of_clients` with what MLflow's and Prefect's servers need; limits for browsers that are set already are kept.
+
+    Defaults are passed too: servers work in the folder of the code, whose `.env` may be another one.
+    """
     login = prefect_login(settings)
     access = {"PREFECT_SERVER_API_AUTH_STRING": login} if login else {}
-    return {**_browser_limits(settings), **of_clients(settings), **access, **_mlflow_access(settings)}
+    variables = settings.as_variables(Settings.model_fields)
+    return {**_browser_limits(settings), **of_clients(settings), **variables, **access, **_mlflow_access(settings)}
 
 
 def _mlflow_access(settings: Settings) -> dict[str, str]:

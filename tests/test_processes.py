@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import wait_for
 
-from digits.settings import Settings
+from digits.settings import Settings, load_settings
 from monitoring import evidently_ui
 from ops import process_environment, processes
 
@@ -132,6 +132,45 @@ def test_accounts_of_a_login_that_is_gone_are_forgotten(tmp_path: Path) -> None:
     settings.mlflow_login_path.unlink()
     process_environment.generate_logins(settings)
     assert not users.exists() and settings.mlflow_login_path.exists()
+
+
+ELSEWHERE = """
+DIGITS_HOME=state
+DIGITS_AUTH=required
+DIGITS_API_KEY=hush
+DIGITS_DATABASE_URL=sqlite:///own.db
+DIGITS_RETENTION_DAYS=7.5
+DIGITS_MLFLOW_PORT=5055
+DIGITS_ACCESS_LOG=true
+DIGITS_INBOX=new files
+DIGITS_RECIPE=augmented
+DIGITS_CORS_ORIGINS=["https://example.org"]
+DIGITS_GATE={"min_error_reduction": 0.25}
+DIGITS_JOB_VARIABLES={"env": {"A": "ä"}}
+PREFECT_SERVER_API_AUTH_STRING=ann:hush
+"""
+
+
+def test_servers_see_the_env_file_of_the_folder_where_up_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("DIGITS_")]:
+        monkeypatch.delenv(name)
+    started, code = tmp_path / "started", tmp_path / "code"
+    started.mkdir()
+    code.mkdir()
+    (started / ".env").write_text(ELSEWHERE)
+    (code / ".env").write_text("DIGITS_AUTH=off\nDIGITS_BATCH_LIMIT=7\nDIGITS_RECIPE=ensemble\n")
+    monkeypatch.chdir(started)
+    settings = load_settings()
+    assert (settings.auth, settings.retention_days, settings.batch_limit) == ("required", 7.5, 1_000)
+    servers, clients = process_environment.of_servers(settings), process_environment.of_clients(settings)
+    # a client runs where it was called, so that the defaults of a server elsewhere need not reach it
+    assert clients["DIGITS_AUTH"] == "required" and "DIGITS_BATCH_LIMIT" not in clients
+    monkeypatch.chdir(code)
+    for name, value in servers.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == settings
 
 
 def test_browsers_reach_the_servers_under_the_names_of_this_machine_only(tmp_path: Path) -> None:
