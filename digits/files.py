@@ -1,6 +1,7 @@
 """Atomic writes: a file or folder appears under its name complete, or not at all; and the permissions of state."""
 
 import os
+import pwd
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -45,6 +46,17 @@ def is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def foreign_owner(path: Path, *, trusts_root: bool) -> str | None:
+    """The other user that a path belongs to, or what it leads to if it is a link; None if it is ours, or missing."""
+    with suppress(FileNotFoundError):
+        for owner in (path.lstat().st_uid, path.stat().st_uid):
+            if owner != os.geteuid() and (owner or not trusts_root):
+                with suppress(KeyError):
+                    return pwd.getpwuid(owner).pw_name
+                return f"user {owner}"
+    return None
 
 
 def make_private(folder: Path) -> None:

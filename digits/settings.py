@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from digits import files
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -302,7 +304,16 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """The present settings; entry points read them once and pass values on. Raises ValueError naming the wrong setting."""
+    """The present settings; entry points read them once and pass values on. Raises ValueError naming the wrong setting.
+
+    Raises PermissionError for a `.env` that another user than root made: the addresses in it would get our passwords.
+    """
+    env_file = Path(".env")
+    if not env_file.is_dir() and (owner := files.foreign_owner(env_file, trusts_root=True)):
+        raise PermissionError(
+            f"{env_file.absolute()} belongs to {owner}, so its settings are not read; "
+            "work in another folder, or replace it by a copy of your own"
+        )
     try:
         return Settings()
     except SettingsError as error:

@@ -21,8 +21,8 @@ TYPES = {"str": "text", "int": "number", "float": "number", "Path": "path"}
 COPIED = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 SETTINGS_INTRODUCTION = """# Settings
 
-Every setting is an environment variable or a line in the file `.env` in the folder where the platform is started; the environment
-wins. The defaults suit one machine. `.env.example` lists the same settings, ready to be copied. This page is generated from
+Every setting is an environment variable or a line in the file `.env` in the folder where a command is run; the environment
+wins. A `.env` that belongs to another user than root is refused. The defaults suit one machine. `.env.example` lists the same settings, ready to be copied. This page is generated from
 `digits/settings.py`.
 """
 COMMANDS_INTRODUCTION = """# Command line

@@ -147,6 +147,14 @@ def other_files() -> Files:
     return version_files(sharpness=3)
 
 
+def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a path, not what it leads to, belong to another user than root; who may not change owners becomes the other user."""
+    if os.geteuid() == 0:
+        os.chown(path, 54_321, -1, follow_symlinks=False)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 54_321)
+
+
 def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,11 +1,13 @@
 """Settings come from the environment with laptop defaults, and every one of them is documented."""
 
+import os
 from pathlib import Path
 
 import pytest
+from conftest import give_away
 from pydantic import ValidationError
 
-from digits.settings import Settings
+from digits.settings import Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
 SHARED = {
@@ -95,3 +97,28 @@ def test_the_example_file_shows_the_defaults(tmp_path: Path) -> None:
     )
     shown, default = Settings(), Settings(_env_file=None)  # type: ignore[call-arg]
     assert shown == default
+
+
+@pytest.mark.parametrize("owner", ["file", "link", "target"])
+def test_an_env_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: str) -> None:
+    env_file, target = tmp_path / ".env", tmp_path / "target"
+    target.write_text("DIGITS_MLFLOW_PORT=5055\n")
+    env_file.write_text(target.read_text()) if owner == "file" else env_file.symlink_to(target)
+    assert load_settings().mlflow_port == 5055
+    give_away(target if owner == "target" else env_file, monkeypatch)
+    with pytest.raises(PermissionError, match=rf"{env_file} belongs to .+, so its settings are not read"):
+        load_settings()
+
+
+def test_an_env_file_of_root_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("DIGITS_MLFLOW_PORT=5055\n")
+    if os.geteuid() != 0:
+        pytest.skip("only root makes files of root")
+    monkeypatch.setattr(os, "geteuid", lambda: 54_321)
+    assert load_settings().mlflow_port == 5055
+
+
+def test_a_folder_of_that_name_is_no_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").mkdir()
+    give_away(tmp_path / ".env", monkeypatch)
+    assert load_settings().mlflow_port == 5000
