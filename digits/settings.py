@@ -1,6 +1,7 @@
 """All settings of the platform; no other module reads a setting from the environment or `.env`."""
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ def _absolute_sqlite(url: str) -> str:
 
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+# One name for a folder that links lead to: commands find the processes of a home by it.
+RealPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.realpath(path.expanduser())))]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Url = Annotated[str, _url(r"https?://[^/\s]+.*", "an address like http://127.0.0.1:5000")]
@@ -109,7 +112,7 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,  # it may be a password
     )
 
-    home: AbsolutePath = Field(Path("var"), description="Folder of all mutable state; removing it resets the platform.")
+    home: RealPath = Field(Path("var"), description="Folder of all mutable state; removing it resets the platform.")
     mnist: AbsolutePath | None = Field(None, description="A local `mnist.npz`, read instead of a download.")
     datasets_url: BucketUrl | None = Field(None, description="Bucket that shares the data sets, `s3://bucket/prefix`.")
     inbox: AbsolutePath = Field(

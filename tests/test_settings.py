@@ -45,6 +45,11 @@ def test_moving_home_or_a_port_moves_what_follows_from_it(monkeypatch: pytest.Mo
     assert settings.mlflow_tracking_uri == "http://127.0.0.1:5055"
 
 
+def test_a_link_to_a_home_is_that_home_also_before_it_exists(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("home")
+    assert Settings(home=tmp_path / "link" / "a").home == tmp_path / "home" / "a"
+
+
 @pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "DIGITS_MLFLOW_TRACKING_URI"])
 def test_mlflow_is_found_under_its_own_name_too(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "http://tracking:5000")
