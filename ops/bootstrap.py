@@ -29,6 +29,7 @@ console = Console(highlight=False)
 
 def up(settings: Settings) -> None:
     """Start the platform, with a champion that serves; wait until Ctrl-C or the end of Supervisor."""
+    processes.refuse_foreign_home(settings)
     if settings.mnist is not None:
         sources.existing_mnist(settings.mnist)
     require_api_key(settings)

@@ -82,6 +82,18 @@ def processes(settings: Settings) -> list[Process]:
     return [p for p in started if p.port is None or p.name not in urls or settings.is_own(urls[p.name], p.port)]
 
 
+def refuse_foreign_home(settings: Settings) -> None:
+    """Raises PermissionError for a DIGITS_HOME of another user, or one with logins, databases or folders of another user than root."""
+    home, logins = settings.home, (settings.prefect_login_path, settings.mlflow_login_path)
+    # The kernel says what is wrong with a home that is no folder.
+    for path in (home, *home.glob("*"), *logins) if home.is_dir() else ():
+        # Root's own commands leave files in it; a home of root, like /tmp, may be open to all.
+        if owner := files.foreign_owner(path, trusts_root=path != home):
+            raise PermissionError(
+                f"{path} belongs to {owner}, who may have planted logins or API keys; set DIGITS_HOME to a folder of your own"
+            )
+
+
 @contextmanager
 def only_one(settings: Settings) -> Iterator[None]:
     """Hold the lock of this DIGITS_HOME; raises RuntimeError if another process holds it. The kernel releases it when a holder dies."""
@@ -131,12 +143,17 @@ def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _prepare_home(settings: Settings) -> None:
-    """Stop and remove what a Supervisor that was killed has left behind; raises ValueError for a path that Supervisor cannot read."""
+    """Stop and remove what a Supervisor that was killed has left behind, and make the home private.
+
+    Raises ValueError for a path that Supervisor cannot read, PermissionError for what belongs to another user.
+    """
     if any(character in str(settings.home) for character in "%;#"):
         raise ValueError(f"DIGITS_HOME is {str(settings.home)!r}; choose a path without %, ; and # for Supervisor")
     stop(settings)
     files.remove_abandoned(settings.home.rglob(".*.tmp"))
     files.make_private(settings.home)
+    # Nobody can plant anything from here on.
+    refuse_foreign_home(settings)
     _create_socket_folder(settings)
 
 

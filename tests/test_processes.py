@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import wait_for
+from conftest import give_away, wait_for
 
 from digits.settings import Settings, load_settings
 from monitoring import evidently_ui
-from ops import process_environment, processes
+from ops import bootstrap, process_environment, processes
 
 ROOT = Path(__file__).parent.parent
 LIMITS = ("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
@@ -262,6 +263,45 @@ def test_a_supervisor_of_a_home_with_a_long_path_is_found(tmp_path: Path, monkey
         assert processes.stop(settings)
     assert processes.process_info(settings) == {} and not processes.stop(settings)
     shutil.rmtree(tempfile.gettempdir())
+
+
+@pytest.mark.parametrize("name", [".", "digits.db", "mlflow", "mlflow/login", "prefect/login"])
+def test_up_refuses_a_home_in_which_something_belongs_to_another_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    settings = settings_of(tmp_path / "home")
+    (settings.home / "digits.db").touch()
+    processes._prepare_home(settings)
+    give_away(settings.home / name, monkeypatch)
+    path = re.escape(str(settings.home / name)) if os.geteuid() == 0 else ""
+    for start in (bootstrap.up, processes._prepare_home):
+        with pytest.raises(PermissionError, match=rf"{path} belongs to .+ set DIGITS_HOME to a folder of your own"):
+            start(settings)
+
+
+def test_a_home_of_root_is_refused_and_what_root_left_in_ours_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root makes files of root")
+    settings = settings_of(tmp_path / "home")
+    give_away(settings.home, monkeypatch)
+    monkeypatch.setattr(os, "geteuid", lambda: settings.home.stat().st_uid)
+    processes.refuse_foreign_home(settings)
+    os.chown(settings.home, 0, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 54_321)
+    with pytest.raises(PermissionError, match=f"{settings.home} belongs to root"):
+        processes.refuse_foreign_home(settings)
+
+
+def test_a_platform_is_found_by_every_name_of_its_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "processes", lambda _: [processes.Process("sleep", "sleeps", ["/bin/sleep", "99"])])
+    home, link = tmp_path / "home", tmp_path / "link"
+    link.symlink_to(home)  # to a folder that does not exist yet
+    for started, other in ((link, home), (home, link)):
+        with processes.running(settings_of(started)):
+            wait_for(lambda: processes.state(settings_of(other), "sleep") in ("STARTING", "RUNNING"), 60)  # noqa: B023
+            assert processes.stop(settings_of(other))
 
 
 def socket_of(settings: Settings) -> Path:
