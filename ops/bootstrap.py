@@ -72,7 +72,8 @@ def _train_first_champion(settings: Settings) -> None:
     """Run a retraining on the current data set, on MNIST, or where neither is available on the bundled digits."""
     data = _first_source(settings)
     console.print("there is no champion yet: training one")
-    command = [sys.executable, "-m", "ops", "retrain", *(["--data", data] if data else [])]
+    # With -P, no module of the working directory is imported, which may be another user's.
+    command = [sys.executable, "-P", "-m", "ops", "retrain", *(["--data", data] if data else [])]
     training = subprocess.Popen(command, env=process_environment.of_clients(settings))
     try:
         training.wait()

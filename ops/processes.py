@@ -125,9 +125,10 @@ def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     if shutil.disk_usage(settings.home).free < MIN_FREE_BYTES:
         raise OSError(errno.ENOSPC, f"less than {MIN_FREE_BYTES / 1e6:.0f} MB free", settings.home)
     # In a session of its own, Supervisor does not get Ctrl-C: this process stops it, which stops the others in order.
+    # With -P, no module of the working directory is imported, which may be another user's.
     with log_path(settings, "supervisor").open("ab") as output:
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(configuration)],
+            [sys.executable, "-P", "-m", "supervisor.supervisord", "--nodaemon", "-c", str(configuration)],
             env=process_environment.of_servers(settings) | _supervisor(settings) | SUPERVISORD,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

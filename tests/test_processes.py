@@ -304,6 +304,22 @@ def test_a_platform_is_found_by_every_name_of_its_home(tmp_path: Path, monkeypat
             assert processes.stop(settings_of(other))
 
 
+def test_up_runs_no_code_from_the_folder_where_it_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("supervisor", "ops"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(processes, "processes", lambda _: [processes.Process("sleep", "sleeps", ["/bin/sleep", "99"])])
+    settings = settings_of(tmp_path / "home")
+    with processes.running(settings) as supervisor:
+        wait_for(lambda: supervisor.poll() is not None or processes.state(settings, "sleep") != "DOWN", 60)
+    monkeypatch.setattr(bootstrap, "_first_source", lambda _: "nowhere.npz")
+    with pytest.raises(RuntimeError, match="the first training left no champion"):
+        bootstrap._train_first_champion(settings)
+    assert not (tmp_path / "ran").exists()
+
+
 def socket_of(settings: Settings) -> Path:
     """Where a Supervisor that is started now would listen."""
     processes._create_socket_folder(settings)
