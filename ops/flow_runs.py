@@ -1,9 +1,12 @@
 """Runs flows in the process of a command."""
 
 import os
+import tomllib
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from digits import files
 from digits.settings import load_settings
 
 
@@ -30,7 +33,23 @@ def prepare() -> None:
     from ops import process_environment
 
     settings = load_settings()
+    _refuse_foreign_files()
     os.environ.update(process_environment.of_clients(settings))
     # Prefect warns of a home whose parent is missing.
     settings.home.mkdir(parents=True, exist_ok=True)
     terminal.prepare()
+
+
+def _refuse_foreign_files() -> None:
+    """Raises PermissionError for settings in the working directory that Prefect would read, of another user than root: they can name code to run."""
+    for path in (Path("prefect.toml"), Path("pyproject.toml")):
+        if (owner := files.foreign_owner(path, trusts_root=True)) and (
+            path.name == "prefect.toml" or _is_for_prefect(path)
+        ):
+            raise PermissionError(
+                f"{path.absolute()} belongs to {owner}, and Prefect would read its settings; work in another folder"
+            )
+
+
+def _is_for_prefect(path: Path) -> bool:
+    return "prefect" in tomllib.loads(path.read_text()).get("tool", {})
