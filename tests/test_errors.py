@@ -97,7 +97,7 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {  # the command, settings, 
         {},
         "there is nothing to back up in .*; start the platform with `digits up`",
     ),
-    "no such backup": ("restore nowhere.tar", {}, "there is no backup nowhere.tar; give a folder or a .tar"),
+    "no such backup": ("restore nowhere.tar", {}, r"there is no backup /\S*/nowhere.tar; give a folder or a .tar"),
     "a full disk": (
         "up",
         {"DIGITS_HOME": "{full}"},
