@@ -197,10 +197,10 @@ def photoshop_blocks(address: Address, ended: Event) -> None:
 
 
 def waiting_pictures(address: Address, ended: Event) -> None:
-    """140 clients that send PNGs of 34 kB with 24 million pixels and wait for the response."""
+    """140 clients that send PNGs of 34 kB with 24 million pixels and wait for the response, then for half a second."""
     buffer = io.BytesIO()
     Image.new("L", (4_890, 4_890), 255).save(buffer, "PNG")
-    _repeat(address, ended, 140, "/classify_file", buffer.getvalue(), "image/png")
+    _repeat(address, ended, 140, "/classify_file", buffer.getvalue(), "image/png", 0.5)
 
 
 def character_sets(address: Address, ended: Event) -> None:
@@ -211,12 +211,12 @@ def character_sets(address: Address, ended: Event) -> None:
 
 
 def unknown_ids(address: Address, ended: Event) -> None:
-    """140 clients that label a prediction that could have been made just now."""
+    """140 clients that label a prediction that could have been made just now, and wait for half a second."""
 
     def body() -> bytes:
         return orjson.dumps({"id": new_ids()[0], "digit": 3})
 
-    _repeat(address, ended, 140, "/feedback", body, "application/json")
+    _repeat(address, ended, 140, "/feedback", body, "application/json", 0.5)
 
 
 def refused_bodies(address: Address, ended: Event) -> None:
@@ -322,14 +322,20 @@ def _goes_on(connection: socket.socket, more: bytes) -> bool:
 
 
 def _repeat(
-    address: Address, ended: Event, n: int, path: str, body: bytes | Callable[[], bytes], content_type: str
+    address: Address,
+    ended: Event,
+    n: int,
+    path: str,
+    body: bytes | Callable[[], bytes],
+    content_type: str,
+    pause: float = 0.01,
 ) -> None:
     """n clients that send the same body, or what a function gives, again and again."""
 
     def run() -> None:
         while not ended.is_set():
             post(address, path, body() if callable(body) else body, content_type)
-            time.sleep(0.01)
+            time.sleep(pause)
 
     threads = [threading.Thread(target=run) for _ in range(n)]
     for thread in threads:
