@@ -150,8 +150,8 @@ def _rows(batch: PredictionBatch, at: Any, audit_sample_rate: float) -> Iterator
 
 @lru_cache
 def _insert_statement(dialect: Dialect, count: int) -> str:
-    placeholder = "?" if dialect.paramstyle == "qmark" else "%s"
-    row = f"({', '.join([placeholder] * len(_COLUMNS))})"
+    parameter = "?" if dialect.paramstyle == "qmark" else "%s"
+    row = f"({', '.join([parameter] * len(_COLUMNS))})"
     names = ", ".join(column.name for column in _COLUMNS)
     return f"INSERT INTO {batches.name} ({names}) VALUES {', '.join([row] * count)} ON CONFLICT DO NOTHING"
 
