@@ -71,7 +71,7 @@ def test_of_promotions_at_once_the_last_in_the_ledger_is_the_champion(
     stand_in: Any, database_url: str, tmp_path: Path
 ) -> None:
     """Two processes promote fifty times each; one that is overtaken changes nothing and says so."""
-    start, refusals = Barrier(2), []
+    start, answers, refusals = Barrier(2), [], []
     for version in "123":
         stand_in.store(tmp_path).fetch_version(version)  # copies, so that the promotions themselves meet
 
@@ -80,7 +80,7 @@ def test_of_promotions_at_once_the_last_in_the_ledger_is_the_champion(
         start.wait()
         for _ in range(50):
             try:
-                promotion.promote(stand_in, store, engine, random.choice("123"), f"by {seed}")
+                answers.append(promotion.promote(stand_in, store, engine, random.choice("123"), f"by {seed}"))
             except (RuntimeError, ValueError) as error:
                 refusals.append(str(error))
         engine.dispose()
@@ -92,7 +92,9 @@ def test_of_promotions_at_once_the_last_in_the_ledger_is_the_champion(
         thread.join()
     engine = database.connect(database_url)
     entries = ledger.replacements(engine)
-    assert len(entries) + len(refusals) == 100
+    assert len(answers) + len(refusals) == 100
+    # A version that the other process promoted a moment ago is answered with that entry.
+    assert {answer.number for answer in answers} == {entry.number for entry in entries}
     assert any(" meanwhile; see `digits ledger`" in refusal for refusal in refusals)
     assert [one.after for one, _ in pairwise(entries)] == [other.before for _, other in pairwise(entries)]
     assert entries[-1].after == stand_in.memory.aliases["champion"]
