@@ -302,7 +302,7 @@ def test_the_schedules_are_in_prefect_and_a_deployment_runs(platform: Platform) 
     assert schedules["hourly"] == ["0 * * * *"]
     monitor = next(row for row in found if row["name"] == "hourly")
     assert monitor["parameter_openapi_schema"]["properties"]["since"]["default"] == "24h"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while (state := _end_of_run(platform, monitor["id"], deadline))["type"] == "CANCELLED":
         time.sleep(0.5)  # at the full hour the schedule's own run holds the only slot, and a second is cancelled
     assert state["type"] == "COMPLETED", state
@@ -312,12 +312,15 @@ def _end_of_run(platform: Platform, deployment: str, deadline: float) -> dict[st
     """The last state of a new run of this deployment."""
     login, runs = platform.prefect_login, f"{platform.prefect}/flow_runs"
     run = post(f"{platform.prefect}/deployments/{deployment}/create_flow_run", json={}, auth=login).json()
-    while True:
-        state: dict[str, Any] = get(f"{runs}/{run['id']}", auth=login).json()["state"]
-        if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-            return state
-        assert time.monotonic() < deadline, state
+    state: dict[str, Any] = {}
+    while state.get("type") not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+        printed = (platform.home / "logs" / "prefect.log").read_text()[-2000:]
+        assert time.monotonic() < deadline, (state, printed)
         time.sleep(0.5)
+        # Prefect's server once did not answer for a minute; the run ends all the same.
+        with suppress(httpx.TransportError):
+            state = get(f"{runs}/{run['id']}", auth=login).json()["state"]
+    return state
 
 
 def test_a_killed_service_comes_back(platform: Platform) -> None:
