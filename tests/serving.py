@@ -81,9 +81,11 @@ def serving(home: Path, registry: Registry, bentoml: Path | str | None = None, *
     command = ["-m", "services"]
     if bentoml:
         command = ["-m", "bentoml", "serve", str(bentoml), "--host", "127.0.0.1", "--port", str(port)]
+    # Above the limit of connections that are kept, httpcore closes one that another thread is about to use.
+    limits = httpx.Limits(max_keepalive_connections=None)
     with (
         (home / "service.log").open("ab") as log,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, limits=limits) as client,
     ):
         process = subprocess.Popen(
             [sys.executable, *command],
