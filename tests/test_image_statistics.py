@@ -107,7 +107,7 @@ def test_the_result_does_not_depend_on_the_chunks() -> None:
 
 
 def test_ten_thousand_images_take_less_than_two_seconds() -> None:
-    """They take 0.3 s of processor time on an idle machine, and twice that on a busy one."""
+    """They take 0.3 s of processor time on an idle machine, and 0.5 s on a busy one."""
     images = np.resize(held_out()[0], (5000, 28, 28))
     image_statistics.measure(images[:512])
     spent = []

@@ -314,8 +314,7 @@ def _end_of_run(platform: Platform, deployment: str, deadline: float) -> dict[st
     run = post(f"{platform.prefect}/deployments/{deployment}/create_flow_run", json={}, auth=login).json()
     state: dict[str, Any] = {}
     while state.get("type") not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-        printed = (platform.home / "logs" / "prefect.log").read_text()[-2000:]
-        assert time.monotonic() < deadline, (state, printed)
+        assert time.monotonic() < deadline, (state, (platform.home / "logs" / "prefect.log").read_text()[-2000:])
         time.sleep(0.5)
         # Prefect's server once did not answer for a minute; the run ends all the same.
         with suppress(httpx.TransportError):
