@@ -141,7 +141,8 @@ class Network:
         steps = math.ceil(len(self.train) / recipe.batch_size) * recipe.epochs
         optimizer = _optimizer(recipe, steps)
         optimizer.build(self.model.trainable_variables)
-        self._run_epoch = _compile_epoch(self.model, optimizer, min(recipe.batch_size, len(self.train)))
+        batch_size = min(recipe.batch_size, len(self.train))
+        self._run_epoch = _compile_epoch(self.model, optimizer, batch_size, recipe.architecture.xla)
 
     def epochs(self) -> Iterator[EpochMetrics]:
         """Train and yield the metrics of each epoch; the model ends with the last or, with patience, the best weights."""
@@ -205,7 +206,7 @@ def _optimizer(recipe: Recipe, steps: int) -> Any:
     return {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}[recipe.optimizer](rate)
 
 
-def _compile_epoch(model: Any, optimizer: Any, batch_size: int) -> Any:
+def _compile_epoch(model: Any, optimizer: Any, batch_size: int, xla: bool) -> Any:
     """A function of (images, labels, order) that trains one epoch, the last partial batch included.
 
     It returns the sum of the losses and the number of correct predictions, each computed before the step on its batch.
@@ -222,7 +223,7 @@ def _compile_epoch(model: Any, optimizer: Any, batch_size: int) -> Any:
         correct = tf.equal(tf.argmax(logits, 1, tf.int32), labels)
         return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(correct, tf.float32))
 
-    @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]  # TensorFlow has no types
+    @tf.function(jit_compile=xla)  # type: ignore[untyped-decorator]  # TensorFlow has no types
     def epoch(images: Any, labels: Any, order: Any) -> tuple[Any, Any]:
         loss, correct = tf.constant(0.0), tf.constant(0.0)
         whole, rest = divmod(images.shape[0], batch_size)
