@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from digits.data.rectification import FORMATS
+from digits.data.picture_files import FORMATS
 from digits.images import SIZE
 from services.access import CLIENT_HEADER, MAX_CLIENT_LENGTH
 from services.schemas import Problem, Samples, StoredPrediction

@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from serving import Service
 
-from digits.data.rectification import FORMATS
+from digits.data.picture_files import FORMATS
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
