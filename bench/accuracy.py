@@ -59,7 +59,7 @@ def measure(recipe: Recipe, seeds: int, ensemble: bool) -> None:
         started = time.perf_counter()
         trained = training.fit(seeded, data)
         seconds = time.perf_counter() - started
-        probabilities = training.forward(trained.model, data.test.images)
+        probabilities = training.predict_proba(trained.model, data.test.images)
         logits.append(np.log(np.clip(probabilities, 1e-30, 1)) * trained.temperature)
         accuracy = evaluation.accuracy(probabilities, data.test.labels)
         accuracies.append(accuracy.value)

@@ -41,7 +41,7 @@ class JudgedModel:
         self.corrupted = {name: self._answers(model, images) for name, images in suite.items()}
 
     def _answers(self, model: Any, images: Images) -> Labels:
-        return training.forward(model, images).argmax(axis=1).astype(np.uint8)
+        return training.predict_proba(model, images).argmax(axis=1).astype(np.uint8)
 
 
 def verdict(data: Dataset, candidate: JudgedModel, champion: JudgedModel) -> gate.GateVerdict:

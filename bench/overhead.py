@@ -22,7 +22,7 @@ def bare(name: str) -> None:
     recipe = recipes.find(name)
     data = data_for(recipe)
     trained = training.fit(recipe, data)
-    print(evaluation.accuracy(training.forward(trained.model, data.test.images), data.test.labels))
+    print(evaluation.accuracy(training.predict_proba(trained.model, data.test.images), data.test.labels))
 
 
 def main() -> None:

@@ -31,13 +31,13 @@ def main() -> None:
     order = np.random.default_rng(0).permutation(len(dataset.test))
     known, held_out = np.split(order, [min(REFERENCE, len(order) // 2)])
     images, labels = dataset.test.images[known], dataset.test.labels[known]
-    reference = Reference(images, labels, training.forward(model, images))
+    reference = Reference(images, labels, training.predict_proba(model, images))
     found = [
         detection_power.measure(
             reference,
             dataset.test.images[held_out],
             dataset.test.labels[held_out],
-            lambda images: training.forward(model, images),
+            lambda images: training.predict_proba(model, images),
             count,
         )
         for count in COUNTS

@@ -34,7 +34,7 @@ def main() -> None:
     dataset = sources.read("mnist" if settings.mnist else "bundled", mnist=settings.mnist, cache=settings.downloads)
     model = training.fit(recipes.COMPACT.model_copy(update={"epochs": 1}), dataset).model
     # Keras cannot export a model that was never called.
-    training.forward(model, dataset.test.images[:1])
+    training.predict_proba(model, dataset.test.images[:1])
     onnx = export.to_onnx(model)
     images = np.resize(dataset.train.images, (ROWS, *dataset.train.images.shape[1:]))
     with tempfile.TemporaryDirectory() as folder:

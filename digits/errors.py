@@ -1,7 +1,16 @@
-"""What error messages quote: the first line of an exception, and a JSON value, shortened."""
+"""What error messages quote, shortened, and what reading damaged files raises."""
 
 import json
+import struct
+import zipfile
+import zlib
 from typing import Any
+
+# What Python, NumPy and Pillow raise on damaged files; MemoryError because a damaged header may request any size.
+READ_ERRORS = (
+    OSError, EOFError, ValueError, LookupError, MemoryError, RuntimeError, SyntaxError, TypeError, OverflowError,
+    struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def first_line(error: BaseException) -> str:

@@ -52,14 +52,14 @@ class Dense(_Regularized):
     activation: Literal["relu", "sigmoid"] = Field("relu", description="Activation of the hidden layers.")
     output: Literal["softmax", "sigmoid"] = Field("softmax", description="Of the ten digits; sigmoids are normalised.")
 
-    def build(self, pixels: Any, next_seed: Seeds) -> Any:
-        """Logits of shape (n, 10) from pixels of shape (n, 28, 28) between 0 and 1."""
+    def build(self, pixels: Any, next_seed: Seeds, outputs: int = 10) -> Any:
+        """Logits of shape (n, outputs) from pixels of shape (n, 28, 28) between 0 and 1."""
         keras, _ = backend.load()
 
         flow = keras.layers.Flatten()(pixels)
         for width in self.hidden:
             flow = self._hidden(flow, width, self.activation, next_seed)
-        logits = _dense(flow, 10, next_seed)
+        logits = _dense(flow, outputs, next_seed)
         # softmax(log sigmoid(z)) is sigmoid(z) divided by the sum over the digits.
         return keras.layers.Activation("log_sigmoid")(logits) if self.output == "sigmoid" else logits
 
@@ -79,8 +79,8 @@ class Convolutional(_Regularized):
     strides: int = Field(2, ge=1, le=SIZE, description="Step of each convolution in pixels.")
     dense: int = Field(256, ge=1, description="Width of the hidden dense layer.")
 
-    def build(self, pixels: Any, next_seed: Seeds) -> Any:
-        """Logits of shape (n, 10) from pixels of shape (n, 28, 28) between 0 and 1."""
+    def build(self, pixels: Any, next_seed: Seeds, outputs: int = 10) -> Any:
+        """Logits of shape (n, outputs) from pixels of shape (n, 28, 28) between 0 and 1."""
         keras, _ = backend.load()
 
         flow = keras.layers.Reshape((SIZE, SIZE, 1))(pixels)
@@ -90,7 +90,7 @@ class Convolutional(_Regularized):
             convolution = keras.layers.Conv2D(maps, self.kernel_size, self.strides, **options)
             flow = self._activate(convolution(flow), "relu")
         flow = self._hidden(keras.layers.Flatten()(flow), self.dense, "relu", next_seed)
-        return _dense(flow, 10, next_seed)
+        return _dense(flow, outputs, next_seed)
 
     def __str__(self) -> str:
         """Such as `5×5 stride 2 convolutions 32-64, dense 256-10, batch norm`."""

@@ -7,7 +7,7 @@ from typing import Any
 from digits.data import datasets
 from digits.data.datasets import Dataset, DatasetStore
 from digits.reference import Reference
-from models import conformal, evaluation, export, figures, model_store, onnx_model, training
+from models import conformal, digit_score, evaluation, export, figures, model_store, onnx_model, training
 from models.evaluation import Evaluation
 from models.provenance import inputs_hash
 from models.registry import RegistryWriter, card_content
@@ -40,20 +40,22 @@ def evaluate(recipe: Recipe, fingerprint: str, dataset: Dataset, trained: Traini
 
     `fingerprint` names the stored data set, which `dataset` was split from.
     """
-    evaluated = evaluation.evaluate(lambda images: training.forward(trained.model, images), dataset.test)
+    evaluated = evaluation.evaluate(lambda images: training.predict_proba(trained.model, images), dataset.test)
     onnx = export.to_onnx(trained.model)
-    predict_proba = onnx_model.load(onnx).predict_proba
-    exported = predict_proba(dataset.test.images)
+    served = onnx_model.load(onnx)
+    exported = served.predict_proba(dataset.test.images)
     export.check_equal(exported, evaluated.probabilities, dataset.test.images)
     reference = Reference(dataset.test.images, dataset.test.labels, exported).sample(REFERENCE_SIZE, seed=0)
     learned = datasets.join(dataset.train, dataset.validation)
-    calibrated = conformal.calibrate(predict_proba(dataset.validation.images), dataset.validation.labels)
+    held_out = served.predict(dataset.validation.images)
+    calibrated = conformal.calibrate(held_out.probabilities, dataset.validation.labels)
     card = {
         "recipe": recipe.model_dump(mode="json"),
         "dataset": fingerprint,
         "inputs": inputs_hash(fingerprint, recipe),
         "metrics": {**evaluated.metrics, **trained.metrics},
         "conformal": asdict(calibrated),
+        "digit_threshold": digit_score.calibrate(held_out.digit_scores),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     files = {

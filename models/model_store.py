@@ -46,6 +46,11 @@ class VerifiedModel:
         """Probabilities (n, 10) of uint8 images (n, 28, 28); raises InferenceFailed."""
         return self.model.predict_proba(images)
 
+    @property
+    def digit_threshold(self) -> float | None:
+        """The digit score below which an image is no digit; None where every image counts as one."""
+        return self.card.get("digit_threshold")
+
 
 class ModelStore:
     """Versions of one registry, each cached in `cache/<version>/`; `cache/<alias>.txt` names the last good one of an alias."""

@@ -25,6 +25,7 @@ from digits.images import SIZE, Images, Labels
 from models import backend
 from models.architectures import Architecture
 from models.augmentation import Augmentation, augment, ranges
+from models.synthetic import NO_DIGIT, Synthetic, extend
 
 log = logging.getLogger("digits.training")
 
@@ -52,6 +53,7 @@ class Recipe(BaseModel):
         None, gt=0, lt=1, description="Fraction of the training images; unless set, the data set's own."
     )
     augmentation: Augmentation | None = Field(None, description="Random change of the training images in every epoch.")
+    synthetic: Synthetic | None = Field(None, description="Images that are made for the training.")
     n_models: int = Field(1, ge=1, description="Networks trained with consecutive seeds and averaged into one model.")
     seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
 
@@ -60,7 +62,7 @@ class Recipe(BaseModel):
 class TrainingResult:
     """A trained model, from `uint8` images to calibrated probabilities, and the record of its training."""
 
-    model: Any  # keras.Model, (n, 28, 28) uint8 -> (n, 10) probabilities
+    model: Any  # keras.Model, (n, 28, 28) uint8 -> {"probabilities": (n, 10), "digit_score": (n,)}
     history: list[EpochMetrics]  # one per network and epoch: loss, accuracy, val_loss, val_accuracy
     seconds: float  # in the epochs, compilation included
     images_seen: int
@@ -115,19 +117,20 @@ def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda epoch, metr
             models.append(network.model)
             seconds += network.seconds
     logits = _average(models)
-    temperature = fit_temperature(forward(logits, dataset.validation.images), dataset.validation.labels)
-    model, images_seen = _with_probabilities(logits, temperature), len(history) * len(dataset.train)
-    return TrainingResult(model, history, seconds, images_seen, temperature)
+    temperature = fit_temperature(forward(logits, dataset.validation.images)[:, :10], dataset.validation.labels)
+    images_seen = len(history) * len(dataset.train)
+    return TrainingResult(_with_outputs(logits, temperature), history, seconds, images_seen, temperature)
 
 
 def build(recipe: Recipe) -> Any:
-    """The untrained `keras.Model`: (n, 28, 28) `uint8` images -> (n, 10) logits."""
+    """The untrained `keras.Model`: (n, 28, 28) `uint8` images -> (n, 10) logits, or (n, 11) with one for no digit."""
     keras, _ = backend.load()
 
     # The seeds that Keras would draw after `set_random_seed`, but not from the global generator, which other threads share.
     next_seed = partial(Random(recipe.seed).randint, 1, int(1e9))
     images = keras.Input((SIZE, SIZE), dtype="uint8", name="images")
-    logits = recipe.architecture.build(keras.layers.Rescaling(1 / 255)(images), next_seed)
+    outputs = NO_DIGIT + 1 if recipe.synthetic else 10
+    logits = recipe.architecture.build(keras.layers.Rescaling(1 / 255)(images), next_seed, outputs)
     return keras.Model(images, logits, name=recipe.name.replace("-", "_"))
 
 
@@ -135,13 +138,17 @@ class Network:
     """One network in training: its weights, its optimiser and the compiled epoch."""
 
     def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
-        self.recipe, self.train, self.validation = recipe, dataset.train, dataset.validation
+        self.recipe, self.validation = recipe, dataset.validation
+        train = dataset.train
+        self.images, self.labels = (
+            extend(train, recipe.synthetic, recipe.seed) if recipe.synthetic else (train.images, train.labels)
+        )
         self.model = build(recipe)
         self.seconds = 0.0
-        steps = math.ceil(len(self.train) / recipe.batch_size) * recipe.epochs
+        steps = math.ceil(len(self.images) / recipe.batch_size) * recipe.epochs
         optimizer = _optimizer(recipe, steps)
         optimizer.build(self.model.trainable_variables)
-        batch_size = min(recipe.batch_size, len(self.train))
+        batch_size = min(recipe.batch_size, len(self.images))
         self._run_epoch = _compile_epoch(self.model, optimizer, batch_size, recipe.architecture.xla)
 
     def epochs(self) -> Iterator[EpochMetrics]:
@@ -163,20 +170,20 @@ class Network:
 
     def _train(self, epoch: int, images: Images) -> EpochMetrics:
         order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(images)).astype(np.int32)
-        loss, correct = self._run_epoch(images, self.train.labels, order)
+        loss, correct = self._run_epoch(images, self.labels, order)
         return {"loss": float(loss) / len(images), "accuracy": float(correct) / len(images)}
 
     def _validate(self) -> EpochMetrics:
         _, tf = backend.load()
 
-        logits, labels = forward(self.model, self.validation.images), self.validation.labels
+        logits, labels = forward(self.model, self.validation.images)[:, :10], self.validation.labels
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels.astype(np.int32), logits)
         accuracy = float((logits.argmax(axis=1) == labels).mean())
         return {"val_loss": float(tf.reduce_mean(losses)), "val_accuracy": accuracy}
 
     def _epochs_of_images(self) -> Iterator[Images]:
         """The training images of each epoch; a thread augments those of the next epoch while the current one is trained."""
-        recipe, images = self.recipe, self.train.images
+        recipe, images = self.recipe, self.images
         if recipe.augmentation is None:
             yield from (images for _ in range(recipe.epochs))
             return
@@ -249,11 +256,18 @@ def _compile_epoch(model: Any, optimizer: Any, batch_size: int, xla: bool) -> An
     return run
 
 
-def forward(model: Any, images: Images, chunk: int = 2500) -> NDArray[np.float32]:
-    """The outputs of the model, (n, 10), without the Python overhead of `predict`."""
-    return np.concatenate(
-        [model.predict_on_batch(images[start : start + chunk]) for start in range(0, len(images), chunk)]
-    )
+def forward(model: Any, images: Images) -> NDArray[np.float32]:
+    """The logits (n, 10 or 11) of a network, without the Python overhead of `predict`."""
+    return np.concatenate([model.predict_on_batch(part) for part in _parts(images)])
+
+
+def predict_proba(model: Any, images: Images) -> NDArray[np.float32]:
+    """The probabilities (n, 10) of a trained model."""
+    return np.concatenate([model.predict_on_batch(part)["probabilities"] for part in _parts(images)])
+
+
+def _parts(images: Images, size: int = 2500) -> Iterator[Images]:
+    return (images[start : start + size] for start in range(0, len(images), size))
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: Labels) -> float:
@@ -281,9 +295,17 @@ def _average(models: list[Any]) -> Any:
     return keras.Model(images, keras.layers.Average()([model(images) for model in models]), name="ensemble")
 
 
-def _with_probabilities(logits: Any, temperature: float) -> Any:
-    """The model with its temperature and softmax as last layers, so that every copy of it gives the same probabilities."""
+def _with_outputs(logits: Any, temperature: float) -> Any:
+    """The model with its temperature and softmax as last layers, so that every copy of it gives the same probabilities.
+
+    The digit score is the log-odds of a digit against none. Without an output for none, it is the negative energy (Liu et al. 2020,
+    "Energy-based out-of-distribution detection"), which orders images less well.
+    """
     keras, _ = backend.load()
 
-    scaled = keras.layers.Rescaling(1 / temperature, name="temperature")(logits.output)
-    return keras.Model(logits.input, keras.layers.Softmax(name="probabilities")(scaled), name=logits.name)
+    digits, score = logits.output[:, :10], keras.ops.logsumexp(logits.output[:, :10], axis=1)
+    if logits.output.shape[1] > NO_DIGIT:
+        score = score - logits.output[:, NO_DIGIT]
+    scaled = keras.layers.Rescaling(1 / temperature, name="temperature")(digits)
+    outputs = {"probabilities": keras.layers.Softmax(name="probabilities")(scaled), "digit_score": score}
+    return keras.Model(logits.input, outputs, name=logits.name)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from digits.data import rectification
 from digits.files import replacing
 from digits.images import Images, PredictProba
+from digits.pictures import rectification
 from digits.reference import Reference
 from monitoring import image_statistics, samples
 from monitoring.samples import Sample

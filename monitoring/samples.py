@@ -12,7 +12,7 @@ from digits.images import Images
 from digits.reference import Reference
 from digits.storage.predictions import PredictionWindow
 
-PICTURE_ROUTES = ("/classify_file",)  # their images come from a decoder, which leaves its mark on them
+PICTURE_ROUTES = ("/classify_file", "/read")  # their images come from a decoder, which leaves its mark on them
 MIN_MATCHED = 100  # images of both routes together that a sample must be able to supply
 
 

@@ -15,7 +15,7 @@ from digits import intervals
 from digits.intervals import Proportion
 from digits.storage.request_counts import MIN_KEPT, Total
 
-ROUTES = ("/classify", "/classify_file", "/classify_bulk")  # that classify images
+ROUTES = ("/classify", "/classify_file", "/read", "/classify_bulk")  # that classify images
 DAY, WEEK = 24, 168  # hours
 HOURS = MIN_KEPT // timedelta(hours=1)  # that are read
 WEEKS = HOURS // WEEK - 1  # before the present one, with whose same hours the volume is compared

@@ -30,7 +30,15 @@ COMMANDS = (
     *(training.ingest, training.train, training.retrain, training.sweep, training.replay, training.recipes),
     *(versions.promote, versions.rollback, versions.ledger, versions.leaderboard, versions.diff),
     versions.replay_traffic,
-    *(answers.predict, answers.score, answers.traffic, monitoring.monitor, monitoring.baseline, monitoring.audit),
+    *(
+        answers.predict,
+        answers.read,
+        answers.score,
+        answers.traffic,
+        monitoring.monitor,
+        monitoring.baseline,
+        monitoring.audit,
+    ),
 )
 for command in COMMANDS:
     app.command()(command)

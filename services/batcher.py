@@ -21,6 +21,8 @@ class BatchResult(NamedTuple):
     probabilities: NDArray[np.float32]  # (n, 10)
     prediction_sets: list[list[int]]
     uncertain: NDArray[np.bool_]  # (n,)
+    is_digit: NDArray[np.bool_]  # (n,)
+    digit_scores: NDArray[np.float32]  # (n,), NaN where the model has no score
     ids: list[str | None]  # None for a prediction that is not logged
 
     def part(self, start: int, end: int) -> "BatchResult":

@@ -59,6 +59,18 @@ class DigitClassifier:
         return schemas.PicturePrediction.model_validate_json(to_json(content))
 
     @bentoml.api
+    def read(
+        self,
+        file: schemas.Picture,
+        length: schemas.Length = None,
+        pattern: schemas.Pattern = None,
+        preview: schemas.Preview = False,
+    ) -> schemas.ReadPicture:
+        """Read the numbers in a picture: its lines from top to bottom, each digit with its place."""
+        content = self.context.read(file.read_bytes(), preview, pattern, length)
+        return schemas.ReadPicture.model_validate_json(to_json(content))
+
+    @bentoml.api
     def classify_bulk(self, pixels: schemas.Pixels, /) -> schemas.BulkPredictions:
         """Classify raw uint8 pixels, 784 bytes for each image, row by row: the fastest way for many images."""
         return schemas.BulkPredictions.model_validate_json(to_json(self.context.classify_bulk(pixels)))

@@ -202,6 +202,7 @@ def body_limits(settings: Settings) -> dict[str, int]:
     limits = {
         "/classify": settings.json_limit_bytes,
         "/classify_file": settings.body_limit_bytes,
+        "/read": settings.body_limit_bytes,
         "/classify_bulk": settings.body_limit_bytes,
         "/feedback": SMALL_BODY_BYTES,
         "/about": SMALL_BODY_BYTES,

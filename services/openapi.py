@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from digits.data.picture_files import FORMATS
 from digits.images import SIZE
+from digits.pictures.picture_files import FORMATS
 from services.access import CLIENT_HEADER, MAX_CLIENT_LENGTH
 from services.schemas import Problem, Samples, StoredPrediction
 
@@ -95,22 +95,45 @@ _STORED = {
     "probabilities": [0.002, 0.982, *[0.002] * 8],
     "model_version": "7",
 }
-_PREDICTION = {"id": _ID, **_STORED, "uncertain": False, "prediction_set": [1]}
+_PREDICTION = {
+    "id": _ID,
+    **_STORED,
+    "uncertain": False,
+    "is_digit": True,
+    "digit_score": 9.3,
+    "prediction_set": [1],
+}
 # Of what each operation is sent and answers.
 BODY_EXAMPLES: dict[str, Any] = {
     "classify": {"images": _ONE},
     "classify_file": {"file": "the bytes of digit.png", "preview": False},
+    "read": {"file": "the bytes of number.png", "length": 2, "pattern": "[0-9]+", "preview": False},
     "classify_bulk": "784 bytes for each image",
     "feedback": {"id": _ID, "digit": 7, "source": "ward-3"},
 }
 ANSWER_EXAMPLES: dict[str, Any] = {
     "classify": _PREDICTION,
     "classify_file": {**_PREDICTION, "image": _ONE},
+    "read": {
+        "text": "1",
+        "lines": [
+            {
+                "text": "1",
+                "confidence": 0.98,
+                "uncertain": False,
+                "box": [31, 12, 6, 58],
+                "digits": [{**_PREDICTION, "image": _ONE, "box": [31, 12, 6, 58]}],
+            }
+        ],
+        "left_out": 0,
+        "model_version": "7",
+    },
     "classify_bulk": {
         "model_version": "7",
         "digits": [1, 7],
         "probabilities": [0.982, 0.61],
         "uncertain": [False, True],
+        "is_digit": [True, True],
         "prediction_sets": [[1], [1, 7]],
         "ids": [_ID, None],
     },
@@ -123,6 +146,7 @@ ANSWER_EXAMPLES: dict[str, Any] = {
         "dataset": "0123456789abcdef",
         "metrics": {"test_accuracy": 0.979},
         "conformal": {"coverage": 0.99, "uncertain_below": 0.9, "ratios": [0.1] * 10},
+        "digit_threshold": 1.5,
         "created_at": "2026-01-02T11:58:00+00:00",
         "run_id": "5f3c",
         "run_url": "http://127.0.0.1:5000/#/experiments/1/runs/5f3c",
@@ -187,14 +211,18 @@ def _complete(paths: dict[str, Schema], max_images: int) -> None:
     # BentoML's client sends POST
     paths["/about"]["get"] = paths["/about"]["post"]
     paths["/about"]["post"] = {**paths["/about"]["get"], "operationId": "about_post"}
-    for route in ("/classify", "/classify_file", "/classify_bulk"):
+    for route in ("/classify", "/classify_file", "/read", "/classify_bulk"):
         paths[route]["post"]["parameters"] += [_CLIENT]
     id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "example": _ID}
     paths["/predictions/{id}"]["get"]["parameters"] += [id]
-    picture = paths["/classify_file"]["post"]
-    picture["parameters"] += [{"name": "preview", "in": "query", "schema": {"type": "boolean", "default": False}}]
-    binary = {"schema": {"type": "string", "format": "binary"}, "example": BODY_EXAMPLES["classify_file"]["file"]}
-    picture["requestBody"]["content"] |= {f"image/{kind.lower()}": binary for kind in FORMATS}
+    for name in ("classify_file", "read"):
+        picture = paths[f"/{name}"]["post"]
+        content = picture["requestBody"]["content"]
+        (form,) = content.values()
+        fields = {field: schema for field, schema in form["schema"]["properties"].items() if field != "file"}
+        picture["parameters"] += [{"name": field, "in": "query", "schema": schema} for field, schema in fields.items()]
+        binary = {"schema": {"type": "string", "format": "binary"}, "example": BODY_EXAMPLES[name]["file"]}
+        content |= {f"image/{kind.lower()}": binary for kind in FORMATS}
     classify, feedback = (
         paths[route]["post"]["requestBody"]["content"]["application/json"]["schema"]
         for route in ("/classify", "/feedback")

@@ -7,6 +7,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -21,9 +22,9 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
-from digits.data import picture_structure
 from digits.errors import quote
 from digits.images import SIZE
+from digits.pictures import picture_structure
 from digits.storage.api_keys import ApiKey
 from services import json_parts
 from services.access import client_of
@@ -60,7 +61,7 @@ DOCS_HEADERS = {**SECURITY_HEADERS, "Content-Security-Policy": f"{_POLICY}; styl
 
 IMAGES_EXAMPLE = '{"images": [28 rows of 28 whole numbers]}'
 # Routes with query parameters.
-QUERY_PARAMETERS = {"/classify_file": {"preview"}}
+QUERY_PARAMETERS = {"/classify_file": {"preview"}, "/read": {"preview", "length", "pattern"}}
 # Of the JSON bodies above LARGE_BYTES, so many are parsed at a time.
 MAX_CONCURRENT_PARSES = 2
 
@@ -130,17 +131,40 @@ def check_query(query: bytes, known: set[str]) -> None:
 
 async def classify_file(request: Request) -> Response:
     """A picture file, as the form field `file` or as the body; with `preview=true` the prediction is not logged."""
-    client = client_of(request)
-    picture, preview = await _picture(request)
+    picture, fields = await _picture(request)
+    operation = partial(request.state.context.classify_file, picture, _is_preview(request, fields))
+    return await _with_slot(request, picture, operation)
+
+
+async def read(request: Request) -> Response:
+    """A picture file with any number of digits, as `classify_file`; `length` and `pattern` say what each line looks like."""
+    picture, fields = await _picture(request)
+    length = fields.get("length")
+    if length is not None and not (length.isascii() and length.isdecimal() and len(length) < 10):
+        raise UnprocessableEntity(f"length is {quote(length)}; expected a whole number from 1 to 100")
+    number = None if length is None else int(length)
+    is_preview = _is_preview(request, fields)
+    operation = partial(request.state.context.read, picture, is_preview, fields.get("pattern"), number)
+    return await _with_slot(request, picture, operation)
+
+
+def _is_preview(request: Request, fields: dict[str, str]) -> bool:
+    preview = fields.get("preview", "false")
     if preview not in ("true", "false"):
         raise UnprocessableEntity(f'preview is "{preview[:40]}"; expected true or false')
-    is_preview = request.state.is_preview = preview == "true"
+    request.state.is_preview = preview == "true"
+    return preview == "true"
+
+
+async def _with_slot(request: Request, picture: bytes, operation: Callable[..., Any]) -> Response:
+    """The response of an operation on a picture, of which few run at a time."""
+    client = client_of(request)
     slots = _small_pictures if picture_structure.is_small(picture) else _large_pictures
     limited = nullcontext() if slots is _small_pictures else _limit("large pictures", request)
     with limited:
         await _take_slot(slots, request)
         try:
-            return await _in_thread(request.state.context.classify_file, picture, is_preview, client, limiter=_decoding)
+            return await _in_thread(operation, client, limiter=_decoding)
         finally:
             slots.release()
 
@@ -189,12 +213,12 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _picture(request: Request) -> tuple[bytes, str]:
-    """The uploaded file, and the value of `preview` in the form or the query."""
-    preview = request.query_params.get("preview", "false")
+async def _picture(request: Request) -> tuple[bytes, dict[str, str]]:
+    """The uploaded file, and the other fields in the form and the query."""
+    fields = dict(request.query_params)
     content_type = request.headers.get("content-type", "application/octet-stream").lower()
     if content_type.startswith(PICTURE_TYPES):
-        return request.state.body, preview
+        return request.state.body, fields
     if not content_type.startswith("multipart/form-data"):
         advice = 'send a picture as the form field "file" or with its own type'
         raise HTTPException(415, f'the content type is "{content_type[:80]}"; {advice}')
@@ -205,7 +229,8 @@ async def _picture(request: Request) -> tuple[bytes, str]:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise UnprocessableEntity('the form has no file named "file"; send one, as in curl -F file=@digit.png')
-        return await file.read(), str(form.get("preview", preview))
+        texts = {name: value for name, value in form.items() if isinstance(value, str)}
+        return await file.read(), fields | texts
 
 
 async def classify_bulk(request: Request) -> Response:
@@ -301,6 +326,7 @@ router = Router(
     routes=[
         Route("/classify", classify, methods=["POST"]),
         Route("/classify_file", classify_file, methods=["POST"]),
+        Route("/read", read, methods=["POST"]),
         Route("/classify_bulk", classify_bulk, methods=["POST"]),
         Route("/feedback", feedback, methods=["POST"]),
         Route("/predictions/{id}", stored_prediction),

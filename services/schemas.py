@@ -18,8 +18,9 @@ TrueDigit = Annotated[Digit, Field(description="True digit.")]
 Probability = Annotated[float, Field(ge=0, le=1.0001)]
 COVERAGE = "Digits that include the true one with the coverage at /about, which holds for each digit on images like the validation images."
 PredictionSet = Annotated[list[Digit], Field(min_length=1, max_length=10, description=COVERAGE)]
-UNCERTAIN = "Whether the probability is below the limit that /about reports, or the image is blank."
+UNCERTAIN = "Whether the probability is below the limit that /about reports, or the image is blank or no digit."
 Uncertain = Annotated[bool, Field(description=UNCERTAIN)]
+IsDigit = Annotated[bool, Field(description="Whether the digit score reaches the threshold that /about reports.")]
 Version = Annotated[str, Field(description="Model version that made the prediction.")]
 Id = Annotated[str, Field(description="Id of the prediction.")]
 
@@ -34,6 +35,10 @@ class StoredFields(BaseModel):
 class Prediction(StoredFields):
     id: str | None = Field(description="Id for /feedback and /predictions; null if the prediction is not logged.")
     uncertain: Uncertain
+    is_digit: IsDigit
+    digit_score: float | None = Field(
+        description="How much the image looks like a digit: log-odds, or an energy; null if the model has no score."
+    )
     prediction_set: PredictionSet
 
 
@@ -46,11 +51,36 @@ class PicturePrediction(Prediction):
     image: Image = Field(description="The 28 x 28 image that was made of the picture.")
 
 
+BOX = "Left, top, width and height in pixels of the upright picture."
+Box = Annotated[tuple[int, int, int, int], Field(description=BOX)]
+
+
+class ReadDigit(PicturePrediction):
+    digit: Digit = Field(description="Digit in the text of the line; usually the most probable one.")
+    box: Box
+
+
+class Line(BaseModel):
+    text: str = Field(description="Digits and the separators . , - / between them.")
+    confidence: Probability = Field(description="Share of this text among all that the line may be, if they fit.")
+    uncertain: bool = Field(description="Whether the confidence is low, or no text fits `length` and `pattern`.")
+    box: Box
+    digits: list[ReadDigit] = Field(description="From left to right.")
+
+
+class ReadPicture(BaseModel):
+    text: str = Field(description="The text of all lines, one below the other.")
+    lines: list[Line] = Field(description="From top to bottom.")
+    left_out: int = Field(description="Number of pieces of ink that are no digits.")
+    model_version: Version
+
+
 class BulkPredictions(BaseModel):
     model_version: Version
     digits: list[Digit] = Field(description="Most probable digit of each image.")
     probabilities: list[Probability] = Field(description="Calibrated probabilities of `digits`.")
     uncertain: list[Uncertain] = Field(description="Whether each prediction is uncertain.")
+    is_digit: list[IsDigit] = Field(description="Whether each image shows a digit.")
     prediction_sets: list[PredictionSet] = Field(description="Prediction set of each image.")
     ids: list[str | None] = Field(description="Ids of the predictions; null for those that are not logged.")
 
@@ -89,6 +119,7 @@ class About(BaseModel):
     conformal: dict[str, Any] | None = Field(
         description="Coverage of prediction sets for each digit, its thresholds, and the limit of uncertainty."
     )
+    digit_threshold: float | None = Field(description="Digit score below which an image is no digit; null without one.")
     created_at: str | None = Field(description="Time of its registration.")
     run_id: str | None = Field(description="Id of its MLflow run.")
     run_url: str | None = Field(description="Address of its run in MLflow's UI.")
@@ -110,6 +141,9 @@ Images = Annotated[
     WithJsonSchema({"oneOf": [_IMAGE, _IMAGE_LIST]}, mode="serialization"),
 ]
 Picture = Annotated[Path, Field(description="PNG, JPEG, WebP or BMP file of any size.")]
+Length = Annotated[int | None, Field(ge=1, le=100, description="Number of digits in each line.")]
+PATTERN = "Regular expression of digits, spaces and . , - / that each line matches as a whole."
+Pattern = Annotated[str | None, Field(max_length=200, description=PATTERN)]
 Preview = Annotated[bool, Field(description="Answer without logging the prediction.")]
 # No regular expression of JSON Schema says "printable": ServingContext.feedback checks it.
 LABELLER = "Who labelled it, in printable characters; an API key's name takes its place."

@@ -21,15 +21,18 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 
 from digits import images as pixels
-from digits.data import rectification
 from digits.errors import quote
 from digits.images import PIXELS, SIZE, Images
+from digits.pictures import pages, rectification
 from digits.reference import Reference
 from digits.settings import Settings
 from digits.storage import database, ledger
-from digits.storage.predictions import PredictionBatch, new_ids
+from digits.storage.predictions import Place, PredictionBatch, new_ids
+from models import digit_score, reading
+from models.conformal import UNCERTAIN_BELOW
 from models.model_store import VerifiedModel
-from models.onnx_model import InferenceFailed
+from models.onnx_model import InferenceFailed, Output
+from models.reading import Reading
 from services.access import Access
 from services.batcher import Batcher, BatchResult
 from services.metrics import Metrics
@@ -47,6 +50,8 @@ LOG_WAIT_SECONDS, LOG_POLL_SECONDS = 3.0, 0.005
 GAUGE_SECONDS = 1.0
 # The prediction set of each of the 1,024 combinations of ten digits, by its bits.
 _DIGIT_BITS = 1 << np.arange(10)
+# Of a version, shown at /about.
+_CARD_FIELDS = ("recipe", "dataset", "metrics", "conformal", "digit_threshold", "created_at", "run_id")
 _SETS = [[digit for digit in range(10) if bits >> digit & 1] for bits in range(1024)]
 
 
@@ -119,6 +124,31 @@ class ServingContext:
         result = self.predict(image[None], "/classify_file", [client], is_preview=preview)
         return {**_prediction(result, 0), "image": image}
 
+    def read(self, picture: bytes, preview: bool, pattern: str | None, length: int | None, client: str = "") -> Content:
+        """The numbers in a picture file, line by line, each digit with its place; a preview is not logged."""
+        try:
+            patterns = reading.patterns(pattern, length)
+            page = pages.decode(picture, self.settings.picture_limit_pixels)
+            lines = [
+                (line, *reading.read(line.ink, lambda images: self._predict(images)[1], patterns))
+                for line in page.lines
+            ]
+        except ValueError as error:
+            raise UnprocessableEntity(str(error)) from error
+        lines = [one for one in lines if one[1].digits]
+        if not lines:
+            raise UnprocessableEntity(
+                "the picture shows no digit; write digits in it, or send a picture that is sharper"
+            )
+        places = [
+            Place(number, *page.box(line, *found.boxes[digit.candidate]))
+            for number, (line, read, found) in enumerate(lines)
+            for digit in read.digits
+        ]
+        images = np.stack([found.images[digit.candidate] for _, read, found in lines for digit in read.digits])
+        result = self.predict(images, "/read", [client] * len(images), is_preview=preview, places=places)
+        return _reading([read for _, read, _ in lines], result, images, places)
+
     def classify_bulk(self, body: bytes, client: str = "") -> Content:
         """Predictions for raw uint8 pixels, 784 bytes for each image."""
         if not body or len(body) % PIXELS:
@@ -130,38 +160,49 @@ class ServingContext:
             "digits": result.digits,
             "probabilities": np.maximum.reduce(result.probabilities, axis=1),
             "uncertain": result.uncertain,
+            "is_digit": result.is_digit,
             "prediction_sets": result.prediction_sets,
             "ids": result.ids,
         }
 
     def predict(
-        self, images: Images, route: str, clients: Sequence[str], sample_rate: float = 1.0, is_preview: bool = False
+        self,
+        images: Images,
+        route: str,
+        clients: Sequence[str],
+        sample_rate: float = 1.0,
+        is_preview: bool = False,
+        places: Sequence[Place] = (),
     ) -> BatchResult:
         """Predictions of the champion for images (n, 28, 28) of n clients; this share of them is logged under ids.
 
         A preview is neither logged nor counted as traffic.
         """
-        champion, probabilities = self._predict_proba(images)
+        champion, (probabilities, digit_scores) = self._predict(images)
         digits = probabilities.argmax(1).astype(np.uint8)
         sets, uncertain = champion.conformal.predict(probabilities, images)
+        shown = digit_score.is_digit(digit_scores, champion.digit_threshold)
+        uncertain |= ~shown
         self.metrics.count_answers(champion.version, digits, uncertain)
         ids: list[str | None] = [None] * len(images)
         if not is_preview:
             n_uncertain = int(np.count_nonzero(uncertain))
             self.prediction_log.counter.count(route, 200, images=len(images), uncertain=n_uncertain)
-            ids = self._log(champion.version, images, probabilities, route, clients, sample_rate)
+            ids = self._log(champion.version, images, probabilities, digit_scores, route, clients, sample_rate, places)
         prediction_sets = [_SETS[bits] for bits in (sets @ _DIGIT_BITS).tolist()]
-        return BatchResult(champion.version, digits, probabilities, prediction_sets, uncertain, ids)
+        return BatchResult(
+            champion.version, digits, probabilities, prediction_sets, uncertain, shown, digit_scores, ids
+        )
 
-    def _predict_proba(self, images: Images) -> tuple[VerifiedModel, NDArray[np.float32]]:
-        """The champion and its probabilities (n, 10); where its session fails twice, those of the last good version before it."""
+    def _predict(self, images: Images) -> tuple[VerifiedModel, Output]:
+        """The champion and its output; where its session fails twice, that of the last good version before it."""
         champion = self._champion
         while True:
             try:
                 # The second time, a failure is not one of a moment, such as of memory that others had taken.
                 with suppress(InferenceFailed):
-                    return champion, champion.predict_proba(images)
-                return champion, champion.predict_proba(images)
+                    return champion, champion.model.predict(images)
+                return champion, champion.model.predict(images)
             except InferenceFailed as error:
                 replacement = self._watcher.replace_failed(champion, str(error))
                 if replacement is None:
@@ -174,18 +215,22 @@ class ServingContext:
         version: str,
         images: Images,
         probabilities: NDArray[np.float32],
+        digit_scores: NDArray[np.float32],
         route: str,
         clients: Sequence[str],
         sample_rate: float,
+        places: Sequence[Place],
     ) -> list[str | None]:
         """Log a random sample of the predictions; returns the ids of all, None for one that is not logged."""
         ids: list[str | None] = [None] * len(images)
         chosen: Iterable[int] = range(len(images))
         if sample_rate < 1:
             chosen = np.flatnonzero(self._random.random(len(images)) < sample_rate).tolist()
-            images, probabilities, clients = images[chosen], probabilities[chosen], [clients[i] for i in chosen]
+            images, probabilities, digit_scores = images[chosen], probabilities[chosen], digit_scores[chosen]
+            clients = [clients[i] for i in chosen]
         drawn = new_ids(len(images))
-        batch = PredictionBatch(drawn, datetime.now(UTC), version, images, probabilities, route, clients)
+        now = datetime.now(UTC)
+        batch = PredictionBatch(drawn, now, version, images, probabilities, route, clients, digit_scores, places)
         if drawn and self.prediction_log.append(batch):
             for index, id in zip(chosen, drawn, strict=True):
                 ids[index] = id
@@ -232,7 +277,7 @@ class ServingContext:
             "model_version": state.champion and state.champion.version,
             "since": state.since,
             "warning": state.warning or log.problem,
-            **{name: card.get(name) for name in ("recipe", "dataset", "metrics", "conformal", "created_at", "run_id")},
+            **{name: card.get(name) for name in _CARD_FIELDS},
             "run_url": self.settings.run_url(card["experiment_id"], card["run_id"]) if has_run else None,
             "log": {
                 "waiting": log.depth,
@@ -288,6 +333,8 @@ def _prediction(result: BatchResult, index: int) -> Content:
         "id": result.ids[index],
         **_answer(result.version, result.digits[index], result.probabilities[index]),
         "uncertain": result.uncertain[index],
+        "is_digit": result.is_digit[index],
+        "digit_score": result.digit_scores[index],
         "prediction_set": result.prediction_sets[index],
     }
 
@@ -295,3 +342,29 @@ def _prediction(result: BatchResult, index: int) -> Content:
 def _answer(version: str, digit: int, probabilities: NDArray[np.float32]) -> Content:
     probability = probabilities[digit]
     return {"digit": digit, "probability": probability, "probabilities": probabilities, "model_version": version}
+
+
+def _reading(lines: list[Reading], result: BatchResult, images: Images, places: list[Place]) -> Content:
+    """The text of all lines; `result`, `images` and `places` have all digits in their order."""
+    numbers = iter(range(len(images)))
+    answers = []
+    for line in lines:
+        digits = []
+        for read, index in zip(line.digits, numbers, strict=False):
+            answer = _prediction(result, index)
+            # The likeliest text need not have the likeliest digit at each place.
+            answer |= {"digit": read.digit, "probability": answer["probabilities"][read.digit]}
+            digits.append({**answer, "image": images[index], "box": places[index][1:]})
+        uncertain = not line.fits or line.confidence < UNCERTAIN_BELOW
+        facts = {"text": line.text, "confidence": line.confidence, "uncertain": uncertain, "box": _hull(digits)}
+        answers.append({**facts, "digits": digits})
+    text = "\n".join(line.text for line in lines)
+    left_out = sum(line.left_out for line in lines)
+    return {"text": text, "lines": answers, "left_out": left_out, "model_version": result.version}
+
+
+def _hull(digits: list[Content]) -> tuple[int, int, int, int]:
+    """The box around all digits of a line."""
+    left, top, width, height = zip(*(digit["box"] for digit in digits), strict=True)
+    right, bottom = max(map(sum, zip(left, width, strict=True))), max(map(sum, zip(top, height, strict=True)))
+    return min(left), min(top), right - min(left), bottom - min(top)

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -25,7 +26,7 @@ import numpy as np
 import orjson
 
 from digits.images import PIXELS, SIZE
-from digits.storage.predictions import PredictionBatch
+from digits.storage.predictions import Place, PredictionBatch
 from services.access import MAX_CLIENT_LENGTH
 
 log = logging.getLogger("digits.write_ahead_log")
@@ -35,9 +36,10 @@ ACTIVE, SEALED, DAMAGED = ".wal", ".sealed", ".damaged"
 SEGMENT_BYTES = 1 << 21
 MAX_SEGMENT_BYTES = 1 << 27  # of a single record: the images of one bulk request
 RESERVED_SEGMENTS = 10
-FORMAT = 1
+FORMAT = 2
+WITHOUT_SCORES = 1  # the format before, which a service that was updated may find
 # A record begins with the sync marker of its segment, which the file name repeats: random, so that no image can contain a forged record.
-# Then come the format and the length and CRC-32 of the content: a line of JSON, the images, the probabilities.
+# Then come the format and the length and CRC-32 of the content: a line of JSON, the images, the probabilities, the digit scores.
 _HEADER = struct.Struct("<8sBII")
 SYNC_MARKER_BYTES = 8
 MAX_NAME_LENGTH = 32  # of a version or a route, as in the database
@@ -224,16 +226,18 @@ def _sync_marker(path: Path) -> bytes:
 
 def _encode(batch: PredictionBatch) -> list[Buffer]:
     """The content of a record in parts; the arrays are not copied."""
-    head = orjson.dumps([batch.ids, batch.at, batch.version, batch.route, batch.clients])
-    return [head, b"\n", batch.images.data.cast("B"), batch.probabilities.data.cast("B")]
+    places = list(map(list, batch.places))
+    head = orjson.dumps([batch.ids, batch.at, batch.version, batch.route, batch.clients, places])
+    scores = batch.digit_scores if batch.digit_scores is not None else np.full(len(batch.images), np.nan, np.float32)
+    return [head, b"\n", *(array.data.cast("B") for array in (batch.images, batch.probabilities, scores))]
 
 
 def _header(sync_marker: bytes, content: list[Buffer]) -> bytes:
-    return _HEADER.pack(sync_marker, FORMAT, sum(map(len, content)), _checksum(*content))
+    return _HEADER.pack(sync_marker, FORMAT, sum(map(len, content)), _checksum(FORMAT, *content))
 
 
-def _checksum(*content: Buffer) -> int:
-    checksum = zlib.crc32(struct.pack("<BI", FORMAT, sum(map(len, content))))
+def _checksum(format: int, *content: Buffer) -> int:
+    checksum = zlib.crc32(struct.pack("<BI", format, sum(map(len, content))))
     for part in content:
         checksum = zlib.crc32(part, checksum)
     return checksum
@@ -244,26 +248,31 @@ def _decode(content: bytes, position: int, limit: int, sync_marker: bytes) -> tu
 
     Raises ValueError, TypeError or struct.error where no record is whole, or it holds something else.
     """
-    found, version, length, checksum = _HEADER.unpack_from(content, position)
+    found, format, length, checksum = _HEADER.unpack_from(content, position)
     start = position + _HEADER.size
     end = start + length
-    if found != sync_marker or version != FORMAT or end > limit:
+    if found != sync_marker or format not in (FORMAT, WITHOUT_SCORES) or end > limit:
         raise ValueError("no record begins here")
-    if _checksum(memoryview(content)[start:end]) != checksum:
+    if _checksum(format, memoryview(content)[start:end]) != checksum:
         raise ValueError("the record is damaged")
     line = content.index(b"\n", start, end)
-    ids, at, version, route, clients = orjson.loads(content[start:line])
-    at = datetime.fromisoformat(at)
-    _check(ids, at, version, route, clients)
-    middle = line + 1 + len(ids) * PIXELS
-    images = np.frombuffer(content[line + 1 : middle], np.uint8).reshape(len(ids), SIZE, SIZE)
-    probabilities = np.frombuffer(content[middle:end], np.float32).reshape(len(ids), 10)
+    ids, at, version, route, clients, *more = orjson.loads(content[start:line])
+    at, (places,) = datetime.fromisoformat(at), more or [[]]
+    _check(ids, at, version, route, clients, places)
+    ends = list(accumulate([PIXELS, 40, 4] if format == FORMAT else [PIXELS, 40], initial=0))
+    parts = [content[line + 1 + len(ids) * first : line + 1 + len(ids) * last] for first, last in pairwise(ends)]
+    if line + 1 + len(ids) * ends[-1] != end:
+        raise ValueError("the record holds arrays of another size")
+    images = np.frombuffer(parts[0], np.uint8).reshape(len(ids), SIZE, SIZE)
+    probabilities = np.frombuffer(parts[1], np.float32).reshape(len(ids), 10)
+    scores = np.frombuffer(parts[2], np.float32) if format == FORMAT else None
     if not ((probabilities >= 0) & (probabilities <= MAX_PROBABILITY)).all():
         raise ValueError("the record holds other numbers than probabilities")
-    return PredictionBatch(ids, at, version, images, probabilities, route, clients), end
+    found_places = [Place(*place) for place in places]
+    return PredictionBatch(ids, at, version, images, probabilities, route, clients, scores, found_places), end
 
 
-def _check(ids: Any, at: datetime, version: Any, route: Any, clients: Any) -> None:
+def _check(ids: Any, at: datetime, version: Any, route: Any, clients: Any, places: Any) -> None:
     """Raise ValueError or TypeError for what no service logs: a checksum is no signature."""
     if not (isinstance(ids, list) and all(map(_ID.fullmatch, ids)) and len(set(ids)) == len(ids)):
         raise ValueError("expected different ids of 32 hex digits")
@@ -276,7 +285,15 @@ def _check(ids: Any, at: datetime, version: Any, route: Any, clients: Any) -> No
         raise ValueError("expected a client for each id, or none")
     if not all(_is_text(client, MAX_CLIENT_LENGTH) for client in clients):
         raise ValueError("expected the names of clients")
+    if not (isinstance(places, list) and len(places) in (0, len(ids)) and all(map(_is_place, places))):
+        raise ValueError("expected a place for each id, or none")
 
 
 def _is_text(value: Any, length: int) -> bool:
     return isinstance(value, str) and len(value) <= length and value.isprintable()
+
+
+def _is_place(value: Any) -> bool:
+    """Whether it may be a `Place`: as many whole numbers, none below 0."""
+    whole = isinstance(value, list) and len(value) == len(Place._fields) and all(type(part) is int for part in value)
+    return whole and all(0 <= part < 1 << 31 for part in value)

@@ -39,6 +39,10 @@ WRONG: dict[str, dict[str, Any]] = {
     "an escape sequence": {"clients": ["\x1b[31m", ""]},
     "a long client": {"clients": ["a" * 65, ""]},
     "an image too few": {"images": np.zeros((1, 28, 28), np.uint8)},
+    "a place too few": {"places": [(0, 1, 2, 3, 4)]},
+    "a place that is none": {"places": [(0, 1, 2, 3), (0, 1, 2, 3)]},
+    "a place before the picture": {"places": [(0, -1, 2, 3, 4)] * 2},
+    "a score too few": {"digit_scores": np.zeros(1, np.float32)},
     "infinite probabilities": {"probabilities": np.full((2, 10), np.inf, np.float32)},
     "no numbers": {"probabilities": np.full((2, 10), np.nan, np.float32)},
     "negative probabilities": {"probabilities": np.full((2, 10), -0.1, np.float32)},
@@ -49,7 +53,8 @@ def answers(count: int = 3, at: datetime = NOON, version: str = "1", seed: int =
     random = np.random.default_rng(seed)
     probabilities = random.dirichlet(np.ones(10), count).astype(np.float32)
     images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-    return PredictionBatch(new_ids(count), at, version, images, probabilities, "/classify", [f"writer {seed}"] * count)
+    clients, scores = [f"writer {seed}"] * count, random.normal(5, 2, count).astype(np.float32)
+    return PredictionBatch(new_ids(count), at, version, images, probabilities, "/classify", clients, scores)
 
 
 def write(url: str, spool: Path, *batches: PredictionBatch, audit_sample_rate: float = 0.0) -> None:

@@ -86,4 +86,6 @@ def window(
         probabilities=probabilities,
         labels=known,
         audited=known >= 0 if audited is None else audited,
+        digit_scores=np.full(count, np.nan, np.float32),
+        places=[None] * count,
     )

@@ -16,8 +16,8 @@ ARROWS = {
     "flows": {"digits", "models", "monitoring"},
     "ops": {"digits", "models", "monitoring", "flows"},
 }
-# Inside digits: the core is the modules beside the two sub-packages.
-INNER_ARROWS = {"core": set(), "storage": {"core"}, "data": {"core", "storage"}}
+# Inside digits: the core is the modules beside the sub-packages.
+INNER_ARROWS = {"core": set(), "storage": {"core"}, "pictures": {"core"}, "data": {"core", "storage", "pictures"}}
 HOMES = {
     "prefect": "flows",
     "bentoml": "services",
@@ -34,7 +34,7 @@ HOMES = {
     "supervisor": "ops",
     "typer": "ops",
     "boto3": "digits/data/bucket.py",
-    "cv2": "digits/data/rectification.py",
+    "cv2": "digits/pictures",
     "pydantic_settings": "digits/settings.py",
     "dask": "flows",
     "distributed": "flows",
@@ -46,6 +46,8 @@ LAZY = {
     ("bucket.py", "boto3"),
     ("bucket.py", "botocore"),
     ("kaggle_csv.py", "pyarrow"),
+    ("negatives.py", "matplotlib"),
+    ("negatives.py", "scipy"),
     ("intervals.py", "scipy"),
 }
 SLOW = {"tensorflow", "keras", "evidently", "mlflow"}  # 11 s, 11 s, 7 s and 4 s to import
@@ -111,7 +113,7 @@ def imported(module: str, node: ast.stmt) -> list[str]:
 
 
 def package_of(path: str) -> str:
-    """`storage` or `data` for `digits/storage/…` and `digits/data/…`, else `core`."""
+    """The sub-package that a path of `digits/` belongs to, else `core`."""
     parts = path.split("/")
     return parts[1] if len(parts) > 1 and parts[1] in INNER_ARROWS else "core"
 

@@ -27,6 +27,8 @@ class Model:
             probabilities,
             [[digit] for digit in digits.tolist()],
             digits == 9,
+            digits != 8,
+            digits.astype(np.float32),
             [f"id of {digit} from {client}" for digit, client in zip(digits, clients, strict=True)],
         )
 

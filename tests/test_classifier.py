@@ -57,7 +57,7 @@ def test_one_image_is_answered_by_an_object_and_a_list_of_one_by_a_list(
     one = classify(service, sample.images[0])
     assert set(one) == {
         *("id", "digit", "probability", "probabilities"),
-        *("uncertain", "prediction_set", "model_version"),
+        *("uncertain", "prediction_set", "model_version", "is_digit", "digit_score"),
     }
     several = service.client.post("/classify", json={"images": sample.images[:1].tolist()}).json()
     assert set(several) == {"model_version", "predictions"} and len(several["predictions"]) == 1

@@ -158,8 +158,8 @@ def test_coverage_holds_on_held_out_digits_of_a_trained_and_calibrated_model(
     dataset = sources.read(source, mnist=load_settings().mnist, cache=tmp_path_factory.mktemp("cache"))
     dataset = datasets.resplit(dataset, recipe.validation_fraction, recipe.seed)
     model = training.fit(recipe, dataset).model
-    known = conformal.calibrate(training.forward(model, dataset.validation.images), dataset.validation.labels)
-    probabilities = training.forward(model, dataset.test.images)
+    known = conformal.calibrate(training.predict_proba(model, dataset.validation.images), dataset.validation.labels)
+    probabilities = training.predict_proba(model, dataset.test.images)
     shortfall = 1 - known.coverage
     # two sources of chance: which test images, and which validation images (a share of 1 / k of the shortfall, squared)
     n = np.bincount(dataset.test.labels)

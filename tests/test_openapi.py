@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from serving import Service
 
-from digits.data.picture_files import FORMATS
+from digits.pictures.picture_files import FORMATS
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
@@ -31,7 +31,7 @@ def test_the_routes_that_log_images_name_the_client(service: Service) -> None:
         for operation in operations.values()
         if any(parameter["name"] == "X-Client-ID" for parameter in operation.get("parameters", ()))
     }
-    assert named == {"/classify", "/classify_file", "/classify_bulk"}
+    assert named == {"/classify", "/classify_file", "/classify_bulk", "/read"}
 
 
 def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -47,7 +47,7 @@ def document(service: Service) -> dict[str, Any]:
 def test_the_document_is_valid_and_names_every_operation_once(document: dict[str, Any]) -> None:
     openapi_spec_validator.validate(document)
     names = [operation["operationId"] for operation in operations(document).values()]
-    assert len(set(names)) == len(names) == 11
+    assert len(set(names)) == len(names) == 12
 
 
 def test_every_body_and_answer_has_an_example_of_its_schema(document: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ def test_every_body_and_answer_has_an_example_of_its_schema(document: dict[str, 
     for media in problems:
         jsonschema.validate(media["example"], {**media["schema"], "components": document["components"]})
     assert len({media["example"]["error"] for media in problems}) == len(problems) == 12
-    assert found == 11 + 4 + len(FORMATS)
+    assert found == 12 + 5 + 2 * len(FORMATS)
 
 
 def test_the_example_of_a_request_is_answered(document: dict[str, Any], service: Service) -> None:

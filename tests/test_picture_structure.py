@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from test_rectification import encode, seven
 
 from bench import attack
-from digits.data import picture_structure, rectification
+from digits.pictures import picture_structure, rectification
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:

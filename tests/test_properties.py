@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digits import images
-from digits.data import datasets, rectification, sources
+from digits.data import datasets, sources
 from digits.data.datasets import BadData
 from digits.images import Split
+from digits.pictures import rectification
 from digits.storage import database, predictions
 from digits.storage.database import DatabaseUnavailable
 from digits.storage.predictions import PredictionBatch, new_ids

@@ -12,7 +12,7 @@ from monitored import held_out
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from digits.data import rectification
+from digits.pictures import rectification
 
 Picture = NDArray[np.uint8]
 

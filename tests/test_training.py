@@ -28,7 +28,7 @@ def trained(dataset: Dataset) -> training.TrainingResult:
 
 
 def test_it_learns_real_digits(dataset: Dataset, trained: training.TrainingResult) -> None:
-    probabilities = training.forward(trained.model, dataset.test.images)
+    probabilities = training.predict_proba(trained.model, dataset.test.images)
     assert evaluation.accuracy(probabilities, dataset.test.labels).value > 0.9
     assert len(trained.history) == 3
     assert trained.history[-1]["loss"] < trained.history[0]["loss"] / 2
@@ -90,7 +90,7 @@ def test_patience_stops_early_and_restores_the_best_weights(dataset: Dataset) ->
     accuracies = [epoch["val_accuracy"] for epoch in trained.history]
     best = int(np.argmax(accuracies))
     assert len(accuracies) == best + 3 < 60
-    probabilities = training.forward(trained.model, dataset.validation.images)
+    probabilities = training.predict_proba(trained.model, dataset.validation.images)
     assert evaluation.accuracy(probabilities, dataset.validation.labels).value == pytest.approx(accuracies[best])
 
 
@@ -112,17 +112,17 @@ def test_an_ensemble_is_the_geometric_mean_of_its_models(dataset: Dataset) -> No
     ensemble = training.fit(recipe, dataset)
     members = [training.fit(recipe.model_copy(update={"n_models": 1, "seed": seed}), dataset) for seed in (0, 1)]
     images = dataset.test.images
-    logs = [np.log(training.forward(one.model, images)) * one.temperature for one in members]
+    logs = [np.log(training.predict_proba(one.model, images)) * one.temperature for one in members]
     expected = np.exp(np.mean(logs, axis=0) / ensemble.temperature)
     expected /= expected.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(training.forward(ensemble.model, images), expected, atol=1e-4)
+    np.testing.assert_allclose(training.predict_proba(ensemble.model, images), expected, atol=1e-4)
 
 
 def test_a_convolutional_network_trains_exports_and_may_be_served(dataset: Dataset) -> None:
     architecture = Convolutional(filters=(8, 16), dense=64, batch_norm=True, dropout=0.2)
     recipe = QUICK.model_copy(update={"architecture": architecture, "epochs": 5})
     model = training.fit(recipe, dataset).model
-    probabilities = training.forward(model, dataset.test.images)
+    probabilities = training.predict_proba(model, dataset.test.images)
     assert evaluation.accuracy(probabilities, dataset.test.labels).value > 0.8
     content = export.to_onnx(model)
     export.check_equal(onnx_model.load(content).predict_proba(dataset.test.images), probabilities, dataset.test.images)

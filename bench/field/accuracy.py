@@ -242,6 +242,8 @@ def _window(images: Images, labels: Labels) -> PredictionWindow:
         probabilities=probabilities,
         labels=np.full(count, -1, np.int8),
         audited=np.zeros(count, np.bool_),
+        digit_scores=np.full(count, np.nan, np.float32),
+        places=[None] * count,
     )
 
 

@@ -175,7 +175,7 @@ def champion() -> PredictProba:
 
     recipe = recipes.find("compact")
     trained = training.fit(recipe, candidates.split(mnist(), recipe))
-    training.forward(trained.model, mnist().test.images[:10])  # Keras exports only models that were called
+    training.predict_proba(trained.model, mnist().test.images[:10])  # Keras exports only models that were called
     return onnx_model.load(export.to_onnx(trained.model)).predict_proba
 
 

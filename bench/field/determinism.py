@@ -103,7 +103,7 @@ def _held_out() -> tuple[Split, NDArray[np.float32]]:
     dataset = datasets.resplit(dataset, COMPACT.validation_fraction or 0.2, seed=0)
     model = training.fit(COMPACT.model_copy(update={"epochs": 8}), dataset).model
     held_out = datasets.join(dataset.validation, dataset.test)
-    return held_out, training.forward(model, held_out.images)
+    return held_out, training.predict_proba(model, held_out.images)
 
 
 def _one_threshold(scores: NDArray[np.float32], level: float) -> float:

@@ -1,1 +1,1 @@
-"""Where images and labels come from: sources, data sets, the inbox, the bucket, rectification of pictures, perturbations."""
+"""Where images and labels come from: sources, data sets, the inbox, the bucket, perturbations."""

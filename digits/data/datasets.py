@@ -6,9 +6,6 @@ import json
 import logging
 import re
 import shutil
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +19,7 @@ from numpy.typing import NDArray
 
 from digits import files
 from digits.data import bucket, splitting
-from digits.errors import first_line
+from digits.errors import READ_ERRORS, first_line
 from digits.images import Images, Split
 from digits.settings import Bucket
 
@@ -32,11 +29,6 @@ log = logging.getLogger("digits.data.datasets")
 VALIDATION_SHARE_OF_TRAIN = 1 / 6
 # A fifth of an even share; the rarest digit of MNIST has 0.089.
 MIN_CLASS_SHARE = 0.02
-# What Python, NumPy and Pillow raise on damaged files; MemoryError because a damaged header may request any size.
-READ_ERRORS = (
-    OSError, EOFError, ValueError, LookupError, MemoryError, RuntimeError, SyntaxError, TypeError, OverflowError,
-    struct.error, zlib.error, zipfile.BadZipFile,
-)  # fmt: skip
 FACTS = ("source", "overlap_removed", "parent", "near_duplicates")  # the fields of a data set beside its arrays
 PARTS = ("train", "validation", "test")
 DatasetStore = Path | Bucket  # a folder of this machine, with or without a bucket that shares it

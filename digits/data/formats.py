@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from digits.data import kaggle_csv, rectification
+from digits.data import kaggle_csv
 from digits.data.datasets import BadData, reading
 from digits.errors import first_line
 from digits.images import SIZE, Split
+from digits.pictures import rectification
 
 LIMIT_BYTES = 2_000_000_000  # decompressed; Kaggle's 42,000 rows are 77 million bytes of text
 # Of a CSV: the reasons take 400 bytes each, and a file of the limit may have a billion lines.

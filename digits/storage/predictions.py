@@ -1,6 +1,7 @@
 """The prediction log: predictions with their images, stored in batches, labelled later by feedback, read in windows of time."""
 
 import heapq
+import math
 import os
 import random
 import re
@@ -24,7 +25,7 @@ from digits.images import PIXELS, SIZE, Images, Labels
 from digits.storage import database, labels
 from digits.storage.labels import AUDITOR
 
-STATEMENT_ROWS = 1024  # of 9 values; SQLite accepts 32,766 values, PostgreSQL 65,535
+STATEMENT_ROWS = 1024  # of 11 values; SQLite accepts 32,766 values, PostgreSQL 65,535
 # Predictions in a row of the table. Larger rows would be no faster, and a row is read whole for one of its predictions.
 MAX_PER_ROW = 1000
 READ_ROWS = 100  # of the table, for each query or transaction
@@ -48,6 +49,10 @@ batches = sa.Table(
     sa.Column("ids", sa.LargeBinary, nullable=False),  # 16 bytes each, all of one millisecond
     sa.Column("probabilities", sa.LargeBinary, nullable=False),  # 10 float32 each, little-endian
     sa.Column("images", sa.LargeBinary, nullable=False),  # 28 x 28 uint8 each, row by row
+    sa.Column("digit_scores", sa.LargeBinary),  # a float32 each, little-endian; NULL where the model has none
+    sa.Column(
+        "places", sa.Text
+    ),  # a JSON list, for digits read from one picture: line, left, top, width, height of each
     sa.Index("prediction_batches_at", "at"),
 )
 
@@ -57,6 +62,16 @@ _COUNT = func.length(batches.c.ids) / ID_BYTES
 
 class UnknownPrediction(LookupError):
     """No prediction has this id."""
+
+
+class Place(NamedTuple):
+    """Where a digit stands in the picture that it was read from."""
+
+    line: int  # from the top, counted from 0
+    left: int  # pixels of the upright picture, as all that follow
+    top: int
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,8 @@ class PredictionWindow:
     probabilities: NDArray[np.float32]  # (n, 10)
     labels: NDArray[np.int8]  # (n,), the true digit according to feedback, else -1
     audited: NDArray[np.bool_]  # (n,), whether the label belongs to the audit sample
+    digit_scores: NDArray[np.float32]  # (n,), NaN where unknown
+    places: list[Place | None]  # of a digit that was read with others from a picture
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -89,6 +106,8 @@ class PredictionBatch(NamedTuple):
     probabilities: NDArray[np.float32]  # (n, 10)
     route: str
     clients: Sequence[str] = ()  # who sent each image; empty where nobody is known
+    digit_scores: NDArray[np.float32] | None = None  # (n,), NaN or None where the model has none
+    places: Sequence[Place] = ()  # of digits that were read from one picture
 
 
 def new_ids(count: int = 1) -> list[str]:
@@ -145,6 +164,8 @@ def _rows(batch: PredictionBatch, at: Any, audit_sample_rate: float) -> Iterator
             bytes.fromhex("".join(ids[part])),
             batch.probabilities[part].tobytes(),
             batch.images[part].tobytes(),
+            None if batch.digit_scores is None else batch.digit_scores[part].tobytes(),
+            orjson.dumps(list(map(list, batch.places[part]))).decode() if batch.places else None,
         )
 
 
@@ -281,6 +302,8 @@ class _Logged(NamedTuple):
     route: str
     client: str
     drawn: bool  # for the audit sample
+    digit_score: float
+    place: Place | None
 
 
 def _window(
@@ -295,9 +318,13 @@ def _window(
         chosen = range(len(ids)) if positions is None else positions[row.first_id]
         images.append(_array(row, "images", np.uint8, PIXELS)[chosen])
         probabilities.append(_array(row, "probabilities", np.float32, 10)[chosen])
+        # Batches that were stored before there were scores have none.
+        scores = [math.nan] * len(ids) if row.digit_scores is None else _array(row, "digit_scores", np.float32, 1)[:, 0]
+        places = orjson.loads(row.places or "[]")
         for n in chosen:
             client = clients[n] if len(clients) > 1 else clients[0]
-            found.append(_Logged(row.at, ids[n], row.version, row.route, client, n in audit))
+            place = Place(*places[n]) if places else None
+            found.append(_Logged(row.at, ids[n], row.version, row.route, client, n in audit, scores[n], place))
     given = labels.read(connection, [one.id for one in found])
     return _assembled(found, np.concatenate(images), np.concatenate(probabilities), given)
 
@@ -320,6 +347,8 @@ def _assembled(
         probabilities=probabilities,
         labels=np.array([given[one.id].label if one.id in given else -1 for one in logged], np.int8),
         audited=np.fromiter(is_audited, np.bool_, len(logged)),
+        digit_scores=np.array([one.digit_score for one in logged], np.float32),
+        places=[one.place for one in logged],
     )
 
 

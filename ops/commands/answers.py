@@ -1,5 +1,6 @@
-"""`digits predict`, `score` and `traffic`: predictions for files and test digits."""
+"""`digits predict`, `read`, `score` and `traffic`: predictions for files and test digits."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,18 +24,38 @@ def predict(
 
     platform = Platform()
     model = platform.models.fetch() if direct else None
-    client, failed = endpoint.open_client(platform.settings), False
-    for file in files:
-        try:
-            upload = {"file": file.read_bytes()}
-            answer = (
-                _classify(model, **upload) if model else endpoint.call(client, "POST", "/classify_file", files=upload)
-            )
-            print(f"{file}: {answer['digit']} ({answer['probability']:.1%}, digits v{answer['model_version']})")
-        except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            failed = True
-            print(f"{file}: {error.strerror if isinstance(error, OSError) else error}")
-    raise SystemExit(1 if failed else 0)
+    client = endpoint.open_client(platform.settings)
+
+    def describe(file: bytes) -> str:
+        upload = {"file": file}
+        answer = _classify(model, file) if model else endpoint.call(client, "POST", "/classify_file", files=upload)
+        return f"{answer['digit']} ({answer['probability']:.1%}, digits v{answer['model_version']})"
+
+    _print_for_each(files, describe)
+
+
+def read(
+    files: list[Path],
+    length: Annotated[int | None, typer.Option(min=1, max=100, help="Number of digits in each line.")] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="Regular expression of digits, spaces and . , - / that each line matches.")
+    ] = None,
+) -> None:
+    """Read whole numbers from pictures, line by line."""
+    from ops import endpoint
+
+    client = endpoint.open_client(load_settings())
+    options = {name: value for name, value in (("length", length), ("pattern", pattern)) if value is not None}
+
+    def describe(file: bytes) -> str:
+        answer = endpoint.call(client, "POST", "/read", files={"file": file}, params=options)
+        lines = [
+            f"{line['text']} ({line['confidence']:.1%}{', uncertain' if line['uncertain'] else ''})"
+            for line in answer["lines"]
+        ]
+        return "; ".join(lines) + f", digits v{answer['model_version']}"
+
+    _print_for_each(files, describe)
 
 
 def score(
@@ -71,9 +92,21 @@ def traffic(
     print(traffic.send(settings, test, n, seed, labels, route, clients))
 
 
+def _print_for_each(files: list[Path], describe: Callable[[bytes], str]) -> None:
+    """Print a line about each file; exit with 1 where one cannot be read or is refused."""
+    failed = False
+    for file in files:
+        try:
+            print(f"{file}: {describe(file.read_bytes())}")
+        except (ValueError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            failed = True
+            print(f"{file}: {error.strerror if isinstance(error, OSError) else error}")
+    raise SystemExit(1 if failed else 0)
+
+
 def _classify(model: "VerifiedModel", file: bytes) -> dict[str, Any]:
     """The answer of a model in this process, which logs nothing."""
-    from digits.data import rectification
+    from digits.pictures import rectification
 
     (probabilities,) = model.predict_proba(rectification.decode(file)[None])
     digit = int(probabilities.argmax())

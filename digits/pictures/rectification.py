@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from digits.data import picture_files
-from digits.data.picture_files import MAX_PIXELS, Grey
 from digits.images import SIZE
+from digits.pictures import picture_files
+from digits.pictures.picture_files import MAX_PIXELS, Grey
 
 # Longest side in pixels of a picture, while the digit is searched in it, while the light is estimated, of the digit found, and in MNIST.
 _PICTURE, _SEARCH, _LIGHT, _FINE, _DIGIT = 1024, 256, 64, 120, 20
 # Stroke widths of MNIST's test digits, as `_stroke_width` estimates them at 20 pixels: 5 % 1.75, median 2.5, 95 % 3.9, 99 % 4.7.
 _THINNEST, _THIN, _THICK, _THICKEST = 1.8, 2.1, 3.7, 4.4
+
+_FAINT = 80  # of 255: ink from which a pixel belongs to a digit rather than to its soft edge
 
 Ink = NDArray[np.uint8]  # (height, width), 0 = paper, 255 = ink
 
@@ -31,11 +33,17 @@ def decode(body: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     paper whose digit has MNIST's size and place. Raises ValueError when the body is no readable
     picture, has more than `max_pixels`, is blank, or clearly shows no digit or several.
     """
-    picture = picture_files.open_upright(body, _PICTURE, max_pixels)
+    picture = picture_files.open_upright(body, _PICTURE, max_pixels).image
     exact = _already_mnist(picture)
     if exact is not None:
         return exact
-    return _centred(_even_stroke(_digit(picture_files.to_grey(picture, _PICTURE))))
+    return to_mnist(_digit(picture_files.to_grey(picture, _PICTURE)))
+
+
+def to_mnist(ink: Ink) -> NDArray[np.uint8]:
+    """The (28, 28) image of a digit's ink without the paper around it, with a stroke as wide as MNIST's; blank where there is none."""
+    mask = (ink > _FAINT).astype(np.uint8)
+    return to_frame(_even_stroke(ink[_box(mask)])) if mask.any() else np.zeros((SIZE, SIZE), np.uint8)
 
 
 def _already_mnist(picture: Image.Image) -> NDArray[np.uint8] | None:
@@ -74,8 +82,8 @@ def _ring(shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 def _digit(grey: Grey) -> Ink:
     """The ink of the one digit in a picture, at most 120 pixels high and wide, without dust, frames and the paper around."""
-    small = _scaled(grey, min(1.0, _SEARCH / max(grey.shape)))
-    ink = _ink(small)
+    small = scaled(grey, min(1.0, _SEARCH / max(grey.shape)))
+    ink = find_ink(small)
     # Widening joins broken strokes and keeps the soft edge of the ink.
     mask = (ink > 127).astype(np.uint8)
     wide = cv2.dilate(mask, _square(1 + 2 * math.ceil(max(ink.shape) / 256)))
@@ -86,9 +94,9 @@ def _digit(grey: Grey) -> Ink:
     return np.where(keep, ink, 0)[box].astype(np.uint8)
 
 
-def _ink(grey: Grey) -> Ink:
+def find_ink(grey: Grey) -> Ink:
     """How much ink covers each pixel: polarity from the paper, uneven light removed, faint ink strengthened."""
-    small = _scaled(grey, min(1.0, _LIGHT / max(grey.shape)))
+    small = scaled(grey, min(1.0, _LIGHT / max(grey.shape)))
     # Paper is in the majority around each pixel. The few strong differences are ink, the many weak ones are shades of the paper.
     paper = cv2.medianBlur(small, 1 + 2 * (max(small.shape) // 5)).astype(np.float32)
     darker, lighter = (np.maximum(sign * (small - paper) - 5, 0) for sign in (-1, 1))
@@ -117,7 +125,7 @@ def _light(grey: Grey) -> Grey:
     return np.asarray(cv2.blur(light, (5, 5)), np.uint8)
 
 
-def _scaled(picture: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
+def scaled(picture: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
     """Another size: each pixel is the mean of those it covers, or cubic between its neighbours when the picture grows."""
     height, width = (max(1, int(scale * side + 0.5)) for side in picture.shape)
     if picture.shape == (height, width):
@@ -186,18 +194,25 @@ def _refuse_several(components: NDArray[np.int32]) -> None:
 
 def _even_stroke(digit: Ink) -> Ink:
     """The digit at 120 pixels with a stroke as wide as MNIST's: at 28 x 28 a fine pen would fade and a broad one fill the loops."""
-    fine: Any = np.pad(_scaled(digit, _FINE / max(digit.shape)), 24)
-    stroke = _stroke_width(fine) * _DIGIT / _FINE
-    if stroke < _THINNEST:
-        fine = cv2.dilate(fine, _window(_THIN - stroke))
-    elif stroke > _THICKEST and min(digit.shape) > max(digit.shape) // 4:
-        fine = cv2.erode(fine, _window(min(stroke - _THICK, 0.4 * stroke)))
+    fine = np.pad(scaled(digit, _FINE / max(digit.shape)), 24)
+    # A slim one would lose its ends.
+    fine = even_stroke(fine, _FINE, may_thin=min(digit.shape) > max(digit.shape) // 4)
     return fine[_box((fine > 127).astype(np.uint8))] if fine.max() > 127 else fine
 
 
-def _window(pixels: float) -> NDArray[np.uint8]:
+def even_stroke(ink: Ink, digit_height: float, may_thin: bool = True) -> Ink:
+    """The ink of digits of this height in pixels, with strokes that are neither finer nor broader than MNIST's."""
+    stroke = _stroke_width(ink) * _DIGIT / digit_height
+    if stroke < _THINNEST:
+        return np.asarray(cv2.dilate(ink, _window(_THIN - stroke, digit_height)), np.uint8)
+    if stroke > _THICKEST and may_thin:
+        return np.asarray(cv2.erode(ink, _window(min(stroke - _THICK, 0.4 * stroke), digit_height)), np.uint8)
+    return ink
+
+
+def _window(pixels: float, digit_height: float) -> NDArray[np.uint8]:
     """The window of a dilation or erosion that changes the stroke by about so many of MNIST's pixels."""
-    return _square(1 + 2 * max(1, min(11, round(pixels * _FINE / _DIGIT / 2))))
+    return _square(1 + 2 * max(1, min(11, round(pixels * digit_height / _DIGIT / 2))))
 
 
 def _stroke_width(ink: Ink) -> float:
@@ -206,12 +221,12 @@ def _stroke_width(ink: Ink) -> float:
     return float(2 * cv2.sumElems(ink)[0] / max(outline * np.pi / 4, 1e-6))
 
 
-def _centred(digit: Ink) -> NDArray[np.uint8]:
+def to_frame(digit: Ink) -> NDArray[np.uint8]:
     """Scaled to 20 pixels on its longest side and placed in 28 x 28 so that its centre of mass is where MNIST's is.
 
     On MNIST's 10,000 test digits it is between 13.5 and 14.5 in both directions, without exception.
     """
-    small = _scaled(digit, _DIGIT / max(digit.shape))
+    small = scaled(digit, _DIGIT / max(digit.shape))
     height, width = small.shape
     moments = cv2.moments(small)
     mass = max(moments["m00"], 1e-6)

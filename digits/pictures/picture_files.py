@@ -2,14 +2,14 @@
 
 import io
 import struct
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageChops, ImageStat, UnidentifiedImageError
 
-from digits.data import picture_structure
-from digits.data.datasets import READ_ERRORS
-from digits.errors import quote
+from digits.errors import READ_ERRORS, quote
+from digits.pictures import picture_structure
 
 MAX_PIXELS = 24_000_000  # of an uploaded picture: a phone's photo has 12 million
 # Of a side, as in JPEG: Pillow needs memory for each row, 250 MB for 24 million rows of one pixel.
@@ -34,8 +34,15 @@ MAX_TAGS = 200
 Grey = NDArray[np.uint8]  # (height, width), 0 = black, 255 = white
 
 
-def open_upright(body: bytes, max_side: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The decoded picture, upright; a JPEG much larger than `max_side` pixels may be smaller, but not below that.
+class Picture(NamedTuple):
+    """A decoded picture, upright, and the width and height that it has in the file."""
+
+    image: Image.Image
+    size: tuple[int, int]
+
+
+def open_upright(body: bytes, max_side: int, max_pixels: int = MAX_PIXELS) -> Picture:
+    """The picture; the image of a JPEG much larger than `max_side` pixels may be smaller than its size, but not below that.
 
     Raises ValueError when the body is no readable picture or has more than `max_pixels`.
     """
@@ -49,9 +56,12 @@ def open_upright(body: bytes, max_side: int, max_pixels: int = MAX_PIXELS) -> Im
         kind = f"{picture.format} file"
         refusal = _refusal(picture, max_pixels)
         if refusal is None:
+            size = picture.size
             picture.draft("L", (max_side, max_side))  # lets a large JPEG be decoded at a fraction of its size
             picture.load()
-            return _upright(picture)
+            turned = _upright(picture)
+            is_on_its_side = turned.size != picture.size
+            return Picture(turned, size[::-1] if is_on_its_side else size)
     except UnidentifiedImageError:
         found = f"the file begins with {quote(body.lstrip()[:12].decode('latin-1'))} and is no picture"
         raise ValueError(f"{found}; send a PNG, JPEG, WebP or BMP file") from None
