@@ -41,13 +41,16 @@ def data_for(recipe: Recipe) -> Dataset:
     return datasets.resplit(data, recipe.validation_fraction, recipe.seed)
 
 
+def mean_interval(values: list[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean (Student's t)."""
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values) - half, statistics.mean(values) + half
+
+
 def over_seeds(accuracies: list[float]) -> str:
-    """Mean, 95 % interval of the mean (Student's t) and standard deviation."""
-    mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
-    half = float(t.ppf(0.975, len(accuracies) - 1)) * spread / len(accuracies) ** 0.5
-    return (
-        f"mean {mean:.2%} [{mean - half:.2%}, {mean + half:.2%}] over {len(accuracies)} seeds, deviation {spread:.2%}"
-    )
+    """Mean, 95 % interval of the mean and standard deviation."""
+    mean, spread, (low, high) = statistics.mean(accuracies), statistics.stdev(accuracies), mean_interval(accuracies)
+    return f"mean {mean:.2%} [{low:.2%}, {high:.2%}] over {len(accuracies)} seeds, deviation {spread:.2%}"
 
 
 def measure(recipe: Recipe, seeds: int, ensemble: bool) -> None:

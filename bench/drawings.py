@@ -1,25 +1,14 @@
-"""How many drawings the endpoint reads: MNIST test digits redrawn large, dark on light, off-centre, with thin and thick pens.
+"""MNIST's digits redrawn large, dark on light, off-centre, with thin and thick pens, for `bench.handwriting`.
 
-    DIGITS_MNIST=/path/to/mnist.npz python -m bench.drawings --recipe augmented
-
-Each digit is thinned to its skeleton and drawn again with a round pen, unlike any training image, then sent as a
-PNG to `/classify_file` of the real service. `--save FOLDER` keeps the pictures.
+Each digit is thinned to its skeleton and drawn again with a round pen, unlike any training image.
 """
 
-import argparse
 import io
-from collections import defaultdict
-from pathlib import Path
 
-import httpx
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
-
-from bench import harness
-from digits import intervals
-from models import recipes
 
 # Side of the picture in pixels.
 PAPER = 400
@@ -27,42 +16,6 @@ PAPER = 400
 ENLARGED = 8
 # Diameters in pixels; MNIST's own pen would have about 20.
 PENS = (8, 14, 20, 28)
-MIN_ACCURACY = 0.97
-
-
-def main() -> None:
-    """Train, serve, draw, and print the share of right answers for each pen."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", default="augmented", choices=recipes.RECIPES)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--count", type=int, default=500)
-    parser.add_argument("--save", type=Path)
-    arguments = parser.parse_args()
-    recipe = recipes.find(arguments.recipe)
-    if arguments.epochs:
-        recipe = recipe.model_copy(update={"epochs": arguments.epochs})
-    dataset = harness.data()
-    random = np.random.default_rng(0)
-    chosen = random.choice(len(dataset.test), arguments.count, replace=False)
-    right: dict[int, list[bool]] = defaultdict(list)
-    with harness.home() as settings, harness.mlflow(settings):
-        harness.register(settings, recipe, dataset)
-        with harness.service(settings), httpx.Client(base_url=settings.service_url, timeout=30) as client:
-            for position, index in enumerate(chosen):
-                pen = PENS[position % len(PENS)]
-                picture = png(draw(dataset.test.images[index], pen, random))
-                answer = client.post("/classify_file", content=picture, headers={"Content-Type": "image/png"})
-                digit, label = answer.json().get("digit"), int(dataset.test.labels[index])
-                right[pen].append(digit == label)
-                if arguments.save:
-                    arguments.save.mkdir(parents=True, exist_ok=True)
-                    (arguments.save / f"{index}-{label}-read-as-{digit}-pen-{pen}.png").write_bytes(picture)
-    for pen in PENS:
-        print(f"pen of {pen:2} pixels: {intervals.wilson(sum(right[pen]), len(right[pen]))} of {len(right[pen])}")
-    total = sum(map(sum, right.values()))
-    print(
-        f"{recipe.name}, {recipe.epochs} epochs: {intervals.wilson(total, len(chosen))} of {len(chosen)} (at least {MIN_ACCURACY:.0%})"
-    )
 
 
 def draw(image: NDArray[np.uint8], pen: int, random: np.random.Generator) -> NDArray[np.uint8]:
@@ -104,7 +57,3 @@ def png(picture: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-if __name__ == "__main__":
-    main()

@@ -68,6 +68,12 @@ def photographed(digits: Split, random: Random) -> NumberPicture:
     return NumberPicture(_photograph(page, random), writing.lines)
 
 
+def photographed_digit(digits: Split, random: Random) -> NumberPicture:
+    """One digit on a plain sheet that was photographed."""
+    writing = write(digits, random, slope_degrees=6, max_digits=1)
+    return NumberPicture(_photograph(_page(writing, random, None), random), writing.lines)
+
+
 def several_lines(digits: Split, random: Random) -> NumberPicture:
     """Two to five lines on plain paper."""
     return _scanned(write(digits, random, n_lines=int(random.integers(2, 6))), random)
@@ -93,10 +99,11 @@ def write(
     n_lines: int = 1,
     touch: float = 0.0,
     slope_degrees: float = 10.0,
+    max_digits: int = MAX_DIGITS,
 ) -> Writing:
-    """Lines of one to eight digits, all lines with the same slope; `touch` is the share of neighbours that touch."""
+    """Lines of at most so many digits, all lines with the same slope; `touch` is the share of neighbours that touch."""
     height = float(random.uniform(32, 90))
-    written = [_line(digits, random, height, touch) for _ in range(n_lines)]
+    written = [_line(digits, random, height, touch, max_digits) for _ in range(n_lines)]
     pitch = height * random.uniform(1.7, 2.5)
     slope = np.tan(np.radians(random.uniform(-slope_degrees, slope_degrees)))
     widest = max(ink.shape[1] for ink, _, _ in written)
@@ -116,10 +123,10 @@ def write(
 
 
 def _line(
-    digits: Split, random: Random, height: float, touch: float
+    digits: Split, random: Random, height: float, touch: float, max_digits: int
 ) -> tuple[Ink, list[tuple[Ink, tuple[float, float]]], str]:
     """The ink of a level line, its digits with their places across and down, and its text."""
-    n = int(random.integers(2 if touch else 1, MAX_DIGITS + 1))
+    n = int(random.integers(2 if touch else 1, max_digits + 1))
     chosen = random.integers(len(digits), size=n)
     touches = random.random(n) < touch
     if touch:

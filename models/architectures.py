@@ -5,9 +5,9 @@ dense networks only (`suggest_recipe` in `models/search.py`).
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from digits.images import SIZE
 from models import backend
@@ -69,33 +69,40 @@ class Dense(_Regularized):
 
 
 class Convolutional(_Regularized):
-    """Strided ReLU convolutions, one hidden dense layer, ten outputs."""
+    """ReLU convolutions, one hidden dense layer, ten outputs; filters, kernels and strides have one entry for each convolution."""
 
     # On a CPU, XLA's convolutions take fifteen times as long as TensorFlow's own.
     xla: ClassVar[bool] = False
     kind: Literal["convolutional"] = "convolutional"
-    filters: Widths = Field((32, 64), min_length=1, description="Feature maps of each convolution.")
-    kernel_size: int = Field(5, ge=1, le=SIZE, description="Height and width of each kernel in pixels.")
-    strides: int = Field(2, ge=1, le=SIZE, description="Step of each convolution in pixels.")
-    dense: int = Field(256, ge=1, description="Width of the hidden dense layer.")
+    filters: Widths = Field((32, 64, 96, 96), min_length=1, description="Feature maps of each convolution.")
+    kernels: Widths = Field((5, 3, 3, 3), description="Height and width of each convolution's kernels in pixels.")
+    strides: Widths = Field((2, 1, 2, 1), description="Step of each convolution in pixels; 2 halves height and width.")
+    dense: int = Field(128, ge=1, description="Width of the hidden dense layer.")
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        lengths = len(self.filters), len(self.kernels), len(self.strides)
+        if len(set(lengths)) > 1:
+            raise ValueError(f"filters, kernels and strides have {lengths} entries; expected one for each convolution")
+        return self
 
     def build(self, pixels: Any, next_seed: Seeds, outputs: int = 10) -> Any:
         """Logits of shape (n, outputs) from pixels of shape (n, 28, 28) between 0 and 1."""
         keras, _ = backend.load()
 
         flow = keras.layers.Reshape((SIZE, SIZE, 1))(pixels)
-        for maps in self.filters:
+        for filters, kernel, stride in zip(self.filters, self.kernels, self.strides, strict=True):
             start = keras.initializers.GlorotUniform(next_seed())
             options = {"padding": "same", "use_bias": not self.batch_norm, "kernel_initializer": start}
-            convolution = keras.layers.Conv2D(maps, self.kernel_size, self.strides, **options)
-            flow = self._activate(convolution(flow), "relu")
+            flow = self._activate(keras.layers.Conv2D(filters, kernel, stride, **options)(flow), "relu")
         flow = self._hidden(keras.layers.Flatten()(flow), self.dense, "relu", next_seed)
         return _dense(flow, outputs, next_seed)
 
     def __str__(self) -> str:
-        """Such as `5×5 stride 2 convolutions 32-64, dense 256-10, batch norm`."""
-        convolutions = f"{self.kernel_size}×{self.kernel_size} stride {self.strides} convolutions"
-        return self._described(f"{convolutions} {'-'.join(map(str, self.filters))}, dense {self.dense}-10")
+        """Such as `convolutions 32 5×5/2, 64 3×3/1; dense 128-10, batch norm`."""
+        each = zip(self.filters, self.kernels, self.strides, strict=True)
+        convolutions = ", ".join(f"{filters} {kernel}×{kernel}/{stride}" for filters, kernel, stride in each)
+        return self._described(f"convolutions {convolutions}; dense {self.dense}-10")
 
 
 Architecture = Annotated[Dense | Convolutional, Field(discriminator="kind")]

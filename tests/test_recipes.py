@@ -41,7 +41,9 @@ def test_compact_has_exactly_the_parameters_it_is_known_for() -> None:
 
 
 def test_a_recipe_survives_json() -> None:
-    convolutional = training.Recipe(name="x", architecture=Convolutional(filters=(4,)), epochs=1)
+    convolutional = training.Recipe(
+        name="x", architecture=Convolutional(filters=(4,), kernels=(3,), strides=(2,)), epochs=1
+    )
     for recipe in (convolutional, *(preset.recipe for preset in recipes.RECIPES.values())):
         assert training.Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
@@ -52,6 +54,7 @@ def test_the_architecture_is_chosen_by_its_kind() -> None:
     for architecture, message in (
         ({"kind": "recurrent"}, "recurrent"),
         ({"kind": "convolutional", "hidden": [8]}, "hidden"),
+        ({"kind": "convolutional", "filters": [8]}, r"\(1, 4, 4\) entries"),
     ):
         with pytest.raises(ValidationError, match=message):
             training.Recipe.model_validate({**fields, "architecture": architecture})

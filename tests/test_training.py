@@ -119,7 +119,9 @@ def test_an_ensemble_is_the_geometric_mean_of_its_models(dataset: Dataset) -> No
 
 
 def test_a_convolutional_network_trains_exports_and_may_be_served(dataset: Dataset) -> None:
-    architecture = Convolutional(filters=(8, 16), dense=64, batch_norm=True, dropout=0.2)
+    architecture = Convolutional(
+        filters=(8, 16), kernels=(5, 3), strides=(2, 2), dense=64, batch_norm=True, dropout=0.2
+    )
     recipe = QUICK.model_copy(update={"architecture": architecture, "epochs": 5})
     model = training.fit(recipe, dataset).model
     probabilities = training.predict_proba(model, dataset.test.images)

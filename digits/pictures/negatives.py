@@ -50,9 +50,11 @@ def negatives(digits: Images, count: int, random: Random) -> Images:
     return np.resize(made, (count, SIZE, SIZE))
 
 
-def printed(letters: str, fonts: list[ImageFont.FreeTypeFont]) -> Images:
-    """Each letter in each font, (len(fonts) * len(letters), 28, 28), as a picture of it is rectified."""
-    return np.stack([to_mnist(_printed(letter, font)) for font in fonts for letter in letters])
+def printed(letter: str, font: ImageFont.FreeTypeFont) -> Ink:
+    """The letter on a page of 160 x 160 pixels."""
+    page = Image.new("L", (2 * FONT_SIZE, 2 * FONT_SIZE))
+    ImageDraw.Draw(page).text((FONT_SIZE // 2, FONT_SIZE // 3), letter, fill=255, font=font)
+    return np.asarray(page)
 
 
 def evaluation_fonts() -> list[ImageFont.FreeTypeFont]:
@@ -108,7 +110,7 @@ def letters(digits: Images, random: Random) -> Iterator[Ink]:
     while True:
         letter = (LETTERS + SIGNS)[random.integers(len(LETTERS + SIGNS))]
         if random.random() < 0.5:
-            ink = _printed(letter, fonts[random.integers(len(fonts))])
+            ink = printed(letter, fonts[random.integers(len(fonts))])
         else:
             ink = np.zeros((2 * FONT_SIZE, 2 * FONT_SIZE), np.uint8)
             face, size = _HERSHEY[random.integers(len(_HERSHEY))], random.uniform(2, 3.5)
@@ -178,12 +180,6 @@ def _point(random: Random, low: int, high: int) -> tuple[int, int]:
 def _outline(random: Random) -> int:
     """The thickness of an outline; half of the shapes are filled."""
     return cv2.FILLED if random.random() < 0.5 else int(random.integers(2, 10))
-
-
-def _printed(letter: str, font: ImageFont.FreeTypeFont) -> Ink:
-    page = Image.new("L", (2 * FONT_SIZE, 2 * FONT_SIZE))
-    ImageDraw.Draw(page).text((FONT_SIZE // 2, FONT_SIZE // 3), letter, fill=255, font=font)
-    return np.asarray(page)
 
 
 def _written(ink: Ink, random: Random) -> Ink:
