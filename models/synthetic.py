@@ -3,6 +3,7 @@
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from digits.data.datasets import join
 from digits.images import Images, Labels, Split
 from digits.pictures import hard_digits, negatives
 
@@ -15,20 +16,18 @@ class Synthetic(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    negatives: float = Field(0.25, gt=0, le=1, description="Images that show no digit, an eleventh class.")
-    coarse: float = Field(0.15, ge=0, le=1, description="Digits that were scanned at a low resolution.")
-    cut: float = Field(0.15, ge=0, le=1, description="Digits that were cut from a neighbour that they touch.")
+    styled: float = Field(0.05, gt=0, le=1, description="Digits of styles that MNIST's writers seldom use.")
+    coarse: float = Field(0.1, gt=0, le=1, description="Digits that were scanned at a low resolution.")
+    cut: float = Field(0.1, gt=0, le=1, description="Digits that were cut from a neighbour that they touch.")
+    negatives: float = Field(0.2, gt=0, le=1, description="Images that show no digit, an eleventh class.")
 
 
 def extend(digits: Split, synthetic: Synthetic, seed: int) -> tuple[Images, Labels]:
     """The images (n, 28, 28) and labels (n,), 10 for no digit, of these digits and of the images that are made of them."""
     random = np.random.default_rng((seed, 2))
-    coarse, cut, others = (
-        round(share * len(digits)) for share in (synthetic.coarse, synthetic.cut, synthetic.negatives)
-    )
-    parts = [digits]
-    parts += [hard_digits.coarse(digits, coarse, random)] if coarse else []
-    parts += [hard_digits.cut(digits, cut, random)] if cut else []
-    no_digits = negatives.negatives(digits.images, others, random)
-    labels = [*(part.labels for part in parts), np.full(len(no_digits), NO_DIGIT, np.uint8)]
-    return np.concatenate([*(part.images for part in parts), no_digits]), np.concatenate(labels)
+    counts = {name: round(share * len(digits)) for name, share in synthetic}
+    written = join(digits, hard_digits.styled(counts["styled"], random))
+    coarse, cut = hard_digits.coarse(written, counts["coarse"], random), hard_digits.cut(digits, counts["cut"], random)
+    others = negatives.negatives(digits.images, counts["negatives"], random)
+    made = join(written, coarse, cut, Split(others, np.full(len(others), NO_DIGIT, np.uint8)))
+    return made.images, made.labels

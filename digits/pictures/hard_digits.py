@@ -1,4 +1,4 @@
-"""Digits as they arrive in the field and not in MNIST: scanned coarsely, or cut out beside a neighbour that they touch."""
+"""Digits as they arrive in the field and not in MNIST: of other styles, scanned coarsely, or cut from a neighbour that they touch."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from digits.images import SIZE, Split
+from digits.pictures import styles
 from digits.pictures.rectification import Ink, to_mnist
 
 Random = np.random.Generator
@@ -16,6 +17,11 @@ MAX_CHANGE = 0.25  # of a digit's ink that a cut may add or remove
 MIN_INK = 25  # pixels
 LEVELS = 16  # of grey in a coarse scan
 _INK = 80  # grey level from which a pixel is ink
+
+
+def styled(count: int, random: Random) -> Split:
+    """`count` digits of the styles that MNIST's writers seldom use."""
+    return _take(styles.written(random), count)
 
 
 def coarse(digits: Split, count: int, random: Random) -> Split:
