@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FLAGGED_SHARE = 0.005
+FLAGGED_SHARE = 0.002
 """Of digits from the source of the validation images; other writers and pictures have more."""
 
 
 def calibrate(digit_scores: NDArray[np.float32]) -> float | None:
     """The score below which an image is no digit, from the scores (n,) of digits that the model was not trained on.
 
-    None for fewer than 199 of them: no threshold would flag at most 0.5 % of further digits.
+    None for fewer than 499 of them: no threshold would flag at most 0.2 % of further digits.
     """
     allowed = int((len(digit_scores) + 1) * FLAGGED_SHARE + 1e-9)
     return float(np.sort(digit_scores)[allowed - 1]) if allowed else None

@@ -28,6 +28,6 @@ def extend(digits: Split, synthetic: Synthetic, seed: int) -> tuple[Images, Labe
     counts = {name: round(share * len(digits)) for name, share in synthetic}
     written = join(digits, hard_digits.styled(counts["styled"], random))
     coarse, cut = hard_digits.coarse(written, counts["coarse"], random), hard_digits.cut(digits, counts["cut"], random)
-    others = negatives.negatives(digits.images, counts["negatives"], random)
-    made = join(written, coarse, cut, Split(others, np.full(len(others), NO_DIGIT, np.uint8)))
-    return made.images, made.labels
+    made, others = join(written, coarse, cut), negatives.negatives(digits.images, counts["negatives"], random)
+    labels = np.append(made.labels, np.full(len(others), NO_DIGIT, np.uint8))
+    return np.concatenate([made.images, others]), labels
