@@ -18,6 +18,7 @@ from digits.images import SIZE, Images
 from digits.pictures.rectification import Ink, to_mnist
 
 Random = np.random.Generator
+Kind = Callable[[Images, Random], Iterator[Ink]]
 
 # Printed or written, these may be a digit.
 DIGIT_LIKE = frozenset("OoQDlIiSsZzBbgq")
@@ -44,7 +45,7 @@ _HERSHEY = (
 
 def negatives(digits: Images, count: int, random: Random) -> Images:
     """`count` images (n, 28, 28) that show no digit, two fifths of them letters and signs; parts and pairs are made of these digits."""
-    kinds = {parts: 0.2, pairs: 0.2, letters: 0.4, scribbles: 0.16, textures: 0.04}
+    kinds: dict[Kind, float] = {parts: 0.2, pairs: 0.2, letters: 0.4, scribbles: 0.16, textures: 0.04}
     found = [list(islice(kind(digits, random), round(share * count))) for kind, share in kinds.items()]
     made = np.stack([to_mnist(ink) for kind in found for ink in kind])
     return np.resize(made, (count, SIZE, SIZE))
