@@ -5,8 +5,9 @@ A new recipe is one `Preset` in `_PRESETS`; a new architecture is one class in `
 
 from dataclasses import dataclass
 
-from models.architectures import Dense
+from models.architectures import Convolutional, Dense
 from models.augmentation import Augmentation
+from models.synthetic import Synthetic
 from models.training import Recipe
 
 DEFAULT_FLOOR = 0.9
@@ -36,6 +37,21 @@ AUGMENTED = Recipe(
 )
 """With the same strength to the end, 100 epochs reach 99.37 %; shrinking it to a quarter, 60 epochs reach 99.5 % (seed 0):
 strong augmentation teaches what a digit may look like, weak augmentation what digits do look like."""
+
+CONVOLUTIONAL = Recipe(
+    name="convolutional",
+    architecture=Convolutional(batch_norm=True, dropout=0.3),
+    optimizer="adamw",
+    learning_rate=2e-3,
+    schedule="cosine",
+    weight_decay=2e-2,
+    epochs=28,
+    batch_size=128,
+    validation_fraction=0.02,
+    augmentation=Augmentation(final_share=0.25),
+    synthetic=Synthetic(),
+)
+"""The synthetic images are for what MNIST lacks: other styles, coarse scans, digits cut from a number, and what is no digit."""
 
 _PRESETS = (
     Preset(
@@ -81,9 +97,14 @@ _PRESETS = (
         "(`python -m bench.accuracy augmented --seeds 3`)",
     ),
     Preset(
-        AUGMENTED.model_copy(update={"name": "ensemble", "n_models": 3}),
+        CONVOLUTIONAL,
         reported="ours",
-        evidence="99.50 % [99.34, 99.62] (`python -m bench.accuracy augmented --seeds 3 --ensemble`)",
+        evidence="not measured yet",
+    ),
+    Preset(
+        CONVOLUTIONAL.model_copy(update={"name": "ensemble", "n_models": 3}),
+        reported="ours",
+        evidence="not measured yet",
     ),
 )
 

@@ -17,17 +17,21 @@ class Synthetic(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     styled: float = Field(0.05, gt=0, le=1, description="Digits of styles that MNIST's writers seldom use.")
-    coarse: float = Field(0.1, gt=0, le=1, description="Digits that were scanned at a low resolution.")
+    coarse: float = Field(
+        0.1, gt=0, le=1, description="Digits that were scanned at a low resolution, half of them styled ones."
+    )
     cut: float = Field(0.1, gt=0, le=1, description="Digits that were cut from a neighbour that they touch.")
-    negatives: float = Field(0.2, gt=0, le=1, description="Images that show no digit, an eleventh class.")
+    negatives: float = Field(0.15, gt=0, le=1, description="Images that show no digit, an eleventh class.")
 
 
 def extend(digits: Split, synthetic: Synthetic, seed: int) -> tuple[Images, Labels]:
     """The images (n, 28, 28) and labels (n,), 10 for no digit, of these digits and of the images that are made of them."""
     random = np.random.default_rng((seed, 2))
     counts = {name: round(share * len(digits)) for name, share in synthetic}
-    written = join(digits, hard_digits.styled(counts["styled"], random))
-    coarse, cut = hard_digits.coarse(written, counts["coarse"], random), hard_digits.cut(digits, counts["cut"], random)
-    made, others = join(written, coarse, cut), negatives.negatives(digits.images, counts["negatives"], random)
+    styled = hard_digits.styled(counts["styled"], random)
+    half = counts["coarse"] // 2
+    coarse = hard_digits.coarse(digits, half, random), hard_digits.coarse(styled, counts["coarse"] - half, random)
+    made = join(digits, styled, *coarse, hard_digits.cut(digits, counts["cut"], random))
+    others = negatives.negatives(digits.images, counts["negatives"], random)
     labels = np.append(made.labels, np.full(len(others), NO_DIGIT, np.uint8))
     return np.concatenate([made.images, others]), labels

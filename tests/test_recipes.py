@@ -54,7 +54,7 @@ def test_the_architecture_is_chosen_by_its_kind() -> None:
     for architecture, message in (
         ({"kind": "recurrent"}, "recurrent"),
         ({"kind": "convolutional", "hidden": [8]}, "hidden"),
-        ({"kind": "convolutional", "filters": [8]}, r"\(1, 4, 4\) entries"),
+        ({"kind": "convolutional", "filters": [8]}, r"\(1, 5, 5\) entries"),
     ):
         with pytest.raises(ValidationError, match=message):
             training.Recipe.model_validate({**fields, "architecture": architecture})

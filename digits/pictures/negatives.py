@@ -44,8 +44,8 @@ _HERSHEY = (
 
 
 def negatives(digits: Images, count: int, random: Random) -> Images:
-    """`count` images (n, 28, 28) that show no digit, two fifths of them letters and signs; parts and pairs are made of these digits."""
-    kinds: dict[Kind, float] = {parts: 0.2, pairs: 0.2, letters: 0.4, scribbles: 0.16, textures: 0.04}
+    """`count` images (n, 28, 28) that show no digit, nearly half of them letters and signs; parts and pairs are made of these digits."""
+    kinds: dict[Kind, float] = {parts: 0.1, pairs: 0.2, letters: 0.45, scribbles: 0.2, textures: 0.05}
     found = [list(islice(kind(digits, random), round(share * count))) for kind, share in kinds.items()]
     made = np.stack([to_mnist(ink) for kind in found for ink in kind])
     return np.resize(made, (count, SIZE, SIZE))
