@@ -2,6 +2,7 @@
 
 import io
 import struct
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,8 @@ _TURNS = {
 }
 # Rows of a large picture that is reduced strip by strip, after the reduction.
 _STRIP_ROWS = 64
+# Of pictures whose pixels may have been repeated; no digit has fewer rows.
+MIN_SIDE = 6
 # Entries read of an EXIF directory; cameras write some 20.
 MAX_TAGS = 200
 
@@ -121,6 +124,34 @@ def to_grey(picture: Image.Image, max_side: int) -> Grey:
     else:
         flat = _reduced(picture, max_side).convert("L")
     return np.asarray(_reduced(flat, max_side))
+
+
+def is_colourless(picture: Image.Image) -> bool:
+    """Whether all pixels are grey."""
+    red, green, blue = picture.convert("RGB").split()
+    return red.tobytes() == green.tobytes() == blue.tobytes()
+
+
+def unrepeated(grey: Grey) -> Grey:
+    """Each pixel once if they were repeated along rows and columns to enlarge the picture, as on a screenshot; else the picture."""
+    rows, columns = ((np.flatnonzero((step != 0).any(axis)) + 1) for step, axis in ((grey[1:] - grey[:-1], 1), (grey[:, 1:] - grey[:, :-1], 0)))
+    runs = np.concatenate([np.diff(rows), np.diff(columns)])
+    if not runs.size or runs.min() < 2:
+        return grey
+    side = runs[runs < 1.5 * runs.min()].mean()
+    if (np.abs(runs - side * np.rint(runs / side)) > side / 8).any():
+        return grey
+    places = [_middles(ends, length, side) for ends, length in zip((rows, columns), grey.shape)]
+    return grey[np.ix_(*places)] if max(map(len, places)) >= MIN_SIDE else grey
+
+
+def _middles(starts: NDArray[np.int64], length: int, side: float) -> NDArray[np.int64]:
+    """The middle of each enlarged pixel, of those that are `side` pixels long between the places where one starts."""
+    found = []
+    for start, end in pairwise([0, *starts.tolist(), length]):
+        count = max(1, round((end - start) / side))
+        found += [start + int((2 * index + 1) * (end - start) / (2 * count)) for index in range(count)]
+    return np.array(found)
 
 
 def _reduced(picture: Image.Image, max_side: int) -> Image.Image:

@@ -21,6 +21,8 @@ _PICTURE, _SEARCH, _LIGHT, _FINE, _DIGIT = 1024, 256, 64, 120, 20
 # Stroke widths of MNIST's test digits, as `_stroke_width` estimates them at 20 pixels: 5 % 1.75, median 2.5, 95 % 3.9, 99 % 4.7.
 _THINNEST, _THIN, _THICK, _THICKEST = 1.8, 2.1, 3.7, 4.4
 
+_TINY, _ENLARGED = 32, 128  # longest side of pictures that are enlarged before the search, and afterwards
+
 _FAINT = 80  # of 255: ink from which a pixel belongs to a digit rather than to its soft edge
 
 Ink = NDArray[np.uint8]  # (height, width), 0 = paper, 255 = ink
@@ -34,10 +36,17 @@ def decode(body: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     picture, has more than `max_pixels`, is blank, or clearly shows no digit or several.
     """
     picture = picture_files.open_upright(body, _PICTURE, max_pixels).image
-    exact = _already_mnist(picture)
-    if exact is not None:
-        return exact
-    return to_mnist(_digit(picture_files.to_grey(picture, _PICTURE)))
+    grey = picture_files.unrepeated(picture_files.to_grey(picture, _PICTURE))
+    if grey.shape == (SIZE, SIZE) and picture_files.is_colourless(picture):
+        exact = _already_mnist(grey)
+        if exact is not None:
+            return exact
+    return from_grey(grey)
+
+
+def from_grey(grey: Grey) -> NDArray[np.uint8]:
+    """The (28, 28) image of the digit in a picture; raises ValueError when it is blank, or clearly shows no digit or several."""
+    return to_mnist(_digit(grey))
 
 
 def to_mnist(ink: Ink) -> NDArray[np.uint8]:
@@ -46,18 +55,13 @@ def to_mnist(ink: Ink) -> NDArray[np.uint8]:
     return to_frame(_even_stroke(ink[_box(mask)])) if mask.any() else np.zeros((SIZE, SIZE), np.uint8)
 
 
-def _already_mnist(picture: Image.Image) -> NDArray[np.uint8] | None:
-    """The pixels of an opaque grey 28 x 28 picture with light ink on dark paper, or of MNIST's exact inverse, else None."""
-    if picture.size != (SIZE, SIZE) or picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-        return None
-    red, green, blue, alpha = np.moveaxis(np.asarray(picture.convert("RGBA")), -1, 0)
-    if alpha.min() < 255 or (red != green).any() or (red != blue).any():
-        return None
-    paper = np.median(red[_ring(red.shape)])
-    if paper <= 64 and red.max() >= paper + 64:
-        return red.copy()
+def _already_mnist(grey: Grey) -> NDArray[np.uint8] | None:
+    """A (28, 28) picture with light ink on dark paper, or the inverse of what is exactly MNIST's inverse, else None."""
+    paper = np.median(grey[_ring(grey.shape)])
+    if paper <= 64 and grey.max() >= paper + 64:
+        return grey
     # Other dark ink on light paper is a digit of any size and place.
-    return 255 - red if _has_mnist_form(255 - red) else None
+    return 255 - grey if _has_mnist_form(255 - grey) else None
 
 
 def _has_mnist_form(image: NDArray[np.uint8]) -> bool:
@@ -82,16 +86,27 @@ def _ring(shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 def _digit(grey: Grey) -> Ink:
     """The ink of the one digit in a picture, at most 120 pixels high and wide, without dust, frames and the paper around."""
-    small = scaled(grey, min(1.0, _SEARCH / max(grey.shape)))
-    ink = find_ink(small)
+    is_tiny = max(grey.shape) <= _TINY
+    ink = find_ink(_enlarged(grey) if is_tiny else scaled(grey, min(1.0, _SEARCH / max(grey.shape))))
+    # Strokes finer than a pixel of the picture are faint.
+    mask = (ink > (_FAINT if is_tiny else 127)).astype(np.uint8)
     # Widening joins broken strokes and keeps the soft edge of the ink.
-    mask = (ink > 127).astype(np.uint8)
     wide = cv2.dilate(mask, _square(1 + 2 * math.ceil(max(ink.shape) / 256)))
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(wide, ltype=cv2.CV_16U)
     keep = np.isin(labels, _digit_labels(statistics, ink.shape)).astype(np.uint8)
     box = _box(mask & keep)
     _refuse_other_shapes((mask & keep)[box] > 0)
     return np.where(keep, ink, 0)[box].astype(np.uint8)
+
+
+def _enlarged(grey: Grey) -> Grey:
+    """A tiny picture with a margin of its paper, in which strokes of one pixel have a shape."""
+    # No digit fills the corners, however closely it is cut out.
+    middle = (int(grey.min()) + int(grey.max())) / 2
+    is_paper = (grey > middle) == (grey[[0, 0, -1, -1], [0, -1, 0, -1]].mean() > middle)
+    margin = max(3, max(grey.shape) // 4)
+    padded = np.pad(grey, margin, constant_values=np.uint8(np.median(grey[is_paper])))
+    return scaled(padded, _ENLARGED / max(padded.shape))
 
 
 def find_ink(grey: Grey) -> Ink:
@@ -108,7 +123,9 @@ def find_ink(grey: Grey) -> Ink:
     threshold, _ = cv2.threshold(ink, 0, 255, cv2.THRESH_OTSU)
     strong, weak = ink[ink > threshold], ink[ink <= threshold]
     peak = float(np.quantile(strong, 0.8)) if strong.size else 0.0
-    floor = float(weak.mean() + 2 * weak.std()) if weak.size else 0.0
+    middle = np.median(weak) if weak.size else 0
+    # Three standard deviations of Gaussian noise, by the median because the soft edges of the ink are among them.
+    floor = float(middle + 3 * 1.4826 * np.median(cv2.absdiff(weak, middle))) if weak.size else 0.0
     if peak < 0.04 * 255 or floor > 0.8 * peak:
         raise ValueError(f"the picture is blank (ink and paper differ by {peak / 255:.0%}); draw one digit in it")
     return np.asarray(cv2.convertScaleAbs(np.maximum(ink, floor) - floor, alpha=255 / (peak - floor)), np.uint8)
