@@ -1,17 +1,19 @@
 """Digits as they arrive in the field and not in MNIST: of other styles, scanned coarsely, or cut from a neighbour that they touch."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from digits.images import SIZE, Split
 from digits.pictures import styles
-from digits.pictures.rectification import Ink, to_mnist
+from digits.pictures.rectification import Ink, from_grey, to_mnist
 
 Random = np.random.Generator
-Labelled = tuple[Ink, int]
+Labelled = tuple[NDArray[np.uint8], int]  # an image (28, 28) and its digit
 
 MAX_CHANGE = 0.25  # of a digit's ink that a cut may add or remove
 MIN_INK = 25  # pixels
@@ -21,11 +23,11 @@ _INK = 80  # grey level from which a pixel is ink
 
 def styled(count: int, random: Random) -> Split:
     """`count` digits of the styles that MNIST's writers seldom use."""
-    return _take(styles.written(random), count)
+    return _take(((to_mnist(ink), label) for ink, label in styles.written(random)), count)
 
 
 def coarse(digits: Split, count: int, random: Random) -> Split:
-    """`count` of these digits, scanned at 7 to 12 pixels of height and 16 levels of grey, wider by up to a half, and rectified."""
+    """`count` of these digits, scanned at 7 to 12 pixels of height and 16 levels of grey, wider by up to a half, as the service sees them."""
     return _take(_coarse(digits, random), count)
 
 
@@ -35,8 +37,8 @@ def cut(digits: Split, count: int, random: Random) -> Split:
 
 
 def _take(found: Iterator[Labelled], count: int) -> Split:
-    inks, labels = zip(*islice(found, count), strict=True)
-    return Split(np.stack([to_mnist(ink) for ink in inks]), np.array(labels, np.uint8))
+    images, labels = zip(*islice(found, count), strict=True)
+    return Split(np.stack(images), np.array(labels, np.uint8))
 
 
 def _coarse(digits: Split, random: Random) -> Iterator[Labelled]:
@@ -53,7 +55,10 @@ def _coarse(digits: Split, random: Random) -> Iterator[Labelled]:
         if random.random() < 0.7:
             fine = np.where(fine > random.uniform(70, 150), 255, 0).astype(np.uint8)
         scan = cv2.resize(fine, (columns, rows), interpolation=cv2.INTER_AREA)
-        yield (scan // (256 // LEVELS) * (255 // (LEVELS - 1))).astype(np.uint8), int(digits.labels[index])
+        # A few are too coarse for a digit to be found.
+        with suppress(ValueError):
+            image = from_grey(np.asarray(scan // (256 // LEVELS) * (255 // (LEVELS - 1)), np.uint8))
+            yield image, int(digits.labels[index])
 
 
 def _cut(digits: Split, random: Random) -> Iterator[Labelled]:
@@ -78,7 +83,7 @@ def _cut(digits: Split, random: Random) -> Iterator[Labelled]:
         own = np.count_nonzero(digits.images[pair[kept]] > _INK)
         found = np.count_nonzero(page > _INK)
         if found >= MIN_INK and abs(found - own) <= MAX_CHANGE * own:
-            yield page, int(digits.labels[pair[kept]])
+            yield to_mnist(page), int(digits.labels[pair[kept]])
 
 
 def _touching(left: Ink, right: Ink) -> int | None:

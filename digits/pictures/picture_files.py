@@ -134,15 +134,23 @@ def is_colourless(picture: Image.Image) -> bool:
 
 def unrepeated(grey: Grey) -> Grey:
     """Each pixel once if they were repeated along rows and columns to enlarge the picture, as on a screenshot; else the picture."""
-    rows, columns = ((np.flatnonzero((step != 0).any(axis)) + 1) for step, axis in ((grey[1:] - grey[:-1], 1), (grey[:, 1:] - grey[:, :-1], 0)))
+    rows = _starts(grey)
+    if np.diff(rows).min(initial=2) < 2:
+        return grey
+    columns = _starts(grey.T)
     runs = np.concatenate([np.diff(rows), np.diff(columns)])
     if not runs.size or runs.min() < 2:
         return grey
     side = runs[runs < 1.5 * runs.min()].mean()
     if (np.abs(runs - side * np.rint(runs / side)) > side / 8).any():
         return grey
-    places = [_middles(ends, length, side) for ends, length in zip((rows, columns), grey.shape)]
+    places = [_middles(starts, length, side) for starts, length in zip((rows, columns), grey.shape, strict=True)]
     return grey[np.ix_(*places)] if max(map(len, places)) >= MIN_SIDE else grey
+
+
+def _starts(grey: Grey) -> NDArray[np.int64]:
+    """The rows that differ from the one above."""
+    return np.flatnonzero((grey[1:] != grey[:-1]).any(axis=1)) + 1
 
 
 def _middles(starts: NDArray[np.int64], length: int, side: float) -> NDArray[np.int64]:
