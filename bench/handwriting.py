@@ -43,7 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with _service(arguments) as url, httpx.Client(base_url=url, timeout=60) as client:
         about = client.get("/about").json()
-        print(f"version {about['model_version']}, recipe {about['recipe']}")
+        print(f"version {about['model_version']}, recipe {about['recipe']['name']}")
         print(f"{'':34} {'right':26} {'no digit':>9} {'pictures':>9}")
         test = harness.data().test
         for name, pictures in _single_digits(test, 5 * arguments.count):
