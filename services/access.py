@@ -31,7 +31,7 @@ LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 UNSPECIFIED = {"0.0.0.0", "::"}
 # The role that a route requires, or None for any key. A route that is missing here requires `admin`.
 REQUIRED_ROLES: dict[str, Role | None] = {
-    **dict.fromkeys(("/classify", "/classify_file", "/read", "/classify_bulk", "/samples"), "predict"),
+    **dict.fromkeys(("/classify", "/classify_file", "/read", "/explain", "/classify_bulk", "/samples"), "predict"),
     **dict.fromkeys(("/feedback", "/predictions"), "feedback"),
     "/about": None,
     "/metrics": "admin",

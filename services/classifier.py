@@ -71,6 +71,11 @@ class DigitClassifier:
         return schemas.ReadPicture.model_validate_json(to_json(content))
 
     @bentoml.api
+    def explain(self, image: schemas.ExplainedImage) -> schemas.Explanation:
+        """Show which pixels speak for the most probable digit: how much its probability falls where paper covers them. Nothing is logged."""
+        return schemas.Explanation.model_validate_json(to_json(self.context.explain(image.tolist())))
+
+    @bentoml.api
     def classify_bulk(self, pixels: schemas.Pixels, /) -> schemas.BulkPredictions:
         """Classify raw uint8 pixels, 784 bytes for each image, row by row: the fastest way for many images."""
         return schemas.BulkPredictions.model_validate_json(to_json(self.context.classify_bulk(pixels)))

@@ -30,6 +30,8 @@ REQUEST_ID_HEADER = "X-Request-ID"
 MAX_REQUEST_ID_BYTES = 64
 # Feedback has some 150 bytes, and BentoML's client sends an empty object to /about.
 SMALL_BODY_BYTES = 10_000
+# The largest form of an image in JSON, with indentation.
+ONE_IMAGE_BYTES = 100_000
 # What Starlette's CORSMiddleware and BentoML's health checks answer as text.
 REPLACED = {
     400: "pages of this origin may not send this method or these headers",
@@ -203,6 +205,7 @@ def body_limits(settings: Settings) -> dict[str, int]:
         "/classify": settings.json_limit_bytes,
         "/classify_file": settings.body_limit_bytes,
         "/read": settings.body_limit_bytes,
+        "/explain": ONE_IMAGE_BYTES,
         "/classify_bulk": settings.body_limit_bytes,
         "/feedback": SMALL_BODY_BYTES,
         "/about": SMALL_BODY_BYTES,

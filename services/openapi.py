@@ -108,6 +108,7 @@ BODY_EXAMPLES: dict[str, Any] = {
     "classify": {"images": _ONE},
     "classify_file": {"file": "the bytes of digit.png", "preview": False},
     "read": {"file": "the bytes of number.png", "length": 2, "pattern": "[0-9]+", "preview": False},
+    "explain": {"image": _ONE},
     "classify_bulk": "784 bytes for each image",
     "feedback": {"id": _ID, "digit": 7, "source": "ward-3"},
 }
@@ -126,6 +127,12 @@ ANSWER_EXAMPLES: dict[str, Any] = {
             }
         ],
         "left_out": 0,
+        "model_version": "7",
+    },
+    "explain": {
+        "digit": 1,
+        "probability": 0.982,
+        "falls": [[0.4 if pixel else 0.0 for pixel in row] for row in _ONE],
         "model_version": "7",
     },
     "classify_bulk": {
@@ -223,11 +230,11 @@ def _complete(paths: dict[str, Schema], max_images: int) -> None:
         picture["parameters"] += [{"name": field, "in": "query", "schema": schema} for field, schema in fields.items()]
         binary = {"schema": {"type": "string", "format": "binary"}, "example": BODY_EXAMPLES[name]["file"]}
         content |= {f"image/{kind.lower()}": binary for kind in FORMATS}
-    classify, feedback = (
+    classify, explain, feedback = (
         paths[route]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        for route in ("/classify", "/feedback")
+        for route in ("/classify", "/explain", "/feedback")
     )
-    classify["additionalProperties"] = feedback["additionalProperties"] = False
+    classify["additionalProperties"] = explain["additionalProperties"] = feedback["additionalProperties"] = False
     classify["properties"]["images"]["oneOf"][1]["maxItems"] = max_images
 
 

@@ -60,12 +60,13 @@ SECURITY_HEADERS = {
 DOCS_HEADERS = {**SECURITY_HEADERS, "Content-Security-Policy": f"{_POLICY}; style-src 'self' 'unsafe-inline'"}
 
 IMAGES_EXAMPLE = '{"images": [28 rows of 28 whole numbers]}'
+IMAGE_EXAMPLE = '{"image": [28 rows of 28 whole numbers]}'
 # Routes with query parameters.
 QUERY_PARAMETERS = {"/classify_file": {"preview"}, "/read": {"preview", "length", "pattern"}}
 # Of the JSON bodies above LARGE_BYTES, so many are parsed at a time.
 MAX_CONCURRENT_PARSES = 2
 
-_parsing = anyio.CapacityLimiter(MAX_CONCURRENT_PARSES)
+_parsing, _explaining = anyio.CapacityLimiter(MAX_CONCURRENT_PARSES), anyio.CapacityLimiter(1)
 _large_pictures, _small_pictures = asyncio.Semaphore(MAX_LARGE_PICTURES), asyncio.Semaphore(MAX_SMALL_PICTURES)
 # apart from the threads of all other operations
 _decoding = anyio.CapacityLimiter(MAX_LARGE_PICTURES + MAX_SMALL_PICTURES)
@@ -89,7 +90,7 @@ async def classify(request: Request) -> Response:
     if len(body) > LARGE_BYTES:
         _check_size(body, context.settings.batch_limit)
         return await _in_thread(_classify_large, context, body, client, limiter=_parsing)
-    images, is_single = context.read_images(_images(body))
+    images, is_single = context.read_images(_pixels(body, "images", IMAGES_EXAMPLE))
     return ORJSONResponse(classification(await context.batcher.predict(images, client), is_single))
 
 
@@ -110,13 +111,14 @@ def _check_size(body: bytes, max_images: int) -> None:
         raise UnprocessableEntity(f"the body has {count:,} lists and objects; send at most {max_images:,} images")
 
 
-def _images(body: bytes) -> Any:
-    images = _fields(body, {"images"}, {"images"}, IMAGES_EXAMPLE)["images"]
+def _pixels(body: bytes, name: str, example: str) -> Any:
+    """The nested lists in the only field of a JSON object."""
+    value = _fields(body, {name}, {name}, example)[name]
     try:
         json_parts.refuse_booleans(body)
     except ValueError as error:
         raise UnprocessableEntity(str(error)) from error
-    return images
+    return value
 
 
 def check_query(query: bytes, known: set[str]) -> None:
@@ -233,6 +235,13 @@ async def _picture(request: Request) -> tuple[bytes, dict[str, str]]:
         return await file.read(), fields | texts
 
 
+async def explain(request: Request) -> Response:
+    """One image as nested lists; takes as long as 256 classifications, so one is explained at a time."""
+    image = _pixels(request.state.body, "image", IMAGE_EXAMPLE)
+    with _limit("explanations", request):
+        return await _in_thread(request.state.context.explain, image, limiter=_explaining)
+
+
 async def classify_bulk(request: Request) -> Response:
     """Raw uint8 pixels, 784 bytes for each image."""
     client, body = client_of(request), request.state.body
@@ -327,6 +336,7 @@ router = Router(
         Route("/classify", classify, methods=["POST"]),
         Route("/classify_file", classify_file, methods=["POST"]),
         Route("/read", read, methods=["POST"]),
+        Route("/explain", explain, methods=["POST"]),
         Route("/classify_bulk", classify_bulk, methods=["POST"]),
         Route("/feedback", feedback, methods=["POST"]),
         Route("/predictions/{id}", stored_prediction),

@@ -75,6 +75,17 @@ class ReadPicture(BaseModel):
     model_version: Version
 
 
+FALLS = "How much the probability of `digit` falls where paper covers the pixel, mean of the patches that cover it; below 0 where it rises."
+Falls = Annotated[list[Annotated[float, Field(ge=-1, le=1)]], Field(min_length=SIZE, max_length=SIZE)]
+
+
+class Explanation(BaseModel):
+    digit: Digit = Field(description="Most probable digit.")
+    probability: Probability = Field(description="Calibrated probability of `digit`.")
+    falls: list[Falls] = Field(min_length=SIZE, max_length=SIZE, description=FALLS)
+    model_version: Version
+
+
 class BulkPredictions(BaseModel):
     model_version: Version
     digits: list[Digit] = Field(description="Most probable digit of each image.")
@@ -139,6 +150,11 @@ Images = Annotated[
     np.ndarray,
     Field(description=f"One image or a list of images: {PIXEL_ROWS}"),
     WithJsonSchema({"oneOf": [_IMAGE, _IMAGE_LIST]}, mode="serialization"),
+]
+ExplainedImage = Annotated[
+    np.ndarray,
+    Field(description=f"The image: {PIXEL_ROWS}"),
+    WithJsonSchema(_IMAGE, mode="serialization"),
 ]
 Picture = Annotated[Path, Field(description="PNG, JPEG, WebP or BMP file of any size.")]
 Length = Annotated[int | None, Field(ge=1, le=100, description="Number of digits in each line.")]

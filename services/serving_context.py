@@ -31,6 +31,7 @@ from digits.storage.predictions import Place, PredictionBatch, new_ids
 from models import digit_score, reading
 from models.conformal import UNCERTAIN_BELOW
 from models.model_store import VerifiedModel
+from models.occlusion import occlusion_map
 from models.onnx_model import InferenceFailed, Output
 from models.reading import Reading
 from services.access import Access
@@ -148,6 +149,20 @@ class ServingContext:
         images = np.stack([found.images[digit.candidate] for _, read, found in lines for digit in read.digits])
         result = self.predict(images, "/read", [client] * len(images), is_preview=preview, places=places)
         return _reading([read for _, read, _ in lines], result, images, places)
+
+    def explain(self, value: Any) -> Content:
+        """The most probable digit of an image, as nested lists, and how much its probability falls where paper covers each pixel."""
+        images, is_single = self.read_images(value)
+        if not is_single:
+            raise UnprocessableEntity("image is a list of images; send one image")
+        champion, (probabilities, _) = self._predict(images)
+        digit = int(probabilities[0].argmax())
+        probability = float(probabilities[0, digit])
+        try:
+            falls = occlusion_map(images[0], digit, probability, champion.model.predict_proba)
+        except InferenceFailed as error:
+            raise ServiceUnavailable(f"the champion cannot explain its answer: {error}") from error
+        return {"digit": digit, "probability": probability, "falls": falls, "model_version": champion.version}
 
     def classify_bulk(self, body: bytes, client: str = "") -> Content:
         """Predictions for raw uint8 pixels, 784 bytes for each image."""

@@ -47,7 +47,7 @@ def document(service: Service) -> dict[str, Any]:
 def test_the_document_is_valid_and_names_every_operation_once(document: dict[str, Any]) -> None:
     openapi_spec_validator.validate(document)
     names = [operation["operationId"] for operation in operations(document).values()]
-    assert len(set(names)) == len(names) == 12
+    assert len(set(names)) == len(names) == 13
 
 
 def test_every_body_and_answer_has_an_example_of_its_schema(document: dict[str, Any]) -> None:
@@ -64,12 +64,13 @@ def test_every_body_and_answer_has_an_example_of_its_schema(document: dict[str, 
     for media in problems:
         jsonschema.validate(media["example"], {**media["schema"], "components": document["components"]})
     assert len({media["example"]["error"] for media in problems}) == len(problems) == 12
-    assert found == 12 + 5 + 2 * len(FORMATS)
+    assert found == 13 + 6 + 2 * len(FORMATS)
 
 
-def test_the_example_of_a_request_is_answered(document: dict[str, Any], service: Service) -> None:
-    body = document["paths"]["/classify"]["post"]["requestBody"]["content"]["application/json"]["example"]
-    assert service.client.post("/classify", json=body).status_code == 200
+@pytest.mark.parametrize("path", ["/classify", "/explain"])
+def test_the_example_of_a_request_is_answered(document: dict[str, Any], service: Service, path: str) -> None:
+    body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"]
+    assert service.client.post(path, json=body).status_code == 200
 
 
 def test_every_operation_names_its_errors_and_their_headers(document: dict[str, Any]) -> None:
