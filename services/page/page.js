@@ -1,35 +1,81 @@
-// The drawing page: requests a preview while you draw, and an answer that is logged when you pause.
+// The page: requests a preview while you write, and an answer that is logged when you pause.
 
-import * as answers from "/page/answer.js";
-import * as key from "/page/key.js";
+import * as boxes from "/page/boxes.js";
 import * as canvas from "/page/canvas.js";
+import * as correction from "/page/correction.js";
+import * as detail from "/page/detail.js";
+import * as explanation from "/page/explanation.js";
+import * as key from "/page/key.js";
+import * as number from "/page/number.js";
+import { article, describe, digitsOf, isDoubtful, single } from "/page/reading.js";
 import * as session from "/page/session.js";
 
 // The shortest time between two previews.
 const PREVIEW_MS = 90;
 // A pause of this length ends a drawing.
-const PAUSE_MS = 800;
-const INITIAL_MESSAGE = "Draw with mouse, finger or pen, or paste a picture.";
+const PAUSE_MS = 1000;
+const INITIAL_MESSAGE = "Write with mouse, finger or pen, or drop or paste a picture.";
+const NO_ANSWER = "The service does not answer. Try again in a moment.";
 
 const element = (id) => document.getElementById(id);
 // dirty: there is ink; asking: a request is in flight, and `again` follows it; turn: number of the drawing, so that an answer to an
-// earlier one is not shown; id: of the answer that can be corrected; drawn: id of the last answer for this drawing
-const state = { dirty: false, asking: false, again: null, turn: 0, id: null, drawn: null, pause: 0, lastPreview: 0, version: null };
+// earlier one is not shown; reading: what is shown; chosen: its digit that is shown in detail; logged: the last logged reading of this drawing
+const state = { dirty: false, asking: false, again: null, turn: 0, reading: null, chosen: 0, logged: null, pause: 0, lastPreview: 0 };
+// What the served version says of itself.
+const served = { version: null, coverage: null };
 
 function clear() {
   canvas.clear();
   clearTimeout(state.pause);
   state.turn += 1;
-  Object.assign(state, { dirty: false, again: null, drawn: null });
-  disableCorrection();
-  answers.showNothing(INITIAL_MESSAGE);
+  Object.assign(state, { dirty: false, again: null, logged: null });
+  showNothing(INITIAL_MESSAGE);
+}
+
+function showNothing(message) {
+  state.reading = null;
+  for (const part of [number, detail]) part.showNothing();
+  boxes.show(null);
+  correction.disable();
+  explanation.offer(null);
+  say(message, "");
+}
+
+function say(message, note) {
+  element("message").textContent = message;
+  element("note").textContent = note;
+}
+
+// Shows a reading, and of its digits the first that is doubtful in detail.
+function show(reading) {
+  state.reading = reading;
+  refresh();
+  choose(Math.max(0, digitsOf(reading).findIndex(isDoubtful)));
+}
+
+function refresh() {
+  const { message, note } = describe(state.reading, served.coverage);
+  number.show(state.reading);
+  boxes.show(state.reading);
+  say(message, note);
+}
+
+function choose(index) {
+  const digit = digitsOf(state.reading)[index];
+  state.chosen = index;
+  for (const part of [boxes, number]) part.mark(index);
+  detail.show(state.reading, index);
+  explanation.offer(digit.image);
+  if (digit.id !== null && !canvas.isDrawing()) correction.offer(digit);
+  else correction.disable();
 }
 
 canvas.listen({
   stroke() {
     state.dirty = true;
     clearTimeout(state.pause);
-    disableCorrection();
+    correction.disable();
+    boxes.fade();
     if (performance.now() - state.lastPreview < PREVIEW_MS) return;
     state.lastPreview = performance.now();
     request("preview");
@@ -39,6 +85,7 @@ canvas.listen({
     clearTimeout(state.pause);
     state.pause = setTimeout(() => request("answer"), PAUSE_MS);
   },
+  tap: boxes.tap,
 });
 
 // Sends one request at a time; while one is in flight, only the newest is kept.
@@ -50,36 +97,41 @@ async function request(kind) {
   }
   state.asking = true;
   const turn = state.turn;
-  await send(await canvas.toPng(), kind, turn);
+  await read(await canvas.toPng(), kind, turn, canvas.extent());
   state.asking = false;
   const again = state.again;
   state.again = null;
   if (again) request(again);
 }
 
-async function send(picture, kind, turn) {
+// Reads the numbers in a picture; the boxes refer to `extent`, its width and height.
+async function read(picture, kind, turn, extent) {
+  const answer = await send(`/read${kind === "preview" ? "?preview=true" : ""}`, picture, turn);
+  if (!answer) return;
+  const reading = { ...answer, ...extent };
+  show(reading);
+  if (digitsOf(reading)[0].id === null || canvas.isDrawing()) return;
+  session.remember(reading, state.logged);
+  state.logged = reading;
+}
+
+// The answer to a picture; null if there is none, or it is too late.
+async function send(address, picture, turn) {
   let response, answer;
   try {
-    response = await key.fetchWithKey(`/classify_file${kind === "preview" ? "?preview=true" : ""}`, { method: "POST", body: picture });
+    response = await key.fetchWithKey(address, { method: "POST", body: picture });
     answer = await response.json();
   } catch {
-    if (turn === state.turn) answers.showNothing("The service does not answer. Try again in a moment.");
+    if (turn === state.turn) showNothing(NO_ANSWER);
     return null;
   }
   if (turn !== state.turn) return null;
   if (!response.ok) {
-    disableCorrection();
-    const problem = response.status === 401 ? "Enter a valid API key below." : sentence(answer.error);
-    answers.showNothing(kind === "preview" && canvas.isDrawing() ? "Go on …" : problem);
+    const problem = response.status === 401 ? "Enter a valid API key above." : sentence(answer.error);
+    showNothing(canvas.isDrawing() ? "Go on …" : problem);
     return null;
   }
-  answers.show(answer);
-  if (answer.model_version !== state.version) showVersion();
-  if (answer.id !== null && !canvas.isDrawing()) {
-    session.remember(answer, state.drawn);
-    state.drawn = answer.id;
-    offerCorrection(answer);
-  }
+  if (answer.model_version !== served.version) showVersion();
   return answer;
 }
 
@@ -87,18 +139,19 @@ function sentence(text) {
   return `${text[0].toUpperCase()}${text.slice(1)}.`;
 }
 
-// Sends a picture from a file or the clipboard unchanged, and shows it on the canvas.
+// Sends a picture from a file, the camera or the clipboard unchanged, and shows it on the canvas.
 async function sendPicture(picture) {
   clear();
   const turn = state.turn;
+  let extent = {};
   try {
-    await canvas.showPicture(picture);
+    extent = await canvas.showPicture(picture);
   } catch {
     // The service's answer names the error.
   }
-  element("message").textContent = "Looking at the picture …";
+  say("Looking at the picture …", "");
   const typed = picture.type.startsWith("image/") ? picture : new Blob([picture], { type: "application/octet-stream" });
-  await send(typed, "answer", turn);
+  await read(typed, "answer", turn, extent);
 }
 
 // Classifies the pixels of a sample without logging them, because its label is known.
@@ -106,75 +159,53 @@ async function trySample(sample) {
   clear();
   const turn = state.turn;
   await canvas.showImage(sample.image);
-  const original = document.createElement("canvas");
-  original.width = original.height = 28;
-  original.getContext("2d").putImageData(canvas.toImageData(sample.image), 0, 0);
-  const answer = await send(await new Promise((resolve) => original.toBlob(resolve, "image/png")), "preview", turn);
-  if (answer) element("message").append(answer.digit === sample.label ? ` Right: it is ${answers.article(sample.label)}.` : ` Wrong: it is ${answers.article(sample.label)}.`);
+  const answer = await send("/classify_file?preview=true", await canvas.toSmallPng(sample.image), turn);
+  if (!answer) return;
+  show(single(answer));
+  element("message").append(` ${answer.digit === sample.label ? "Right" : "Wrong"}: it is ${article(sample.label)}.`);
 }
 
-async function showAgain(answer) {
+async function showAgain(reading) {
   clear();
-  await canvas.showImage(answer.image);
-  answers.show(answer);
-  state.drawn = answer.id;
-  offerCorrection(answer);
-}
-
-function offerCorrection(answer) {
-  state.id = answer.id;
-  element("thanks").textContent = "label" in answer ? `You said it was ${answers.article(answer.label)}.` : "";
-  buttons().forEach((button, digit) => {
-    button.disabled = false;
-    button.setAttribute("aria-pressed", String(answer.label === digit));
-  });
-}
-
-function disableCorrection() {
-  if (state.id === null && buttons()[0].disabled) return;
-  state.id = null;
-  element("thanks").textContent = "";
-  buttons().forEach((button) => {
-    button.disabled = true;
-    button.setAttribute("aria-pressed", "false");
-  });
+  await canvas.showReading(reading);
+  state.logged = reading;
+  show(reading);
 }
 
 async function correct(digit) {
-  const id = state.id;
-  if (id === null) return;
-  let error = "The service does not answer. Try again in a moment.";
+  const [reading, index] = [state.reading, state.chosen];
+  const corrected = reading && digitsOf(reading)[index];
+  if (!corrected || corrected.id === null) return;
+  let error = NO_ANSWER;
   try {
-    const body = JSON.stringify({ id, digit, source: "page" });
+    const body = JSON.stringify({ id: corrected.id, digit, source: "page" });
     const response = await key.fetchWithKey("/feedback", { method: "POST", headers: { "Content-Type": "application/json" }, body });
     error = response.ok ? null : sentence((await response.json()).error);
   } catch {
     // Reported below.
   }
-  if (error === null) session.correct(id, digit);
-  if (id !== state.id) return;
-  buttons().forEach((button, other) => button.setAttribute("aria-pressed", String(error === null && other === digit)));
-  element("thanks").textContent = error ?? `Noted: it was ${answers.article(digit)}. Thank you.`;
+  if (error === null) {
+    corrected.label = digit;
+    session.save();
+  }
+  if (reading !== state.reading) return;
+  const isFocused = boxes.hasFocus();
+  refresh();
+  for (const part of [boxes, number]) part.mark(state.chosen);
+  if (isFocused) boxes.focus(state.chosen);
+  if (index === state.chosen) correction.report(digit, error);
 }
 
-function buttons() {
-  return [...element("digits").children];
-}
+correction.onPress(correct);
+boxes.onChoose(choose);
+number.onChoose(choose);
 
-for (let digit = 0; digit < 10; digit += 1) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.textContent = digit;
-  // `disableCorrection` returns early when the first button is disabled.
-  button.disabled = digit > 0;
-  button.addEventListener("click", () => correct(digit));
-  element("digits").append(button);
+for (const input of [element("file"), element("camera")]) {
+  input.addEventListener("change", () => {
+    if (input.files.length) sendPicture(input.files[0]);
+    input.value = "";
+  });
 }
-
-element("file").addEventListener("change", (event) => {
-  if (event.target.files.length) sendPicture(event.target.files[0]);
-  event.target.value = "";
-});
 document.addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((item) => item.type.startsWith("image/"));
   if (file) sendPicture(file);
@@ -213,9 +244,9 @@ async function showVersion() {
     line.textContent = sentence(about.warning);
     return void setTimeout(showVersion, 3000);
   }
-  answers.setCoverage(about.conformal);
-  if (about.model_version === state.version) return;
-  state.version = about.model_version;
+  served.coverage = about.conformal?.coverage ?? null;
+  if (about.model_version === served.version) return;
+  served.version = about.model_version;
   const accuracy = about.metrics?.test_accuracy;
   line.textContent = `version ${about.model_version}${about.recipe?.name ? `, ${about.recipe.name}` : ""}`;
   if (accuracy) line.append(`, ${(100 * accuracy).toFixed(2)} % right on test images`);

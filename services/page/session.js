@@ -1,40 +1,38 @@
-// The answers of this session, kept until the tab is closed, and samples to try.
+// The readings of this session, kept until the tab is closed, and samples to try.
 
-import { article } from "/page/answer.js";
 import { fetchWithKey } from "/page/key.js";
-import { toImageData } from "/page/canvas.js";
+import { article, digitsOf, isDoubtful, textOf, toImageData } from "/page/reading.js";
 
-const MAX_ANSWERS = 24;
+const MAX_READINGS = 24;
+// A digit takes some 2 kB of the 5 MB that a browser stores.
+const MAX_DIGITS = 500;
+// Of a reading, so many are shown small.
+const MAX_SHOWN = 6;
 const element = (id) => document.getElementById(id);
 // Newest first.
-const answers = load();
+const readings = load();
 
 function load() {
   try {
-    return JSON.parse(sessionStorage.getItem("answers")) ?? [];
+    return JSON.parse(sessionStorage.getItem("readings")) ?? [];
   } catch {
     return [];
   }
 }
 
-// Adds an answer, or puts it in the place of the one it replaces (more strokes of the same drawing).
-export function remember(answer, replaced) {
-  const place = answers.findIndex((one) => one.id === replaced);
-  if (place >= 0) answers.splice(place, 1, answer);
-  else answers.unshift(answer);
-  answers.length = Math.min(answers.length, MAX_ANSWERS);
+// Adds a reading, or puts it in the place of the one it replaces (more strokes of the same drawing).
+export function remember(reading, replaced) {
+  const place = readings.indexOf(replaced);
+  if (place >= 0) readings.splice(place, 1, reading);
+  else readings.unshift(reading);
+  readings.length = Math.min(readings.length, MAX_READINGS);
+  while (readings.length > 1 && readings.flatMap(digitsOf).length > MAX_DIGITS) readings.pop();
   save();
 }
 
-export function correct(id, digit) {
-  const answer = answers.find((one) => one.id === id);
-  if (answer) answer.label = digit;
-  save();
-}
-
-function save() {
+export function save() {
   try {
-    sessionStorage.setItem("answers", JSON.stringify(answers));
+    sessionStorage.setItem("readings", JSON.stringify(readings));
   } catch {
     // Without session storage the history is lost at a reload.
   }
@@ -49,31 +47,38 @@ export function onOpen(listener) {
 }
 
 function draw() {
-  element("session").hidden = answers.length === 0;
-  const corrected = answers.filter((one) => "label" in one);
-  const right = corrected.filter((one) => one.label === one.digit).length;
+  element("session").hidden = readings.length === 0;
+  const corrected = readings.flatMap(digitsOf).filter((digit) => "label" in digit);
+  const right = corrected.filter((digit) => digit.label === digit.digit).length;
   element("tally").textContent = corrected.length ? `you judged ${corrected.length}, ${right} ${right === 1 ? "was" : "were"} right` : "";
-  element("history").replaceChildren(...answers.map((answer) => thumbnail(answer.image, caption(answer), title(answer), () => open(answer))));
+  element("history").replaceChildren(
+    ...readings.map((reading) => thumbnail(digitsOf(reading).map((digit) => digit.image), caption(reading), title(reading), () => open(reading))),
+  );
 }
 
-function caption(answer) {
-  if (!("label" in answer)) return answer.uncertain ? `${answer.digit}?` : `${answer.digit}`;
-  return answer.label === answer.digit ? `${answer.digit} ✓` : `${answer.digit} → ${answer.label}`;
+function caption(reading) {
+  const digits = digitsOf(reading);
+  const text = textOf(reading).replaceAll("\n", " ");
+  const labelled = digits.filter((digit) => "label" in digit);
+  if (digits.length === 1 && labelled.some((digit) => digit.label !== digit.digit)) return `${digits[0].digit} → ${text}`;
+  const end = labelled.length ? " ✓" : digits.some(isDoubtful) ? "?" : "";
+  return `${text.length > 10 ? `${text.slice(0, 9)}…` : text}${end}`;
 }
 
-function title(answer) {
-  const label = "label" in answer ? `, and you said it was ${article(answer.label)}` : "";
-  return `answered ${answer.digit}${answer.uncertain ? ", not sure" : ""}${label}; show it again`;
+function title(reading) {
+  const doubt = digitsOf(reading).some(isDoubtful) ? ", not sure" : "";
+  return `${textOf(reading).replaceAll("\n", ", ")}${doubt}; show it again`;
 }
 
-function thumbnail(image, text, title, listener) {
+function thumbnail(images, text, title, listener) {
   const button = document.createElement("button");
   button.type = "button";
   button.title = title;
   button.setAttribute("aria-label", title);
   const picture = document.createElement("canvas");
-  picture.width = picture.height = 28;
-  picture.getContext("2d").putImageData(toImageData(image), 0, 0);
+  const shown = images.slice(0, MAX_SHOWN);
+  [picture.width, picture.height] = [28 * shown.length, 28];
+  shown.forEach((image, index) => picture.getContext("2d").putImageData(toImageData(image), 28 * index, 0));
   button.append(picture, text);
   button.addEventListener("click", listener);
   return button;
@@ -83,6 +88,6 @@ export async function showSamples(listener) {
   const response = await fetchWithKey("/samples");
   if (!response.ok) return;
   const { samples } = await response.json();
-  const buttons = samples.map((sample) => thumbnail(sample.image, "", `try this ${sample.label}`, () => listener(sample)));
+  const buttons = samples.map((sample) => thumbnail([sample.image], "", `try this ${sample.label}`, () => listener(sample)));
   element("samples").replaceChildren(...buttons);
 }
