@@ -10,7 +10,10 @@ from conftest import Files, serve_registry
 from selenium.webdriver.common.by import By
 from serving import Service, serving
 from test_page import CHROMEDRIVER, CHROMIUM, TWO, Page, start
+from test_page_numbers import drop
+from test_read import picture, sure
 
+from digits.reference import Reference
 from digits.storage import api_keys, database
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
@@ -49,15 +52,23 @@ def set_scheme(page: Page, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_keeps_every_rule_of_axe(page: Page, scheme: str) -> None:
+def test_the_page_keeps_every_rule_of_axe(page: Page, sample: Reference, scheme: str) -> None:
     set_scheme(page, scheme)
     page.open()
     page.wait_for(lambda: len(page.browser.find_elements(By.CSS_SELECTOR, "#samples button")) == 20)
     assert violations(page) == []
     page.draw(TWO)
     page.answer()
+    page.find("#explain").click()
+    page.wait_for(lambda: page.find("#map").is_displayed())
     page.browser.execute_script("document.getElementById('key-form').hidden = false")
-    assert violations(page) == []  # with an answer, the buttons to correct it, and the question for a key
+    assert violations(page) == []  # with an answer, its map, the buttons to correct it, and the question for a key
+    drop(page, picture(sure(sample, 3, 1, 4), sample.images[:3]))
+    page.wait_for(lambda: len(page.browser.find_elements(By.CSS_SELECTOR, "#number .line")) == 2)
+    page.digits()
+    page.find("#digits button:nth-child(3)").click()
+    page.wait_for(lambda: "it was a 2" in page.text("thanks"))
+    assert violations(page) == []  # with boxes over a picture and several lines
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

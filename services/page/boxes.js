@@ -5,6 +5,8 @@ import { digitsOf, isDoubtful } from "/page/reading.js";
 const group = document.getElementById("boxes");
 // CSS pixels within which a tap finds a small box.
 const MIN_TARGET = 44;
+// Of the longer side of a digit.
+const EDGE = 0.03;
 const STEPS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
 
 let choose = () => {};
@@ -45,7 +47,14 @@ export function focus(index) {
 function box(digit, index, count, { width, height }) {
   const button = document.createElement("button");
   const [left, top, wide, high] = digit.box;
-  const shares = { "--left": left / width, "--top": top / height, "--width": wide / width, "--height": high / height };
+  // The edges of broad strokes lie outside of the box.
+  const edge = EDGE * Math.max(wide, high);
+  const shares = {
+    "--left": (left - edge) / width,
+    "--top": (top - edge) / height,
+    "--width": (wide + 2 * edge) / width,
+    "--height": (high + 2 * edge) / height,
+  };
   for (const [name, share] of Object.entries(shares)) button.style.setProperty(name, `${100 * share}%`);
   button.type = "button";
   button.setAttribute("role", "radio");

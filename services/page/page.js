@@ -14,7 +14,9 @@ import * as session from "/page/session.js";
 const PREVIEW_MS = 90;
 // A pause of this length ends a drawing.
 const PAUSE_MS = 1000;
-const INITIAL_MESSAGE = "Write with mouse, finger or pen, or drop or paste a picture.";
+const INITIAL_MESSAGE = matchMedia("(pointer: coarse)").matches
+  ? "Write with finger or pen, or take a photo."
+  : "Write with mouse, finger or pen, or drop or paste a picture.";
 const NO_ANSWER = "The service does not answer. Try again in a moment.";
 
 const element = (id) => document.getElementById(id);

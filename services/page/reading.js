@@ -4,7 +4,7 @@
 export function single(answer) {
   const { digit, probability, uncertain, model_version } = answer;
   const line = { text: String(digit), confidence: probability, uncertain, digits: [answer] };
-  return { lines: [line], left_out: 0, model_version };
+  return { text: line.text, lines: [line], left_out: 0, model_version };
 }
 
 export function digitsOf(reading) {

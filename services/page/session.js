@@ -58,11 +58,15 @@ function draw() {
 
 function caption(reading) {
   const digits = digitsOf(reading);
-  const text = textOf(reading).replaceAll("\n", " ");
-  const labelled = digits.filter((digit) => "label" in digit);
-  if (digits.length === 1 && labelled.some((digit) => digit.label !== digit.digit)) return `${digits[0].digit} → ${text}`;
-  const end = labelled.length ? " ✓" : digits.some(isDoubtful) ? "?" : "";
-  return `${text.length > 10 ? `${text.slice(0, 9)}…` : text}${end}`;
+  const [before, after] = [reading.text, textOf(reading)].map(shorten);
+  if (before !== after) return `${before} → ${after}`;
+  if (digits.some((digit) => "label" in digit)) return `${after} ✓`;
+  return digits.some(isDoubtful) ? `${after}?` : after;
+}
+
+function shorten(text) {
+  const line = text.replaceAll("\n", " ");
+  return line.length > 10 ? `${line.slice(0, 9)}…` : line;
 }
 
 function title(reading) {
