@@ -61,10 +61,10 @@ def photograph_page(recipe: Recipe) -> None:
         harness.register(settings, recipe, harness.data())
         with harness.service(settings):
             with page(settings.service_url, 1300, 950, 1, "light") as browser:
-                use_page(browser, FOUR, SEVEN, THREE)
+                use_page(browser, NINE, FOUR, SEVEN, TWO)
                 save_screenshot(browser, "page.png")
             with page(settings.service_url, 412, 915, 2, "dark") as browser:
-                use_page(browser, NINE, TWO)
+                use_page(browser, NINE, THREE, FOUR)
                 save_screenshot(browser, "page-phone.png")
 
 
@@ -146,28 +146,32 @@ def page(url: str, width: int, height: int, ratio: int, scheme: str) -> Iterator
             browser.quit()
 
 
-def use_page(browser: Chrome, *digits: list[Stroke]) -> None:
-    """Draw the digits one after the other, and confirm the first answer."""
-    for number, strokes in enumerate(digits):
-        browser.find_element(By.ID, "clear").click()
-        for stroke in strokes:
-            draw(browser, curve(stroke))
-        time.sleep(2.5)
-        if number == 0:
-            answered = browser.find_element(By.ID, "digit").text
-            browser.find_element(By.CSS_SELECTOR, f"#digits button:nth-child({int(answered) + 1})").click()
-            time.sleep(0.5)
+def use_page(browser: Chrome, first: list[Stroke], *number: list[Stroke]) -> None:
+    """Draw a digit and confirm the answer, then a number, of which the first digit is explained."""
+    draw(browser, first, 0.5)
+    time.sleep(2.5)
+    answered = browser.find_element(By.ID, "number").text
+    browser.find_element(By.CSS_SELECTOR, f"#digits button:nth-child({int(answered) + 1})").click()
+    time.sleep(0.5)
+    browser.find_element(By.ID, "clear").click()
+    for index, digit in enumerate(number):
+        draw(browser, digit, (index + 0.5) / len(number))
+    time.sleep(2.5)
+    browser.find_element(By.ID, "explain").click()
+    time.sleep(1)
 
 
-def draw(browser: Chrome, stroke: Stroke) -> None:
+def draw(browser: Chrome, strokes: list[Stroke], middle: float) -> None:
+    """Draw in a square of the paper's height with its middle at this share of the paper's width."""
     canvas = browser.find_element(By.ID, "canvas")
-    side = canvas.size["width"]
-    chain = ActionChains(browser, duration=8)
-    for index, (x, y) in enumerate(stroke):
-        chain.move_to_element_with_offset(canvas, (x - 0.5) * side, (y - 0.5) * side)
-        if index == 0:
-            chain.click_and_hold()
-    chain.release().perform()
+    side, left = canvas.size["height"], (middle - 0.5) * canvas.size["width"]
+    for stroke in strokes:
+        chain = ActionChains(browser, duration=8)
+        for index, (x, y) in enumerate(curve(stroke)):
+            chain.move_to_element_with_offset(canvas, left + (x - 0.5) * side, (y - 0.5) * side)
+            if index == 0:
+                chain.click_and_hold()
+        chain.release().perform()
 
 
 def curve(points: Stroke, steps: int = 8) -> Stroke:

@@ -303,6 +303,8 @@ def test_roles_hold_on_every_route_of_the_running_service(locked: Service, sampl
     asked: dict[str, tuple[str, str, dict[str, object]]] = {
         "classify": ("POST", "/classify", {"json": {"images": image.tolist()}}),
         "classify_file": ("POST", "/classify_file", {"content": png(image)}),
+        "read": ("POST", "/read", {"content": png(np.kron(image, np.ones((4, 4), np.uint8)))}),
+        "explain": ("POST", "/explain", {"json": {"image": image.tolist()}}),
         "classify_bulk": ("POST", "/classify_bulk", {"content": image.tobytes()}),
         "feedback": ("POST", "/feedback", {"json": {"id": answer["id"], "digit": 3}}),
         "predictions": ("GET", f"/predictions/{answer['id']}", {}),

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 
 from digits.reference import Reference
 
+NUMBER = ROOT / "docs" / "number.png"
 SERVICE = "services.classifier:DigitClassifier"
 
 
@@ -67,6 +68,9 @@ def test_the_client_sends_a_picture_and_raw_pixels(
     plain = service.client.post("/classify_file", content=png(sample.images[0])).json()
     for file in (tmp_path / "digit.png", str(tmp_path / "digit.png")):
         assert without_id(client.classify_file(file=file)) == without_id(plain)
+    read = client.read(NUMBER, length=3)
+    assert len(read["text"]) == len(read["lines"][0]["digits"]) == 3
+    assert client.explain(sample.images[0])["digit"] == plain["digit"]
     answer = client.classify_file(tmp_path / "digit.png", preview=True)
     assert answer["id"] is None and answer["image"] == plain["image"]
     plain_bulk = service.client.post("/classify_bulk", content=sample.images[:5].tobytes()).json()
@@ -187,6 +191,11 @@ def test_the_declared_methods_answer_as_the_routes_do(
         ("/classify", {"json": {"images": images[0]}}),
         ("/classify", {"json": {"images": images}}),
         ("/classify_file", {"files": {"file": ("a.png", io.BytesIO(png(sample.images[0])))}}),
+        (
+            "/read",
+            {"files": {"file": ("a.png", io.BytesIO(NUMBER.read_bytes()))}, "data": {"length": "3", "preview": "true"}},
+        ),
+        ("/explain", {"json": {"image": images[0]}}),
         ("/classify_bulk", {"content": bulk, "headers": {"Content-Type": "application/octet-stream"}}),
     ):
         ours, theirs = (one.post(path, **content) for one in (service.client, declared))  # type: ignore[attr-defined]
@@ -267,4 +276,4 @@ print(json.dumps(results))
 
 def test_bentoml_describes_the_declared_methods_by_itself(declared: TestClient) -> None:
     paths = declared.get("/docs.json").json()["paths"]
-    assert {"/classify", "/classify_file", "/classify_bulk", "/feedback", "/about"} <= paths.keys()
+    assert {"/classify", "/classify_file", "/read", "/explain", "/classify_bulk", "/feedback", "/about"} <= paths.keys()

@@ -172,6 +172,8 @@ def test_nothing_is_answered_or_logged_for_another_site(name: str, service: Serv
     requests: dict[str, dict[str, Any]] = {
         "/classify": {"json": {"images": image.tolist()}},
         "/classify_file": {"files": {"file": ("digit.png", png(image))}},
+        "/read": {"files": {"file": ("number.png", png(image))}},
+        "/explain": {"json": {"image": image.tolist()}},
         "/classify_bulk": {"content": image.tobytes()},
         "/feedback": {"json": {"id": one, "digit": 5, "source": "audit"}},
         "/about": {"json": {}},

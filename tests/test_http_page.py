@@ -28,11 +28,11 @@ def first_cells(heading: str) -> str:
 
 
 def test_there_are_clients_in_three_languages_and_bentomls() -> None:
-    assert [language for language, _ in CLIENTS] == ["bash", "python", "python", "js"]
-    assert "SyncHTTPClient" in CLIENTS[2][1]
+    assert [language for language, _ in CLIENTS] == ["bash", "bash", "python", "python", "js"]
+    assert "SyncHTTPClient" in CLIENTS[3][1] and all("/read" in CLIENTS[index][1] for index in (1, 2, 4))
 
 
-@pytest.mark.parametrize(("language", "program"), CLIENTS, ids=["curl", "httpx", "bentoml", "fetch"])
+@pytest.mark.parametrize(("language", "program"), CLIENTS, ids=["curl", "curl-read", "httpx", "bentoml", "fetch"])
 def test_the_clients_run_as_they_stand(language: str, program: str, service: Service) -> None:
     if shutil.which(LANGUAGES[language][0]) is None:
         pytest.skip(f"{LANGUAGES[language][0]} is not installed")
@@ -40,7 +40,8 @@ def test_the_clients_run_as_they_stand(language: str, program: str, service: Ser
     done = subprocess.run([*LANGUAGES[language], program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     if language == "bash":
-        assert json.loads(done.stdout)["digit"] in range(10)
+        answer = json.loads(done.stdout)
+        assert len(answer["text"]) == 3 if "/read" in program else answer["digit"] in range(10)
     else:
         assert re.match(r"\d 0\.\d+", done.stdout), done.stdout
 
@@ -57,6 +58,15 @@ def test_every_field_of_an_answer_is_there(service: Service) -> None:
     assert "uncertain" in answer
     for name in answer:
         assert f"`{name}`" in fields, name
+
+
+def test_every_field_of_a_reading_is_there(service: Service) -> None:
+    fields = PAGE.split("### Reading numbers")[1].split("\n## ")[0]
+    picture = (ROOT / "docs" / "number.png").read_bytes()
+    answer = service.client.post("/read?preview=true", content=picture).json()
+    (line,) = answer["lines"]
+    for name in answer.keys() - {"model_version"} | line.keys() | {"box"}:
+        assert f"| `{name}`" in fields, name
 
 
 def test_the_new_names_of_about_are_there(service: Service) -> None:
