@@ -127,6 +127,15 @@ def test_by_keyboard_a_digit_is_chosen_and_corrected(page: Page) -> None:
     assert page.browser.switch_to.active_element == page.find("#boxes [aria-checked=true]")
 
 
+def test_a_digit_that_was_chosen_stays_chosen_when_the_final_answer_comes(page: Page) -> None:
+    for stroke, middle in ((TWO, 0.18), (ZERO, 0.5), (TWO, 0.82)):
+        page.draw(stroke, middle=middle)
+    page.wait_for(lambda: len(boxes(page)) == 3)
+    press(page, 1)
+    page.digits()
+    assert page.text("which").startswith("Digit 2 of 3")
+
+
 def test_a_tap_on_a_box_chooses_and_a_stroke_through_it_draws(page: Page) -> None:
     draw_three(page)
     ink = dark_pixels(page)
@@ -239,6 +248,13 @@ def test_what_is_no_digit_or_left_out_is_said(page: Page, sample: Reference) -> 
         "reading.lines[0].text = '3'; digits.pop(); digits[0].is_digit = false; digits[0].uncertain = true;"
     )
     assert one["message"] == "That is no digit." and one["note"].startswith("It looks most like a 3")
+    shown = page.browser.execute_async_script(
+        """const done = arguments[arguments.length - 1];
+        const reading = JSON.parse(sessionStorage.getItem("readings"))[0];
+        Object.assign(reading.lines[0], { text: "3", digits: [{ ...reading.lines[0].digits[0], is_digit: false }] });
+        import("/page/number.js").then((module) => done(module.show(reading)));"""
+    )
+    assert shown is None and page.text("number") == "?" and not page.find("#copy").is_displayed()
     many = described("digits[1].is_digit = false; reading.left_out = 2;")
     assert "not sure" in many["message"] and "marked with “?”" in many["note"]
     assert many["note"].endswith("2 pieces of ink were left out: they are no digits.")

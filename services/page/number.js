@@ -23,7 +23,9 @@ export function show(reading) {
   number.classList.toggle("many", digits.length > 1);
   number.classList.toggle("several", reading.lines.length > 1);
   number.classList.toggle("uncertain", digits.length === 1 && isDoubtful(digits[0]));
-  copy.hidden = false;
+  const isNone = digits.length === 1 && !digits[0].is_digit && !("label" in digits[0]);
+  if (isNone) number.replaceChildren("?");
+  copy.hidden = isNone;
   reset();
 }
 

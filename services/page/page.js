@@ -21,8 +21,9 @@ const NO_ANSWER = "The service does not answer. Try again in a moment.";
 
 const element = (id) => document.getElementById(id);
 // dirty: there is ink; asking: a request is in flight, and `again` follows it; turn: number of the drawing, so that an answer to an
-// earlier one is not shown; reading: what is shown; chosen: its digit that is shown in detail; logged: the last logged reading of this drawing
-const state = { dirty: false, asking: false, again: null, turn: 0, reading: null, chosen: 0, logged: null, pause: 0, lastPreview: 0 };
+// earlier one is not shown; reading: what is shown; chosen: its digit that is shown in detail; kept: whether somebody chose it; logged: the
+// last logged reading of this drawing
+const state = { dirty: false, asking: false, again: null, turn: 0, reading: null, chosen: 0, kept: false, logged: null, pause: 0, lastPreview: 0 };
 // What the served version says of itself.
 const served = { version: null, coverage: null };
 
@@ -30,7 +31,7 @@ function clear() {
   canvas.clear();
   clearTimeout(state.pause);
   state.turn += 1;
-  Object.assign(state, { dirty: false, again: null, logged: null });
+  Object.assign(state, { dirty: false, again: null, kept: false, logged: null });
   showNothing(INITIAL_MESSAGE);
 }
 
@@ -48,11 +49,13 @@ function say(message, note) {
   element("note").textContent = note;
 }
 
-// Shows a reading, and of its digits the first that is doubtful in detail.
+// Shows a reading, and in detail the digit that was chosen before, or else the first that is doubtful.
 function show(reading) {
+  const digits = digitsOf(reading);
+  const isKept = state.kept && state.reading && digitsOf(state.reading).length === digits.length;
   state.reading = reading;
   refresh();
-  choose(Math.max(0, digitsOf(reading).findIndex(isDoubtful)));
+  choose(isKept ? state.chosen : Math.max(0, digits.findIndex(isDoubtful)));
 }
 
 function refresh() {
@@ -74,7 +77,7 @@ function choose(index) {
 
 canvas.listen({
   stroke() {
-    state.dirty = true;
+    Object.assign(state, { dirty: true, kept: false });
     clearTimeout(state.pause);
     correction.disable();
     boxes.fade();
@@ -199,8 +202,12 @@ async function correct(digit) {
 }
 
 correction.onPress(correct);
-boxes.onChoose(choose);
-number.onChoose(choose);
+for (const part of [boxes, number]) {
+  part.onChoose((index) => {
+    state.kept = true;
+    choose(index);
+  });
+}
 
 for (const input of [element("file"), element("camera")]) {
   input.addEventListener("change", () => {
@@ -221,7 +228,9 @@ element("clear").addEventListener("click", clear);
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=password]")) return;
-  if (["Delete", "Backspace", "Escape"].includes(event.key)) clear();
+  // On a box they would be meant for its digit.
+  const clears = boxes.hasFocus() ? ["Escape"] : ["Delete", "Backspace", "Escape"];
+  if (clears.includes(event.key)) clear();
   else if (event.key === "p" || event.key === "P") canvas.choose("pen");
   else if (event.key === "e" || event.key === "E") canvas.choose("eraser");
   else if (/^[0-9]$/.test(event.key)) correct(Number(event.key));
