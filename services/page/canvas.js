@@ -37,7 +37,7 @@ export function extent() {
 
 export function clear() {
   prepare(...(narrow.matches ? NARROW : WIDE));
-  canvas.classList.remove("picture");
+  setPicture(false);
 }
 
 // An empty paper of this size; its place on the page has the same proportions.
@@ -67,16 +67,21 @@ export function choose(tool) {
   document.querySelector(`input[name=tool][value=${tool}]`).checked = true;
 }
 
-// Shows a picture of any size and returns its size; throws what the browser cannot decode. It is not drawn on.
+// Shows a picture of any size and returns its size; throws what the browser cannot decode.
 export async function showPicture(picture) {
   const bitmap = await createImageBitmap(picture);
   const scale = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));
   prepare(Math.max(1, Math.round(bitmap.width * scale)), Math.max(1, Math.round(bitmap.height * scale)));
   paper.imageSmoothingQuality = "high";
   paper.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  // Dark mode does not invert the colours of a picture.
-  canvas.classList.add("picture");
+  setPicture(true);
   return { width: bitmap.width, height: bitmap.height };
+}
+
+// A picture is not drawn on, and dark mode does not invert its colours.
+function setPicture(is) {
+  canvas.classList.toggle("picture", is);
+  document.querySelectorAll("input[name=tool], #size").forEach((input) => (input.disabled = is));
 }
 
 // Shows a 28 x 28 image in dark ink in the middle of the paper.
