@@ -192,6 +192,7 @@ def running_platform(home: Path, recipe: str, data: Path, audit_sample_rate: flo
     outside = ("MLFLOW_", "PREFECT_", "DIGITS_", "BENTOML_")
     own = {
         "DIGITS_HOME": str(home),
+        "DIGITS_FIRST_RECIPE": recipe,
         "DIGITS_RECIPE": recipe,
         "DIGITS_AUDIT_SAMPLE_RATE": str(audit_sample_rate),
         "DIGITS_BULK_LOG_SAMPLE_RATE": "0",

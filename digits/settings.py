@@ -180,7 +180,11 @@ class Settings(BaseSettings):
     job_variables: dict[str, Any] = Field(
         {}, repr=False, description='Additional job variables of the deployments, like {"networks": ["digits"]}.'
     )
-    recipe: str = Field("compact", description="Recipe of the scheduled retraining.")
+    first_recipe: str = Field("compact", description="Recipe of the first champion.")
+    recipe: str = Field(
+        "convolutional",
+        description="Recipe of the scheduled retraining; `digits up` trains it once in the background, unless it is the first one.",
+    )
     gate: dict[str, float] = Field({}, description='Changes to the gate\'s policy, like {"min_error_reduction": 0.25}.')
     challenger_days: float = Field(14.0, gt=0, description="Days until an undecided candidate is given up.")
     feedback: dict[str, float] = Field({}, description='Changes to the feedback policy, like {"hold_out": 0.5}.')

@@ -37,6 +37,8 @@ from flows.terminal import is_up
 from flows.train import train
 
 MAX_CONCURRENT_RUNS = "2"  # of one worker
+# A training takes only the processor time that the service leaves; its threads inherit the priority.
+LOW_PRIORITY = "nice -n 19 "
 MAX_HEARTBEAT_GAP = timedelta(minutes=10)  # Prefect sends a heartbeat every three minutes
 HEARTBEAT_EVENT = "prefect.flow-run.heartbeat"
 FINAL_EVENTS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
@@ -63,22 +65,23 @@ def deployments(settings: Settings) -> list[Any]:  # of Prefect's RunnerDeployme
             parameters={"reason": "schedule"},
             triggers=[_retraining_trigger()],
             concurrency_limit=one_run,
-            **pool,
+            **pool | {"job_variables": job_variables(settings, LOW_PRIORITY)},
         ),
         monitor.to_deployment("hourly", schedule=Cron("0 * * * *", timezone="UTC"), concurrency_limit=one_run, **pool),
         *[flow.to_deployment(flow.name, **pool) for flow in (backfill, train, ingest, score, replay, sweep)],
     ]
 
 
-def job_variables(settings: Settings) -> dict[str, Any]:
+def job_variables(settings: Settings, prefix: str = "") -> dict[str, Any]:
     """What the pool needs for each run: a process's folder, where `.env` lies, and command, or a container's image.
 
-    Without the command Prefect's worker would copy its own working directory over that of the process.
+    Without the command Prefect's worker would copy its own working directory over that of the process. The prefix is for
+    processes only: the resources of a container are those that the pool gives it.
     """
     given = {**settings.job_variables, "env": {**CLIENT_RETRIES, **settings.job_variables.get("env", {})}}
     if settings.work_pool_type != "process":
         return {"image": settings.flows_image, **given}
-    root, command = Path(__file__).parent.parent, f"{quote(sys.executable)} -m prefect.engine"
+    root, command = Path(__file__).parent.parent, f"{prefix}{quote(sys.executable)} -m prefect.engine"
     return {"working_dir": str(root), "command": command, **given}
 
 
@@ -134,12 +137,13 @@ def missing_heartbeats(gap: timedelta = MAX_HEARTBEAT_GAP) -> Automation:
     )
 
 
-def run_retraining(reason: str, data: str | None) -> str:
-    """Run the deployed retraining, as soon as it is registered, and wait for its end. Returns its final state and message."""
-    parameters = {"reason": reason, "data": data}
+def run_retraining(reason: str, recipe: str, data: str | None = None, timeout_seconds: float | None = None) -> str:
+    """Run the deployed retraining, as soon as it is registered, and wait for its end or so long. Returns its state and message."""
+    parameters = {"reason": reason, "recipe": recipe, "data": data}
+    options: dict[str, Any] = {"timeout": timeout_seconds, "as_subflow": False, "poll_interval": 2}
     while True:
         with suppress(ObjectNotFound):
-            run: Any = run_deployment("retrain/daily", parameters=parameters, as_subflow=False, poll_interval=2)
+            run: Any = run_deployment("retrain/daily", parameters=parameters, **options)
             return f"{run.state.name}, {run.state.message or 'no message'}" if run.state else "no state"
         time.sleep(2)
 

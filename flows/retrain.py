@@ -33,15 +33,20 @@ COOLDOWN = "retrained"  # the name under which the end of the last retraining is
 
 @flow(name="retrain")
 def retrain(
-    recipe: str | None = None, data: str | None = None, seed: int = 0, reason: str = "manual", cooldown: bool = False
+    recipe: str | None = None,
+    data: str | None = None,
+    seed: int = 0,
+    reason: str = "manual",
+    cooldown: bool = False,
+    wait_seconds: float = 0,
 ) -> str:
     """Take in new data, train a candidate, and promote it or say why not. Returns the decision in a sentence.
 
     The recipe is the setting `DIGITS_RECIPE` and the data set the current one unless given. With `cooldown`, as for events,
-    nothing is done for a while after the last retraining.
+    nothing is done for a while after the last retraining. With `wait_seconds` another one that runs may end first.
     """
     platform = Platform()
-    with retraining_slot():
+    with retraining_slot(wait_seconds):
         crashed_runs.tag(reason)
         if cooldown and (waiting := cooldown_message(platform)):
             return waiting

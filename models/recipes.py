@@ -3,6 +3,7 @@
 A new recipe is one `Preset` in `_PRESETS`; a new architecture is one class in `models/architectures.py`.
 """
 
+import math
 from dataclasses import dataclass
 
 from models.architectures import Convolutional, Dense
@@ -11,6 +12,7 @@ from models.synthetic import Synthetic
 from models.training import Recipe
 
 DEFAULT_FLOOR = 0.9
+MNIST_SIZE = 60_000  # training images
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,11 @@ class Preset:
     reported: str  # by the project that the recipe reproduces
     evidence: str  # mean test accuracy with its 95 % interval, measured by `python -m bench.accuracy NAME --seeds 5`
     floor: float = DEFAULT_FLOOR  # smallest test accuracy with which a first version is promoted
+    seconds: float = 20  # that a training on MNIST takes on two cores
+
+    def minutes(self, count: int) -> int:
+        """About how long a training on so many images takes on two cores, at least 1."""
+        return max(1, math.ceil(self.seconds / 60 * count / MNIST_SIZE))
 
 
 AUGMENTED = Recipe(
@@ -95,16 +102,19 @@ _PRESETS = (
         reported="ours",
         evidence="99.47 % [99.34, 99.59] over three seeds, 7 to 8 minutes each on two cores "
         "(`python -m bench.accuracy augmented --seeds 3`)",
+        seconds=450,
     ),
     Preset(
         CONVOLUTIONAL,
         reported="ours",
         evidence="not measured yet",
+        seconds=900,
     ),
     Preset(
         CONVOLUTIONAL.model_copy(update={"name": "ensemble", "n_models": 3}),
         reported="ours",
         evidence="not measured yet",
+        seconds=2700,
     ),
 )
 

@@ -18,6 +18,7 @@ TIMEOUT = httpx.Timeout(10, connect=3)  # seconds
 # A card is read before anything is known of its version; ours have 2 kB.
 MAX_CARD_BYTES = 1_000_000
 MAX_FILE_BYTES = 100_000_000
+MAX_FOUND_BYTES = 10_000_000
 
 
 class VersionNotFound(LookupError):
@@ -76,6 +77,15 @@ class RegistryReader:
         except (ValueError, KeyError, TypeError) as error:
             problem = f"{self._http.base_url} answered {response.status_code}, and not as MLflow does"
             raise RegistryUnreachable(f"{problem}; set MLFLOW_TRACKING_URI to its server") from error
+
+    def datasets_of(self, recipe: str) -> set[str]:
+        """The fingerprints of the data sets on which versions of this recipe were trained, of at most 1,000 versions."""
+        route, query = "/api/2.0/mlflow/model-versions/search", f"name='{MODEL_NAME}' and tags.`recipe`='{recipe}'"
+        response, content = self._read(route, MAX_FOUND_BYTES, filter=query, max_results="1000")
+        if response.is_error:
+            raise RegistryUnreachable(f"{self._http.base_url} answered {response.status_code} to a search of versions")
+        found = json.loads(content).get("model_versions", [])
+        return {tag["value"] for version in found for tag in version["tags"] if tag["key"] == "dataset"}
 
     def download(self, version: str, path: str) -> bytes:
         """One file of a version as it is; raises VersionNotFound or InvalidArtifact."""

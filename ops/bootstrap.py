@@ -17,8 +17,9 @@ from digits.data import datasets, sources
 from digits.data.sources import SourceUnavailable
 from digits.settings import Settings, load_settings
 from digits.storage import api_keys, database
+from models import recipes
 from models.registry_reader import RegistryReader, RegistryUnreachable
-from ops import endpoint, process_environment, processes
+from ops import background_training, endpoint, process_environment, processes
 from ops.tables import print_table
 
 # The page of runs and versions; MLflow opens on its pages for language models.
@@ -32,6 +33,8 @@ def up(settings: Settings) -> None:
     processes.refuse_foreign_home(settings)
     if settings.mnist is not None:
         sources.existing_mnist(settings.mnist)
+    for recipe in (settings.first_recipe, settings.recipe):
+        recipes.find(recipe)
     require_api_key(settings)
     if processes.process_info(settings):
         print_status(settings)
@@ -64,6 +67,8 @@ def _start(supervisor: subprocess.Popen[bytes], settings: Settings) -> None:
     with console.status("waiting for the endpoint to load the champion …"):
         ready = [replace(process, health=f"{process.url}/readyz") for process in wanted if process.name == "service"]
         list(processes.wait_healthy(supervisor, settings, ready))
+    if background_training.is_needed(settings):
+        processes.start(settings, processes.background_training())
     print_status(settings)
     console.print("Ctrl-C stops all of it.")
 
@@ -73,7 +78,8 @@ def _train_first_champion(settings: Settings) -> None:
     data = _first_source(settings)
     console.print("there is no champion yet: training one")
     # With -P, no module of the working directory is imported, which may be another user's.
-    command = [sys.executable, "-P", "-m", "ops", "retrain", *(["--data", data] if data else [])]
+    retrain = [sys.executable, "-P", "-m", "ops", "retrain", "--recipe", settings.first_recipe]
+    command = [*retrain, *(["--data", data] if data else [])]
     training = subprocess.Popen(command, env=process_environment.of_clients(settings))
     try:
         training.wait()
@@ -117,7 +123,7 @@ def print_status(settings: Settings) -> bool:
         if process.name == "mlflow" and (account := process_environment.mlflow_login(settings)):
             rows.append((f"  name {account[0]}, password", account[1]))
     serving = _serving_version(settings) if healthy["service"] else ("unknown", "the endpoint is down")
-    print_table((), [*rows, ("serving version", *serving)])
+    print_table((), [*rows, ("serving version", *serving), *background_training.rows(settings)])
     return all(healthy.values())
 
 
@@ -135,7 +141,10 @@ def _serving_version(settings: Settings) -> tuple[str, str]:
 
 
 def train_remotely() -> None:
-    """Wait for MLflow, Prefect and the deployments, then train; a training that leaves no champion is an error."""
+    """Have a first champion trained where there is none, and start the training that goes on in the background.
+
+    Waits for MLflow, Prefect and the deployments; a training that leaves no champion is an error.
+    """
     # Prefect takes 2 s to import.
     from flows import deployments
 
@@ -144,13 +153,15 @@ def train_remotely() -> None:
     while True:
         with suppress(RegistryUnreachable):
             if registry.version() is not None:
+                if background_training.is_needed(settings):
+                    deployments.run_retraining("background", settings.recipe, timeout_seconds=0)
                 return
             if outcome:
                 raise SystemExit(
                     f"the first training left no champion: {outcome}; read its run in the Prefect UI and start again"
                 )
             deployments.wait_for_prefect(settings.prefect_api_url)
-            outcome = deployments.run_retraining("first champion", _first_source(settings))
+            outcome = deployments.run_retraining("first champion", settings.first_recipe, _first_source(settings))
         time.sleep(2)
 
 

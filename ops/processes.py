@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ STARTUP_FAILURE_SECONDS = 20
 # Supervisor sets this variable for its processes, and `running` for Supervisor.
 SUPERVISORD = {"SUPERVISOR_PROCESS_NAME": "supervisord"}
 SOCKET_RECORD = "socket-folder"
+# The slot of a retraining that was killed is free again after a minute; one that was started by hand may take longer.
+SLOT_WAIT_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Process:
     # Where this machine reaches the server, and what answers 200 once it is up.
     url: str = ""
     health: str = ""
+    # How Supervisor runs it, where that differs from the servers.
+    options: dict[str, str] = field(default_factory=dict)
 
 
 def processes(settings: Settings) -> list[Process]:
@@ -80,6 +84,26 @@ def processes(settings: Settings) -> list[Process]:
     ]
     urls = {"mlflow": settings.mlflow_tracking_uri, "prefect": settings.prefect_api_url}
     return [p for p in started if p.port is None or p.name not in urls or settings.is_own(urls[p.name], p.port)]
+
+
+def background_training() -> Process:
+    """A retraining that runs when it is started, once: it takes the processor time that the others leave, and ends at once when they do."""
+    retrain = [sys.executable, "-m", "ops", "retrain", "--reason", "background", "--wait", str(SLOT_WAIT_SECONDS)]
+    options = {
+        "autostart": "false",
+        "autorestart": "false",
+        "startsecs": "0",
+        "stopsignal": "INT",
+        "stopwaitsecs": "3",
+    }
+    # The threads of TensorFlow and BLAS inherit the priority.
+    return Process("training", "in training, promoted if better", ["nice", "-n", "19", *retrain], options=options)
+
+
+def start(settings: Settings, process: Process) -> None:
+    """Let Supervisor start a process that does not run."""
+    with getRPCInterface(_supervisor(settings)) as server:
+        server.supervisor.startProcess(process.name, False)
 
 
 def refuse_foreign_home(settings: Settings) -> None:
@@ -272,7 +296,7 @@ def _configure(settings: Settings, wanted: list[Process]) -> Path:
         "pidfile": str(settings.home / "run" / "supervisor.pid"),
         "directory": str(Path(__file__).parent.parent).replace("%", "%%"),
     }
-    for priority, process in enumerate(wanted):
+    for priority, process in enumerate([*wanted, background_training()]):
         config[f"program:{process.name}"] = _program(settings, process, priority)
     path = settings.home / "run" / "supervisor.conf"
     with path.open("w") as file:
@@ -295,6 +319,7 @@ def _program(settings: Settings, process: Process, priority: int) -> dict[str, s
         "stopasgroup": "true",
         "redirect_stderr": "true",
         "stdout_logfile": str(log_path(settings, process.name)),
+        **process.options,
     }
 
 

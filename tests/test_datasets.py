@@ -52,6 +52,16 @@ def test_extend_adds_to_train_and_validation_only(bundled: Dataset) -> None:
     assert grown.source == "bundled"
 
 
+def test_a_data_set_knows_where_its_growth_began(bundled: Dataset, tmp_path: Path) -> None:
+    labelled = Split(255 - bundled.train.images[:9], bundled.train.labels[:9])
+    grown = datasets.extend(bundled, labelled, validation_fraction=0.1, seed=0)
+    again = datasets.extend(grown, Split(labelled.images // 2, labelled.labels), validation_fraction=0.1, seed=0)
+    for stored in (grown, again):  # not the source, which only they name
+        datasets.save(stored, tmp_path)
+    first = bundled.fingerprint
+    assert {datasets.origin(tmp_path, one.fingerprint) for one in (bundled, grown, again)} == {first}
+
+
 def test_extend_leaves_out_and_counts_images_of_the_test_part(bundled: Dataset) -> None:
     leaked = Split(bundled.test.images[:7], (bundled.test.labels[:7] + 1) % 10)
     grown = datasets.extend(bundled, leaked, validation_fraction=0.2, seed=0)

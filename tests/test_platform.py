@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import PATIENCE_SECONDS, find_free_port, get, post
+from conftest import PATIENCE_SECONDS, find_free_port, get, post, put_migrated_databases
 from PIL import Image
 
 from bench import harness
@@ -44,7 +44,14 @@ class Platform:
         nowhere = {"HOME": str(home), "KERAS_HOME": str(home / "keras"), "HTTPS_PROXY": "http://127.0.0.1:9"}
         self.home, self.environment = (
             home,
-            {**clean, **ports, **nowhere, "NO_PROXY": "127.0.0.1", "DIGITS_HOME": str(home)},
+            {
+                **clean,
+                **ports,
+                **nowhere,
+                "NO_PROXY": "127.0.0.1",
+                "DIGITS_HOME": str(home),
+                "DIGITS_RECIPE": "compact",
+            },
         )
         self.url = f"http://127.0.0.1:{ports['DIGITS_SERVICE_PORT']}"
         self.prefect = f"http://127.0.0.1:{ports['DIGITS_PREFECT_PORT']}/api"
@@ -96,6 +103,9 @@ class Platform:
         found = [(process, self._look(process, psutil.Process.net_connections)) for process in psutil.process_iter()]
         open_sockets = ((one, process) for process, connections in found for one in connections or [])
         return {one.laddr: _command_line(process) for one, process in open_sockets if one.status == psutil.CONN_LISTEN}
+
+    def is_background_training(self, process: psutil.Process) -> bool:
+        return "--reason background" in (self._look(process, _command_line) or "")
 
     def _look(self, process: psutil.Process, look: Callable[[psutil.Process], Any]) -> Any:
         """What `look` finds of a process with this DIGITS_HOME; None for others and for one that ends meanwhile."""
@@ -409,6 +419,26 @@ def test_ctrl_c_stops_everything_and_up_goes_on_with_the_same_state(platform: Pl
     assert platform.run("status").returncode == 1
 
 
+def test_a_better_recipe_is_trained_in_the_background_and_taken_up_again_after_an_interruption(tmp_path: Path) -> None:
+    platform = Platform(tmp_path)
+    platform.environment |= {"DIGITS_FIRST_RECIPE": "sigmoid", "DIGITS_RECIPE": "compact"}
+    put_migrated_databases(tmp_path)
+    line = rf"in training, promoted if better +{platform.prefect.removesuffix('/api')}/runs +compact, about 1 min; off with DIGITS_RECIPE=sigmoid"
+    try:
+        assert re.search(line, platform.start())
+        (training,) = [process for process in psutil.process_iter() if platform.is_background_training(process)]
+        assert training.nice() == 19
+        stopped = time.monotonic()
+        assert platform.stop() == 0 and time.monotonic() - stopped < 60
+        assert platform.remaining_processes() == []
+        assert re.search(line, platform.start())
+        assert "sigmoid" in platform.run("status").stdout
+        _wait_for_version(platform, "2", seconds=300)
+        assert get(f"{platform.url}/about").json()["recipe"]["name"] == "compact"
+    finally:
+        platform.stop()
+
+
 def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png")
@@ -442,8 +472,8 @@ def _forget_answers(platform: Platform) -> str:
     return version
 
 
-def _wait_for_version(platform: Platform, version: str) -> None:
-    deadline = time.monotonic() + 60
+def _wait_for_version(platform: Platform, version: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
     while get(f"{platform.url}/about").json()["model_version"] != version:
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -222,6 +222,14 @@ def manifest(storage: DatasetStore, fingerprint: str) -> dict[str, Any]:
     """`describe` of a stored data set and the time of its storage (`created_at`, UTC); raises BadData if there is none."""
     with reading(_stored(storage, fingerprint) / "manifest.json") as file:
         return json.loads(file.read_bytes())
+
+
+def origin(storage: DatasetStore, fingerprint: str) -> str:
+    """The fingerprint of the data set from which this one grew by the inbox and by feedback, as far as it is known."""
+    with suppress(BadData):
+        if parent := manifest(storage, fingerprint)["parent"]:
+            return origin(storage, parent)
+    return fingerprint
 
 
 def load(storage: DatasetStore, fingerprint: str) -> Dataset:

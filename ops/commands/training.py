@@ -36,9 +36,11 @@ def retrain(
     recipe: Annotated[str | None, typer.Option(show_default="DIGITS_RECIPE")] = None,
     data: CurrentSource = None,
     seed: Seed = 0,
+    reason: Annotated[str, typer.Option(help="Tag of the runs.")] = "manual",
+    wait: Annotated[float, typer.Option(min=0, help="Seconds in which another retraining may end first.")] = 0,
 ) -> None:
     """Ingest new data, train a candidate, and promote it if the gate finds it better than the champion."""
-    run_flow("retrain", recipe, data, seed)
+    run_flow("retrain", recipe, data, seed, reason, False, wait)
 
 
 def sweep(

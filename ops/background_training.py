@@ -1,0 +1,47 @@
+"""The training of the recipe of the scheduled retraining in the background, once a first champion serves."""
+
+from contextlib import closing
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from digits.data import datasets
+from digits.settings import Settings
+from models import recipes
+from models.registry_reader import RegistryReader
+from ops import processes
+
+
+def is_needed(settings: Settings) -> bool:
+    """Whether the recipe is another than the first one, and no version of it was trained on the current data set.
+
+    Data sets that grew from the same one by the inbox and by feedback count as one: on these the scheduled retraining goes on.
+    """
+    if settings.recipe == settings.first_recipe:
+        return False
+    storage, current = settings.datasets, datasets.current(settings.datasets)
+    with closing(RegistryReader(settings.registry_uri)) as registry:
+        trained = registry.datasets_of(settings.recipe)
+    if current is None or current in trained:
+        return not trained
+    origin = datasets.origin(storage, current)
+    return all(datasets.origin(storage, other) != origin for other in trained)
+
+
+def minutes(settings: Settings) -> int:
+    """About how long a training on the current data set takes on two cores."""
+    preset, current = recipes.RECIPES[settings.recipe], datasets.current(settings.datasets)
+    images = datasets.manifest(settings.datasets, current)["images"] if current else {"train": recipes.MNIST_SIZE}
+    return preset.minutes(sum(count for name, count in images.items() if name != "test"))
+
+
+def rows(settings: Settings) -> list[tuple[RenderableType, ...]]:
+    """The line of the address table while the training runs or after it has failed; otherwise none."""
+    process = processes.background_training()
+    found = processes.process_info(settings).get(process.name, {})
+    if found.get("statename") in ("STARTING", "RUNNING"):
+        about = f"{settings.recipe}, about {minutes(settings)} min; off with DIGITS_RECIPE={settings.first_recipe}"
+        return [(process.description, f"{settings.prefect_api_url.removesuffix('/api')}/runs", about)]
+    if found.get("statename") == "EXITED" and found["exitstatus"]:
+        return [("training in the background", str(processes.log_path(settings, process.name)), Text("failed", "red"))]
+    return []

@@ -1,0 +1,68 @@
+"""The recipe of the retraining is trained in the background where no version of it knows the current data set."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Runs
+
+from digits.data import datasets
+from digits.data.datasets import Dataset
+from digits.images import Split
+from digits.settings import Settings
+from models import recipes
+from ops import background_training, processes
+
+
+def settings_of(home: Path, **changes: Any) -> Settings:
+    return Settings(_env_file=None, home=home, **changes)  # type: ignore[call-arg]
+
+
+@pytest.mark.slow
+def test_it_is_needed_until_the_recipe_was_trained_on_the_current_data(
+    trained_runs: Runs, bundled: Dataset, tmp_path: Path
+) -> None:
+    settings = settings_of(tmp_path, mlflow_tracking_uri=trained_runs.uri, recipe="sigmoid")
+    classic = settings.model_copy(update={"recipe": "classic"})
+    assert not background_training.is_needed(settings)  # the data set is not known here, the recipe is
+    assert background_training.is_needed(classic)
+    make_current(bundled, settings)
+    assert not background_training.is_needed(settings)
+    assert background_training.is_needed(classic)
+    assert not background_training.is_needed(classic.model_copy(update={"first_recipe": "classic"}))
+    grown = datasets.extend(bundled, turned(bundled), validation_fraction=0.1, seed=0)
+    make_current(grown, settings)
+    assert not background_training.is_needed(settings)
+    make_current(datasets.divide("turned", turned(bundled), seed=0), settings)
+    assert background_training.is_needed(settings)
+
+
+def test_the_time_follows_the_number_of_images(bundled: Dataset, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, recipe="augmented")
+    assert background_training.minutes(settings) == recipes.RECIPES["augmented"].minutes(recipes.MNIST_SIZE) > 5
+    make_current(bundled, settings)
+    assert background_training.minutes(settings) == 1
+
+
+def test_the_table_has_a_line_while_it_runs_and_after_it_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(tmp_path, prefect_api_url="http://127.0.0.1:4200/api")
+    for state, shown in (
+        ({"statename": "STOPPED", "exitstatus": 0}, None),
+        ({"statename": "RUNNING", "exitstatus": 0}, "http://127.0.0.1:4200/runs"),
+        ({"statename": "EXITED", "exitstatus": 0}, None),
+        ({"statename": "EXITED", "exitstatus": 1}, str(tmp_path / "logs" / "training.log")),
+    ):
+        monkeypatch.setattr(processes, "process_info", lambda _, state=state: {"training": state})
+        assert [row[1] for row in background_training.rows(settings)] == ([shown] if shown else [])
+
+
+def make_current(dataset: Dataset, settings: Settings) -> None:
+    datasets.save(dataset, settings.datasets)
+    datasets.set_current(settings.datasets, dataset.fingerprint)
+
+
+def turned(dataset: Dataset) -> Split:
+    """The training digits upside down."""
+    return Split(dataset.train.images[:, ::-1, ::-1].copy(), dataset.train.labels)
