@@ -104,19 +104,20 @@ def expectation(
     platform: Platform, model: "VerifiedModel", answers: PredictionWindow, at: datetime, notes: tuple[str, ...]
 ) -> Expected:
     """The version's reference sample and its baseline at a time, each with as many pictures as the answers have."""
-    window, _ = samples.distinct(samples.of_window(answers))
-    tested = pictures.by_route(model.reference, window, model.predict_proba, platform.settings.home / "pictures")
+    threshold = model.digit_threshold
+    window, _ = samples.distinct(samples.of_window(answers, threshold))
+    tested = pictures.by_route(model.reference, window, model.answer, platform.settings.home / "pictures")
     training = samples.match_routes(window, tested)
     accepted = baseline.current(platform.engine, model.version, at)
     if accepted is None:
-        return Expected(training, None, notes)
-    found = baseline.read(platform.engine, accepted, model.predict_proba)
+        return Expected(training, None, notes, threshold)
+    found = baseline.read(platform.engine, accepted, model.answer)
     period = f"{accepted.period} UTC"
     if found is None:
         gone = f"The log has too few answers left of the baseline ({period}), so the reference sample takes its place."
-        return Expected(training, None, (*notes, gone))
+        return Expected(training, None, (*notes, gone), threshold)
     normal = samples.match_routes(window, samples.split_routes(found), tested)
-    return Expected(training, normal, (*notes, f"The baseline is the traffic from {period}."))
+    return Expected(training, normal, (*notes, f"The baseline is the traffic from {period}."), threshold)
 
 
 def publish(settings: Settings, version: str, verdict: MonitoringVerdict, path: Path) -> None:

@@ -22,7 +22,7 @@ from digits import reference
 from digits.files import replacing, write_atomically
 from digits.images import Images
 from digits.reference import Reference
-from models import onnx_model, verification
+from models import digit_score, onnx_model, verification
 from models.conformal import UNCALIBRATED, ConformalPredictor
 from models.onnx_model import InvalidArtifact, OnnxModel
 from models.registry_reader import MODEL_NAME, RegistryReader, VersionNotFound
@@ -45,6 +45,13 @@ class VerifiedModel:
     def predict_proba(self, images: Images) -> NDArray[np.float32]:
         """Probabilities (n, 10) of uint8 images (n, 28, 28); raises InferenceFailed."""
         return self.model.predict_proba(images)
+
+    def answer(self, images: Images) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+        """Probabilities (n, 10), and which images show no digit, (n,): None without a threshold; raises InferenceFailed."""
+        probabilities, digit_scores = self.model.predict(images)
+        if self.digit_threshold is None:
+            return probabilities, None
+        return probabilities, ~digit_score.is_digit(digit_scores, self.digit_threshold)
 
     @property
     def digit_threshold(self) -> float | None:

@@ -4,16 +4,15 @@ The ledger records them. A version without one is compared with its reference sa
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine
 
-from digits.images import PredictProba
 from digits.storage import feedback, ledger, predictions
 from monitoring import drift, samples
-from monitoring.samples import Sample
+from monitoring.samples import Answer, Sample
 
 SUBJECT = "baseline"  # of the ledger
 MAX_IMAGES = 5_000  # of a baseline that are compared
@@ -110,9 +109,10 @@ def _distinct(engine: Engine, since: datetime, until: datetime) -> Sample:
     return samples.distinct(samples.of_window(predictions.read_window(engine, since, until, limit=MAX_IMAGES)))[0]
 
 
-def read(engine: Engine, baseline: Baseline, predict_proba: PredictProba) -> Sample | None:
+def read(engine: Engine, baseline: Baseline, answer: Answer) -> Sample | None:
     """The baseline's images, each once, with this version's answers; None where the log has too few of them left."""
     found = _distinct(engine, baseline.since, baseline.until)
     if len(found) < drift.MIN_COUNT:
         return None
-    return Sample(found.images, predict_proba(found.images), found.clients, found.is_picture)
+    probabilities, no_digit = answer(found.images)
+    return replace(found, probabilities=probabilities, no_digit=no_digit)

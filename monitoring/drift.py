@@ -1,6 +1,6 @@
 """Drift detection: whether two samples of images and answers differ by more than chance.
 
-Every column (image statistics, block means, principal axes, confidence) is compared by its Kolmogorov-Smirnov distance, the
+Every column (image statistics, block means, principal axes, confidence, whether there is no digit) is compared by its Kolmogorov-Smirnov distance, the
 predicted digits by the largest change of one digit's share. The distribution of these scores without drift is simulated by the
 multiplier bootstrap of the empirical process (van der Vaart & Wellner, Weak Convergence and Empirical Processes, 1996, section 2.9),
 with one multiplier for each client where the clients are known and enough: images of one writer are not independent
@@ -27,6 +27,8 @@ Noise = NDArray[np.float32]  # (resamples, points): deviations of distribution f
 Clients = Sequence[str] | NDArray[np.str_]  # who sent each image, "" where unknown; empty where images are independent
 DIGIT = "digit"  # the column of predicted digits, 0 to 9; every other column is numeric
 CONFIDENCE = "confidence"
+NO_DIGIT = "no_digit"  # 1 where the version says that the image shows no digit, otherwise 0; of versions that have a digit score
+ANSWER_UNITS = {CONFIDENCE: "probability", NO_DIGIT: "share of the images"}
 MIN_COUNT = 100  # with fewer different images on either side there is no verdict
 MIN_CLIENTS = 20  # effective number from which clients are resampled; with fewer, images count as independent
 # The nominal chance of any false alarm in a window, half for images, half for digits. Of the 720 hourly looks of 30 days at most
@@ -109,17 +111,23 @@ def detect(expected: Sample, current: Sample, tables: Tables | None = None, agai
 
 def measure(expected: Sample, current: Sample) -> Tables:
     """The columns of both samples, along the principal axes of the expected images."""
-    axes = image_statistics.principal_axes(expected.images)
-    before, now = (table(sample.images, sample.probabilities, axes) for sample in (expected, current))
+    axes, both = image_statistics.principal_axes(expected.images), (expected, current)
+    is_known = all(sample.no_digit is not None for sample in both)
+    before, now = (
+        table(sample.images, sample.probabilities, axes, sample.no_digit if is_known else None) for sample in both
+    )
     return before, now
 
 
-def table(images: Images, probabilities: NDArray[np.float32], axes: Values) -> Columns:
-    """The columns of some images, also of their pixels along these axes, and of the model's probabilities for them."""
+def table(
+    images: Images, probabilities: NDArray[np.float32], axes: Values, no_digit: NDArray[np.bool_] | None = None
+) -> Columns:
+    """The columns of some images, also of their pixels along these axes, and of the model's answers to them."""
     projections = (images.reshape(len(images), -1) @ axes).T
     return {
         **image_statistics.measure(images),
         **{f"axis_{i}": values for i, values in enumerate(np.ascontiguousarray(projections), start=1)},
+        **({} if no_digit is None else {NO_DIGIT: no_digit.astype(np.float64)}),
         CONFIDENCE: probabilities.max(axis=1).astype(np.float64),
         DIGIT: probabilities.argmax(axis=1).astype(np.float64),
     }
@@ -140,7 +148,7 @@ def compare(reference: Columns, current: Columns, limits: Mapping[str, float]) -
 
 def _column(name: str, reference: Values, current: Values, limit: float) -> Column:
     value = score(name, reference, current)
-    unit = STATISTICS[name].unit if name in STATISTICS else "probability" if name == CONFIDENCE else "grey levels"
+    unit = STATISTICS[name].unit if name in STATISTICS else ANSWER_UNITS.get(name, "grey levels")
     if name == DIGIT:
         digit = int(np.abs(label_shift.change(reference, current)).argmax())
         reference, current, unit = reference == digit, current == digit, f"share of {digit}s"

@@ -44,6 +44,7 @@ class Expected:
     training: Sample  # images that the version was tested on, with its answers
     baseline: Sample | None = None  # traffic that is normal, with its answers; None where that is the training sample
     notes: tuple[str, ...] = ()  # sentences
+    digit_threshold: float | None = None  # digit score below which an image of the window is no digit
 
 
 class MonitoringVerdict(BaseModel, frozen=True):
@@ -84,7 +85,7 @@ def assess(
     `history` is what is known of the version's accuracy at all times.
     """
     expected = expected or Expected(samples.of_reference(reference))
-    current, repeats = samples.distinct(samples.of_window(window))
+    current, repeats = samples.distinct(samples.of_window(window, expected.digit_threshold))
     if expected.baseline is None:
         found = unlike_training = drift.detect(expected.training, current, tables)
     else:
@@ -93,7 +94,7 @@ def assess(
     # The estimate is calibrated on the reference sample, also where a baseline says what is normal.
     drifted = "drift" in (found.verdict, unlike_training.verdict)
     accurate = accuracy.assess(reference, window, labelled, history, drifted)
-    messages = [traffic.message if traffic else "", found.message]
+    messages = [traffic.message if traffic else "", found.message, _share_without_digit(found)]
     if expected.baseline is not None and unlike_training.columns:
         messages.append(f"Compared with training: {unlike_training.message[0].lower()}{unlike_training.message[1:]}")
     notes = (*expected.notes, *_repeats_note(repeats, len(window)))
@@ -112,6 +113,12 @@ def assess(
         notes=notes,
         recommendations=_recommendations(found, accurate),
     )
+
+
+def _share_without_digit(found: Drift) -> str:
+    """A sentence where the version tells what is no digit."""
+    shares = [column for column in found.columns if column.name == drift.NO_DIGIT]
+    return "".join(f"{one.current:.1%} of the images show no digit, expected: {one.reference:.1%}." for one in shares)
 
 
 def _recommendations(found: Drift, accurate: accuracy.Accuracy) -> tuple[str, ...]:
@@ -152,7 +159,10 @@ def write(
     second call for the same folder replaces the files and the run, so a window can be recomputed.
     """
     expected = expected or Expected(samples.of_reference(reference))
-    before, (current, _) = expected.baseline or expected.training, samples.distinct(samples.of_window(window))
+    before, (current, _) = (
+        expected.baseline or expected.training,
+        samples.distinct(samples.of_window(window, expected.digit_threshold)),
+    )
     tables = drift.measure(before, current) if len(current) else None
     verdict = assess(reference, window, labelled, expected, tables, history, traffic)
     folder.mkdir(parents=True, exist_ok=True)
@@ -299,7 +309,7 @@ def _columns_shown(found: Drift) -> set[str]:
 
     Each figure takes Evidently 0.1 s and 0.1 MB; the count of drifted columns is about all of them.
     """
-    named = [*STATISTICS, drift.CONFIDENCE, drift.DIGIT]
+    named = [*STATISTICS, *drift.ANSWER_UNITS, drift.DIGIT]
     others = [column.name for column in found.columns if column.drifted and column.name not in named]
     return {*named, *others[:MAX_OTHER_FIGURES]}
 
@@ -311,6 +321,7 @@ def _panels() -> list[tuple[str, str, str]]:
         ("Monitoring", "Accuracy on labelled predictions", _CORRECT),
         ("Monitoring", "Accuracy on the audit sample", _AUDITED),
         ("Monitoring", "Mean confidence", drift.CONFIDENCE),
+        ("Monitoring", "Share of images that show no digit", drift.NO_DIGIT),
         ("Monitoring", "Predictions in the window", ""),
         *(("Images", f"{name}: {statistic.unit}", name) for name, statistic in STATISTICS.items()),
     ]

@@ -1,7 +1,7 @@
 """Samples that are compared: images, a version's answers for them, who sent them and in which form."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ from digits.reference import Reference
 from digits.storage.predictions import PredictionWindow
 
 PICTURE_ROUTES = ("/classify_file", "/read")  # their images come from a decoder, which leaves its mark on them
+# A version's probabilities (n, 10) for images (n, 28, 28), and which of them show no digit (n,): None where it has no digit score.
+Answer = Callable[[Images], tuple[NDArray[np.float32], NDArray[np.bool_] | None]]
 MIN_MATCHED = 100  # images of both routes together that a sample must be able to supply
 
 
@@ -24,12 +26,16 @@ class Sample:
     probabilities: NDArray[np.float32]  # (n, 10)
     clients: NDArray[np.str_]  # (n,), who sent each image, "" where unknown
     is_picture: NDArray[np.bool_]  # (n,), whether the image was decoded from a picture file
+    no_digit: NDArray[np.bool_] | None = (
+        None  # (n,), whether the image shows no digit; None where the version cannot tell
+    )
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> "Sample":
-        return Sample(self.images[rows], self.probabilities[rows], self.clients[rows], self.is_picture[rows])
+        no_digit = None if self.no_digit is None else self.no_digit[rows]
+        return Sample(self.images[rows], self.probabilities[rows], self.clients[rows], self.is_picture[rows], no_digit)
 
 
 class Repeats(BaseModel, frozen=True):
@@ -44,14 +50,27 @@ def of_reference(reference: Reference) -> Sample:
     return of_images(reference.images, reference.probabilities)
 
 
-def of_images(images: Images, probabilities: NDArray[np.float32], is_picture: bool = False) -> Sample:
+def of_images(
+    images: Images,
+    probabilities: NDArray[np.float32],
+    is_picture: bool = False,
+    no_digit: NDArray[np.bool_] | None = None,
+) -> Sample:
     """Images whose senders are unknown."""
-    return Sample(images, probabilities, np.full(len(images), ""), np.full(len(images), is_picture))
+    return Sample(images, probabilities, np.full(len(images), ""), np.full(len(images), is_picture), no_digit)
 
 
-def of_window(window: PredictionWindow) -> Sample:
+def answered(images: Images, answer: Answer, is_picture: bool = False) -> Sample:
+    """Images whose senders are unknown, with what a version answers now."""
+    probabilities, no_digit = answer(images)
+    return of_images(images, probabilities, is_picture, no_digit)
+
+
+def of_window(window: PredictionWindow, digit_threshold: float | None = None) -> Sample:
+    """Logged answers; the threshold is that of the version that gave all of them."""
     routes = np.isin(np.array(window.routes, np.str_), PICTURE_ROUTES)
-    return Sample(window.images, window.probabilities, np.array(window.clients, np.str_), routes)
+    no_digit = None if digit_threshold is None else window.digit_scores < digit_threshold
+    return Sample(window.images, window.probabilities, np.array(window.clients, np.str_), routes, no_digit)
 
 
 def distinct(sample: Sample) -> tuple[Sample, Repeats]:
@@ -90,4 +109,9 @@ def _draw(sample: Sample, count: int) -> Sample:
 def join(*samples: Sample) -> Sample:
     """All images, in this order."""
     columns: Sequence[str] = ("images", "probabilities", "clients", "is_picture")
-    return Sample(*(np.concatenate([getattr(sample, column) for sample in samples]) for column in columns))
+    known = [sample.no_digit for sample in samples if sample.no_digit is not None]
+    no_digit = np.concatenate(known) if len(known) == len(samples) else None
+    images, probabilities, clients, is_picture = (
+        np.concatenate([getattr(sample, column) for sample in samples]) for column in columns
+    )
+    return Sample(images, probabilities, clients, is_picture, no_digit)

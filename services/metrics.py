@@ -69,6 +69,7 @@ class Metrics:
         self._seconds = cache(seconds.labels)
         self._answers = prometheus.Counter("digits_answers", "Images classified.", ["version", "digit"])
         self._uncertain = prometheus.Counter("digits_uncertain_answers", "Uncertain predictions.", ["version"])
+        self._no_digit = prometheus.Counter("digits_no_digit_answers", "Images that show no digit.", ["version"])
         lost = "Predictions answered without an id: the disk refused them, or too many waited."
         self._lost = prometheus.Counter("digits_log_lost", lost)
         # Not an info metric, because prometheus_client cannot remove the label of a replaced version in multiprocess mode.
@@ -84,10 +85,14 @@ class Metrics:
         self._requests(route, status).inc()
         self._seconds(route).observe(seconds)
 
-    def count_answers(self, version: str, digits: Labels, uncertain: NDArray[np.bool_]) -> None:
+    def count_answers(
+        self, version: str, digits: Labels, uncertain: NDArray[np.bool_], is_digit: NDArray[np.bool_]
+    ) -> None:
         """Count predictions (n,)."""
         if n_uncertain := int(np.count_nonzero(uncertain)):
             self._uncertain.labels(version).inc(n_uncertain)
+        if n_without := len(digits) - int(np.count_nonzero(is_digit)):
+            self._no_digit.labels(version).inc(n_without)
         for digit, count in enumerate(np.bincount(digits).tolist()):
             if count:
                 self._answers.labels(version, digit).inc(count)

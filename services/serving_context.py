@@ -198,7 +198,7 @@ class ServingContext:
         sets, uncertain = champion.conformal.predict(probabilities, images)
         shown = digit_score.is_digit(digit_scores, champion.digit_threshold)
         uncertain |= ~shown
-        self.metrics.count_answers(champion.version, digits, uncertain)
+        self.metrics.count_answers(champion.version, digits, uncertain, shown)
         ids: list[str | None] = [None] * len(images)
         if not is_preview:
             n_uncertain = int(np.count_nonzero(uncertain))

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from monitored import held_out, reference, window
+from monitored import answer, held_out, reference, window
 
 from digits.data import perturbations
 from digits.images import Images
@@ -28,6 +28,32 @@ def test_plain_traffic_is_no_drift() -> None:
     assert (found.severity, found.explanations, found.drifted_share) == ("none", (), 0.0)
     assert {column.name for column in found.columns} >= {"ink", "slant", "block_1_1", "axis_1", "confidence", "digit"}
     assert "No drift" in found.message
+
+
+def without_digits(share: float, images: Images, seed: int = 0) -> Sample:
+    """These images, of which a random share is taken for no digits."""
+    random = np.random.default_rng(seed)
+    return samples.of_images(images, answer(images), no_digit=random.random(len(images)) < share)
+
+
+def test_a_rise_of_the_share_of_images_without_a_digit_is_drift_of_that_column() -> None:
+    expected = without_digits(0.01, reference().images)
+    found = drift.detect(expected, without_digits(0.2, held_out()[0][:300], seed=1))
+    (column,) = [column for column in found.columns if column.drifted]
+    assert (column.name, column.unit) == ("no_digit", "share of the images")
+    assert column.reference == pytest.approx(0.01, abs=0.01) and column.current == pytest.approx(0.2, abs=0.06)
+    assert column.score == pytest.approx(column.current - column.reference) and column.threshold >= 0.05
+    assert "no_digit" in found.message and found.explanations[0].perturbation == "unknown"
+
+
+def test_an_unchanged_share_is_no_drift_and_without_a_score_there_is_no_such_column() -> None:
+    images = held_out()[0][:300]
+    expected = without_digits(0.02, reference().images)
+    for share in (0.0, 0.02):
+        found = drift.detect(expected, without_digits(share, images, seed=1))
+        assert found.verdict == "no drift" and "no_digit" in {column.name for column in found.columns}
+    names = {column.name for column in drift.detect(expected, traffic(images)).columns}
+    assert "confidence" in names and "no_digit" not in names
 
 
 @pytest.mark.parametrize("count", [0, 1, 99])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from monitored import answer, held_out, reference
+from numpy.typing import NDArray
 
 from digits.data import perturbations
 from digits.images import Images
@@ -18,6 +19,7 @@ from flows.monitor import alerts_of, choose_window, expectation
 from models.conformal import UNCALIBRATED
 from models.connections import Platform
 from models.model_store import VerifiedModel
+from models.onnx_model import Output
 from models.registry_reader import RegistryReader
 from monitoring import baseline, pictures, reports
 from monitoring.reports import MonitoringVerdict
@@ -30,11 +32,13 @@ NOW = datetime.now(UTC)
 class Answering:
     """The model of the monitored version."""
 
-    predict_proba = staticmethod(answer)
+    def predict(self, images: Images) -> Output:
+        """The digit score is the brightest pixel."""
+        return Output(answer(images), images.max(axis=(1, 2)).astype(np.float32))
 
 
-def version(number: str, created_at: datetime) -> VerifiedModel:
-    card = {"created_at": created_at.isoformat()}
+def version(number: str, created_at: datetime, digit_threshold: float | None = None) -> VerifiedModel:
+    card = {"created_at": created_at.isoformat(), "digit_threshold": digit_threshold}
     return VerifiedModel(number, "", card, Answering(), UNCALIBRATED, reference())  # type: ignore[arg-type]  # no ONNX file
 
 
@@ -44,12 +48,26 @@ def platform(tmp_path: Path) -> Platform:
 
 
 def log(
-    platform: Platform, images: Images, number: str, since: datetime, until: datetime, route: str = "/classify"
+    platform: Platform,
+    images: Images,
+    number: str,
+    since: datetime,
+    until: datetime,
+    route: str = "/classify",
+    scores: NDArray[np.float32] | None = None,
 ) -> Sequence[str]:
     """Log the images as answers of a version, spread evenly over this time; returns their ids."""
     ids, step = predictions.new_ids(len(images)), (until - since) / len(images)
     batches = [
-        PredictionBatch([id], since + row * step, number, images[row : row + 1], answer(images[row : row + 1]), route)
+        PredictionBatch(
+            [id],
+            since + row * step,
+            number,
+            images[row : row + 1],
+            answer(images[row : row + 1]),
+            route,
+            digit_scores=None if scores is None else scores[row : row + 1],
+        )
         for row, id in enumerate(ids)
     ]
     predictions.append(platform.engine, batches, audit_sample_rate=1.0)
@@ -61,6 +79,20 @@ def judge(platform: Platform, model: VerifiedModel, since: str = "24h", until: d
     (start, end), notes = choose_window(platform, model, since, until)
     answers = predictions.read_window(platform.engine, start, end, version=model.version)
     return reports.assess(model.reference, answers, None, expectation(platform, model, answers, end, notes))
+
+
+def test_images_without_a_digit_are_a_column_for_versions_with_a_score(platform: Platform) -> None:
+    images, start = held_out()[0][:300].copy(), NOW - hours(20)
+    images[:60] //= 2
+    for number, threshold in (("7", None), ("8", 200.0)):
+        log(platform, images, number, start, NOW - hours(1), scores=images.max(axis=(1, 2)).astype(np.float32))
+        verdict = judge(platform, version(number, NOW - hours(90), threshold))
+        shares = [column for column in verdict.drift.columns if column.name == "no_digit"]
+        assert len(shares) == (threshold is not None)
+    assert shares[0].current == pytest.approx(0.2, abs=0.02) and shares[0].drifted
+    assert (
+        f"{shares[0].current:.1%} of the images show no digit, expected: {shares[0].reference:.1%}." in verdict.message
+    )
 
 
 def hours(count: float) -> timedelta:

@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from monitored import answer, held_out, reference
+from numpy.typing import NDArray
 
+from digits.images import Images
+from digits.reference import Reference
 from monitoring import pictures, samples
 from monitoring.samples import Sample
 
@@ -49,6 +52,24 @@ def test_the_decoded_images_are_of_the_whole_reference(tmp_path: Path, monkeypat
     images[:100, :14] = 0
     found = pictures.nearest(images, images, tmp_path)
     assert len(found) == 60 and 15 <= (found[:, :14].max(axis=(1, 2)) == 0).sum() <= 45
+
+
+def test_the_version_says_of_pixels_and_pictures_which_show_no_digit(tmp_path: Path) -> None:
+    def blank(images: Images) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        return answer(images), images.max(axis=(1, 2)) == 0
+
+    held = reference()
+    first = np.arange(120)
+    few = Reference(
+        np.where(first[:, None, None] < 12, 0, held.images[:120]), held.labels[:120], held.probabilities[:120]
+    )
+    window = samples.join(sample(90), sample(30, is_picture=True))
+    pixels, found = pictures.by_route(few, window, blank, tmp_path)
+    assert pixels.no_digit is not None and pixels.no_digit.tolist() == (first < 12).tolist()
+    assert found.no_digit is not None and len(found.no_digit) == len(found) > 0
+    mixed = samples.match_routes(window, (pixels, found))
+    assert mixed.no_digit is not None and len(mixed.no_digit) == len(mixed)
+    assert samples.join(pixels, window).no_digit is None
 
 
 def test_a_sample_is_mixed_as_the_window_is_and_the_last_pair_fills_gaps() -> None:

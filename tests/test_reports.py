@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def test_the_dashboard_shows_each_number_once(home: Path, drifted: tuple[reports
     assert [tab["title"] for tab in dashboard["tabs"]] == ["Monitoring", "Images"]
     for tab in dashboard["tabs"]:
         assert len(set(tab["panels"])) == len(tab["panels"])
-    assert len(dashboard["panels"]) == 5 + len(STATISTICS)
+    assert len(dashboard["panels"]) == 6 + len(STATISTICS)
 
 
 def test_a_new_statistic_is_one_function_and_its_entry_and_existing_projects_show_it(
@@ -104,13 +105,24 @@ def test_a_new_statistic_is_one_function_and_its_entry_and_existing_projects_sho
     assert '"top_half"' in snapshot and "top_half" in report.read_text()
 
 
+def test_the_share_of_images_without_a_digit_is_in_the_report_and_on_the_dashboard(tmp_path: Path) -> None:
+    images, sent = reference().images, window(held_out()[0][:150])
+    training = samples.of_images(images, reference().probabilities, no_digit=np.arange(len(images)) % 100 == 0)
+    sent = replace(sent, digit_scores=np.where(np.arange(150) % 50 == 0, -1, 1).astype(np.float32))
+    expected = reports.Expected(training, digit_threshold=0.0)
+    verdict, report = reports.write(tmp_path / "a", tmp_path / "workspace", reference(), sent, None, expected)
+    assert "2.0% of the images show no digit, expected: 1.1%." in verdict.message
+    snapshot = next((tmp_path / "workspace").glob("*/snapshots/*.json")).read_text()
+    assert '"no_digit"' in snapshot and "no_digit" in report.read_text()
+
+
 def test_a_second_report_adds_no_panel_twice(tmp_path: Path) -> None:
     images = held_out()[0]
     for name in ("first", "second"):
         written(tmp_path, name, window(images[:150]))
     (path,) = (tmp_path / "workspace").glob("*/dashboard.json")
     titles = [panel["title"] for panel in json.loads(path.read_text())["panels"]]
-    assert len(set(titles)) == len(titles) == 5 + len(STATISTICS)
+    assert len(set(titles)) == len(titles) == 6 + len(STATISTICS)
 
 
 def test_a_window_written_again_replaces_its_run(home: Path) -> None:

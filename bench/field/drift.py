@@ -42,6 +42,9 @@ class Version:
         shares: NDArray[np.float32] = (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
         return shares
 
+    def answer(self, images: Images) -> tuple[NDArray[np.float32], None]:
+        return self.predict_proba(images), None
+
     def sample(self, images: Images, clients: Sequence[str] = (), is_picture: bool = False) -> Sample:
         found = samples.of_images(images, self.predict_proba(images), is_picture)
         return Sample(found.images, found.probabilities, np.array(clients), found.is_picture) if len(clients) else found
@@ -101,7 +104,7 @@ def healing(repetitions: int) -> Finding:
             predictions.label(engine, ids[row], 1, AUDITOR)
         feedback.ingest_feedback(engine, feedback.FeedbackPolicy())
         accepted = baseline.at_promotion(engine, "2", "1")
-        normal = baseline.read(engine, accepted, version.predict_proba) if accepted else None
+        normal = baseline.read(engine, accepted, version.answer) if accepted else None
         engine.dispose()
     if normal is None:
         return Finding("", "the promotion recorded no baseline", "", passed=False)
@@ -142,7 +145,7 @@ def picture_files(repetitions: int) -> Finding:
             for count in (100, 500, len(pool)):
                 times = repetitions if count < len(pool) else 1
                 traffic = [version.sample(drawn, is_picture=True) for drawn in _draws(pool, count, times)]
-                pairs = pictures.by_route(reference, traffic[0], version.predict_proba, Path(folder))
+                pairs = pictures.by_route(reference, traffic[0], version.answer, Path(folder))
                 expected = samples.match_routes(traffic[0], pairs)
                 naive, guarded = naive + alarms(tested, traffic), guarded + alarms(expected, traffic)
                 windows += times
