@@ -96,8 +96,8 @@ def background_training() -> Process:
         "stopsignal": "INT",
         "stopwaitsecs": "3",
     }
-    # The threads of TensorFlow and BLAS inherit the priority.
-    return Process("training", "in training, promoted if better", ["nice", "-n", "19", *retrain], options=options)
+    command = [sys.executable, "-m", "ops.low_priority", *retrain]
+    return Process("training", "in training, promoted if better", command, options=options)
 
 
 def start(settings: Settings, process: Process) -> None:

@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import PATIENCE_SECONDS, find_free_port, get, post, put_migrated_databases
+from conftest import PATIENCE_SECONDS, find_free_port, get, post, put_migrated_databases, wait_for
 from PIL import Image
 
 from bench import harness
@@ -427,7 +427,8 @@ def test_a_better_recipe_is_trained_in_the_background_and_taken_up_again_after_a
     try:
         assert re.search(line, platform.start())
         (training,) = [process for process in psutil.process_iter() if platform.is_background_training(process)]
-        assert training.nice() == 19
+        wait_for(lambda: training.nice() == 19)
+        wait_for(lambda: os.getsid(training.pid) == training.pid)
         stopped = time.monotonic()
         assert platform.stop() == 0 and time.monotonic() - stopped < 60
         assert platform.remaining_processes() == []
