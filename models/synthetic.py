@@ -1,5 +1,7 @@
 """Images that a recipe trains on beside those of the data set: digits as they arrive in the field, and what is no digit."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,14 +26,38 @@ class Synthetic(BaseModel):
     negatives: float = Field(0.15, gt=0, le=1, description="Images that show no digit, an eleventh class.")
 
 
-def extend(digits: Split, synthetic: Synthetic, seed: int) -> tuple[Images, Labels]:
-    """The images (n, 28, 28) and labels (n,), 10 for no digit, of these digits and of the images that are made of them."""
+@dataclass(frozen=True)
+class TrainingImages:
+    """The digits of a data set and what is made for the training."""
+
+    digits: Split
+    hard: Split  # digits as they arrive in the field
+    no_digits: Images
+
+    def __len__(self) -> int:
+        return len(self.digits) + len(self.hard) + len(self.no_digits)
+
+    def of_epoch(self, progress: float, random: np.random.Generator) -> tuple[Images, Labels]:
+        """Images (n, 28, 28) and labels (n,), 10 for no digit; `progress` goes from 0 in the first epoch to 1 in the last.
+
+        Digits of the data set gradually take the place of the hard ones: these teach what a digit may look like, those what digits do look like.
+        """
+        kept = random.random(len(self.hard)) >= progress
+        others = random.integers(len(self.digits), size=len(self.hard))
+        images = np.where(kept[:, None, None], self.hard.images, self.digits.images[others])
+        labels = np.where(kept, self.hard.labels, self.digits.labels[others])
+        no_digit = np.full(len(self.no_digits), NO_DIGIT, np.uint8)
+        return np.concatenate([self.digits.images, images, self.no_digits]), np.concatenate(
+            [self.digits.labels, labels, no_digit]
+        )
+
+
+def made(digits: Split, synthetic: Synthetic, seed: int) -> TrainingImages:
+    """These digits with what is made of them, in the recipe's shares."""
     random = np.random.default_rng((seed, 2))
     counts = {name: round(share * len(digits)) for name, share in synthetic}
     styled = hard_digits.styled(counts["styled"], random)
     half = counts["coarse"] // 2
     coarse = hard_digits.coarse(digits, half, random), hard_digits.coarse(styled, counts["coarse"] - half, random)
-    made = join(digits, styled, *coarse, hard_digits.cut(digits, counts["cut"], random))
-    others = negatives.negatives(digits.images, counts["negatives"], random)
-    labels = np.append(made.labels, np.full(len(others), NO_DIGIT, np.uint8))
-    return np.concatenate([made.images, others]), labels
+    hard = join(styled, *coarse, hard_digits.cut(digits, counts["cut"], random))
+    return TrainingImages(digits, hard, negatives.negatives(digits.images, counts["negatives"], random))

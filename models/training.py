@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -21,11 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from digits.data.datasets import Dataset
-from digits.images import SIZE, Images, Labels
-from models import backend
+from digits.images import SIZE, Images, Labels, Split
+from models import backend, synthetic
 from models.architectures import Architecture
 from models.augmentation import Augmentation, augment, ranges
-from models.synthetic import NO_DIGIT, Synthetic, extend
+from models.synthetic import NO_DIGIT, Synthetic, TrainingImages
 
 log = logging.getLogger("digits.training")
 
@@ -140,9 +140,7 @@ class Network:
     def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
         self.recipe, self.validation = recipe, dataset.validation
         train = dataset.train
-        self.images, self.labels = (
-            extend(train, recipe.synthetic, recipe.seed) if recipe.synthetic else (train.images, train.labels)
-        )
+        self.images = synthetic.made(train, recipe.synthetic, recipe.seed) if recipe.synthetic else train
         self.model = build(recipe)
         self.seconds = 0.0
         steps = math.ceil(len(self.images) / recipe.batch_size) * recipe.epochs
@@ -154,9 +152,9 @@ class Network:
     def epochs(self) -> Iterator[EpochMetrics]:
         """Train and yield the metrics of each epoch; the model ends with the last or, with patience, the best weights."""
         best, best_epoch, best_weights = -1.0, 0, None
-        for epoch, images in enumerate(self._epochs_of_images()):
+        for epoch, (images, labels) in enumerate(self._epochs_of_images()):
             started = time.perf_counter()
-            metrics = self._train(epoch, images) | self._validate()
+            metrics = self._train(epoch, images, labels) | self._validate()
             self.seconds += time.perf_counter() - started
             yield metrics
             if self.recipe.patience is None:
@@ -168,9 +166,9 @@ class Network:
         if best_weights is not None:
             self.model.set_weights(best_weights)
 
-    def _train(self, epoch: int, images: Images) -> EpochMetrics:
+    def _train(self, epoch: int, images: Images, labels: Labels) -> EpochMetrics:
         order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(images)).astype(np.int32)
-        loss, correct = self._run_epoch(images, self.labels, order)
+        loss, correct = self._run_epoch(images, labels, order)
         return {"loss": float(loss) / len(images), "accuracy": float(correct) / len(images)}
 
     def _validate(self) -> EpochMetrics:
@@ -181,25 +179,27 @@ class Network:
         accuracy = float((logits.argmax(axis=1) == labels).mean())
         return {"val_loss": float(tf.reduce_mean(losses)), "val_accuracy": accuracy}
 
-    def _epochs_of_images(self) -> Iterator[Images]:
-        """The training images of each epoch; a thread augments those of the next epoch while the current one is trained."""
-        recipe, images = self.recipe, self.images
-        if recipe.augmentation is None:
-            yield from (images for _ in range(recipe.epochs))
+    def _epochs_of_images(self) -> Iterator[tuple[Images, Labels]]:
+        """The images and labels of each epoch; a thread makes those of the next epoch while the current one is trained."""
+        recipe = self.recipe
+        if recipe.augmentation is None and isinstance(self.images, Split):
+            yield from ((self.images.images, self.images.labels) for _ in range(recipe.epochs))
             return
         with ThreadPoolExecutor(1) as pool:
-            ready: Future[Images] = pool.submit(_augmented, images, recipe, 0)
+            ready = pool.submit(_of_epoch, self.images, recipe, 0)
             for epoch in range(recipe.epochs):
                 current = ready.result()
                 if epoch + 1 < recipe.epochs:
-                    ready = pool.submit(_augmented, images, recipe, epoch + 1)
+                    ready = pool.submit(_of_epoch, self.images, recipe, epoch + 1)
                 yield current
 
 
-def _augmented(images: Images, recipe: Recipe, epoch: int) -> Images:
-    assert recipe.augmentation is not None
-    shrunk = ranges(recipe.augmentation, epoch / max(1, recipe.epochs - 1))
-    return augment(images, shrunk, np.random.default_rng((recipe.seed, epoch, 1)))
+def _of_epoch(images: Split | TrainingImages, recipe: Recipe, epoch: int) -> tuple[Images, Labels]:
+    progress, random = epoch / max(1, recipe.epochs - 1), np.random.default_rng((recipe.seed, epoch, 1))
+    chosen, labels = (images.images, images.labels) if isinstance(images, Split) else images.of_epoch(progress, random)
+    if recipe.augmentation is None:
+        return chosen, labels
+    return augment(chosen, ranges(recipe.augmentation, progress), random), labels
 
 
 def _optimizer(recipe: Recipe, steps: int) -> Any:

@@ -15,14 +15,19 @@ from models.training import Recipe
 def test_the_digits_come_first_and_the_others_in_the_shares_of_the_recipe(bundled: Dataset) -> None:
     digits = Split(bundled.train.images[:200], bundled.train.labels[:200])
     shares = Synthetic(styled=0.1, coarse=0.2, cut=0.3, negatives=0.4)
-    images, labels = synthetic.extend(digits, shares, seed=0)
+    made, random = synthetic.made(digits, shares, seed=0), np.random.default_rng(0)
+    images, labels = made.of_epoch(0, random)
     np.testing.assert_array_equal(images[:200], digits.images)
     np.testing.assert_array_equal(labels[:200], digits.labels)
-    assert len(images) == len(labels) == 400 and (labels == NO_DIGIT).sum() == 80 and (labels[-80:] == NO_DIGIT).all()
-    again, _ = synthetic.extend(digits, shares, seed=0)
-    others, _ = synthetic.extend(digits, shares, seed=1)
-    np.testing.assert_array_equal(images, again)
-    assert (images[200:] != others[200:]).any()
+    assert len(made) == len(images) == len(labels) == 400 and np.flatnonzero(labels == NO_DIGIT).tolist() == list(
+        range(320, 400)
+    )
+    np.testing.assert_array_equal(images, synthetic.made(digits, shares, seed=0).of_epoch(0, random)[0])
+    assert (images[200:] != synthetic.made(digits, shares, seed=1).of_epoch(0, random)[0][200:]).any()
+    # In the last epoch, digits of the data set are in the place of the hard ones.
+    images, labels = made.of_epoch(1, random)
+    known = {(image.tobytes(), int(label)) for image, label in zip(digits.images, digits.labels, strict=True)}
+    assert {(image.tobytes(), int(label)) for image, label in zip(images[:320], labels[:320], strict=True)} == known
 
 
 def test_a_share_of_nothing_is_refused() -> None:
