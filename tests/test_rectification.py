@@ -11,6 +11,7 @@ import pytest
 from monitored import held_out
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
+from sklearn.datasets import load_digits
 
 from digits.pictures import rectification
 
@@ -130,6 +131,41 @@ def test_a_fine_and_a_broad_pen_come_out_with_a_stroke_as_in_mnist(pen: int) -> 
     assert 1.5 < 2 * ink.sum() / (outline * np.pi / 4) < 4.8  # the 1 % and 99 % of MNIST's test digits
 
 
+SCANS = [np.rint(scan * 255 / 16).astype(np.uint8) for scan in load_digits().images[:60]]
+
+
+def enlarged(scan: Picture, factor: int, method: Image.Resampling) -> Picture:
+    return np.asarray(Image.fromarray(scan).resize((factor * scan.shape[1], factor * scan.shape[0]), method))
+
+
+TINY: dict[str, Callable[[Picture], Picture]] = {
+    "light on dark": lambda scan: scan,
+    "dark on light": lambda scan: 255 - scan,
+    "in paper": lambda scan: 255 - np.pad(scan, 5),
+    "repeated pixels": lambda scan: enlarged(scan, 10, Image.Resampling.NEAREST),
+    "repeated pixels in paper": lambda scan: 255 - np.pad(enlarged(scan, 8, Image.Resampling.NEAREST), 21),
+}
+
+
+@pytest.mark.parametrize("form", TINY)
+def test_a_scan_of_eight_rows_is_read_alike_with_and_without_paper_and_repeated_pixels(form: str) -> None:
+    for scan in SCANS:
+        expected = rectification.decode(encode(np.pad(scan, 2)))
+        assert likeness(rectification.decode(encode(TINY[form](scan))), expected) > 0.9
+
+
+@pytest.mark.parametrize("method", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_a_scan_of_eight_rows_keeps_its_form_when_it_was_enlarged(method: Image.Resampling) -> None:
+    for scan in SCANS:
+        expected = rectification.decode(encode(np.pad(scan, 2)))
+        assert likeness(rectification.decode(encode(255 - enlarged(np.pad(scan, 2), 8, method))), expected) > 0.8
+
+
+def test_an_mnist_image_with_repeated_pixels_is_taken_bit_by_bit() -> None:
+    image = mnist_like()
+    assert np.array_equal(rectification.decode(encode(enlarged(image, 10, Image.Resampling.NEAREST))), image)
+
+
 def header(width: int, height: int) -> bytes:
     """A PNG that claims an extent and holds no pixels."""
 
@@ -207,8 +243,6 @@ def test_damaged_files_never_raise_anything_but_a_sentence() -> None:
 
 def test_most_handwritten_digits_are_taken_and_still_look_themselves() -> None:
     """scikit-learn's 8 x 8 digits, enlarged and dark on light: nothing is refused as blank, blob or several."""
-    from sklearn.datasets import load_digits
-
     taken = 0
     for small in load_digits().images[:200]:
         ink = Image.fromarray((small / 16 * 255).astype(np.uint8)).resize((160, 160), Image.Resampling.BICUBIC)

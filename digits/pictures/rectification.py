@@ -20,7 +20,7 @@ _PICTURE, _SEARCH, _LIGHT, _FINE, _DIGIT = 1024, 200, 64, 120, 20
 # Stroke widths of MNIST's test digits, as `_stroke_width` estimates them at 20 pixels: 5 % 1.75, median 2.5, 95 % 3.9, 99 % 4.7.
 _THINNEST, _THIN, _THICK, _THICKEST = 1.8, 2.1, 3.7, 4.4
 
-_TINY, _ENLARGED = 32, 128  # longest side of pictures that are enlarged before the search, and afterwards
+_TINY, _ENLARGED = 32, 128  # longest side of pictures that are enlarged before the search, and afterwards at most
 
 _FAINT = 80  # of 255: ink from which a pixel belongs to a digit rather than to its soft edge
 
@@ -87,7 +87,7 @@ def _digit(grey: Grey) -> Ink:
     """The ink of the one digit in a picture without dust, frames and the paper around, some 300 pixels high and wide at most."""
     is_tiny = max(grey.shape) <= _TINY
     ink = find_ink(_enlarged(grey) if is_tiny else scaled(grey, 1 / max(1, round(max(grey.shape) / _SEARCH))))
-    mask = (ink > _FAINT).astype(np.uint8)
+    mask = (ink > (_FAINT if is_tiny else 127)).astype(np.uint8)
     # Widening joins broken strokes and keeps the soft edge of the ink.
     wide = cv2.dilate(mask, _square(1 + 2 * math.ceil(max(ink.shape) / 256)))
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(wide, ltype=cv2.CV_16U)
@@ -107,7 +107,7 @@ def _enlarged(grey: Grey) -> Grey:
     is_paper = (grey > middle) == (grey[[0, 0, -1, -1], [0, -1, 0, -1]].mean() > middle)
     margin = max(3, max(grey.shape) // 4)
     padded = np.pad(grey, margin, constant_values=np.uint8(np.median(grey[is_paper])))
-    return scaled(padded, _ENLARGED / max(padded.shape))
+    return scaled(padded, _ENLARGED // max(padded.shape))
 
 
 def find_ink(grey: Grey) -> Ink:
@@ -126,9 +126,8 @@ def find_ink(grey: Grey) -> Ink:
     counts = cv2.calcHist([ink], [0], None, [256], [0, 256]).ravel()
     weak, strong = np.split(counts, [int(threshold) + 1])
     peak = threshold + 1 + _quantile(strong, 0.8) if strong.any() else 0.0
-    middle = _quantile(weak, 0.5)
-    # Three standard deviations of Gaussian noise, by the median because the soft edges of the ink are among them.
-    floor = middle + 3 * 1.4826 * _quantile(np.bincount(np.abs(np.arange(len(weak)) - middle), weak), 0.5)
+    mean, deviation = _moments(weak) if weak.any() else (0.0, 0.0)
+    floor = mean + 2 * deviation
     if peak < 0.04 * 255 or floor > 0.8 * peak:
         raise ValueError(f"the picture is blank (ink and paper differ by {peak / 255:.0%}); draw one digit in it")
     levels = np.rint(np.clip((np.arange(256) - floor) * (255 / (peak - floor)), 0, 255))
@@ -139,6 +138,13 @@ def _quantile(counts: NDArray[Any], share: float) -> int:
     """The quantile of whole numbers, of which there are so many of each from 0."""
     total = np.cumsum(counts)
     return int(np.searchsorted(total, share * total[-1]))
+
+
+def _moments(counts: NDArray[Any]) -> tuple[float, float]:
+    """Mean and standard deviation of whole numbers, of which there are so many of each from 0."""
+    values = np.arange(len(counts))
+    mean = float(np.average(values, weights=counts))
+    return mean, math.sqrt(np.average((values - mean) ** 2, weights=counts))
 
 
 def _light(grey: Grey) -> Grey:
