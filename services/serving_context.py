@@ -63,6 +63,7 @@ class ServingContext:
         logging.getLogger("digits").setLevel(logging.INFO)
         # about damaged metadata: Python would remember each different text for ever, and a picture of 64 kB can cause 5,000
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        rectification.use_one_thread()
         self.settings = settings
         # checked here, because the threads that use the database survive every error
         database.checked(settings.database_url)

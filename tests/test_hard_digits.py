@@ -3,7 +3,9 @@
 import io
 
 import numpy as np
+import pytest
 from monitored import held_out
+from numpy.typing import NDArray
 from PIL import Image
 
 from digits.images import Split
@@ -12,10 +14,17 @@ from digits.pictures import hard_digits, rectification
 DIGITS = Split(*(values[:100] for values in held_out()))
 
 
-def test_coarse_digits_are_what_the_service_makes_of_their_scans(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    scans, from_grey = [], hard_digits.from_grey
-    monkeypatch.setattr(hard_digits, "from_grey", lambda scan: [scans.append(scan), from_grey(scan)][1])
-    made = hard_digits.coarse(DIGITS, 20, np.random.default_rng(0))
+def test_coarse_digits_are_what_the_service_makes_of_their_scans(monkeypatch: pytest.MonkeyPatch) -> None:
+    scans: list[NDArray[np.uint8]] = []
+    from_grey = rectification.from_grey
+
+    def recording(scan: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        scans.append(scan)
+        return from_grey(scan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rectification, "from_grey", recording)
+        made = hard_digits.coarse(DIGITS, 20, np.random.default_rng(0))
     assert len(made) == len(scans) == 20
     for scan, image in zip(scans, made.images, strict=True):
         file = io.BytesIO()

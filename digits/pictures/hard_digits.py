@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digits.images import SIZE, Split
-from digits.pictures import styles
-from digits.pictures.rectification import Ink, from_grey, to_mnist
+from digits.pictures import rectification, styles
+from digits.pictures.rectification import Ink, to_mnist
 
 Random = np.random.Generator
 Labelled = tuple[NDArray[np.uint8], int]  # an image (28, 28) and its digit
@@ -57,7 +57,7 @@ def _coarse(digits: Split, random: Random) -> Iterator[Labelled]:
         scan = cv2.resize(fine, (columns, rows), interpolation=cv2.INTER_AREA)
         # A few are too coarse for a digit to be found.
         with suppress(ValueError):
-            image = from_grey(np.asarray(scan // (256 // LEVELS) * (255 // (LEVELS - 1)), np.uint8))
+            image = rectification.from_grey(np.asarray(scan // (256 // LEVELS) * (255 // (LEVELS - 1)), np.uint8))
             yield image, int(digits.labels[index])
 
 

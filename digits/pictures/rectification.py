@@ -43,6 +43,11 @@ def decode(body: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     return from_grey(grey)
 
 
+def use_one_thread() -> None:
+    """Let OpenCV work on the calling thread only: its threads wait for each other actively, and a service scales by its workers."""
+    cv2.setNumThreads(1)
+
+
 def from_grey(grey: Grey) -> NDArray[np.uint8]:
     """The (28, 28) image of the digit in a picture; raises ValueError when it is blank, or clearly shows no digit or several."""
     return to_mnist(_digit(grey))
