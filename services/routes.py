@@ -186,21 +186,26 @@ def _limit(kind: str, request: Request) -> Iterator[None]:
 
 
 async def _take_slot(slots: asyncio.Semaphore, request: Request) -> None:
-    """Wait until one is free; raises ClientDisconnect when the client leaves meanwhile, and HTTPException 503 after ten seconds."""
-    if slots is _small_pictures and not slots.locked():
-        await slots.acquire()
+    """Wait until one is free; raises HTTPException 503 after ten seconds, and ClientDisconnect when a large picture's client leaves."""
+    sentence = f"other pictures have been decoded for {SLOT_SECONDS} s; ask again in a few seconds"
+    busy = HTTPException(503, sentence, {"Retry-After": "5"})
+    if slots is _small_pictures:
+        # Watching the client takes two tasks, which cost as much as decoding a very small picture.
+        try:
+            async with asyncio.timeout(SLOT_SECONDS):
+                await slots.acquire()
+        except TimeoutError:
+            raise busy from None
         return
     taken, left = asyncio.ensure_future(slots.acquire()), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({taken, left}, timeout=SLOT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        if slots is _large_pictures:
-            # Granian learns a moment after the body that its client has left; a large picture takes longer than this by far.
-            await asyncio.wait({left}, timeout=DISCONNECT_SECONDS)
+        # Granian learns a moment after the body that its client has left; a large picture takes longer than this by far.
+        await asyncio.wait({left}, timeout=DISCONNECT_SECONDS)
         if left.done():
             raise ClientDisconnect
         if not taken.done():
-            sentence = f"other pictures have been decoded for {SLOT_SECONDS} s; ask again in a few seconds"
-            raise HTTPException(503, sentence, {"Retry-After": "5"})
+            raise busy
     except BaseException:
         if not taken.cancel():
             slots.release()
