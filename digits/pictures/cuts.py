@@ -1,185 +1,265 @@
-"""Cuts a line of writing into parts, and puts neighbouring parts together to the images that may be its digits.
+"""Cuts the ink of a line where digits may touch, and puts it together to the images that may be its digits.
 
-Touching digits are cut along seams: paths from top to bottom that pass the least ink (after Fernandez-Mota et al. and the candidate
-cuts of segmentation-based recognisers; Casey and Lecolinet 1996, "A survey of methods and strategies in character segmentation").
+A cut is a seam: a path from top to bottom that passes little ink (candidate cuts as in Casey and Lecolinet 1996, "A survey of methods
+and strategies in character segmentation"). Seams may cross each other: what lies between any two of them may be a digit.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from digits.images import Images
 from digits.pictures.rectification import Ink, to_frame
 from digits.pictures.text_lines import DIGIT_HEIGHT
 
+Mask = NDArray[np.bool_]  # (height, width)
+Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels of the line
+
 _INK = 110  # of 255: ink from which pixels are connected
-_MIN_AREA = 0.004 * DIGIT_HEIGHT**2  # of a part in pixels; less stays with its neighbour
-# All that follow in digit heights.
+_MIN_AREA = 0.004 * DIGIT_HEIGHT**2  # pixels of a component; less is dust
+_MARGIN = 2  # pixels of paper around a component, through which seams run
+# In digit heights:
 _WIDE, _HIGH = 0.4, 0.35  # a component that may be more than one digit
-_FIRST_CUT, _LAST_CUT, _STEP = 0.12, 0.1, 1 / 12
-_REACH = 0.22  # of a seam to either side
-_SAME = 0.06  # mean distance of two seams of which one is enough
-_MAX_PASSED = 0.9  # ink along a seam
 _MAX_WIDTH, _MIN_HEIGHT = 1.5, 0.35  # of a digit
-_MAX_PARTS, _MAX_COMPONENTS = 7, 4  # of a digit
-# Of a seam: the price of a step to the side, and of a pixel of distance from where it starts, in pixels of ink.
-_SIDESTEP, _DISTANCE = 0.03, 0.004
+_MAX_GAP = 0.5  # between the components of one digit
+_MAX_COMPONENTS = 4  # of a digit
+
+# Of a seam, in pixels of ink: the price of a step to the side, and the most that it passes.
+_SIDESTEP, _MAX_PASSED = 0.1, 0.7 * DIGIT_HEIGHT
+# The next seam passes ink at least this far, in pixels, from where the former were searched.
+_NEXT = round(0.06 * DIGIT_HEIGHT)
+# Pixels on either side of a seam, and pixels in which two seams differ.
+_MIN_SIDE, _MIN_DIFFERENCE = 0.012 * DIGIT_HEIGHT**2, 0.02 * DIGIT_HEIGHT**2
+_MAX_SEAMS_PER_HEIGHT = 24  # of a component's width
+# Where two strokes touch along their sides, the ink is thicker than a stroke: there it costs down to a tenth.
+_THICK, _LESS_PER_THICKNESS, _CHEAPEST = 0.8, 3.0, 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """A piece of a line's ink that is not cut further."""
+class Component:
+    """A connected piece of ink."""
 
-    mask: NDArray[np.bool_]  # (height, width)
+    mask: Mask
     left: int  # pixels of the line, as `top`
     top: int
-    passed: float  # ink that the cut at its left passes, in digit heights; 0 where it begins after paper
-    component: int
+
+    @property
+    def height(self) -> int:
+        return self.mask.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.mask.shape[1]
 
     @property
     def right(self) -> int:
-        return self.left + self.mask.shape[1]
+        return self.left + self.width
 
     @property
     def bottom(self) -> int:
-        return self.top + self.mask.shape[0]
+        return self.top + self.height
 
 
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """What may be the digits of a line; arrays of length n."""
+class Seam(NamedTuple):
+    """A cut through a component."""
 
-    start: list[int]  # the first part
-    end: list[int]  # the one behind the last part
-    images: Images  # (n, 28, 28)
-    boxes: list[tuple[int, int, int, int]]  # left, top, right and bottom in pixels of the line
-    components: list[int]  # number of components put together
-    gaps: list[float]  # paper between them, in digit heights
+    is_left: Mask  # the ink on its left
+    passed: float  # ink on its way in digit heights, less where the ink is thick
 
 
-def parts(ink: Ink) -> list[Part]:
-    """The parts of a line from left to right."""
+class Place(NamedTuple):
+    """Where a digit of the line may begin or end: before a component, or at a cut through it."""
+
+    component: int
+    cut: Seam | None
+
+
+class Region(NamedTuple):
+    """The ink between two places: a digit, a part of one, or dirt."""
+
+    start: int  # number of a place
+    end: int
+    pieces: tuple[Component, ...]
+    gap: float  # paper between the pieces, in digit heights
+
+    @property
+    def box(self) -> Box:
+        left, top = min(piece.left for piece in self.pieces), min(piece.top for piece in self.pieces)
+        return left, top, max(piece.right for piece in self.pieces), max(piece.bottom for piece in self.pieces)
+
+    @property
+    def height(self) -> float:
+        """In digit heights."""
+        _, top, _, bottom = self.box
+        return (bottom - top) / DIGIT_HEIGHT
+
+    @property
+    def width(self) -> float:
+        """In digit heights."""
+        left, _, right, _ = self.box
+        return (right - left) / DIGIT_HEIGHT
+
+    @property
+    def may_be_digit(self) -> bool:
+        return self.height >= _MIN_HEIGHT and self.width <= _MAX_WIDTH
+
+
+def components(ink: Ink) -> list[Component]:
+    """The components of a line from left to right."""
     _, labels, statistics, _ = cv2.connectedComponentsWithStats((ink > _INK).astype(np.uint8))
     middle = statistics[:, cv2.CC_STAT_LEFT] + statistics[:, cv2.CC_STAT_WIDTH] / 2
-    found: list[Part] = []
+    found = []
     for label in np.argsort(middle, kind="stable").tolist():
         left, top, width, height, area = map(int, statistics[label])
-        if label == 0 or area < _MIN_AREA:
-            continue
-        place = np.s_[top : top + height, left : left + width]
-        component = labels[place] == label
-        is_wide = width > _WIDE * DIGIT_HEIGHT and height > _HIGH * DIGIT_HEIGHT
-        seams = _seams(np.float32(1 / 255) * np.where(component, ink[place], 0).astype(np.float32)) if is_wide else []
-        found += _divided(component, seams, left, top, label)
+        if label > 0 and area >= _MIN_AREA:
+            found.append(Component(labels[top : top + height, left : left + width] == label, left, top))
     return found
 
 
-def _seams(ink: NDArray[np.float32]) -> list[tuple[NDArray[np.int64], float]]:
-    """The column of each row, (height,), and the ink passed of the cheapest seams at all places, from left to right."""
-    height, width = ink.shape
-    starts = np.arange(
-        int(_FIRST_CUT * DIGIT_HEIGHT),
-        width - int(_LAST_CUT * DIGIT_HEIGHT),
-        max(2, int(_STEP * DIGIT_HEIGHT)),
-    )
-    if not len(starts):
-        return []
-    reach = int(_REACH * DIGIT_HEIGHT)
-    offsets = np.arange(-reach, reach + 1)
-    # Outside the component there is no way.
-    fenced = np.pad(ink, ((0, 0), (reach, reach)), constant_values=np.inf)
-    window = fenced[:, starts[:, None] + offsets + reach]
-    total = window[0] + _DISTANCE * np.abs(offsets, dtype=np.float32)
-    steps = np.zeros((height, *total.shape), np.int8)
-    for row in range(1, height):
-        sides = np.pad(total, ((0, 0), (1, 1)), constant_values=np.inf)
-        ways = np.stack([total, sides[:, :-2] + _SIDESTEP, sides[:, 2:] + _SIDESTEP])
-        best = ways.argmin(axis=0)
-        steps[row] = np.array([0, -1, 1], np.int8)[best]
-        total = np.take_along_axis(ways, best[None], 0)[0] + window[row]
-    position, rows = total.argmin(axis=1), np.arange(len(starts))
-    passed = total[rows, position]
-    columns = np.empty((len(starts), height), np.int64)
-    for row in range(height - 1, -1, -1):
-        columns[:, row] = position + starts - reach
-        position = position + steps[row, rows, position]
-    return _distinct(columns, passed)
+def places(ink: Ink, found: Sequence[Component], may_be_cut: Sequence[bool]) -> list[Place]:
+    """The places of a line from left to right; the last one is behind all components."""
+    line = []
+    for number, component in enumerate(found):
+        line.append(Place(number, None))
+        is_large = component.width > _WIDE * DIGIT_HEIGHT and component.height > _HIGH * DIGIT_HEIGHT
+        if is_large and may_be_cut[number]:
+            line += [Place(number, seam) for seam in seams(ink, component)]
+    return [*line, Place(len(found), None)]
 
 
-def _distinct(columns: NDArray[np.int64], passed: NDArray[np.float32]) -> list[tuple[NDArray[np.int64], float]]:
-    """Of seams that nearly coincide, the cheapest."""
-    kept: list[tuple[NDArray[np.int64], float]] = []
-    for index in np.argsort(columns.mean(axis=1), kind="stable"):
-        seam, price = columns[index], float(passed[index])
-        if price > _MAX_PASSED * DIGIT_HEIGHT:
+def seams(ink: Ink, component: Component) -> list[Seam]:
+    """The seams of a component, ordered by the ink on their left."""
+    rows, columns = np.s_[component.top : component.bottom], np.s_[component.left : component.right]
+    own = np.where(component.mask, ink[rows, columns], 0).astype(np.uint8)
+    mask = np.pad(component.mask, _MARGIN)
+    price = _price(np.pad(own, _MARGIN))
+    ways = _Ways(price), _Ways(price[::-1])
+    through = ways[0].total + ways[1].total[::-1] - price
+    y, x = np.nonzero(mask & (through <= _MAX_PASSED))
+    limit = max(1, round(_MAX_SEAMS_PER_HEIGHT * component.width / DIGIT_HEIGHT))
+    found: list[Seam] = []
+    is_free, area = np.ones(mask.shape, np.uint8), np.count_nonzero(mask)
+    for index in np.argsort(through[y, x], kind="stable").tolist():
+        row, column = int(y[index]), int(x[index])
+        if not is_free[row, column]:
             continue
-        if kept and np.abs(seam - kept[-1][0]).mean() < _SAME * DIGIT_HEIGHT:
-            if price < kept[-1][1]:
-                kept[-1] = seam, price
-        else:
-            kept.append((seam, price))
-    return kept
+        cv2.circle(is_free, (column, row), _NEXT, 0, -1)
+        # the columns of its rows from the pixel upwards and downwards
+        seam = [*ways[0].back(row, column)[:0:-1], *ways[1].back(len(mask) - 1 - row, column)]
+        is_left = mask & (np.arange(mask.shape[1]) < np.array(seam)[:, None])
+        n_left = np.count_nonzero(is_left)
+        is_new = all(np.count_nonzero(is_left ^ other.is_left) >= _MIN_DIFFERENCE for other in found)
+        if min(n_left, area - n_left) >= _MIN_SIDE and is_new:
+            found.append(Seam(is_left, float(through[row, column]) / DIGIT_HEIGHT))
+        if len(found) == limit:
+            break
+    inner = np.s_[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+    found.sort(key=lambda seam: np.count_nonzero(seam.is_left))
+    return [Seam(seam.is_left[inner], seam.passed) for seam in found]
 
 
-def _divided(
-    component: NDArray[np.bool_], seams: list[tuple[NDArray[np.int64], float]], left: int, top: int, label: int
-) -> list[Part]:
-    """The parts of a component between its seams."""
-    found, passed, taken = [], 0.0, np.zeros_like(component)
-    columns = np.arange(component.shape[1])
-    for seam, price in [*seams, (np.full(component.shape[0], component.shape[1]), 0.0)]:
-        part = component & (columns < seam[:, None]) & ~taken
-        if np.count_nonzero(part) < _MIN_AREA:
+def _price(ink: Ink) -> NDArray[np.float32]:
+    """What a seam pays for each pixel, (height, width)."""
+    mask = (ink > _INK).astype(np.uint8)
+    depth = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
+    # The mean depth of a stroke is half of its greatest one.
+    thickness = depth / (2 * cv2.mean(depth, mask)[0])
+    less = np.clip(1 - _LESS_PER_THICKNESS * (thickness - _THICK), _CHEAPEST, 1)
+    return np.asarray(ink * (less / 255), np.float32)
+
+
+class _Ways:
+    """The cheapest ways from the top of a component down to each of its pixels."""
+
+    def __init__(self, price: NDArray[np.float32]) -> None:
+        height, width = price.shape
+        columns = np.arange(width)
+        self.total = np.zeros((height, width), np.float32)
+        entry, above = np.zeros((2, height, width), np.int64)  # column where a way enters its row, and leaves the one above
+        before = np.zeros(width, np.float32)
+        for row in range(height):
+            fenced = np.pad(before, 1, constant_values=np.inf)
+            steps = np.stack([fenced[1:-1], fenced[:-2] + _SIDESTEP, fenced[2:] + _SIDESTEP])
+            step = steps.argmin(axis=0)
+            above[row] = columns + np.array([0, -1, 1])[step]
+            best, pay = steps[step, columns] + price[row], price[row] + np.float32(_SIDESTEP)
+            rightwards, enters = _along(best, pay)
+            leftwards, mirrored = (values[::-1] for values in _along(best[::-1], pay[::-1]))
+            self.total[row] = before = np.minimum(rightwards, leftwards)
+            entry[row] = np.where(rightwards <= leftwards, enters, width - 1 - mirrored)
+        self._entry, self._above = entry.tolist(), above.tolist()
+
+    def back(self, row: int, column: int) -> list[int]:
+        """The columns in which the way to a pixel meets its row, and those above it."""
+        columns = [column]
+        for at in range(row, 0, -1):
+            column = self._above[at][self._entry[at][column]]
+            columns.append(column)
+        return columns
+
+
+def _along(best: NDArray[np.float32], pay: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The cheapest way to each pixel of a row that enters at a price and goes on to the right, and where it enters."""
+    paid = np.cumsum(pay)
+    lead = best - paid
+    least = np.minimum.accumulate(lead)
+    return least + paid, np.maximum.accumulate(np.where(lead <= least, np.arange(len(best)), 0))
+
+
+def regions(found: Sequence[Component], line: Sequence[Place]) -> list[Region]:
+    """All that may be one digit or a part of one, by start and end."""
+    at = [number for number, place in enumerate(line) if place.cut is None]
+    inside = (region for first, last in zip(at, at[1:], strict=False) for region in _within(found, line, first, last))
+    known = {(region.start, region.end): region for region in inside}
+    for first in range(len(found)):
+        for last in range(first + 1, min(len(found), first + _MAX_COMPONENTS)):
+            known.update({(one.start, one.end): one for one in _joined(known, at, first, last)})
+    return [known[key] for key in sorted(known) if known[key].width <= _MAX_WIDTH or key in zip(at, at[1:], strict=False)]
+
+
+def _within(found: Sequence[Component], line: Sequence[Place], first: int, last: int) -> Iterator[Region]:
+    """The regions of one component."""
+    component = found[line[first].component]
+    nothing = np.zeros_like(component.mask)
+    left = [nothing, *(cut.is_left for _, cut in line[first + 1 : last] if cut), component.mask]
+    for start, end in combinations(range(len(left)), 2):
+        # Seams that cross have ink that is on the right of one and on the left of the other.
+        if np.count_nonzero(left[start] & ~left[end]) > _MIN_SIDE:
             continue
-        x, y, width, height = cv2.boundingRect(part.astype(np.uint8))
-        found.append(Part(part[y : y + height, x : x + width], left + x, top + y, passed, label))
-        passed, taken = price / DIGIT_HEIGHT, taken | part
-    return found
+        piece = left[end] & ~left[start]
+        x, y, width, height = cv2.boundingRect(piece.astype(np.uint8))
+        if width <= _MAX_WIDTH * DIGIT_HEIGHT or end - start == last - first:
+            mask = piece[y : y + height, x : x + width]
+            yield Region(first + start, first + end, (Component(mask, component.left + x, component.top + y),), 0.0)
 
 
-def candidates(ink: Ink, parts: list[Part]) -> Candidates:
-    """All neighbouring parts that are together not too large for a digit, as images at MNIST's size and place."""
-    found = Candidates([], [], np.empty((0, 28, 28), np.uint8), [], [], [])
-    images = []
-    for start in range(len(parts)):
-        for end in range(start + 1, min(len(parts), start + _MAX_PARTS) + 1):
-            some = parts[start:end]
-            left, top = min(part.left for part in some), min(part.top for part in some)
-            right, bottom = max(part.right for part in some), max(part.bottom for part in some)
-            components = len({part.component for part in some})
-            if right - left > _MAX_WIDTH * DIGIT_HEIGHT or components > _MAX_COMPONENTS:
-                break
-            if bottom - top < _MIN_HEIGHT * DIGIT_HEIGHT:
+def _joined(known: dict[tuple[int, int], Region], at: Sequence[int], first: int, last: int) -> Iterator[Region]:
+    """The regions of several components of which at most one is cut."""
+    for start in range(at[first], at[first + 1]):
+        for end in range(at[last] + 1, at[last + 1] + 1):
+            is_whole = start == at[first], end == at[last + 1]
+            parts = [known.get((start, at[first + 1])), known.get((at[last], end))]
+            parts[1:1] = [known.get((at[between], at[between + 1])) for between in range(first + 1, last)]
+            if not any(is_whole) or None in parts:
                 continue
-            page = np.zeros((bottom - top, right - left), np.uint8)
-            for part in some:
-                rows, columns = (
-                    np.s_[part.top - top : part.bottom - top],
-                    np.s_[part.left - left : part.right - left],
-                )
-                own = np.where(part.mask, ink[part.top : part.bottom, part.left : part.right], 0).astype(np.uint8)
-                np.maximum(page[rows, columns], own, out=page[rows, columns])
-            images.append(to_frame(page))
-            found.start.append(start)
-            found.end.append(end)
-            found.boxes.append((left, top, right, bottom))
-            found.components.append(components)
-            found.gaps.append(_paper_between(some))
-    return (
-        Candidates(found.start, found.end, np.stack(images), found.boxes, found.components, found.gaps)
-        if images
-        else found
-    )
+            pieces = tuple(piece for part in parts if part for piece in part.pieces)
+            gaps = [max(0, piece.left - max(one.right for one in pieces[:n])) for n, piece in enumerate(pieces) if n]
+            region = Region(start, end, pieces, sum(gaps) / DIGIT_HEIGHT)
+            if region.gap <= _MAX_GAP and region.width <= _MAX_WIDTH:
+                yield region
 
 
-def _paper_between(parts: list[Part]) -> float:
-    """The sum of the gaps between parts of different components, in digit heights."""
-    gap, right = 0, parts[0].right
-    for before, part in pairwise(parts):
-        if part.component != before.component:
-            gap += max(0, part.left - right)
-        right = max(right, part.right)
-    return gap / DIGIT_HEIGHT
+def image(ink: Ink, region: Region) -> NDArray[np.uint8]:
+    """The (28, 28) image of a region, at MNIST's size and place."""
+    left, top, right, bottom = region.box
+    page = np.zeros((bottom - top, right - left), np.uint8)
+    for piece in region.pieces:
+        rows, columns = np.s_[piece.top : piece.bottom], np.s_[piece.left : piece.right]
+        page[piece.top - top : piece.bottom - top, piece.left - left : piece.right - left] |= np.where(
+            piece.mask, ink[rows, columns], 0
+        ).astype(np.uint8)
+    return to_frame(page)
