@@ -17,25 +17,26 @@ from numpy.typing import NDArray
 
 from digits.errors import quote
 from digits.images import Images
-from digits.pictures import cuts, rectification
+from digits.pictures import cuts, rectification, separators
 from digits.pictures.cuts import Box, Component, Place, Region
 from digits.pictures.rectification import Ink
 from digits.pictures.text_lines import DIGIT_HEIGHT
 from models.onnx_model import Output
 
 BEAM = 16  # texts kept at each place
+_MAX_BEHIND = 12.0  # nats behind the best way of one that is followed
 MATCH_SECONDS = 1.0  # for all matches of the patterns in a line
 MAX_PATTERN_LENGTH, MAX_LENGTH = 200, 100
 # Log-probabilities: of a digit that is followed further, of one before which another may end, and of a component that is not cut.
 _MIN_LOG, _REACHED, _SURE = log(1e-3), log(0.02), log(0.98)
-# Log-weights in nats, fitted to the texts of 360 lines of MNIST's training digits (conditional random field, maximum likelihood).
-_CUT, _PER_PASSED = 2.9, -11.5  # of a cut, and per digit height of ink that it passes
-_JOINED, _PER_GAP = -1.8, -5.5  # of a component put to others, and per digit height of paper between them
-_LEFT_OUT, _PER_SIZE = -6.0, -14.0  # of a part that is dirt, and per digit height of its longer side
-_SEPARATOR = -4.5
-_PER_HEIGHT = -6.5  # per e-fold by which a digit is higher or lower than those of the line
-_PER_LOG = 1.0
-_PER_IS_DIGIT = 7.0  # per nat of the log-probability that a region is a digit: most regions between cuts are none
+# Log-weights in nats, fitted to the texts of 575 lines of MNIST's training digits (maximum likelihood over the lattice).
+_CUT, _PER_PASSED = 1.8, -12.8  # of a cut, and per digit height of ink that it passes
+_JOINED, _PER_GAP = -2.4, -5.7  # of a component put to others, and per digit height of paper between them
+_LEFT_OUT, _PER_SIZE = -6.0, -13.0  # of ink that is dirt, and per digit height of its longer side
+_PER_HEIGHT = -6.1  # per e-fold by which a digit is higher or lower than those of the line
+_PER_NARROW, _PER_WIDE = -1.5, -5.7  # per e-fold by which a digit is narrower, unless it is a 1, or wider than usual
+_PER_IS_DIGIT = 8.0  # per nat of the log-probability that a region is a digit: most regions between cuts are none
+_WIDTH = 0.7  # of a digit in digit heights
 
 Image = NDArray[np.uint8]  # (28, 28)
 
@@ -151,21 +152,24 @@ class Lattice:
         weight = _CUT + _PER_PASSED * cut.passed if cut else 0.0
         is_whole = self.places[region.start].cut is None and self.places[region.end].cut is None
         if len(region.pieces) == 1:
-            if separator := _separator(self.components, region.pieces[0]) if is_whole else "":
-                yield _Edge(region, separator, _SEPARATOR)
+            signs = separators.of(self.components, region.pieces[0]) if is_whole else {}
+            yield from (_Edge(region, sign, weight) for sign, weight in signs.items())
             if is_whole or not region.may_be_digit:
                 yield _Edge(region, "", weight + _LEFT_OUT + _PER_SIZE * max(region.height, region.width))
         if region in self.logs:
             digits, is_digit = self.logs[region]
             weight += _JOINED * (len(region.pieces) - 1) + _PER_GAP * region.gap + _PER_HEIGHT * abs(log(region.height))
+            weight += _PER_IS_DIGIT * is_digit
             for digit in np.flatnonzero(digits > _MIN_LOG).tolist():
-                yield _Edge(region, str(digit), weight + _PER_LOG * float(digits[digit]) + _PER_IS_DIGIT * is_digit)
+                narrow = max(0.0, log(_WIDTH / region.width)) if digit != 1 else 0.0
+                wide = max(0.0, log(region.width / _WIDTH))
+                yield _Edge(region, str(digit), weight + float(digits[digit]) + _PER_NARROW * narrow + _PER_WIDE * wide)
 
 
 def lattice_of(ink: Ink, predict: Callable[[Images], Output]) -> Lattice:
     """The lattice of a line; only components that are not surely one digit are cut."""
     components = cuts.components(ink)
-    images = [cuts.image(ink, Region(0, 0, (component,), 0.0)) for component in components]
+    images = [cuts.image(ink, cuts.region(0, 0, component)) for component in components]
     is_unsure = [one.highest < _SURE for one in _logs(predict, images)]
     places = cuts.places(ink, components, is_unsure)
     lattice = Lattice(components, places, cuts.regions(components, places), {}, {})
@@ -190,24 +194,6 @@ def _logs(predict: Callable[[Images], Output], images: list[Image]) -> list[_Log
     return list(map(_Logs, digits, is_digit.tolist()))
 
 
-def _separator(components: list[Component], part: Component) -> str:
-    """The sign that a small component between two digits may be; empty for none."""
-    height, width = part.height / DIGIT_HEIGHT, part.width / DIGIT_HEIGHT
-    tall = [other for other in components if other.height >= 0.5 * DIGIT_HEIGHT]
-    before = [one for one in tall if one.right <= part.left + 2]
-    after = [one for one in tall if one.left >= part.right - 2]
-    if not before or not after or any(one.left < part.left and one.right > part.right for one in tall):
-        return ""
-    left, right = max(before, key=lambda one: one.right), min(after, key=lambda one: one.left)
-    top, bottom = (left.top + right.top) / 2, (left.bottom + right.bottom) / 2
-    middle = ((part.top + part.bottom) / 2 - top) / max(1.0, bottom - top)
-    if max(height, width) <= 0.3 and middle > 0.8:
-        return "."
-    if 0.2 <= width <= 0.9 and height <= 0.25 and width >= 1.6 * height and 0.25 < middle < 0.75:
-        return "-"
-    return ""
-
-
 def _search(edges: list[list[_Edge]], patterns: Patterns) -> dict[str, _Hypothesis]:
     """The texts of a whole line with their weights."""
     places: list[dict[str, _Hypothesis]] = [{} for _ in range(len(edges) + 1)]
@@ -225,18 +211,31 @@ def _search(edges: list[list[_Edge]], patterns: Patterns) -> dict[str, _Hypothes
         except TimeoutError:
             raise ValueError("the pattern takes too long to match; send one without nested repetitions") from None
 
+    ahead = _best_ahead(edges)
     for place, following in enumerate(edges):
         kept = sorted(places[place].items(), key=lambda one: -one[1].total)[:BEAM]
         for text, hypothesis in kept:
             for edge in following:
+                total, best = hypothesis.total + edge.weight, hypothesis.best + edge.weight
+                # What fits a pattern may be far less likely than what does not.
+                if not patterns and total + ahead[edge.region.end] < ahead[0] - _MAX_BEHIND:
+                    continue
                 longer = text + edge.text
-                if not may_fit(longer, True):
+                if patterns and not may_fit(longer, True):
                     continue
                 known_one = places[edge.region.end].setdefault(longer, _Hypothesis())
-                known_one.total = _add(known_one.total, hypothesis.total + edge.weight)
-                if hypothesis.best + edge.weight > known_one.best:
-                    known_one.best, known_one.path = hypothesis.best + edge.weight, _Path(hypothesis.path, edge)
+                known_one.total = _add(known_one.total, total)
+                if best > known_one.best:
+                    known_one.best, known_one.path = best, _Path(hypothesis.path, edge)
     return {text: one for text, one in places[-1].items() if may_fit(text, False)}
+
+
+def _best_ahead(edges: list[list[_Edge]]) -> list[float]:
+    """The weight of the best way from each place to the end."""
+    ahead = [0.0] * (len(edges) + 1)
+    for place in range(len(edges) - 1, -1, -1):
+        ahead[place] = max((edge.weight + ahead[edge.region.end] for edge in edges[place]), default=-inf)
+    return ahead
 
 
 def _add(one: float, other: float) -> float:

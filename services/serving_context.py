@@ -132,8 +132,7 @@ class ServingContext:
             patterns = reading.patterns(pattern, length)
             page = pages.decode(picture, self.settings.picture_limit_pixels)
             lines = [
-                (line, *reading.read(line.ink, lambda images: self._predict(images)[1], patterns))
-                for line in page.lines
+                (line, reading.read(line.ink, lambda images: self._predict(images)[1], patterns)) for line in page.lines
             ]
         except ValueError as error:
             raise UnprocessableEntity(str(error)) from error
@@ -143,13 +142,13 @@ class ServingContext:
                 "the picture shows no digit; write digits in it, or send a picture that is sharper"
             )
         places = [
-            Place(number, *page.box(line, *found.boxes[digit.candidate]))
-            for number, (line, read, found) in enumerate(lines)
+            Place(number, *page.box(line, *digit.box))
+            for number, (line, read) in enumerate(lines)
             for digit in read.digits
         ]
-        images = np.stack([found.images[digit.candidate] for _, read, found in lines for digit in read.digits])
+        images = np.stack([digit.image for _, read in lines for digit in read.digits])
         result = self.predict(images, "/read", [client] * len(images), is_preview=preview, places=places)
-        return _reading([read for _, read, _ in lines], result, images, places)
+        return _reading([read for _, read in lines], result, images, places)
 
     def explain(self, value: Any) -> Content:
         """The most probable digit of an image, as nested lists, and how much its probability falls where paper covers each pixel."""

@@ -6,7 +6,7 @@ and strategies in character segmentation"). Seams may cross each other: what lie
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import cv2
@@ -24,6 +24,7 @@ _MIN_AREA = 0.004 * DIGIT_HEIGHT**2  # pixels of a component; less is dust
 _MARGIN = 2  # pixels of paper around a component, through which seams run
 # In digit heights:
 _WIDE, _HIGH = 0.4, 0.35  # a component that may be more than one digit
+_MAX_CUT_WIDTH = 12  # more is a scribble
 _MAX_WIDTH, _MIN_HEIGHT = 1.5, 0.35  # of a digit
 _MAX_GAP = 0.5  # between the components of one digit
 _MAX_COMPONENTS = 4  # of a digit
@@ -84,28 +85,31 @@ class Region(NamedTuple):
     start: int  # number of a place
     end: int
     pieces: tuple[Component, ...]
+    box: Box
     gap: float  # paper between the pieces, in digit heights
-
-    @property
-    def box(self) -> Box:
-        left, top = min(piece.left for piece in self.pieces), min(piece.top for piece in self.pieces)
-        return left, top, max(piece.right for piece in self.pieces), max(piece.bottom for piece in self.pieces)
 
     @property
     def height(self) -> float:
         """In digit heights."""
-        _, top, _, bottom = self.box
-        return (bottom - top) / DIGIT_HEIGHT
+        return (self.box[3] - self.box[1]) / DIGIT_HEIGHT
 
     @property
     def width(self) -> float:
         """In digit heights."""
-        left, _, right, _ = self.box
-        return (right - left) / DIGIT_HEIGHT
+        return (self.box[2] - self.box[0]) / DIGIT_HEIGHT
 
     @property
     def may_be_digit(self) -> bool:
         return self.height >= _MIN_HEIGHT and self.width <= _MAX_WIDTH
+
+
+def region(start: int, end: int, *pieces: Component) -> Region:
+    """What these pieces are together."""
+    gap, right = 0, pieces[0].right
+    for piece in pieces:
+        gap, right = gap + max(0, piece.left - right), max(right, piece.right)
+    left, top = min(piece.left for piece in pieces), min(piece.top for piece in pieces)
+    return Region(start, end, pieces, (left, top, right, max(piece.bottom for piece in pieces)), gap / DIGIT_HEIGHT)
 
 
 def components(ink: Ink) -> list[Component]:
@@ -125,8 +129,8 @@ def places(ink: Ink, found: Sequence[Component], may_be_cut: Sequence[bool]) -> 
     line = []
     for number, component in enumerate(found):
         line.append(Place(number, None))
-        is_large = component.width > _WIDE * DIGIT_HEIGHT and component.height > _HIGH * DIGIT_HEIGHT
-        if is_large and may_be_cut[number]:
+        is_wide = _WIDE < component.width / DIGIT_HEIGHT < _MAX_CUT_WIDTH
+        if may_be_cut[number] and is_wide and component.height > _HIGH * DIGIT_HEIGHT:
             line += [Place(number, seam) for seam in seams(ink, component)]
     return [*line, Place(len(found), None)]
 
@@ -142,6 +146,7 @@ def seams(ink: Ink, component: Component) -> list[Seam]:
     y, x = np.nonzero(mask & (through <= _MAX_PASSED))
     limit = max(1, round(_MAX_SEAMS_PER_HEIGHT * component.width / DIGIT_HEIGHT))
     found: list[Seam] = []
+    n_lefts: list[int] = []
     is_free, area = np.ones(mask.shape, np.uint8), np.count_nonzero(mask)
     for index in np.argsort(through[y, x], kind="stable").tolist():
         row, column = int(y[index]), int(x[index])
@@ -151,10 +156,14 @@ def seams(ink: Ink, component: Component) -> list[Seam]:
         # the columns of its rows from the pixel upwards and downwards
         seam = [*ways[0].back(row, column)[:0:-1], *ways[1].back(len(mask) - 1 - row, column)]
         is_left = mask & (np.arange(mask.shape[1]) < np.array(seam)[:, None])
-        n_left = np.count_nonzero(is_left)
-        is_new = all(np.count_nonzero(is_left ^ other.is_left) >= _MIN_DIFFERENCE for other in found)
+        n_left = int(np.count_nonzero(is_left))
+        alike = [
+            other for other, n_other in zip(found, n_lefts, strict=True) if abs(n_left - n_other) < _MIN_DIFFERENCE
+        ]
+        is_new = all(np.count_nonzero(is_left ^ other.is_left) >= _MIN_DIFFERENCE for other in alike)
         if min(n_left, area - n_left) >= _MIN_SIDE and is_new:
             found.append(Seam(is_left, float(through[row, column]) / DIGIT_HEIGHT))
+            n_lefts.append(n_left)
         if len(found) == limit:
             break
     inner = np.s_[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
@@ -179,7 +188,9 @@ class _Ways:
         height, width = price.shape
         columns = np.arange(width)
         self.total = np.zeros((height, width), np.float32)
-        entry, above = np.zeros((2, height, width), np.int64)  # column where a way enters its row, and leaves the one above
+        entry, above = np.zeros(
+            (2, height, width), np.int64
+        )  # column where a way enters its row, and leaves the one above
         before = np.zeros(width, np.float32)
         for row in range(height):
             fenced = np.pad(before, 1, constant_values=np.inf)
@@ -211,46 +222,51 @@ def _along(best: NDArray[np.float32], pay: NDArray[np.float32]) -> tuple[NDArray
 
 
 def regions(found: Sequence[Component], line: Sequence[Place]) -> list[Region]:
-    """All that may be one digit or a part of one, by start and end."""
+    """All that may be one digit or a part of one, and each component as a whole, by start and end."""
     at = [number for number, place in enumerate(line) if place.cut is None]
-    inside = (region for first, last in zip(at, at[1:], strict=False) for region in _within(found, line, first, last))
-    known = {(region.start, region.end): region for region in inside}
-    for first in range(len(found)):
-        for last in range(first + 1, min(len(found), first + _MAX_COMPONENTS)):
-            known.update({(one.start, one.end): one for one in _joined(known, at, first, last)})
-    return [known[key] for key in sorted(known) if known[key].width <= _MAX_WIDTH or key in zip(at, at[1:], strict=False)]
+    inside = (one for first, last in pairwise(at) for one in _within(found, line, first, last))
+    known = {(one.start, one.end): one for one in inside}
+    joined = [
+        one
+        for first in range(len(found))
+        for last in range(first + 1, min(len(found), first + _MAX_COMPONENTS))
+        for one in _joined(known, at, first, last)
+    ]
+    return sorted([*known.values(), *joined], key=lambda one: (one.start, one.end))
 
 
 def _within(found: Sequence[Component], line: Sequence[Place], first: int, last: int) -> Iterator[Region]:
     """The regions of one component."""
     component = found[line[first].component]
-    nothing = np.zeros_like(component.mask)
-    left = [nothing, *(cut.is_left for _, cut in line[first + 1 : last] if cut), component.mask]
+    yield region(first, last, component)
+    cuts = [place.cut.is_left for place in line[first + 1 : last] if place.cut]
+    left = [np.zeros_like(component.mask), *cuts, component.mask]
+    ends = [cv2.boundingRect(ink.astype(np.uint8)) for ink in left]
+    starts = [cv2.boundingRect((component.mask & ~ink).astype(np.uint8))[0] for ink in left]
     for start, end in combinations(range(len(left)), 2):
+        if ends[end][0] + ends[end][2] - starts[start] > 2 * _MAX_WIDTH * DIGIT_HEIGHT or end - start == last - first:
+            continue
         # Seams that cross have ink that is on the right of one and on the left of the other.
         if np.count_nonzero(left[start] & ~left[end]) > _MIN_SIDE:
             continue
         piece = left[end] & ~left[start]
         x, y, width, height = cv2.boundingRect(piece.astype(np.uint8))
-        if width <= _MAX_WIDTH * DIGIT_HEIGHT or end - start == last - first:
+        if 0 < width <= _MAX_WIDTH * DIGIT_HEIGHT:
             mask = piece[y : y + height, x : x + width]
-            yield Region(first + start, first + end, (Component(mask, component.left + x, component.top + y),), 0.0)
+            yield region(first + start, first + end, Component(mask, component.left + x, component.top + y))
 
 
 def _joined(known: dict[tuple[int, int], Region], at: Sequence[int], first: int, last: int) -> Iterator[Region]:
-    """The regions of several components of which at most one is cut."""
-    for start in range(at[first], at[first + 1]):
-        for end in range(at[last] + 1, at[last + 1] + 1):
-            is_whole = start == at[first], end == at[last + 1]
-            parts = [known.get((start, at[first + 1])), known.get((at[last], end))]
-            parts[1:1] = [known.get((at[between], at[between + 1])) for between in range(first + 1, last)]
-            if not any(is_whole) or None in parts:
-                continue
-            pieces = tuple(piece for part in parts if part for piece in part.pieces)
-            gaps = [max(0, piece.left - max(one.right for one in pieces[:n])) for n, piece in enumerate(pieces) if n]
-            region = Region(start, end, pieces, sum(gaps) / DIGIT_HEIGHT)
-            if region.gap <= _MAX_GAP and region.width <= _MAX_WIDTH:
-                yield region
+    """The regions from one component to another of which at most one is cut."""
+    between = [known[one] for one in pairwise(at[first + 1 : last + 1])]
+    starts = range(at[first], at[first + 1])
+    ends = range(at[last] + 1, at[last + 1] + 1)
+    pairs = {(start, at[last + 1]) for start in starts} | {(at[first], end) for end in ends}
+    for start, end in sorted(pairs):
+        parts = [known.get((start, at[first + 1])), *between, known.get((at[last], end))]
+        one = region(start, end, *(piece for part in parts if part for piece in part.pieces))
+        if None not in parts and one.gap <= _MAX_GAP and one.width <= _MAX_WIDTH:
+            yield one
 
 
 def image(ink: Ink, region: Region) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ Mask = NDArray[np.uint8]  # (height, width), 0 or 1
 _INK = 64  # of 255: ink from which a pixel may belong to a rule, which is often fainter than the writing
 _STEEPEST = 0.3  # pixels across per pixel along: perspective and a crooked sheet
 _MIN_FRAME = 12  # pixels
+_DARKER = 1.4  # ink over that of a rule from which it is a stroke
 _MAX_FRAME_INK = 0.5  # of the pixels of a frame's rectangle
 
 
@@ -24,6 +25,12 @@ class _Part(NamedTuple):
     width: int
     height: int
     is_frame: bool
+    spans_across: bool  # the picture
+    spans_down: bool
+
+    def may_have_rules(self, is_upright: bool) -> bool:
+        """Along a ruled line, strokes of the digits that stand on it are no upright rules."""
+        return self.is_frame or (self.spans_down if is_upright else self.spans_across)
 
 
 def without_rules(ink: Ink) -> Ink:
@@ -34,7 +41,7 @@ def without_rules(ink: Ink) -> Ink:
         return ink
     cleaned = ink.copy()
     for is_upright in (False, True):
-        cleaned[_rule_pixels(mask, rules, parts, is_upright)] = 0
+        cleaned[_rule_pixels(ink, mask, rules, parts, is_upright)] = 0
     return cleaned
 
 
@@ -46,15 +53,13 @@ def _with_rules(mask: Mask) -> tuple[Mask, list[_Part]]:
     for label in range(1, count):
         left, top, w, h, area = map(int, statistics[label])
         place = np.s_[top : top + h, left : left + w]
-        spans = (w >= 0.9 * width and (left <= 2 or left + w >= width - 2)) or (
-            h >= 0.9 * height and (top <= 2 or top + h >= height - 2)
-        )
-        spans = spans or (min(w, h) < 0.12 * max(w, h) and max(w, h) > 0.95 * max(height, width))
-        is_frame = not spans and min(w, h) >= _MIN_FRAME and area < _MAX_FRAME_INK * w * h
+        across = w >= 0.9 * width and (left <= 2 or left + w >= width - 2)
+        down = h >= 0.9 * height and (top <= 2 or top + h >= height - 2)
+        is_frame = not (across or down) and min(w, h) >= _MIN_FRAME and area < _MAX_FRAME_INK * w * h
         is_frame = is_frame and _is_frame((labels[place] == label).astype(np.uint8), mask[place])
-        if spans or is_frame:
+        if across or down or is_frame:
             pixels[place] |= labels[place] == label
-            parts.append(_Part(left, top, w, h, is_frame))
+            parts.append(_Part(left, top, w, h, is_frame, across, down))
     return pixels, parts
 
 
@@ -74,10 +79,12 @@ def _is_frame(part: Mask, ink: Mask) -> bool:
     return bool(near[outline > 0].mean() > 0.9)
 
 
-def _rule_pixels(mask: Mask, rules: Mask, parts: list[_Part], is_upright: bool) -> NDArray[np.bool_]:
+def _rule_pixels(ink: Ink, mask: Mask, rules: Mask, parts: list[_Part], is_upright: bool) -> NDArray[np.bool_]:
     """The pixels of level or upright rules, without those where a stroke crosses one."""
     lines = np.zeros_like(mask)
     for part in parts:
+        if not part.may_have_rules(is_upright):
+            continue
         length, across = (part.height, part.width) if is_upright else (part.width, part.height)
         # The boxes of a form share their frame: its upright sides are as high as one box.
         needed = 0.5 * length if not part.is_frame else 0.35 * across if across < length else 0.7 * length
@@ -86,12 +93,12 @@ def _rule_pixels(mask: Mask, rules: Mask, parts: list[_Part], is_upright: bool) 
     if not lines.any():
         return lines > 0
     runs = _runs_across(mask, is_upright)
-    found = runs[(lines > 0) & (mask > 0)]
-    thickness = int(np.median(found)) if found.size else 1
+    on_rule = (lines > 0) & (mask > 0)
+    thickness, strength = (int(np.median(of[on_rule])) if on_rule.any() else 1 for of in (runs, ink))
     reach = _window(thickness + 4, 1) if is_upright else _window(1, thickness + 4)
     wide = cv2.dilate(lines, reach)
-    # Where a stroke crosses the rule, the ink goes on across it.
-    return np.asarray((wide > 0) & (runs <= thickness + 3))
+    # Where a stroke crosses the rule, the ink goes on across it, or is darker.
+    return np.asarray((wide > 0) & (runs <= thickness + 3) & (ink <= _DARKER * strength))
 
 
 def _draw_lines(rules: Mask, needed: float, length: int, is_upright: bool, into: Mask) -> None:

@@ -12,11 +12,16 @@ from digits.pictures.rectification import Ink
 DIGIT_HEIGHT = 48
 """Of a line's ink, to which each line is scaled: 2.4 times MNIST's 20 pixels, so that cuts are fine enough."""
 
+MAX_PIECES = 1000
+"""Of a page: some 800 digits and their broken strokes are read in seconds."""
+
 _INK = 110  # of 255: ink from which pixels are connected
 _MIN_AREA, _MIN_SIDE = 0.004, 0.12  # of a piece, in squared digit heights and digit heights; less is dust
 _TALL = 0.5  # of a digit height: such pieces make the lines, and lower ones belong to the nearest
 _MAX_SLOPE, _SLOPE_STEP = 0.2, 0.01  # pixels down per pixel across: 11 degrees
 _MAX_SHIFT, _MAX_SHIFT_PER_GAP = 0.5, 0.06  # of neighbours on a line, in digit heights
+_BINS = 20  # of the profile across, per digit height
+_SMOOTH = np.exp(-0.5 * (np.arange(-6, 7) / 2) ** 2)  # over 0.1 of a digit height
 _MARGIN = 3  # pixels of paper around a line
 
 
@@ -57,7 +62,10 @@ class _Pieces:
 
 
 def text_lines(ink: Ink) -> list[TextLine]:
-    """The lines of writing; none where there is no ink."""
+    """The lines of writing; none where there is no ink.
+
+    Raises ValueError for more pieces of ink than a page has digits.
+    """
     pieces = _pieces(ink)
     if not len(pieces.numbers):
         return []
@@ -76,6 +84,9 @@ def _pieces(ink: Ink) -> _Pieces:
     least = max(4, _MIN_AREA * digit_height**2)
     kept = (area >= least) & (np.maximum(width, height) >= _MIN_SIDE * digit_height)
     numbers = np.flatnonzero(kept) + 1
+    if len(numbers) > MAX_PIECES:
+        found = f"{len(numbers):,} pieces of ink, more than the {MAX_PIECES:,} of a page of digits"
+        raise ValueError(f"the picture shows {found}; send one with fewer lines, or without texture")
     return _Pieces(
         np.asarray(labels, np.int32), numbers, left[kept], top[kept], width[kept], height[kept], digit_height
     )
@@ -86,11 +97,16 @@ def _slope(pieces: _Pieces) -> float:
     tall = pieces.is_tall
     across, middle = ((pieces.left + pieces.right) / 2)[tall], ((pieces.top + pieces.bottom) / 2)[tall]
     slopes = np.arange(-_MAX_SLOPE, _MAX_SLOPE + _SLOPE_STEP / 2, _SLOPE_STEP)
-    rows = middle[None] - slopes[:, None] * across[None]
-    # how many pairs are on one row, softly
-    spread = 0.15 * pieces.digit_height
-    pairs = np.exp(-0.5 * ((rows[:, :, None] - rows[:, None]) / spread) ** 2).sum((1, 2))
-    return float(slopes[np.argmax(pairs - 0.5 * np.abs(slopes))])
+    return float(
+        max(slopes, key=lambda slope: _peaks((middle - slope * across) / pieces.digit_height) - 0.5 * abs(slope))
+    )
+
+
+def _peaks(rows: NDArray[np.float64]) -> float:
+    """The sum of squares of the smoothed profile of rows in digit heights; n ** 2 for n pieces on one row."""
+    bins = ((rows - rows.min()) * _BINS).astype(np.int64)
+    profile = np.convolve(np.bincount(bins), _SMOOTH)
+    return float((profile**2).sum() / (_SMOOTH**2).sum())
 
 
 def _grouped(pieces: _Pieces, slope: float) -> list[NDArray[np.int64]]:
