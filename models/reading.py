@@ -24,7 +24,7 @@ from digits.pictures.text_lines import DIGIT_HEIGHT
 from models.onnx_model import Output
 
 BEAM = 16  # texts kept at each place
-_MAX_BEHIND = 12.0  # nats behind the best way of one that is followed
+_MAX_BEHIND = 12.0  # nats behind the best way of one that is followed, also when only that fits a pattern
 MATCH_SECONDS = 1.0  # for all matches of the patterns in a line
 MAX_PATTERN_LENGTH, MAX_LENGTH = 200, 100
 # Log-probabilities: of a digit that is followed further, of one before which another may end, and of a component that is not cut.
@@ -217,11 +217,8 @@ def _search(edges: list[list[_Edge]], patterns: Patterns) -> dict[str, _Hypothes
         for text, hypothesis in kept:
             for edge in following:
                 total, best = hypothesis.total + edge.weight, hypothesis.best + edge.weight
-                # What fits a pattern may be far less likely than what does not.
-                if not patterns and total + ahead[edge.region.end] < ahead[0] - _MAX_BEHIND:
-                    continue
                 longer = text + edge.text
-                if patterns and not may_fit(longer, True):
+                if total + ahead[edge.region.end] < ahead[0] - _MAX_BEHIND or not may_fit(longer, True):
                     continue
                 known_one = places[edge.region.end].setdefault(longer, _Hypothesis())
                 known_one.total = _add(known_one.total, total)

@@ -146,8 +146,8 @@ def seams(ink: Ink, component: Component) -> list[Seam]:
     y, x = np.nonzero(mask & (through <= _MAX_PASSED))
     limit = max(1, round(_MAX_SEAMS_PER_HEIGHT * component.width / DIGIT_HEIGHT))
     found: list[Seam] = []
-    n_lefts: list[int] = []
-    is_free, area = np.ones(mask.shape, np.uint8), np.count_nonzero(mask)
+    n_lefts: list[int] = []  # pixels on the left of each
+    is_free, area = np.ones(mask.shape, np.uint8), int(np.count_nonzero(mask))
     for index in np.argsort(through[y, x], kind="stable").tolist():
         row, column = int(y[index]), int(x[index])
         if not is_free[row, column]:
