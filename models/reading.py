@@ -27,15 +27,15 @@ BEAM = 16  # texts kept at each place
 _MAX_BEHIND = 12.0  # nats behind the best way of one that is followed, also when only that fits a pattern
 MATCH_SECONDS = 1.0  # for all matches of the patterns in a line
 MAX_PATTERN_LENGTH, MAX_LENGTH = 200, 100
-# Log-probabilities: of a digit that is followed further, of one before which another may end, and of a component that is not cut.
-_MIN_LOG, _REACHED, _SURE = log(1e-3), log(0.02), log(0.98)
+# Log-probabilities: of a digit that is followed further, of one after which another may begin, and of a component that is not cut.
+_MIN_LOG, _REACHED, _SURE, _SURE_IF_NARROW = log(1e-3), log(0.02), log(0.98), log(0.6)
 # Log-weights in nats, fitted to the texts of 575 lines of MNIST's training digits (maximum likelihood over the lattice).
 _CUT, _PER_PASSED = 1.8, -12.8  # of a cut, and per digit height of ink that it passes
 _JOINED, _PER_GAP = -2.4, -5.7  # of a component put to others, and per digit height of paper between them
 _LEFT_OUT, _PER_SIZE = -6.0, -13.0  # of ink that is dirt, and per digit height of its longer side
 _PER_HEIGHT = -6.1  # per e-fold by which a digit is higher or lower than those of the line
 _PER_NARROW, _PER_WIDE = -1.5, -5.7  # per e-fold by which a digit is narrower, unless it is a 1, or wider than usual
-_PER_IS_DIGIT = 8.0  # per nat of the log-probability that a region is a digit: most regions between cuts are none
+_PER_IS_DIGIT, _PER_IS_DIGIT_CUT = 8.0, 8.0  # per nat of the log-probability that a region is a digit: most regions between cuts are none
 _WIDTH = 0.7  # of a digit in digit heights
 
 Image = NDArray[np.uint8]  # (28, 28)
@@ -159,7 +159,7 @@ class Lattice:
         if region in self.logs:
             digits, is_digit = self.logs[region]
             weight += _JOINED * (len(region.pieces) - 1) + _PER_GAP * region.gap + _PER_HEIGHT * abs(log(region.height))
-            weight += _PER_IS_DIGIT * is_digit
+            weight += (_PER_IS_DIGIT if is_whole else _PER_IS_DIGIT_CUT) * is_digit
             for digit in np.flatnonzero(digits > _MIN_LOG).tolist():
                 narrow = max(0.0, log(_WIDTH / region.width)) if digit != 1 else 0.0
                 wide = max(0.0, log(region.width / _WIDTH))
@@ -170,7 +170,12 @@ def lattice_of(ink: Ink, predict: Callable[[Images], Output]) -> Lattice:
     """The lattice of a line; only components that are not surely one digit are cut."""
     components = cuts.components(ink)
     images = [cuts.image(ink, cuts.region(0, 0, component)) for component in components]
-    is_unsure = [one.highest < _SURE for one in _logs(predict, images)]
+    highest = [one.highest for one in _logs(predict, images)]
+    narrow = _WIDTH * DIGIT_HEIGHT
+    is_unsure = [
+        log_p < (_SURE_IF_NARROW if component.width < narrow else _SURE)
+        for component, log_p in zip(components, highest, strict=True)
+    ]
     places = cuts.places(ink, components, is_unsure)
     lattice = Lattice(components, places, cuts.regions(components, places), {}, {})
     reached = {number for number, place in enumerate(places) if place.cut is None}
