@@ -29,13 +29,14 @@ MATCH_SECONDS = 1.0  # for all matches of the patterns in a line
 MAX_PATTERN_LENGTH, MAX_LENGTH = 200, 100
 # Log-probabilities: of a digit that is followed further, of one after which another may begin, and of a component that is not cut.
 _MIN_LOG, _REACHED, _SURE, _SURE_IF_NARROW = log(1e-3), log(0.02), log(0.98), log(0.6)
-# Log-weights in nats, fitted to the texts of 575 lines of MNIST's training digits (maximum likelihood over the lattice).
-_CUT, _PER_PASSED = 1.8, -12.8  # of a cut, and per digit height of ink that it passes
-_JOINED, _PER_GAP = -2.4, -5.7  # of a component put to others, and per digit height of paper between them
-_LEFT_OUT, _PER_SIZE = -6.0, -13.0  # of ink that is dirt, and per digit height of its longer side
-_PER_HEIGHT = -6.1  # per e-fold by which a digit is higher or lower than those of the line
-_PER_NARROW, _PER_WIDE = -1.5, -5.7  # per e-fold by which a digit is narrower, unless it is a 1, or wider than usual
-_PER_IS_DIGIT, _PER_IS_DIGIT_CUT = 8.0, 8.0  # per nat of the log-probability that a region is a digit: most regions between cuts are none
+# Log-weights in nats, close to those fitted to the texts of lines of MNIST's training digits (maximum likelihood over the lattice).
+_CUT, _PER_PASSED = 3.0, -13.5  # of a cut, and per digit height of ink that it passes
+_JOINED, _PER_GAP = -2.7, -5.8  # of a component put to others, and per digit height of paper between them
+_LEFT_OUT, _PER_SIZE = -6.2, -13.0  # of ink that is dirt, and per digit height of its longer side
+_PER_HEIGHT = -6.5  # per e-fold by which a digit is higher or lower than those of the line
+_PER_NARROW, _PER_WIDE = -2.5, -5.0  # per e-fold by which a digit is narrower, unless it is a 1, or wider than usual
+# Per nat of the log-probability that whole components are a digit, and that what is cut out is one: most of that is none.
+_PER_IS_DIGIT, _PER_IS_DIGIT_CUT = 4.0, 10.0
 _WIDTH = 0.7  # of a digit in digit heights
 
 Image = NDArray[np.uint8]  # (28, 28)
