@@ -15,7 +15,7 @@ from digits.reference import Reference
 def picture(*lines: Images, scale: int = 3) -> bytes:
     """A PNG of these digits, dark on white, side by side in lines below each other."""
     width = max(map(len, lines)) * 28
-    page = np.vstack([np.pad(np.hstack(line), ((4, 4), (0, width - 28 * len(line)))) for line in lines])
+    page = np.vstack([np.pad(np.hstack(list(line)), ((4, 4), (0, width - 28 * len(line)))) for line in lines])
     return png(255 - np.kron(np.pad(page, 10), np.ones((scale, scale), np.uint8)))
 
 
