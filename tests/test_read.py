@@ -61,8 +61,8 @@ def page_of_500(sample: Reference) -> bytes:
 def test_large_pictures_are_read_in_bounded_time(service: Service, sample: Reference) -> None:
     for body, n_digits in ((one_on_24_megapixels(sample), 1), (page_of_500(sample), 500)):
         began = time.monotonic()
-        answer = service.client.post("/read", files={"file": body}, params={"preview": "true"}, timeout=60).json()
-        assert time.monotonic() - began < 30
+        answer = service.client.post("/read", files={"file": body}, params={"preview": "true"}, timeout=120).json()
+        assert time.monotonic() - began < 100  # a few seconds on an idle machine
         assert abs(sum(len(line["digits"]) for line in answer["lines"]) - n_digits) <= 0.02 * n_digits
 
 
