@@ -51,3 +51,25 @@ def test_a_texture_is_refused() -> None:
     ink[::12, ::12] = ink[1::12, ::12] = ink[::12, 1::12] = ink[1::12, 1::12] = 255
     with pytest.raises(ValueError, match="2,500 pieces of ink, more than the 1,000"):
         text_lines.text_lines(ink)
+
+
+def test_writing_of_a_few_pixels_is_refused_before_it_is_enlarged() -> None:
+    ink = np.zeros((1600, 1600), np.uint8)
+    for row in range(390):
+        ink[4 * row, 4 * row % 800 : 4 * row % 800 + 8] = ink[4 * row, 1590:1598] = 255
+    with pytest.raises(ValueError, match="the writing is 1 pixels high"):
+        text_lines.text_lines(ink)
+
+
+def test_a_line_that_would_be_too_large_is_refused() -> None:
+    ink = np.zeros((1600, 1600), np.uint8)
+    for place in range(0, 1500, 8):
+        ink[place // 6 : place // 6 + 7, place : place + 4] = 255
+    with pytest.raises(ValueError, match="more than 8,000,000"):
+        _ = [line.ink for line in text_lines.text_lines(ink)]
+
+
+def test_a_thin_stroke_beside_a_blob_is_no_error() -> None:
+    ink = np.zeros((100, 400), np.uint8)
+    ink[50, 50:350] = ink[20:60, 5:45] = 255
+    text_lines.text_lines(ink)

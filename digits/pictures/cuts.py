@@ -24,7 +24,7 @@ _MIN_AREA = 0.004 * DIGIT_HEIGHT**2  # pixels of a component; less is dust
 _MARGIN = 2  # pixels of paper around a component, through which seams run
 # In digit heights:
 _WIDE, _HIGH = 0.4, 0.35  # a component that may be more than one digit
-_MAX_CUT_WIDTH = 12  # more is a scribble
+_MAX_CUT_WIDTH, _MAX_CUT_HEIGHT = 12, 3  # more is a scribble
 _MAX_WIDTH, _MIN_HEIGHT = 1.5, 0.35  # of a digit
 _MAX_GAP = 0.5  # between the components of one digit
 _MAX_COMPONENTS = 4  # of a digit
@@ -130,7 +130,7 @@ def places(ink: Ink, found: Sequence[Component], may_be_cut: Sequence[bool]) -> 
     for number, component in enumerate(found):
         line.append(Place(number, None))
         is_wide = _WIDE < component.width / DIGIT_HEIGHT < _MAX_CUT_WIDTH
-        if may_be_cut[number] and is_wide and component.height > _HIGH * DIGIT_HEIGHT:
+        if may_be_cut[number] and is_wide and _HIGH < component.height / DIGIT_HEIGHT < _MAX_CUT_HEIGHT:
             line += [Place(number, seam) for seam in seams(ink, component)]
     return [*line, Place(len(found), None)]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from digits.images import SIZE, Split
 from digits.pictures import rectification, styles
-from digits.pictures.rectification import Ink, to_mnist
+from digits.pictures.rectification import FAINT, Ink, to_mnist
 
 Random = np.random.Generator
 Labelled = tuple[NDArray[np.uint8], int]  # an image (28, 28) and its digit
@@ -18,7 +18,6 @@ Labelled = tuple[NDArray[np.uint8], int]  # an image (28, 28) and its digit
 MAX_CHANGE = 0.25  # of a digit's ink that a cut may add or remove
 MIN_INK = 25  # pixels
 LEVELS = 16  # of grey in a coarse scan
-_INK = 80  # grey level from which a pixel is ink
 
 
 def styled(count: int, random: Random) -> Split:
@@ -37,14 +36,15 @@ def cut(digits: Split, count: int, random: Random) -> Split:
 
 
 def _take(found: Iterator[Labelled], count: int) -> Split:
-    images, labels = zip(*islice(found, count), strict=True)
-    return Split(np.stack(images), np.array(labels, np.uint8))
+    some = list(islice(found, count))
+    images = np.array([image for image, _ in some], np.uint8).reshape(-1, SIZE, SIZE)
+    return Split(images, np.array([label for _, label in some], np.uint8))
 
 
 def _coarse(digits: Split, random: Random) -> Iterator[Labelled]:
     while True:
         index = int(random.integers(len(digits)))
-        left, top, width, height = cv2.boundingRect((digits.images[index] > _INK).astype(np.uint8))
+        left, top, width, height = cv2.boundingRect((digits.images[index] > FAINT).astype(np.uint8))
         if not width:
             continue
         digit = digits.images[index, top : top + height, left : left + width]
@@ -76,19 +76,19 @@ def _cut(digits: Split, random: Random) -> Iterator[Labelled]:
         area = page[4 + drop : 4 + drop + SIZE, start : start + SIZE]
         np.maximum(area, right, out=area)
         # between the end of the left digit and the start of the right one
-        middle = (np.flatnonzero((left > _INK).any(axis=0))[-1] + start + np.argmax((right > _INK).any(axis=0))) / 2
+        middle = (np.flatnonzero((left > FAINT).any(axis=0))[-1] + start + np.argmax((right > FAINT).any(axis=0))) / 2
         beyond = columns + random.uniform(-0.35, 0.35) * (rows - 18) > middle + random.uniform(-2.5, 2.5)
         kept = int(random.integers(2))
         page[beyond != bool(kept)] = 0
-        own = np.count_nonzero(digits.images[pair[kept]] > _INK)
-        found = np.count_nonzero(page > _INK)
+        own = np.count_nonzero(digits.images[pair[kept]] > FAINT)
+        found = np.count_nonzero(page > FAINT)
         if found >= MIN_INK and abs(found - own) <= MAX_CHANGE * own:
             yield to_mnist(page), int(digits.labels[pair[kept]])
 
 
 def _touching(left: Ink, right: Ink) -> int | None:
     """The column at which the right digit starts to touch the left one; None if no row has ink of both."""
-    ends = np.where((left > _INK).any(axis=1), SIZE - 1 - np.argmax(left[:, ::-1] > _INK, axis=1), -SIZE)
-    starts = np.where((right > _INK).any(axis=1), np.argmax(right > _INK, axis=1), 2 * SIZE)
+    ends = np.where((left > FAINT).any(axis=1), SIZE - 1 - np.argmax(left[:, ::-1] > FAINT, axis=1), -SIZE)
+    starts = np.where((right > FAINT).any(axis=1), np.argmax(right > FAINT, axis=1), 2 * SIZE)
     gap = int((starts - ends).min())
     return -gap if gap < SIZE else None

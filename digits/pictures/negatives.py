@@ -7,7 +7,6 @@ https://arxiv.org/abs/1812.04606).
 import string
 from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -15,21 +14,21 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from digits.images import SIZE, Images
-from digits.pictures.rectification import Ink, to_mnist
+from digits.pictures.rectification import FAINT, Ink, to_mnist
 
 Random = np.random.Generator
-Kind = Callable[[Images, Random], Iterator[Ink]]
+Kind = Callable[[Random], Iterator[Ink]]
 
 # Printed or written, these may be a digit.
 DIGIT_LIKE = frozenset("OoQDlIiSsZzBbgq")
 LETTERS = "".join(letter for letter in string.ascii_letters if letter not in DIGIT_LIKE)
 SIGNS = "#&@%?!+=*<>$"
 FONT_SIZE = 80
+SHARES = (0.1, 0.2, 0.45, 0.2, 0.05)  # of parts, pairs, letters, scribbles and textures
 # DejaVu's styles are for training; STIX, Computer Modern and Pillow's own font are for evaluation.
 TRAINING_FONTS, EVALUATION_FONTS = "DejaVuS*[!y].ttf", ("STIXGeneral*.ttf", "cmr10.ttf", "cmss10.ttf", "cmmi10.ttf")
 MIN_PART, MAX_PART = 0.15, 0.7  # of a digit's ink: less is a speck, more may still be read
 MIN_WIDTH = 0.5  # of a part's height: what is narrower may be a one
-_INK = 80  # grey level from which a pixel is ink
 
 # Single strokes, as of a plotter's pen.
 _HERSHEY = (
@@ -45,10 +44,9 @@ _HERSHEY = (
 
 def negatives(digits: Images, count: int, random: Random) -> Images:
     """`count` images (n, 28, 28) that show no digit, nearly half of them letters and signs; parts and pairs are made of these digits."""
-    kinds: dict[Kind, float] = {parts: 0.1, pairs: 0.2, letters: 0.45, scribbles: 0.2, textures: 0.05}
-    found = [list(islice(kind(digits, random), round(share * count))) for kind, share in kinds.items()]
-    made = np.stack([to_mnist(ink) for kind in found for ink in kind])
-    return np.resize(made, (count, SIZE, SIZE))
+    kinds = (parts(digits, random), pairs(digits, random), letters(random), scribbles(random), textures(random))
+    chosen = random.choice(len(kinds), count, p=SHARES)
+    return np.array([to_mnist(next(kinds[kind])) for kind in chosen.tolist()], np.uint8).reshape(-1, SIZE, SIZE)
 
 
 def printed(letter: str, font: ImageFont.FreeTypeFont) -> Ink:
@@ -85,7 +83,7 @@ def pairs(digits: Images, random: Random) -> Iterator[Ink]:
         first, second = (digits[random.integers(len(digits))] for _ in range(2))
         if random.random() < 0.4:
             second = _beginning(second, random.uniform(0.4, 0.8))
-        columns = [np.flatnonzero((digit > _INK).any(axis=0)) for digit in (first, second)]
+        columns = [np.flatnonzero((digit > FAINT).any(axis=0)) for digit in (first, second)]
         if not all(map(len, columns)):
             continue
         page = np.zeros((SIZE + 8, 3 * SIZE), np.uint8)
@@ -105,8 +103,8 @@ def _beginning(digit: Ink, share: float) -> Ink:
     return np.where(np.arange(SIZE) < end, digit, 0).astype(np.uint8)
 
 
-def letters(digits: Images, random: Random) -> Iterator[Ink]:
-    """Letters and signs, printed or drawn in single strokes, turned and slanted, of several widths; `digits` is not used."""
+def letters(random: Random) -> Iterator[Ink]:
+    """Letters and signs, printed or drawn in single strokes, turned and slanted, of several widths."""
     fonts = _fonts(TRAINING_FONTS)
     while True:
         letter = (LETTERS + SIGNS)[random.integers(len(LETTERS + SIGNS))]
@@ -119,8 +117,8 @@ def letters(digits: Images, random: Random) -> Iterator[Ink]:
         yield _written(ink, random)
 
 
-def scribbles(digits: Images, random: Random) -> Iterator[Ink]:
-    """A smooth curve through random points; `digits` is not used."""
+def scribbles(random: Random) -> Iterator[Ink]:
+    """A smooth curve through random points."""
     from scipy.interpolate import CubicSpline  # serving has no SciPy
 
     while True:
@@ -138,8 +136,8 @@ def scribbles(digits: Images, random: Random) -> Iterator[Ink]:
         yield ink
 
 
-def textures(digits: Images, random: Random) -> Iterator[Ink]:
-    """Clouds, bundles of lines, ellipses and rectangles; `digits` is not used."""
+def textures(random: Random) -> Iterator[Ink]:
+    """Clouds, bundles of lines, ellipses and rectangles."""
     kinds: tuple[Callable[[Random], Ink], ...] = (_clouds, _lines, _ellipses, _rectangle)
     while True:
         yield kinds[random.integers(len(kinds))](random)

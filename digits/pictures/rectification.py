@@ -22,7 +22,7 @@ _THINNEST, _THIN, _THICK, _THICKEST = 1.8, 2.1, 3.7, 4.4
 
 _TINY, _ENLARGED = 32, 128  # longest side of pictures that are enlarged before the search, and afterwards at most
 
-_FAINT = 80  # of 255: ink from which a pixel belongs to a digit rather than to its soft edge
+FAINT = 80  # of 255: ink from which a pixel belongs to a digit rather than to its soft edge
 
 Ink = NDArray[np.uint8]  # (height, width), 0 = paper, 255 = ink
 
@@ -55,7 +55,7 @@ def from_grey(grey: Grey) -> NDArray[np.uint8]:
 
 def to_mnist(ink: Ink) -> NDArray[np.uint8]:
     """The (28, 28) image of a digit's ink without the paper around it, with a stroke as wide as MNIST's; blank where there is none."""
-    mask = (ink > _FAINT).astype(np.uint8)
+    mask = (ink > FAINT).astype(np.uint8)
     return to_frame(_even_stroke(ink[_box(mask)])) if mask.any() else np.zeros((SIZE, SIZE), np.uint8)
 
 
@@ -92,7 +92,7 @@ def _digit(grey: Grey) -> Ink:
     """The ink of the one digit in a picture without dust, frames and the paper around, some 300 pixels high and wide at most."""
     is_tiny = max(grey.shape) <= _TINY
     ink = find_ink(_enlarged(grey) if is_tiny else scaled(grey, 1 / max(1, round(max(grey.shape) / _SEARCH))))
-    mask = (ink > (_FAINT if is_tiny else 127)).astype(np.uint8)
+    mask = (ink > (FAINT if is_tiny else 127)).astype(np.uint8)
     # Widening joins broken strokes and keeps the soft edge of the ink.
     wide = cv2.dilate(mask, _square(1 + 2 * math.ceil(max(ink.shape) / 256)))
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(wide, ltype=cv2.CV_16U)
@@ -235,7 +235,7 @@ def _even_stroke(digit: Ink) -> Ink:
     fine = np.pad(scaled(digit, _FINE / max(digit.shape)), 24)
     # A slim one would lose its ends.
     fine = even_stroke(fine, _FINE, may_thin=min(digit.shape) > max(digit.shape) // 4)
-    return fine[_box((fine > _FAINT).astype(np.uint8))] if fine.max() > _FAINT else fine
+    return fine[_box((fine > FAINT).astype(np.uint8))] if fine.max() > FAINT else fine
 
 
 def even_stroke(ink: Ink, digit_height: float, may_thin: bool = True) -> Ink:

@@ -1,4 +1,4 @@
-"""Finds the lines of writing in the ink of a picture, level or slanted by up to ten degrees, from top to bottom."""
+"""Finds the lines of writing in the ink of a picture, level or slanted by up to eleven degrees, from top to bottom."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,12 @@ DIGIT_HEIGHT = 48
 MAX_PIECES = 1000
 """Of a page: some 800 digits and their broken strokes are read in seconds."""
 
+MIN_DIGIT_HEIGHT = 6
+"""Pixels: fewer do not tell digits apart."""
+
+MAX_LINE_PIXELS = 8_000_000
+"""Of a line at the size in which it is read: each takes a few bytes while the line is cut."""
+
 _INK = 110  # of 255: ink from which pixels are connected
 _MIN_AREA, _MIN_SIDE = 0.004, 0.12  # of a piece, in squared digit heights and digit heights; less is dust
 _TALL = 0.5  # of a digit height: such pieces make the lines, and lower ones belong to the nearest
@@ -27,13 +33,32 @@ _MARGIN = 3  # pixels of paper around a line
 
 @dataclass(frozen=True, eq=False)
 class TextLine:
-    """The ink of one line, its digits about 48 pixels high."""
+    """One line of writing."""
 
-    ink: Ink
-    scale: float  # pixels of the ink per pixel of the picture
-    left: float  # of the ink in the picture
-    top: float
+    scale: float  # pixels of the line's ink per pixel of the picture
+    left: int  # of the ink in the picture
+    top: int
     slope: float  # pixels down per pixel across
+    _picture: Ink
+    _own: NDArray[np.bool_]  # (height, width): the pixels of this line in the picture, from `left` and `top`
+
+    @property
+    def ink(self) -> Ink:
+        """The ink of the line alone, its digits about 48 pixels high.
+
+        Raises ValueError for a line that is too large at this size.
+        """
+        width, height = (max(1, round(side * self.scale)) for side in self._own.shape[::-1])
+        if width * height > MAX_LINE_PIXELS:
+            found = f"a line of the picture has {width:,} x {height:,} pixels at the size in which it is read"
+            raise ValueError(f"{found}, more than {MAX_LINE_PIXELS:,}; send a smaller part of the page, or a level one")
+        # the soft edge, too
+        own: Any = cv2.dilate(self._own.astype(np.uint8), np.ones((3, 3), np.uint8))
+        rows, columns = self._own.shape
+        place = np.s_[self.top : self.top + rows, self.left : self.left + columns]
+        method = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_CUBIC
+        only = np.where(own, self._picture[place], 0).astype(np.uint8)
+        return np.asarray(cv2.resize(only, (width, height), interpolation=method), np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,17 +89,20 @@ class _Pieces:
 def text_lines(ink: Ink) -> list[TextLine]:
     """The lines of writing; none where there is no ink.
 
-    Raises ValueError for more pieces of ink than a page has digits.
+    Raises ValueError for more pieces of ink than a page has digits, and for writing that is too small.
     """
     pieces = _pieces(ink)
-    if not len(pieces.numbers):
+    if not pieces.is_tall.any():
         return []
+    if pieces.digit_height < MIN_DIGIT_HEIGHT:
+        found = f"the writing is {pieces.digit_height:.0f} pixels high"
+        raise ValueError(f"{found}; send a picture in which digits are at least {MIN_DIGIT_HEIGHT} pixels high")
     slope = _slope(pieces)
-    lines = _grouped(pieces, slope)
-    return [_scaled(ink, pieces, line, slope) for line in lines]
+    return [_line(ink, pieces, line, slope) for line in _grouped(pieces, slope)]
 
 
 def _pieces(ink: Ink) -> _Pieces:
+    """The connected pieces of ink (height, width) that are neither dust nor much smaller than the digits."""
     _, labels, statistics, _ = cv2.connectedComponentsWithStats((ink > _INK).astype(np.uint8))
     left, top, width, height, area = statistics[1:].T.astype(np.float64)
     digit_height = 0.0
@@ -131,16 +159,10 @@ def _grouped(pieces: _Pieces, slope: float) -> list[NDArray[np.int64]]:
     return sorted(lines, key=lambda line: float(rows[line][pieces.is_tall[line]].mean()))
 
 
-def _scaled(ink: Ink, pieces: _Pieces, line: NDArray[np.int64], slope: float) -> TextLine:
+def _line(ink: Ink, pieces: _Pieces, line: NDArray[np.int64], slope: float) -> TextLine:
+    """The line of the pieces with these indices."""
     left, top = (max(0, int(side[line].min()) - _MARGIN) for side in (pieces.left, pieces.top))
     right, bottom = (int(side[line].max()) + _MARGIN for side in (pieces.right, pieces.bottom))
-    place = np.s_[top:bottom, left:right]
-    own: Any = np.isin(pieces.labels[place], pieces.numbers[line]).astype(np.uint8)
-    # the soft edge, too
-    own = cv2.dilate(own, np.ones((3, 3), np.uint8))
+    own = np.isin(pieces.labels[top:bottom, left:right], pieces.numbers[line])
     height = float(np.median(pieces.height[line][pieces.is_tall[line]]))
-    scale = DIGIT_HEIGHT / height
-    size = [max(1, round(side * scale)) for side in own.shape[::-1]]
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    scaled = cv2.resize(np.where(own, ink[place], 0).astype(np.uint8), size, interpolation=method)
-    return TextLine(np.asarray(scaled, np.uint8), scale, left, top, slope)
+    return TextLine(DIGIT_HEIGHT / height, left, top, slope, ink, own)
