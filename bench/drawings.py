@@ -3,11 +3,8 @@
 Each digit is thinned to its skeleton and drawn again with a round pen, unlike any training image.
 """
 
-import io
-
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 
 # Side of the picture in pixels.
@@ -50,10 +47,3 @@ def skeleton(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
             ink = ink & ~removed
             changed |= bool(removed.any())
     return ink[1:-1, 1:-1]
-
-
-def png(picture: NDArray[np.uint8]) -> bytes:
-    """The picture as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()

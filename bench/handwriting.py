@@ -1,4 +1,4 @@
-"""How well a champion reads handwriting that is not MNIST's, and what it takes for a digit, through the HTTP endpoint.
+"""How well a champion reads handwriting that is not MNIST's, and which images it classifies as digits, through the HTTP endpoint.
 
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.handwriting --recipe convolutional
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.handwriting --url http://127.0.0.1:3000
@@ -83,7 +83,7 @@ def _single_digits(test: Split, count: int) -> Iterator[tuple[str, Pictures]]:
     yield "bundled digits, on paper x 8", ((harness.png(_on_paper(digit)), label) for digit, label in _bundled())
     for pen in drawings.PENS:
         drawn = (
-            (drawings.png(drawings.draw(image, pen, random)), str(label))
+            (harness.png(drawings.draw(image, pen, random)), str(label))
             for image, label in zip(some.images, some.labels, strict=True)
         )
         yield f"drawings, pen of {pen} pixels", drawn
@@ -110,7 +110,7 @@ def _letters() -> Pictures:
     """Each letter that is unlike a digit in fonts that no training has seen, dark on white paper."""
     for font in negatives.evaluation_fonts():
         for letter in negatives.LETTERS:
-            yield drawings.png(255 - negatives.printed(letter, font)), letter
+            yield harness.png(255 - negatives.printed(letter, font)), letter
 
 
 def _answers(client: httpx.Client, route: str, pictures: Pictures) -> Iterator[tuple[dict[str, Any] | None, str]]:

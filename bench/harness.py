@@ -120,7 +120,7 @@ def answers(url: str) -> bool:
 
 
 def png(image: Images) -> bytes:
-    """A (28, 28) image as a file."""
+    """An image of grey levels as a file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()

@@ -40,7 +40,8 @@ class TrainingImages:
     def of_epoch(self, progress: float, random: np.random.Generator) -> tuple[Images, Labels]:
         """Images (n, 28, 28) and labels (n,), 10 for no digit; `progress` goes from 0 in the first epoch to 1 in the last.
 
-        Digits of the data set gradually take the place of the hard ones: these teach what a digit may look like, those what digits do look like.
+        Digits of the data set gradually take the place of the hard ones: hard digits teach what a digit may look like, those of the data
+        set what digits usually look like.
         """
         kept = random.random(len(self.hard)) >= progress
         others = random.integers(len(self.digits), size=len(self.hard))

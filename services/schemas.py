@@ -37,7 +37,7 @@ class Prediction(StoredFields):
     uncertain: Uncertain
     is_digit: IsDigit
     digit_score: float | None = Field(
-        description="How much the image looks like a digit: log-odds, or an energy; null if the model has no score."
+        description="How much the image looks like a digit: log-odds, or the negative energy; null if the model has no score."
     )
     prediction_set: PredictionSet
 

@@ -35,7 +35,7 @@ class Page:
 def decode(body: bytes, max_pixels: int = MAX_PIXELS) -> Page:
     """The lines of writing in an uploaded PNG, JPEG, WebP or BMP picture of any size.
 
-    Raises ValueError when the body is no readable picture, has more than `max_pixels`, or is blank.
+    Raises ValueError when the body is no readable picture, has more than `max_pixels`, is blank, or has more pieces of ink than a page of digits.
     """
     picture = picture_files.open_upright(body, MAX_SIDE, max_pixels)
     grey = picture_files.to_grey(picture.image, MAX_SIDE)

@@ -133,7 +133,7 @@ def is_colourless(picture: Image.Image) -> bool:
 
 
 def unrepeated(grey: Grey) -> Grey:
-    """Each pixel once if they were repeated along rows and columns to enlarge the picture, as on a screenshot; else the picture."""
+    """The picture with each block of equal pixels reduced to one, where pixels were repeated to enlarge it, as on a screenshot."""
     rows = _starts(grey)
     if np.diff(rows).min(initial=2) < 2:
         return grey
@@ -183,7 +183,7 @@ def _composite(picture: Image.Image) -> Image.Image:
     alpha, light = picture.getchannel("A"), picture.convert("L")
     opacity = ImageStat.Stat(alpha).mean[0]
     if opacity == 0:
-        raise ValueError("the picture is fully transparent; draw one digit in it")
+        raise ValueError("the picture is fully transparent; send one on opaque paper")
     opaque = np.asarray(alpha) > 127
     if opaque.mean() > 0.5:
         paper = int(np.median(np.asarray(light)[opaque]))

@@ -134,7 +134,9 @@ def find_ink(grey: Grey) -> Ink:
     mean, deviation = _moments(weak) if weak.any() else (0.0, 0.0)
     floor = mean + 2 * deviation
     if peak < 0.04 * 255 or floor > 0.8 * peak:
-        raise ValueError(f"the picture is blank (ink and paper differ by {peak / 255:.0%}); draw one digit in it")
+        raise ValueError(
+            f"the picture is blank (ink and paper differ by {peak / 255:.0%}); write in it with more contrast"
+        )
     levels = np.rint(np.clip((np.arange(256) - floor) * (255 / (peak - floor)), 0, 255))
     return np.asarray(cv2.LUT(ink, levels.astype(np.uint8)), np.uint8)
 
