@@ -211,7 +211,7 @@ def test_all_taken_ports_are_named_with_their_settings(platform: Platform, tmp_p
 def test_json_and_png_get_exactly_the_digits_of_the_keras_model(platform: Platform, dataset: Dataset) -> None:
     keras = _keras_champion(platform)
     images = dataset.test.images[:200]
-    expected = np.asarray(keras(images, training=False)).argmax(axis=1)
+    expected = np.asarray(keras(images, training=False)["probabilities"]).argmax(axis=1)
     with httpx.Client(base_url=platform.url, timeout=PATIENCE_SECONDS) as client:
         by_json = [client.post("/classify", json={"images": image.tolist()}).json()["digit"] for image in images]
         by_file = [client.post("/classify_file", files={"file": _png(image)}).json()["digit"] for image in images]
@@ -390,7 +390,7 @@ def test_compact_on_mnist_is_as_good_as_reported_and_served_exactly(platform: Pl
     about = get(f"{platform.url}/about").json()
     assert about["metrics"]["test_accuracy"] >= 0.9765
     images = np.load(os.environ["DIGITS_MNIST"])["x_test"][:1000]
-    expected = np.asarray(_keras_champion(platform, version)(images, training=False)).argmax(axis=1)
+    expected = np.asarray(_keras_champion(platform, version)(images, training=False)["probabilities"]).argmax(axis=1)
     with httpx.Client(base_url=platform.url, timeout=PATIENCE_SECONDS) as client:
         by_json = [client.post("/classify", json={"images": image.tolist()}).json()["digit"] for image in images]
         by_file = [client.post("/classify_file", files={"file": _png(image)}).json()["digit"] for image in images]
