@@ -35,12 +35,14 @@ def decode(body: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     picture, has more than `max_pixels`, is blank, or clearly shows no digit or several.
     """
     picture = picture_files.open_upright(body, _PICTURE, max_pixels).image
-    grey = picture_files.unrepeated(picture_files.to_grey(picture, _PICTURE))
-    if grey.shape == (SIZE, SIZE) and picture_files.is_colourless(picture):
-        exact = _already_mnist(grey)
-        if exact is not None:
-            return exact
-    return from_grey(grey)
+    grey = picture_files.to_grey(picture, _PICTURE)
+    unrepeated = picture_files.unrepeated(grey)
+    for possible in (grey, unrepeated):
+        if possible.shape == (SIZE, SIZE) and picture_files.is_colourless(picture):
+            exact = _already_mnist(possible)
+            if exact is not None:
+                return exact
+    return from_grey(unrepeated)
 
 
 def use_one_thread() -> None:
