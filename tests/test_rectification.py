@@ -205,7 +205,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "black 28 x 28": (lambda: encode(np.zeros((28, 28), np.uint8)), "blank"),
     "grainy paper": (
         lambda: encode(np.random.default_rng(0).normal(200, 5, (300, 300)).astype(np.uint8)),
-        "draw one digit",
+        "with more contrast",
     ),
     "fully transparent": (lambda: encode(Image.new("RGBA", (50, 50))), "transparent"),
     "noise": (lambda: encode(np.random.default_rng(0).integers(0, 255, (300, 300)).astype(np.uint8)), "no digit"),
