@@ -91,8 +91,8 @@ class Metrics:
         """Count predictions (n,)."""
         if n_uncertain := int(np.count_nonzero(uncertain)):
             self._uncertain.labels(version).inc(n_uncertain)
-        if n_without := len(digits) - int(np.count_nonzero(is_digit)):
-            self._no_digit.labels(version).inc(n_without)
+        # Also 0 of them: a share is known from the first answer on.
+        self._no_digit.labels(version).inc(len(digits) - int(np.count_nonzero(is_digit)))
         for digit, count in enumerate(np.bincount(digits).tolist()):
             if count:
                 self._answers.labels(version, digit).inc(count)
