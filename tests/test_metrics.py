@@ -27,5 +27,6 @@ def test_answers_are_counted_by_version_with_those_that_are_uncertain_or_show_no
         'digits_uncertain_answers_total{version="2"} 1.0',
     ]
     assert [line for line in lines if line.startswith("digits_no_digit_answers_total")] == [
-        'digits_no_digit_answers_total{version="2"} 1.0'
+        'digits_no_digit_answers_total{version="1"} 0.0',
+        'digits_no_digit_answers_total{version="2"} 1.0',
     ]
