@@ -25,7 +25,7 @@ from models.onnx_model import Output
 
 BEAM = 16  # texts kept at each place
 _MAX_BEHIND = 12.0  # nats behind the best way of one that is followed, also when only that fits a pattern
-MATCH_SECONDS = 1.0  # for all matches of the patterns in a line
+MATCH_SECONDS = 1.0  # of processor time, for all matches of a pattern in a picture
 MAX_PATTERN_LENGTH, MAX_LENGTH = 200, 100
 # Log-probabilities: of a digit that is followed further, of one after which another may begin, and of a component that is not cut.
 _MIN_LOG, _REACHED, _SURE, _SURE_IF_NARROW = log(1e-3), log(0.02), log(0.98), log(0.6)
@@ -96,11 +96,32 @@ class _Hypothesis:
     path: _Path | None = field(default=None)
 
 
-Patterns = Sequence["regex.Pattern[str]"]
+@dataclass(eq=False)
+class Patterns:
+    """What each line of a picture must match as a whole."""
+
+    pattern: str | None = None
+    compiled: Sequence["regex.Pattern[str]"] = ()
+    seconds: float = MATCH_SECONDS  # left for the matches of all lines
+
+    def may_fit(self, text: str, partial: bool) -> bool:
+        """Whether a text matches, or may be continued to one that does; raises ValueError when no time is left."""
+        if not self.compiled:
+            return True
+        started = time.thread_time()
+        try:
+            if self.seconds <= 0:
+                raise TimeoutError
+            return all(one.fullmatch(text, partial=partial, timeout=self.seconds) is not None for one in self.compiled)
+        except TimeoutError:
+            problem = f"pattern is {quote(self.pattern)} and takes too long to match"
+            raise ValueError(f"{problem}; send one without nested repetitions") from None
+        finally:
+            self.seconds -= time.thread_time() - started
 
 
 def patterns(pattern: str | None = None, length: int | None = None) -> Patterns:
-    """What a line must match as a whole: a regular expression, and a number of digits.
+    """What the lines of one picture must match: a regular expression, and a number of digits.
 
     Raises ValueError for one that is no regular expression, or too long, and for another length than 1 to 100.
     """
@@ -112,10 +133,11 @@ def patterns(pattern: str | None = None, length: int | None = None) -> Patterns:
         given = [] if pattern is None else [regex.compile(pattern)]
     except (regex.error, OverflowError, RecursionError) as error:
         raise ValueError(f"pattern is {quote(pattern)}; expected a regular expression ({error})") from error
-    return given + ([] if length is None else [regex.compile(rf"(?:[^0-9]*+[0-9]){{{length}}}[^0-9]*+")])
+    of_length = [] if length is None else [regex.compile(rf"(?:[^0-9]*+[0-9]){{{length}}}[^0-9]*+")]
+    return Patterns(pattern, given + of_length)
 
 
-def read(ink: Ink, predict: Callable[[Images], Output], patterns: Patterns = ()) -> Reading:
+def read(ink: Ink, predict: Callable[[Images], Output], patterns: Patterns) -> Reading:
     """The reading of a line of digits about 48 pixels high.
 
     Raises ValueError for patterns that take too long to match.
@@ -125,7 +147,7 @@ def read(ink: Ink, predict: Callable[[Images], Output], patterns: Patterns = ())
     finished = _search(edges, patterns)
     fits = bool(finished)
     if not fits:
-        finished = _search(edges, ())
+        finished = _search(edges, Patterns())
     text, best = max(finished.items(), key=lambda one: one[1].total)
     whole = float(np.logaddexp.reduce([one.total for one in finished.values()]))
     return _reading(text, exp(best.total - whole), fits, best.path, lattice)
@@ -204,20 +226,7 @@ def _search(edges: list[list[_Edge]], patterns: Patterns) -> dict[str, _Hypothes
     """The texts of a whole line with their weights."""
     places: list[dict[str, _Hypothesis]] = [{} for _ in range(len(edges) + 1)]
     places[0][""] = _Hypothesis(0.0, 0.0)
-    deadline = time.monotonic() + MATCH_SECONDS
-
-    @cache
-    def may_fit(text: str, partial: bool) -> bool:
-        """Whether a text matches, or may be continued to one that does."""
-        try:
-            return all(
-                pattern.fullmatch(text, partial=partial, timeout=max(1e-3, deadline - time.monotonic())) is not None
-                for pattern in patterns
-            )
-        except TimeoutError:
-            raise ValueError("the pattern takes too long to match; send one without nested repetitions") from None
-
-    ahead = _best_ahead(edges)
+    may_fit, ahead = cache(patterns.may_fit), _best_ahead(edges)
     for place, following in enumerate(edges):
         kept = sorted(places[place].items(), key=lambda one: -one[1].total)[:BEAM]
         for text, hypothesis in kept:

@@ -107,7 +107,7 @@ _PREDICTION = {
 BODY_EXAMPLES: dict[str, Any] = {
     "classify": {"images": _ONE},
     "classify_file": {"file": "the bytes of digit.png", "preview": False},
-    "read": {"file": "the bytes of number.png", "length": 2, "pattern": "[0-9]+", "preview": False},
+    "read": {"file": "the bytes of number.png", "length": 1, "pattern": "[0-9]+", "preview": False},
     "explain": {"image": _ONE},
     "classify_bulk": "784 bytes for each image",
     "feedback": {"id": _ID, "digit": 7, "source": "ward-3"},

@@ -6,7 +6,7 @@ The middleware sets the `state` of every request, reads the body into it, and co
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,15 @@ from digits.errors import quote
 from digits.images import SIZE
 from digits.pictures import picture_structure
 from digits.storage.api_keys import ApiKey
+from models.reading import MAX_LENGTH
 from services import json_parts
 from services.access import client_of
 from services.prediction_log import is_recent
 from services.serving_context import ServingContext, classification
 
 PAGE = Path(__file__).parent / "page"
-# A picture of 24 million pixels takes 250 MB and a second while it is decoded, so large ones are decoded one after the other, and
-# small ones do not wait for them.
+# A picture of 24 million pixels takes 250 MB and a second while it is decoded, so large ones are decoded one after the other. Reading a
+# page takes seconds, so one picture is read at a time. Small pictures of one digit do not wait for either.
 MAX_LARGE_PICTURES, MAX_SMALL_PICTURES = 1, 2
 # How long a picture waits for others.
 SLOT_SECONDS = 10
@@ -68,8 +69,9 @@ MAX_CONCURRENT_PARSES = 2
 
 _parsing, _explaining = anyio.CapacityLimiter(MAX_CONCURRENT_PARSES), anyio.CapacityLimiter(1)
 _large_pictures, _small_pictures = asyncio.Semaphore(MAX_LARGE_PICTURES), asyncio.Semaphore(MAX_SMALL_PICTURES)
+_reading = asyncio.Semaphore(1)
 # apart from the threads of all other operations
-_decoding = anyio.CapacityLimiter(MAX_LARGE_PICTURES + MAX_SMALL_PICTURES)
+_decoding = anyio.CapacityLimiter(MAX_LARGE_PICTURES + MAX_SMALL_PICTURES + 1)
 _under_way: Counter[str] = Counter()
 
 
@@ -135,19 +137,22 @@ async def classify_file(request: Request) -> Response:
     """A picture file, as the form field `file` or as the body; with `preview=true` the prediction is not logged."""
     picture, fields = await _picture(request)
     operation = partial(request.state.context.classify_file, picture, _is_preview(request, fields))
-    return await _with_slot(request, picture, operation)
+    if picture_structure.is_small(picture):
+        return await _with_slot(request, _small_pictures, operation)
+    with _limit("large pictures", request):
+        return await _with_slot(request, _large_pictures, operation)
 
 
 async def read(request: Request) -> Response:
     """A picture file with any number of digits, as `classify_file`; `length` and `pattern` say what each line looks like."""
     picture, fields = await _picture(request)
-    length = fields.get("length")
+    is_preview, length = _is_preview(request, fields), fields.get("length")
     if length is not None and not (length.isascii() and length.isdecimal() and len(length) < 10):
-        raise UnprocessableEntity(f"length is {quote(length)}; expected a whole number from 1 to 100")
+        raise UnprocessableEntity(f"length is {quote(length)}; expected a whole number from 1 to {MAX_LENGTH}")
     number = None if length is None else int(length)
-    is_preview = _is_preview(request, fields)
     operation = partial(request.state.context.read, picture, is_preview, fields.get("pattern"), number)
-    return await _with_slot(request, picture, operation)
+    with _limit("readings", request):
+        return await _with_slot(request, _reading, operation)
 
 
 def _is_preview(request: Request, fields: dict[str, str]) -> bool:
@@ -158,17 +163,14 @@ def _is_preview(request: Request, fields: dict[str, str]) -> bool:
     return preview == "true"
 
 
-async def _with_slot(request: Request, picture: bytes, operation: Callable[..., Any]) -> Response:
+async def _with_slot(request: Request, slots: asyncio.Semaphore, operation: Callable[..., Any]) -> Response:
     """The response of an operation on a picture, of which few run at a time."""
     client = client_of(request)
-    slots = _small_pictures if picture_structure.is_small(picture) else _large_pictures
-    limited = nullcontext() if slots is _small_pictures else _limit("large pictures", request)
-    with limited:
-        await _take_slot(slots, request)
-        try:
-            return await _in_thread(operation, client, limiter=_decoding)
-        finally:
-            slots.release()
+    await _take_slot(slots, request)
+    try:
+        return await _in_thread(operation, client, limiter=_decoding)
+    finally:
+        slots.release()
 
 
 @contextmanager
@@ -186,11 +188,11 @@ def _limit(kind: str, request: Request) -> Iterator[None]:
 
 
 async def _take_slot(slots: asyncio.Semaphore, request: Request) -> None:
-    """Wait until one is free; raises HTTPException 503 after ten seconds, and ClientDisconnect when a large picture's client leaves."""
-    sentence = f"other pictures have been decoded for {SLOT_SECONDS} s; ask again in a few seconds"
+    """Wait until one is free; raises HTTPException 503 after ten seconds, and ClientDisconnect when the client of long work leaves."""
+    sentence = f"other pictures have kept the service busy for {SLOT_SECONDS} s; ask again in a few seconds"
     busy = HTTPException(503, sentence, {"Retry-After": "5"})
-    if slots is _small_pictures:
-        # Watching the client takes two tasks, which cost as much as decoding a very small picture.
+    if slots is _small_pictures or (slots is _reading and not slots.locked()):
+        # Watching the client takes two tasks, which cost as much as decoding a very small picture, and some milliseconds.
         try:
             async with asyncio.timeout(SLOT_SECONDS):
                 await slots.acquire()

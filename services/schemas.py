@@ -158,7 +158,7 @@ ExplainedImage = Annotated[
 ]
 Picture = Annotated[Path, Field(description="PNG, JPEG, WebP or BMP file of any size.")]
 Length = Annotated[int | None, Field(ge=1, le=100, description="Number of digits in each line.")]
-PATTERN = "Regular expression of digits, spaces and . , - / that each line matches as a whole."
+PATTERN = "Regular expression of digits and the separators . , - / that each line matches as a whole."
 Pattern = Annotated[str | None, Field(max_length=200, description=PATTERN)]
 Preview = Annotated[bool, Field(description="Answer without logging the prediction.")]
 # No regular expression of JSON Schema says "printable": ServingContext.feedback checks it.

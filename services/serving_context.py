@@ -9,11 +9,11 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from bentoml.exceptions import ServiceUnavailable, UnprocessableEntity
@@ -24,6 +24,7 @@ from digits import images as pixels
 from digits.errors import quote
 from digits.images import PIXELS, SIZE, Images
 from digits.pictures import pages, rectification
+from digits.pictures.pages import Page
 from digits.reference import Reference
 from digits.settings import Settings
 from digits.storage import database, ledger
@@ -33,7 +34,7 @@ from models.conformal import UNCERTAIN_BELOW
 from models.model_store import VerifiedModel
 from models.occlusion import occlusion_map
 from models.onnx_model import InferenceFailed, Output
-from models.reading import Reading
+from models.reading import Patterns, Reading
 from services.access import Access
 from services.batcher import Batcher, BatchResult
 from services.metrics import Metrics
@@ -41,6 +42,7 @@ from services.prediction_log import PredictionLog
 from services.serving_state import AliasWatcher
 
 Content = dict[str, Any]
+T = TypeVar("T")
 
 # In a Bento: the version that it was built with.
 RELEASE = Path(__file__).parent / "release"
@@ -131,24 +133,31 @@ class ServingContext:
         try:
             patterns = reading.patterns(pattern, length)
             page = pages.decode(picture, self.settings.picture_limit_pixels)
-            lines = [
-                (line, reading.read(line.ink, lambda images: self._predict(images)[1], patterns)) for line in page.lines
-            ]
         except ValueError as error:
             raise UnprocessableEntity(str(error)) from error
-        lines = [one for one in lines if one[1].digits]
+        return self._with_champion(lambda champion: self._read(champion, page, patterns, preview, client))
+
+    def _read(self, champion: VerifiedModel, page: Page, patterns: Patterns, preview: bool, client: str) -> Content:
+        """The numbers on a page, all read by one version; raises InferenceFailed before anything is logged."""
+        try:
+            read = [(line, reading.read(line.ink, champion.model.predict, patterns)) for line in page.lines]
+        except ValueError as error:
+            raise UnprocessableEntity(str(error)) from error
+        left_out = sum(one.left_out for _, one in read)
+        lines = [one for one in read if one[1].digits]
         if not lines:
             raise UnprocessableEntity(
                 "the picture shows no digit; write digits in it, or send a picture that is sharper"
             )
         places = [
             Place(number, *page.box(line, *digit.box))
-            for number, (line, read) in enumerate(lines)
-            for digit in read.digits
+            for number, (line, one) in enumerate(lines)
+            for digit in one.digits
         ]
-        images = np.stack([digit.image for _, read in lines for digit in read.digits])
-        result = self.predict(images, "/read", [client] * len(images), is_preview=preview, places=places)
-        return _reading([read for _, read in lines], result, images, places)
+        images = np.stack([digit.image for _, one in lines for digit in one.digits])
+        clients = [client] * len(images)
+        result = self.predict(images, "/read", clients, is_preview=preview, places=places, champion=champion)
+        return _reading([one for _, one in lines], left_out, result, images, places)
 
     def explain(self, value: Any) -> Content:
         """The most probable digit of an image, as nested lists, and how much its probability falls where paper covers each pixel."""
@@ -188,19 +197,21 @@ class ServingContext:
         sample_rate: float = 1.0,
         is_preview: bool = False,
         places: Sequence[Place] = (),
+        champion: VerifiedModel | None = None,
     ) -> BatchResult:
         """Predictions of the champion for images (n, 28, 28) of n clients; this share of them is logged under ids.
 
-        A preview is neither logged nor counted as traffic.
+        A preview is neither logged nor counted. Raises InferenceFailed only with a given champion, which no other version replaces.
         """
-        champion, (probabilities, digit_scores) = self._predict(images)
+        champion, output = (champion, champion.model.predict(images)) if champion else self._predict(images)
+        probabilities, digit_scores = output
         digits = probabilities.argmax(1).astype(np.uint8)
         sets, uncertain = champion.conformal.predict(probabilities, images)
         shown = digit_score.is_digit(digit_scores, champion.digit_threshold)
         uncertain |= ~shown
-        self.metrics.count_answers(champion.version, digits, uncertain, shown)
         ids: list[str | None] = [None] * len(images)
         if not is_preview:
+            self.metrics.count_answers(champion.version, digits, uncertain, shown)
             n_uncertain = int(np.count_nonzero(uncertain))
             self.prediction_log.counter.count(route, 200, images=len(images), uncertain=n_uncertain)
             ids = self._log(champion.version, images, probabilities, digit_scores, route, clients, sample_rate, places)
@@ -210,14 +221,18 @@ class ServingContext:
         )
 
     def _predict(self, images: Images) -> tuple[VerifiedModel, Output]:
-        """The champion and its output; where its session fails twice, that of the last good version before it."""
+        """The champion and its output."""
+        return self._with_champion(lambda champion: (champion, champion.model.predict(images)))
+
+    def _with_champion(self, operation: Callable[[VerifiedModel], T]) -> T:
+        """The result of an operation of the champion; where its session fails twice, of the last good version before it."""
         champion = self._champion
         while True:
             try:
                 # The second time, a failure is not one of a moment, such as of memory that others had taken.
                 with suppress(InferenceFailed):
-                    return champion, champion.model.predict(images)
-                return champion, champion.model.predict(images)
+                    return operation(champion)
+                return operation(champion)
             except InferenceFailed as error:
                 replacement = self._watcher.replace_failed(champion, str(error))
                 if replacement is None:
@@ -243,6 +258,7 @@ class ServingContext:
             chosen = np.flatnonzero(self._random.random(len(images)) < sample_rate).tolist()
             images, probabilities, digit_scores = images[chosen], probabilities[chosen], digit_scores[chosen]
             clients = [clients[i] for i in chosen]
+            places = [places[i] for i in chosen] if places else ()
         drawn = new_ids(len(images))
         now = datetime.now(UTC)
         batch = PredictionBatch(drawn, now, version, images, probabilities, route, clients, digit_scores, places)
@@ -359,7 +375,7 @@ def _answer(version: str, digit: int, probabilities: NDArray[np.float32]) -> Con
     return {"digit": digit, "probability": probability, "probabilities": probabilities, "model_version": version}
 
 
-def _reading(lines: list[Reading], result: BatchResult, images: Images, places: list[Place]) -> Content:
+def _reading(lines: list[Reading], left_out: int, result: BatchResult, images: Images, places: list[Place]) -> Content:
     """The text of all lines; `result`, `images` and `places` have all digits in their order."""
     numbers = iter(range(len(images)))
     answers = []
@@ -368,13 +384,13 @@ def _reading(lines: list[Reading], result: BatchResult, images: Images, places: 
         for read, index in zip(line.digits, numbers, strict=False):
             answer = _prediction(result, index)
             # The likeliest text need not have the likeliest digit at each place.
-            answer |= {"digit": read.digit, "probability": answer["probabilities"][read.digit]}
+            if read.digit != result.digits[index]:
+                answer |= {"digit": read.digit, "probability": answer["probabilities"][read.digit], "uncertain": True}
             digits.append({**answer, "image": images[index], "box": places[index][1:]})
         uncertain = not line.fits or line.confidence < UNCERTAIN_BELOW
         facts = {"text": line.text, "confidence": line.confidence, "uncertain": uncertain, "box": _hull(digits)}
         answers.append({**facts, "digits": digits})
     text = "\n".join(line.text for line in lines)
-    left_out = sum(line.left_out for line in lines)
     return {"text": text, "lines": answers, "left_out": left_out, "model_version": result.version}
 
 

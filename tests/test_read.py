@@ -2,6 +2,8 @@
 
 import io
 import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +38,40 @@ def test_a_number_is_read_with_the_place_of_each_digit(service: Service, sample:
     body = picture(sure(sample, 3, 1, 4), sure(sample, 2, 7))
     answer = service.client.post("/read", files={"file": body}).json()
     assert answer["text"] == "314\n27"
+
+
+def test_a_digit_that_is_not_the_most_probable_one_is_uncertain(service: Service, sample: Reference) -> None:
+    answer = service.client.post("/read", content=picture(sure(sample, 3)), params={"pattern": "[^3]"}).json()
+    (digit,) = answer["lines"][0]["digits"]
+    assert digit["digit"] == int(answer["text"]) != 3
+    assert digit["probability"] == digit["probabilities"][digit["digit"]]
+    assert digit["uncertain"]
+    stored = service.client.get(f"/predictions/{digit['id']}").json()
+    assert (stored["digit"], stored["probabilities"]) == (3, digit["probabilities"])
+
+
+def counted(service: Service, metric: str) -> float:
+    lines = service.client.get("/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(metric))
+
+
+def test_previews_are_counted_nowhere(service: Service, sample: Reference) -> None:
+    body, before = picture(sure(sample, 3, 1)), counted(service, "digits_answers_total")
+    for options in ({"preview": "true"}, {"preview": "true", "length": "x"}):
+        service.client.post("/read", content=body, params=options)
+    assert counted(service, "digits_answers_total") == before
+    service.client.post("/read", content=body)
+    service.wait_for(lambda: counted(service, "digits_answers_total") == before + 2)
+
+
+def test_one_digit_does_not_wait_for_pages(service: Service, sample: Reference) -> None:
+    options: dict[str, Any] = {"content": page_of_500(sample), "params": {"preview": "true"}, "timeout": 120}
+    with ThreadPoolExecutor() as pool:
+        pages = [pool.submit(service.client.post, "/read", **options) for _ in range(3)]
+        time.sleep(0.3)
+        assert service.client.post("/classify_file", content=png(255 - sure(sample, 3)[0])).status_code == 200
+        assert not any(page.done() for page in pages[1:])
+    assert {page.result().status_code for page in pages} <= {200, 503}
 
 
 def empty(height: int, width: int) -> Images:

@@ -99,5 +99,14 @@ def test_a_wrong_option_is_refused(pattern: str | None, length: int | None, sent
 
 
 def test_a_pattern_that_takes_long_is_refused() -> None:
-    with pytest.raises(ValueError, match="nested repetitions"):
+    with pytest.raises(ValueError, match=r'pattern is "\(0\|0.* and takes too long to match; send one without nested'):
         read(line("0" * 40), "(0|0?0?)*(0|00)*(0|00)*(0*)*x")
+
+
+def test_all_lines_of_a_picture_share_the_time_for_their_pattern() -> None:
+    patterns = reading.patterns("[01]*")
+    assert reading.read(line("01"), predict, patterns).fits
+    assert 0 < patterns.seconds < reading.MATCH_SECONDS
+    patterns.seconds = 0
+    with pytest.raises(ValueError, match="takes too long"):
+        reading.read(line("01"), predict, patterns)

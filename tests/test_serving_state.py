@@ -15,14 +15,15 @@ import hostile
 import numpy as np
 import pytest
 from conftest import Files, Registry, serve_registry, wait_for
-from numpy.typing import NDArray
+from test_read import picture, sure
 
 from digits import reference
 from digits.images import Images
+from digits.settings import Settings
 from digits.storage.database import DatabaseUnavailable
 from models import model_store, onnx_model, registry_reader, verification
-from models.model_store import ModelStore, VerifiedModel
-from models.onnx_model import InferenceFailed, InvalidArtifact
+from models.model_store import ModelStore
+from models.onnx_model import InferenceFailed, InvalidArtifact, OnnxModel, Output
 from models.registry_reader import RegistryReader, RegistryUnreachable, VersionNotFound
 from services import serving_state
 from services.serving_context import ServingContext
@@ -533,15 +534,43 @@ def test_a_session_that_fails_once_is_asked_again(
     for version, files in (("1", other_files), ("2", champion_files)):
         registry.promote(version, files)
         watching.poll()
-    failures, predict = ["bad allocation"], VerifiedModel.predict_proba
+    failures, predict = ["bad allocation"], OnnxModel.predict
+    champion = watching.state.champion
 
-    def predict_proba(model: VerifiedModel, images: Images) -> NDArray[np.float32]:
-        if model.version == "2" and failures:
+    def predict_or_fail(model: OnnxModel, images: Images) -> Output:
+        if champion and model is champion.model and failures:
             raise InferenceFailed(failures.pop())
         return predict(model, images)
 
-    monkeypatch.setattr(VerifiedModel, "predict_proba", predict_proba)
+    monkeypatch.setattr(OnnxModel, "predict", predict_or_fail)
     images = np.zeros((1, 28, 28), np.uint8)
-    assert context._predict_proba(images)[0].version == version_of(watching) == "2"
+    assert context._predict(images)[0].version == version_of(watching) == "2"
     failures += ["bad allocation", "bad allocation"]
-    assert context._predict_proba(images)[0].version == version_of(watching) == "1"
+    assert context._predict(images)[0].version == version_of(watching) == "1"
+
+
+def test_all_lines_of_a_picture_are_read_by_the_version_that_is_named(
+    registry: Registry, champion_files: Files, other_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ServingContext.__new__(ServingContext)
+    context._watcher = watching = watcher(registry, tmp_path)
+    context.settings = Settings(_env_file=None)  # type: ignore[call-arg]
+    for version, files in (("1", other_files), ("2", champion_files)):
+        registry.promote(version, files)
+        watching.poll()
+    predict, champion, models = OnnxModel.predict, watching.state.champion, []
+
+    def predict_or_fail(model: OnnxModel, images: Images) -> Output:
+        models.append(model)
+        if champion and model is champion.model and len(models) % 3 == 0:  # after the first line
+            raise InferenceFailed("no memory")
+        return predict(model, images)
+
+    monkeypatch.setattr(OnnxModel, "predict", predict_or_fail)
+    sample = reference.from_bytes(champion_files["reference.npz"])
+    body = picture(sure(sample, 3, 1), sure(sample, 4, 7), sure(sample, 2))
+    answer = context.read(body, True, None, None)
+    assert answer["model_version"] == version_of(watching) == "1"
+    assert champion and [model is champion.model for model in models[:6]] == [True] * 6
+    assert not any(model is champion.model for model in models[6:])
+    assert {digit["model_version"] for line in answer["lines"] for digit in line["digits"]} == {"1"}

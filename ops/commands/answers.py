@@ -38,7 +38,8 @@ def read(
     files: list[Path],
     length: Annotated[int | None, typer.Option(min=1, max=100, help="Number of digits in each line.")] = None,
     pattern: Annotated[
-        str | None, typer.Option(help="Regular expression of digits, spaces and . , - / that each line matches.")
+        str | None,
+        typer.Option(help="Regular expression of digits and the separators . , - / that each line matches as a whole."),
     ] = None,
 ) -> None:
     """Read whole numbers from pictures, line by line."""

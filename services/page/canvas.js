@@ -92,13 +92,15 @@ export async function showImage(image) {
 
 // Shows the digits of a reading at their places, as the model saw them.
 export async function showReading(reading) {
+  // The size of a picture that the browser could not decode is unknown.
+  if (!reading.width) return;
+  const digits = digitsOf(reading);
+  const bitmaps = await Promise.all(digits.map(({ image }) => createImageBitmap(toImageData(image, (ink) => 255 - ink))));
   const scale = MAX_SIDE / Math.max(reading.width, reading.height);
   prepare(Math.max(1, Math.round(reading.width * scale)), Math.max(1, Math.round(reading.height * scale)));
-  for (const { image, box } of digitsOf(reading)) {
-    const [left, top, width, height] = box.map((value) => value * scale);
-    const bitmap = await createImageBitmap(toImageData(image, (ink) => 255 - ink));
-    paper.drawImage(bitmap, ...inkBox(image), left, top, width, height);
-  }
+  digits.forEach(({ image, box }, index) => {
+    paper.drawImage(bitmaps[index], ...inkBox(image), ...box.map((value) => value * scale));
+  });
 }
 
 // Left, top, width and height of the ink in a 28 x 28 image.

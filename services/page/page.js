@@ -172,7 +172,9 @@ async function trySample(sample) {
 
 async function showAgain(reading) {
   clear();
+  const turn = state.turn;
   await canvas.showReading(reading);
+  if (turn !== state.turn) return;
   state.logged = reading;
   show(reading);
 }
