@@ -138,7 +138,7 @@ def missing_heartbeats(gap: timedelta = MAX_HEARTBEAT_GAP) -> Automation:
 
 
 def run_retraining(reason: str, recipe: str, data: str | None = None, timeout_seconds: float | None = None) -> str:
-    """Run the deployed retraining, as soon as it is registered, and wait for its end or so long. Returns its state and message."""
+    """Run the deployed retraining once it is registered, and wait for its end, at most `timeout_seconds`; returns its state and message."""
     parameters = {"reason": reason, "recipe": recipe, "data": data}
     options: dict[str, Any] = {"timeout": timeout_seconds, "as_subflow": False, "poll_interval": 2}
     while True:

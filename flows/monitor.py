@@ -106,12 +106,14 @@ def expectation(
     """The version's reference sample and its baseline at a time, each with as many pictures as the answers have."""
     threshold = model.digit_threshold
     window, _ = samples.distinct(samples.of_window(answers, threshold))
-    tested = pictures.by_route(model.reference, window, model.answer, platform.settings.home / "pictures")
+    tested = pictures.by_route(
+        model.reference, window, model.predict_with_rejection, platform.settings.home / "pictures"
+    )
     training = samples.match_routes(window, tested)
     accepted = baseline.current(platform.engine, model.version, at)
     if accepted is None:
         return Expected(training, None, notes, threshold)
-    found = baseline.read(platform.engine, accepted, model.answer)
+    found = baseline.read(platform.engine, accepted, model.predict_with_rejection)
     period = f"{accepted.period} UTC"
     if found is None:
         gone = f"The log has too few answers left of the baseline ({period}), so the reference sample takes its place."

@@ -43,7 +43,7 @@ def retrain(
     """Take in new data, train a candidate, and promote it or say why not. Returns the decision in a sentence.
 
     The recipe is the setting `DIGITS_RECIPE` and the data set the current one unless given. With `cooldown`, as for events,
-    nothing is done for a while after the last retraining. With `wait_seconds` another one that runs may end first.
+    nothing is done for a while after the last retraining. It waits up to `wait_seconds` for another retraining to end.
     """
     platform = Platform()
     with retraining_slot(wait_seconds):
@@ -66,7 +66,7 @@ def retrain(
 def retraining_slot(wait_seconds: float = 0) -> Iterator[None]:
     """Hold the only slot for retraining that Prefect gives out, on all machines; raises RuntimeError where it is held.
 
-    With `wait_seconds` another retraining may end first. If Prefect becomes unreachable, the lease ends and the retraining
+    Waits up to `wait_seconds` for another retraining to end. If Prefect becomes unreachable, the lease ends and the retraining
     continues; until Prefect is back, no other one gets the slot.
     """
     slot_taken = RuntimeError("another retraining is running; wait for its end, or cancel it in the Prefect UI")

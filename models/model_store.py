@@ -46,7 +46,7 @@ class VerifiedModel:
         """Probabilities (n, 10) of uint8 images (n, 28, 28); raises InferenceFailed."""
         return self.model.predict_proba(images)
 
-    def answer(self, images: Images) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    def predict_with_rejection(self, images: Images) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
         """Probabilities (n, 10), and which images show no digit, (n,): None without a threshold; raises InferenceFailed."""
         probabilities, digit_scores = self.model.predict(images)
         if self.digit_threshold is None:

@@ -82,10 +82,15 @@ class RegistryReader:
         """The fingerprints of the data sets on which versions of this recipe were trained, of at most 1,000 versions."""
         route, query = "/api/2.0/mlflow/model-versions/search", f"name='{MODEL_NAME}' and tags.`recipe`='{recipe}'"
         response, content = self._read(route, MAX_FOUND_BYTES, filter=query, max_results="1000")
+        problem = f"{self._http.base_url} answered {response.status_code} to a search of versions"
         if response.is_error:
-            raise RegistryUnreachable(f"{self._http.base_url} answered {response.status_code} to a search of versions")
-        found = json.loads(content).get("model_versions", [])
-        return {tag["value"] for version in found for tag in version["tags"] if tag["key"] == "dataset"}
+            raise RegistryUnreachable(problem)
+        try:
+            found = json.loads(content).get("model_versions", [])
+            # A version without tags has no such field.
+            return {tag["value"] for version in found for tag in version.get("tags", []) if tag["key"] == "dataset"}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RegistryUnreachable(f"{problem}, and not as MLflow does") from error
 
     def download(self, version: str, path: str) -> bytes:
         """One file of a version as it is; raises VersionNotFound or InvalidArtifact."""

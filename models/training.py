@@ -99,7 +99,7 @@ def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda epoch, metr
     """
     models: list[Any] = []
     history: list[EpochMetrics] = []
-    seconds = 0.0
+    seconds, images_seen = 0.0, 0
     epochs = recipe.n_models * recipe.epochs
     log_interval = math.ceil(epochs / 10)
     with tqdm(total=epochs, unit="epoch", desc=recipe.name, disable=None) as progress:
@@ -108,6 +108,7 @@ def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda epoch, metr
             for metrics in network.epochs():
                 on_epoch(len(history), metrics)
                 history.append(metrics)
+                images_seen += len(network.images)
                 reached = f"validation accuracy {metrics['val_accuracy']:.4f}"
                 progress.update()
                 progress.set_postfix_str(reached)
@@ -118,7 +119,6 @@ def fit(recipe: Recipe, dataset: Dataset, on_epoch: OnEpoch = lambda epoch, metr
             seconds += network.seconds
     logits = _average(models)
     temperature = fit_temperature(forward(logits, dataset.validation.images)[:, :10], dataset.validation.labels)
-    images_seen = len(history) * len(dataset.train)
     return TrainingResult(_with_outputs(logits, temperature), history, seconds, images_seen, temperature)
 
 

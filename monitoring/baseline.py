@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from digits.storage import feedback, ledger, predictions
 from monitoring import drift, samples
-from monitoring.samples import Answer, Sample
+from monitoring.samples import PredictWithRejection, Sample
 
 SUBJECT = "baseline"  # of the ledger
 MAX_IMAGES = 5_000  # of a baseline that are compared
@@ -109,10 +109,10 @@ def _distinct(engine: Engine, since: datetime, until: datetime) -> Sample:
     return samples.distinct(samples.of_window(predictions.read_window(engine, since, until, limit=MAX_IMAGES)))[0]
 
 
-def read(engine: Engine, baseline: Baseline, answer: Answer) -> Sample | None:
+def read(engine: Engine, baseline: Baseline, predict: PredictWithRejection) -> Sample | None:
     """The baseline's images, each once, with this version's answers; None where the log has too few of them left."""
     found = _distinct(engine, baseline.since, baseline.until)
     if len(found) < drift.MIN_COUNT:
         return None
-    probabilities, no_digit = answer(found.images)
+    probabilities, no_digit = predict(found.images)
     return replace(found, probabilities=probabilities, no_digit=no_digit)

@@ -15,7 +15,7 @@ from digits.images import Images
 from digits.pictures import rectification
 from digits.reference import Reference
 from monitoring import image_statistics, samples
-from monitoring.samples import Answer, Sample
+from monitoring.samples import PredictWithRejection, Sample
 
 MAX_DECODED = 1_000  # images in each form; decoding takes 10 to 40 ms each, once for every version
 MAX_FILES = 30  # those used last are kept: 0.8 MB each, three for a version
@@ -28,13 +28,15 @@ FORMS: dict[str, Callable[[NDArray[np.uint8]], Image.Image]] = {
 }
 
 
-def by_route(reference: Reference, window: Sample, answer: Answer, folder: Path) -> tuple[Sample, Sample]:
+def by_route(
+    reference: Reference, window: Sample, predict: PredictWithRejection, folder: Path
+) -> tuple[Sample, Sample]:
     """The reference as pixels, and as pictures that were decoded like those of the window; empty where it has none."""
-    pixels = samples.answered(reference.images, answer)
+    pixels = samples.answered(reference.images, predict)
     if not window.is_picture.any():
         return pixels, pixels.take(np.zeros(0, np.int64))
     decoded = nearest(reference.images, window.images[window.is_picture], folder)
-    return pixels, samples.answered(decoded, answer, is_picture=True)
+    return pixels, samples.answered(decoded, predict, is_picture=True)
 
 
 def nearest(images: Images, window: Images, folder: Path) -> Images:

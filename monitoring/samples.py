@@ -14,7 +14,7 @@ from digits.storage.predictions import PredictionWindow
 
 PICTURE_ROUTES = ("/classify_file", "/read")  # their images come from a decoder, which leaves its mark on them
 # A version's probabilities (n, 10) for images (n, 28, 28), and which of them show no digit (n,): None where it has no digit score.
-Answer = Callable[[Images], tuple[NDArray[np.float32], NDArray[np.bool_] | None]]
+PredictWithRejection = Callable[[Images], tuple[NDArray[np.float32], NDArray[np.bool_] | None]]
 MIN_MATCHED = 100  # images of both routes together that a sample must be able to supply
 
 
@@ -60,9 +60,9 @@ def of_images(
     return Sample(images, probabilities, np.full(len(images), ""), np.full(len(images), is_picture), no_digit)
 
 
-def answered(images: Images, answer: Answer, is_picture: bool = False) -> Sample:
+def answered(images: Images, predict: PredictWithRejection, is_picture: bool = False) -> Sample:
     """Images whose senders are unknown, with what a version answers now."""
-    probabilities, no_digit = answer(images)
+    probabilities, no_digit = predict(images)
     return of_images(images, probabilities, is_picture, no_digit)
 
 

@@ -24,8 +24,8 @@ def is_needed(settings: Settings) -> bool:
         trained = registry.datasets_of(settings.recipe)
     if current is None or current in trained:
         return not trained
-    origin = datasets.origin(storage, current)
-    return all(datasets.origin(storage, other) != origin for other in trained)
+    known = set(datasets.lineage(storage, current))
+    return all(known.isdisjoint(datasets.lineage(storage, other)) for other in trained)
 
 
 def minutes(settings: Settings) -> int:

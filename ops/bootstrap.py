@@ -67,8 +67,12 @@ def _start(supervisor: subprocess.Popen[bytes], settings: Settings) -> None:
     with console.status("waiting for the endpoint to load the champion …"):
         ready = [replace(process, health=f"{process.url}/readyz") for process in wanted if process.name == "service"]
         list(processes.wait_healthy(supervisor, settings, ready))
-    if background_training.is_needed(settings):
-        processes.start(settings, processes.background_training())
+    try:
+        if background_training.is_needed(settings):
+            processes.start(settings, processes.background_training())
+    except ConnectionError as error:
+        # What serves goes on serving.
+        console.print(f"no training starts in the background: {error}")
     print_status(settings)
     console.print("Ctrl-C stops all of it.")
 
@@ -148,10 +152,10 @@ def train_remotely() -> None:
     # Prefect takes 2 s to import.
     from flows import deployments
 
-    settings, outcome = load_settings(), ""
+    settings, outcome, problem = load_settings(), "", ""
     registry = RegistryReader(settings.registry_uri)
     while True:
-        with suppress(RegistryUnreachable):
+        try:
             if registry.version() is not None:
                 if background_training.is_needed(settings):
                     deployments.run_retraining("background", settings.recipe, timeout_seconds=0)
@@ -162,6 +166,10 @@ def train_remotely() -> None:
                 )
             deployments.wait_for_prefect(settings.prefect_api_url)
             outcome = deployments.run_retraining("first champion", settings.first_recipe, _first_source(settings))
+        except RegistryUnreachable as error:
+            if str(error) != problem:
+                problem = str(error)
+                console.print(f"{problem}; trying again every two seconds")
         time.sleep(2)
 
 

@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Runs
+from conftest import Runs, find_free_port
 
 from digits.data import datasets
 from digits.data.datasets import Dataset
 from digits.images import Split
 from digits.settings import Settings
 from models import recipes
-from ops import background_training, processes
+from models.registry_reader import RegistryReader
+from ops import background_training, bootstrap, processes
 
 
 def settings_of(home: Path, **changes: Any) -> Settings:
@@ -35,6 +36,18 @@ def test_it_is_needed_until_the_recipe_was_trained_on_the_current_data(
     assert not background_training.is_needed(settings)
     make_current(datasets.divide("turned", turned(bundled), seed=0), settings)
     assert background_training.is_needed(settings)
+
+
+def test_a_search_that_fails_does_not_stop_the_platform(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobody = f"http://127.0.0.1:{find_free_port()}"
+    for name in ("processes", "wait_healthy"):
+        monkeypatch.setattr(processes, name, lambda *_: [])
+    monkeypatch.setattr(RegistryReader, "version", lambda _: "1")
+    monkeypatch.setattr(bootstrap, "print_status", lambda _: True)
+    bootstrap._start(None, settings_of(tmp_path, mlflow_tracking_uri=nobody))  # type: ignore[arg-type]
+    assert "no training starts in the background: the registry at" in capsys.readouterr().out
 
 
 def test_the_time_follows_the_number_of_images(bundled: Dataset, tmp_path: Path) -> None:

@@ -59,7 +59,13 @@ def test_a_data_set_knows_where_its_growth_began(bundled: Dataset, tmp_path: Pat
     for stored in (grown, again):  # not the source, which only they name
         datasets.save(stored, tmp_path)
     first = bundled.fingerprint
-    assert {datasets.origin(tmp_path, one.fingerprint) for one in (bundled, grown, again)} == {first}
+    assert list(datasets.lineage(tmp_path, again.fingerprint)) == [again.fingerprint, grown.fingerprint, first]
+    assert list(datasets.lineage(tmp_path, first)) == [first]
+
+
+def test_the_lineage_of_a_data_set_that_names_itself_ends(bundled: Dataset, tmp_path: Path) -> None:
+    datasets.save(replace(bundled, parent=bundled.fingerprint), tmp_path)
+    assert list(datasets.lineage(tmp_path, bundled.fingerprint)) == [bundled.fingerprint]
 
 
 def test_extend_leaves_out_and_counts_images_of_the_test_part(bundled: Dataset) -> None:

@@ -31,6 +31,7 @@ def test_it_learns_real_digits(dataset: Dataset, trained: training.TrainingResul
     probabilities = training.predict_proba(trained.model, dataset.test.images)
     assert evaluation.accuracy(probabilities, dataset.test.labels).value > 0.9
     assert len(trained.history) == 3
+    assert trained.images_seen == 3 * len(dataset.train)
     assert trained.history[-1]["loss"] < trained.history[0]["loss"] / 2
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
 

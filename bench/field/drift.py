@@ -104,7 +104,7 @@ def healing(repetitions: int) -> Finding:
             predictions.label(engine, ids[row], 1, AUDITOR)
         feedback.ingest_feedback(engine, feedback.FeedbackPolicy())
         accepted = baseline.at_promotion(engine, "2", "1")
-        normal = baseline.read(engine, accepted, version.answer) if accepted else None
+        normal = baseline.read(engine, accepted, version.predict_with_rejection) if accepted else None
         engine.dispose()
     if normal is None:
         return Finding("", "the promotion recorded no baseline", "", passed=False)
@@ -145,7 +145,7 @@ def picture_files(repetitions: int) -> Finding:
             for count in (100, 500, len(pool)):
                 times = repetitions if count < len(pool) else 1
                 traffic = [version.sample(drawn, is_picture=True) for drawn in _draws(pool, count, times)]
-                pairs = pictures.by_route(reference, traffic[0], version.answer, Path(folder))
+                pairs = pictures.by_route(reference, traffic[0], version.predict_with_rejection, Path(folder))
                 expected = samples.match_routes(traffic[0], pairs)
                 naive, guarded = naive + alarms(tested, traffic), guarded + alarms(expected, traffic)
                 windows += times

@@ -224,12 +224,15 @@ def manifest(storage: DatasetStore, fingerprint: str) -> dict[str, Any]:
         return json.loads(file.read_bytes())
 
 
-def origin(storage: DatasetStore, fingerprint: str) -> str:
-    """The fingerprint of the data set from which this one grew by the inbox and by feedback, as far as it is known."""
+def lineage(storage: DatasetStore, fingerprint: str) -> Iterator[str]:
+    """The fingerprints of a data set and of those from which it grew by the inbox and by feedback, newest first, as far as known."""
+    found: list[str] = []
     with suppress(BadData):
-        if parent := manifest(storage, fingerprint)["parent"]:
-            return origin(storage, parent)
-    return fingerprint
+        # A split that is drawn again may name itself.
+        while fingerprint and fingerprint not in found:
+            found.append(fingerprint)
+            yield fingerprint
+            fingerprint = manifest(storage, fingerprint).get("parent") or ""
 
 
 def load(storage: DatasetStore, fingerprint: str) -> Dataset:

@@ -29,7 +29,8 @@ def predict(
     def describe(file: bytes) -> str:
         upload = {"file": file}
         answer = _classify(model, file) if model else endpoint.call(client, "POST", "/classify_file", files=upload)
-        return f"{answer['digit']} ({answer['probability']:.1%}, digits v{answer['model_version']})"
+        doubt = "" if answer["is_digit"] else ", no digit"
+        return f"{answer['digit']} ({answer['probability']:.1%}, digits v{answer['model_version']}){doubt}"
 
     _print_for_each(files, describe)
 
@@ -109,6 +110,11 @@ def _classify(model: "VerifiedModel", file: bytes) -> dict[str, Any]:
     """The answer of a model in this process, which logs nothing."""
     from digits.pictures import rectification
 
-    (probabilities,) = model.predict_proba(rectification.decode(file)[None])
-    digit = int(probabilities.argmax())
-    return {"digit": digit, "probability": probabilities[digit], "model_version": model.version}
+    (probabilities,), no_digit = model.predict_with_rejection(rectification.decode(file)[None])
+    digit, is_digit = int(probabilities.argmax()), no_digit is None or not no_digit[0]
+    return {
+        "digit": digit,
+        "probability": probabilities[digit],
+        "is_digit": is_digit,
+        "model_version": model.version,
+    }
