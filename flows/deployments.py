@@ -37,8 +37,6 @@ from flows.terminal import is_up
 from flows.train import train
 
 MAX_CONCURRENT_RUNS = "2"  # of one worker
-# A training takes only the processor time that the service leaves; its threads inherit the priority.
-LOW_PRIORITY = "nice -n 19 "
 MAX_HEARTBEAT_GAP = timedelta(minutes=10)  # Prefect sends a heartbeat every three minutes
 HEARTBEAT_EVENT = "prefect.flow-run.heartbeat"
 FINAL_EVENTS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
@@ -65,24 +63,25 @@ def deployments(settings: Settings) -> list[Any]:  # of Prefect's RunnerDeployme
             parameters={"reason": "schedule"},
             triggers=[_retraining_trigger()],
             concurrency_limit=one_run,
-            **pool | {"job_variables": job_variables(settings, LOW_PRIORITY)},
+            **pool | {"job_variables": job_variables(settings, is_low_priority=True)},
         ),
         monitor.to_deployment("hourly", schedule=Cron("0 * * * *", timezone="UTC"), concurrency_limit=one_run, **pool),
         *[flow.to_deployment(flow.name, **pool) for flow in (backfill, train, ingest, score, replay, sweep)],
     ]
 
 
-def job_variables(settings: Settings, prefix: str = "") -> dict[str, Any]:
+def job_variables(settings: Settings, is_low_priority: bool = False) -> dict[str, Any]:
     """What the pool needs for each run: a process's folder, where `.env` lies, and command, or a container's image.
 
-    Without the command Prefect's worker would copy its own working directory over that of the process. The prefix is for
+    Without the command Prefect's worker would copy its own working directory over that of the process. The priority is for
     processes only: the resources of a container are those that the pool gives it.
     """
     given = {**settings.job_variables, "env": {**CLIENT_RETRIES, **settings.job_variables.get("env", {})}}
     if settings.work_pool_type != "process":
         return {"image": settings.flows_image, **given}
-    root, command = Path(__file__).parent.parent, f"{prefix}{quote(sys.executable)} -m prefect.engine"
-    return {"working_dir": str(root), "command": command, **given}
+    root, python = Path(__file__).parent.parent, quote(sys.executable)
+    lowered = f"{python} -m flows.low_priority " if is_low_priority else ""
+    return {"working_dir": str(root), "command": f"{lowered}{python} -m prefect.engine", **given}
 
 
 def _retraining_trigger() -> DeploymentEventTrigger:

@@ -96,7 +96,7 @@ def background_training() -> Process:
         "stopsignal": "INT",
         "stopwaitsecs": "3",
     }
-    command = [sys.executable, "-m", "ops.low_priority", *retrain]
+    command = [sys.executable, "-m", "flows.low_priority", *retrain]
     return Process("training", "in training, promoted if better", command, options=options)
 
 

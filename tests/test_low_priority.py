@@ -21,7 +21,7 @@ print(os.getpid(), os.nice(0), *found, os.getsid(0) == os.getpid(), weight)
 
 @pytest.mark.parametrize("options", [{}, {"process_group": 0}, {"start_new_session": True}])
 def test_the_process_becomes_the_command_in_a_session_of_its_own(options: dict[str, int]) -> None:
-    command = [sys.executable, "-m", "ops.low_priority", sys.executable, "-c", LOOK]
+    command = [sys.executable, "-m", "flows.low_priority", sys.executable, "-c", LOOK]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **options) as process:  # type: ignore[call-overload]
         printed, _ = process.communicate(timeout=60)
     assert printed.split() == [str(process.pid), "19", "19", "True", "19"]

@@ -1,4 +1,4 @@
-"""Runs a command at the lowest priority: `python -m ops.low_priority COMMAND …`.
+"""Runs a command at the lowest priority: `python -m flows.low_priority COMMAND …`.
 
 Where Linux groups processes by session (autogroup in `man 7 sched`), a nice value counts only within a session; so the command gets a
 session of its own, which itself is nice. Its threads inherit both.
