@@ -203,6 +203,23 @@ def test_a_number_of_the_session_is_shown_again_with_its_correction(page: Page, 
     assert dark_pixels(page) > 200
 
 
+def test_a_reading_of_a_picture_that_the_browser_cannot_decode_is_shown_again(page: Page, sample: Reference) -> None:
+    drop(page, picture(sure(sample, 3, 1)))
+    page.wait_for(lambda: page.text("number") == "31")
+    page.browser.execute_script(
+        "const readings = JSON.parse(sessionStorage.readings);"
+        "readings.forEach((reading) => { delete reading.width; delete reading.height; });"
+        "sessionStorage.readings = JSON.stringify(readings); location.reload()"
+    )
+    page.wait_for(
+        lambda: page.browser.find_elements(By.CSS_SELECTOR, "#history button") and not page.text("number")[1:]
+    )
+    page.browser.find_element(By.CSS_SELECTOR, "#history button").click()
+    page.wait_for(lambda: page.text("number") == "31")
+    assert page.browser.execute_script("return document.getElementById('canvas').width") > 0
+    assert boxes(page) == []
+
+
 def test_a_picture_without_a_digit_is_refused_in_a_sentence(page: Page) -> None:
     buffer = io.BytesIO()
     Image.new("L", (300, 200), 240).save(buffer, "PNG")
