@@ -151,8 +151,9 @@ async def read(request: Request) -> Response:
         raise UnprocessableEntity(f"length is {quote(length)}; expected a whole number from 1 to {MAX_LENGTH}")
     number = None if length is None else int(length)
     operation = partial(request.state.context.read, picture, is_preview, fields.get("pattern"), number)
+    slots = _reading if picture_structure.is_small(picture) else _large_pictures
     with _limit("readings", request):
-        return await _with_slot(request, _reading, operation)
+        return await _with_slot(request, slots, operation)
 
 
 def _is_preview(request: Request, fields: dict[str, str]) -> bool:
