@@ -2,12 +2,14 @@
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from serving import Service
@@ -56,9 +58,16 @@ def boxes(page: Page) -> list[dict[str, float]]:
 
 
 def press(page: Page, index: int) -> None:
-    """Press the mouse in the middle of a box."""
-    box = page.browser.find_elements(By.CSS_SELECTOR, "#boxes button")[index]
-    ActionChains(page.browser, duration=10).move_to_element(box).click().perform()
+    """Press the mouse in the middle of a box, which the next preview may be about to replace."""
+
+    def pressed() -> bool:
+        box = page.browser.find_elements(By.CSS_SELECTOR, "#boxes button")[index]
+        with suppress(StaleElementReferenceException):
+            ActionChains(page.browser, duration=10).move_to_element(box).click().perform()
+            return True
+        return False
+
+    page.wait_for(pressed)
 
 
 def drop(page: Page, content: bytes) -> None:
