@@ -27,7 +27,7 @@ def bare(path: Path) -> Any:
 
     async def classify(request: Request) -> Response:
         image = np.array(orjson.loads(await request.body())["images"], np.uint8)
-        probabilities = session.run(None, {name: image[None]})[0][0]
+        probabilities = session.run(["probabilities"], {name: image[None]})[0][0]
         digit = int(probabilities.argmax())
         answer = {"digit": digit, "probability": probabilities[digit], "probabilities": probabilities}
         return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
@@ -50,7 +50,7 @@ def keras(path: Path) -> Any:
 
     @application.post("/classify")
     def classify(request: Request) -> dict[str, Any]:
-        probabilities = model.predict(np.array([request.images], np.uint8), verbose=0)[0]
+        probabilities = model.predict(np.array([request.images], np.uint8), verbose=0)["probabilities"][0]
         digit = int(probabilities.argmax())
         return {"digit": digit, "probability": float(probabilities[digit]), "probabilities": probabilities.tolist()}
 

@@ -116,7 +116,7 @@ def agree(urls: dict[str, tuple[str, Path]]) -> None:
         answer = httpx.post(url, content=body, headers={"Content-Type": "application/json"}, timeout=60).json()
         # MLflow names the model's output and returns a list of images.
         if name == "mlflow":
-            answer = {"probabilities": next(iter(answer["predictions"].values()))[0]}
+            answer = {"probabilities": answer["predictions"]["probabilities"][0]}
         probabilities[name] = answer["probabilities"]
     for name, values in probabilities.items():
         if not np.allclose(values, probabilities["ours"], atol=1e-4):
