@@ -72,4 +72,4 @@ def test_a_line_that_would_be_too_large_is_refused() -> None:
 def test_a_thin_stroke_beside_a_blob_is_no_error() -> None:
     ink = np.zeros((100, 400), np.uint8)
     ink[50, 50:350] = ink[20:60, 5:45] = 255
-    text_lines.text_lines(ink)
+    assert len(text_lines.text_lines(ink)) <= 2
