@@ -21,10 +21,14 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from itertools import count
 from multiprocessing.synchronize import Event
+from typing import Any
+from urllib.parse import quote
 
+import cv2
 import numpy as np
 import orjson
 import psutil
+from numpy.typing import NDArray
 from PIL import Image
 
 from bench import harness
@@ -203,6 +207,24 @@ def waiting_pictures(address: Address, ended: Event) -> None:
     _repeat(address, ended, 140, "/classify_file", buffer.getvalue(), "image/png", 0.5)
 
 
+def crowded_pages(address: Address, ended: Event) -> None:
+    """Four clients that send pages of 900 scribbles, of scribbles that all cross, and of noise."""
+    random = np.random.default_rng(0)
+    pages = [png_of_scribbles(900, 40, random), png_of_scribbles(40, 1_500, random), png_of_noise(random)]
+    turn = count()
+    _repeat(address, ended, 4, "/read?preview=true", lambda: pages[next(turn) % len(pages)], "image/png")
+
+
+def slow_patterns(address: Address, ended: Event) -> None:
+    """Four clients whose page has lines of 30 pieces to be matched with nested repetitions."""
+    page = np.full((600, 2_400), 255, np.uint8)
+    for top in range(60, 540, 120):
+        for left in range(60, 2_340, 76):
+            cv2.ellipse(page, (left, top), (20, 34), 0, 0, 360, 0, 8)
+    path = f"/read?preview=true&pattern={quote('(0|00|(0+)+)+([0-9]+)+x')}"
+    _repeat(address, ended, 4, path, _png(page), "image/png")
+
+
 def character_sets(address: Address, ended: Event) -> None:
     """Four clients that send forms of 500 kB in Punycode."""
     head = b'--b\r\nContent-Disposition: form-data; name="preview"\r\n\r\n'
@@ -237,7 +259,7 @@ ATTACKS: dict[str, Attack] = {
     for attack in (
         *(never_read, slow_bodies, half_heads, endless_headers, brackets, many_scans, large_pictures),
         *(colour_profiles, two_headers, photoshop_blocks, refused_bodies, idle),
-        *(waiting_pictures, character_sets, unknown_ids),
+        *(waiting_pictures, crowded_pages, slow_patterns, character_sets, unknown_ids),
     )
 }
 
@@ -247,6 +269,23 @@ def png_file(size: tuple[int, int], head: bytes) -> bytes:
     width, height = size
     pixels = zlib.compress((b"\0" + b"\xff" * (4 * width)) * height, 9)
     return b"\x89PNG\r\n\x1a\n" + head + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+
+
+def png_of_scribbles(n: int, side: int, random: np.random.Generator) -> bytes:
+    """A page of 2,000 × 2,000 pixels with so many lines of eight points, each within a square of `side` pixels."""
+    page = np.full((2_000, 2_000), 255, np.uint8)
+    for start in random.integers(0, 2_000 - side, (n, 1, 2)):
+        cv2.polylines(page, [(start + random.integers(0, side, (8, 2))).astype(np.int32)], False, 0, 4)
+    return _png(page)
+
+
+def png_of_noise(random: np.random.Generator) -> bytes:
+    """A page of 2,000 × 2,000 pixels with spots of ink everywhere."""
+    return _png(cv2.resize(random.integers(0, 256, (200, 200), np.uint8), (2_000, 2_000)))
+
+
+def _png(page: NDArray[Any]) -> bytes:
+    return cv2.imencode(".png", page)[1].tobytes()
 
 
 def header(width: int, height: int) -> bytes:
