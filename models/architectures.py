@@ -4,7 +4,8 @@ A new architecture is one such class, added to the union `Architecture`; every r
 dense networks only (`suggest_recipe` in `models/search.py`).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -74,18 +75,28 @@ class Convolutional(_Regularized):
     # On a CPU, XLA's convolutions take fifteen times as long as TensorFlow's own.
     xla: ClassVar[bool] = False
     kind: Literal["convolutional"] = "convolutional"
-    filters: Widths = Field((32, 64, 64, 128, 128), min_length=1, description="Feature maps of each convolution.")
-    kernels: Widths = Field((5, 3, 3, 3, 3), description="Height and width of each convolution's kernels in pixels.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout after each convolution that halves the size, and after the dense layer."
+    )
+    filters: Widths = Field((32, 32, 64, 64, 64), min_length=1, description="Feature maps of each convolution.")
+    kernels: Widths = Field((3, 5, 3, 3, 5), description="Height and width of each convolution's kernels in pixels.")
     strides: Widths = Field(
-        (2, 1, 2, 1, 2), description="Step of each convolution in pixels; 2 halves height and width."
+        (1, 2, 1, 1, 2), description="Step of each convolution in pixels; 2 halves height and width."
     )
     dense: int = Field(128, ge=1, description="Width of the hidden dense layer.")
 
     @model_validator(mode="after")
-    def _check_lengths(self) -> Self:
+    def _check_convolutions(self) -> Self:
         lengths = len(self.filters), len(self.kernels), len(self.strides)
         if len(set(lengths)) > 1:
             raise ValueError(f"filters, kernels and strides have {lengths} entries; expected one for each convolution")
+        size = SIZE
+        for kernel, stride, padding in self._geometry():
+            if padding == "valid" and kernel > size:
+                raise ValueError(
+                    f"a kernel of {kernel} pixels is larger than the {size} that are left of the image; use a smaller one"
+                )
+            size = math.ceil((size if padding == "same" else size - kernel + 1) / stride)
         return self
 
     def build(self, pixels: Any, next_seed: Seeds, outputs: int = 10) -> Any:
@@ -93,15 +104,20 @@ class Convolutional(_Regularized):
         keras, _ = backend.load()
 
         flow = keras.layers.Reshape((SIZE, SIZE, 1))(pixels)
-        # Around a digit is paper anyway: the first convolution adds none, and those behind it have a quarter less to do.
-        padding = "valid"
-        for filters, kernel, stride in zip(self.filters, self.kernels, self.strides, strict=True):
+        for filters, (kernel, stride, padding) in zip(self.filters, self._geometry(), strict=True):
             start = keras.initializers.GlorotUniform(next_seed())
             options = {"padding": padding, "use_bias": not self.batch_norm, "kernel_initializer": start}
             flow = self._activate(keras.layers.Conv2D(filters, kernel, stride, **options)(flow), "relu")
-            padding = "same"
+            if self.dropout and stride > 1:
+                flow = keras.layers.Dropout(self.dropout, seed=next_seed())(flow)
         flow = self._hidden(keras.layers.Flatten()(flow), self.dense, "relu", next_seed)
         return _dense(flow, outputs, next_seed)
+
+    def _geometry(self) -> Iterator[tuple[int, int, str]]:
+        """Kernel, step and padding of each convolution."""
+        for number, (kernel, stride) in enumerate(zip(self.kernels, self.strides, strict=True)):
+            # Around a digit is paper anyway: without padding, what follows has a quarter less to do.
+            yield kernel, stride, "valid" if number == 0 or stride == 1 else "same"
 
     def __str__(self) -> str:
         """Such as `convolutions 32 5×5/2, 64 3×3/1; dense 128-10, batch norm`."""

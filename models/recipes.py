@@ -52,7 +52,7 @@ CONVOLUTIONAL = Recipe(
     learning_rate=2e-3,
     schedule="cosine",
     weight_decay=2e-2,
-    epochs=28,
+    epochs=14,
     batch_size=128,
     validation_fraction=0.02,
     augmentation=Augmentation(final_share=0.25),

@@ -86,7 +86,7 @@ def test_a_changed_recipe_is_another_row() -> None:
             "augmented (augmentation.shear 0.0)",
             "compact (augmented)",
             "found (hidden [300], learning_rate 0.002, epochs 4)",
-            "found (filters [32, 64, 64, 128, 128], kernels [5, 3, 3, 3, 3], strides [2, 1, 2, 1, 2], dense 64, epochs 4)",
+            "found (filters [32, 32, 64, 64, 64], kernels [3, 5, 3, 3, 5], strides [1, 2, 1, 1, 2], dense 64, epochs 4)",
         ]
     )
 

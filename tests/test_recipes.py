@@ -1,5 +1,7 @@
 """The recipes are frozen, refuse unknown fields, and build what the projects they reproduce describe."""
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -55,9 +57,16 @@ def test_the_architecture_is_chosen_by_its_kind() -> None:
         ({"kind": "recurrent"}, "recurrent"),
         ({"kind": "convolutional", "hidden": [8]}, "hidden"),
         ({"kind": "convolutional", "filters": [8]}, r"\(1, 5, 5\) entries"),
+        (convolutional(kernels=[27, 3]), "a kernel of 3 pixels is larger than the 2 that are left"),
+        (convolutional(kernels=[0, 3]), "kernels"),
     ):
         with pytest.raises(ValidationError, match=message):
             training.Recipe.model_validate({**fields, "architecture": architecture})
+
+
+def convolutional(kernels: list[int]) -> dict[str, Any]:
+    """The fields of two convolutions with these kernels."""
+    return {"kind": "convolutional", "filters": [8, 8], "kernels": kernels, "strides": [1, 1]}
 
 
 def test_a_floor_is_known_for_every_name() -> None:

@@ -133,6 +133,16 @@ def test_a_convolutional_network_trains_exports_and_may_be_served(dataset: Datas
     assert 4 * training.build(recipe.model_copy(update={"architecture": Convolutional()})).count_params() < 4_000_000
 
 
+def test_a_convolutional_network_has_the_sizes_and_dropouts_that_its_fields_say() -> None:
+    architecture = Convolutional(filters=(4, 8, 8), kernels=(3, 5, 3), strides=(1, 2, 1), dense=16, dropout=0.5)
+    layers = training.build(QUICK.model_copy(update={"architecture": architecture})).layers
+    shapes = [layer.output.shape[1:] for layer in layers if layer.__class__.__name__ == "Conv2D"]
+    assert shapes == [(26, 26, 4), (13, 13, 8), (11, 11, 8)]
+    names = [layer.__class__.__name__ for layer in layers]
+    assert names.count("Dropout") == 2  # behind the convolution of step 2 and behind the dense layer
+    assert names[names.index("Dropout") - 1] == "Activation"
+
+
 def test_the_temperature_makes_overconfident_answers_modest() -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 10, 5000).astype(np.uint8)
