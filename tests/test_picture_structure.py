@@ -187,3 +187,34 @@ def test_a_file_without_an_end_of_its_head_is_soon_seen_not_to_be_small() -> Non
         began = time.process_time()
         assert not picture_structure.is_small(body)
         assert time.process_time() - began < 0.05
+
+
+def test_tiny_is_what_does_not_delay_others() -> None:
+    grey = Image.new("L", (512, 512), 255)
+    assert picture_structure.is_tiny(encode(seven())) and picture_structure.is_tiny(encode(grey))
+    assert picture_structure.is_tiny(png_with(chunk(b"tEXt", b"a\0" + bytes(900))))
+    for body in (
+        encode(Image.new("L", (513, 1), 255)),
+        encode(seven(), "JPEG"),
+        encode(seven()) + bytes(100_000),
+        png_with(PROFILE),
+        png_with(chunk(b"IDAT", b"") * 100),
+        b"",
+    ):
+        assert not picture_structure.is_tiny(body)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "I;16"])
+def test_a_tiny_picture_is_answered_in_a_moment_whatever_it_shows(mode: str) -> None:
+    dots = np.tile(np.random.default_rng(0).random((64, 64)) < 0.2, (8, 8))
+    picture = (
+        Image.fromarray(dots).convert(mode) if mode != "I;16" else Image.fromarray(dots.astype(np.uint16) * 65_535)
+    )
+    body, seconds = encode(picture), []
+    assert picture_structure.is_tiny(body)
+    for _ in range(3):
+        began = time.process_time()
+        with pytest.raises(ValueError, match="no digit"):
+            rectification.decode(body)
+        seconds.append(time.process_time() - began)
+    assert min(seconds) < 0.03

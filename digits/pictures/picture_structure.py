@@ -4,6 +4,7 @@ Pillow reads the chunks of a PNG and the segments of a JPEG in Python and inflat
 pixels: without these bounds, 300 kB took 33 s and 16 MB more than a minute.
 """
 
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ MAX_PHOTOSHOP_BLOCKS = 1_000
 # A search holds Python's lock, for some milliseconds in so many bytes of 0xFF.
 SEARCH_BYTES = 100_000
 SMALL_BYTES, SMALL_PIXELS = 100_000, 2_000_000
-# A tenth of a small PNG; a colour profile may inflate to a hundred times as much.
-SMALL_METADATA_BYTES = 10_000
+TINY_SIDE, TINY_CHUNKS = 512, 100
+# A tenth of a small PNG; a colour profile may inflate to a thousand times as much, at 3 ms for each megabyte.
+SMALL_METADATA_BYTES, TINY_METADATA_BYTES = 10_000, 1_000
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 # A marker other than a restart marker; in the data of a scan, 0xFF is followed by zero.
@@ -48,10 +50,24 @@ def is_small(body: bytes) -> bool:
     """Whether a PNG or JPEG file of at most 100 kB says that it has at most 2 million pixels, which take some 30 ms to decode."""
     if len(body) > SMALL_BYTES:
         return False
-    if body.startswith(_PNG) and body[12:16] == b"IHDR" and len(body) >= 24:
-        width, height = struct.unpack_from(">II", body, 16)
-        return width * height <= SMALL_PIXELS and _has_little_metadata(body)
+    if size := _png_size(body):
+        return math.prod(size) <= SMALL_PIXELS and _metadata_bytes(body) <= SMALL_METADATA_BYTES
     return body.startswith(_JPEG) and _is_small_jpeg(body)
+
+
+def is_tiny(body: bytes) -> bool:
+    """Whether a PNG file of at most 100 kB says that no side has more than 512 pixels, which take a few milliseconds to decode."""
+    size = _png_size(body)
+    if size is None or len(body) > SMALL_BYTES or max(size) > TINY_SIDE:
+        return False
+    has_few_chunks = sum(1 for _ in islice(_chunks(body), TINY_CHUNKS + 1)) <= TINY_CHUNKS
+    return has_few_chunks and _metadata_bytes(body) <= TINY_METADATA_BYTES
+
+
+def _png_size(body: bytes) -> tuple[int, int] | None:
+    """Width and height in the first header of a PNG, None for another file."""
+    has_header = body.startswith(_PNG) and body[12:16] == b"IHDR" and len(body) >= 24
+    return struct.unpack_from(">II", body, 16) if has_header else None
 
 
 def _is_small_jpeg(body: bytes) -> bool:
@@ -66,9 +82,9 @@ def _is_small_jpeg(body: bytes) -> bool:
     return False
 
 
-def _has_little_metadata(body: bytes) -> bool:
-    """Whether the chunks of a PNG other than those of its pixels are short."""
-    return sum(length for kind, length in _chunks(body) if kind != b"IDAT") <= SMALL_METADATA_BYTES
+def _metadata_bytes(body: bytes) -> int:
+    """The length of all chunks of a PNG other than those of its pixels."""
+    return sum(length for kind, length in _chunks(body) if kind != b"IDAT")
 
 
 def _refusal_of_png(body: bytes) -> str | None:
