@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from digits.errors import quote
 from digits.images import Images
-from digits.pictures import cuts, rectification, separators
+from digits.pictures import cuts, mnist_frame, separators
 from digits.pictures.cuts import Box, Component, Place, Region
-from digits.pictures.rectification import Ink
+from digits.pictures.ink import Ink
 from digits.pictures.text_lines import DIGIT_HEIGHT
 from models.onnx_model import Output
 
@@ -142,7 +142,7 @@ def read(ink: Ink, predict: Callable[[Images], Output], patterns: Patterns) -> R
 
     Raises ValueError for patterns that take too long to match.
     """
-    lattice = lattice_of(rectification.even_stroke(ink, DIGIT_HEIGHT), predict)
+    lattice = lattice_of(mnist_frame.even_stroke(ink, DIGIT_HEIGHT), predict)
     edges = lattice.edges()
     finished = _search(edges, patterns)
     fits = bool(finished)

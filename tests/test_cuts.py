@@ -5,7 +5,7 @@ import numpy as np
 
 from digits.pictures import cuts
 from digits.pictures.cuts import Region
-from digits.pictures.rectification import Ink
+from digits.pictures.ink import Ink
 
 
 def touching_rings(shift: int = 30) -> tuple[Ink, list[Ink]]:

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from digits.images import SIZE, Images
 from digits.pictures import negatives
-from digits.pictures.rectification import to_mnist
+from digits.pictures.mnist_frame import to_mnist
 
 
 @pytest.fixture(scope="module")

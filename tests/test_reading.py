@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from digits.images import Images
-from digits.pictures.rectification import Ink
+from digits.pictures.ink import Ink
 from models import reading
 from models.onnx_model import Output
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from digits.pictures.rectification import Ink
+from digits.pictures.ink import Ink
 from digits.pictures.ruled_paper import without_rules
 
 STROKE = np.s_[40:120, 150:160]

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from digits.pictures import styles
-from digits.pictures.rectification import to_mnist
+from digits.pictures.mnist_frame import to_mnist
 
 
 def test_the_same_seed_draws_the_same_digits() -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from digits.pictures import text_lines
-from digits.pictures.rectification import Ink
+from digits.pictures.ink import Ink
 
 
 def writing(rows: int, columns: int, slope: float = 0.0, height: int = 30) -> Ink:

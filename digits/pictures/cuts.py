@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from digits.pictures.rectification import Ink, to_frame
+from digits.pictures.ink import Ink
+from digits.pictures.mnist_frame import to_frame
 from digits.pictures.text_lines import DIGIT_HEIGHT
 
 Mask = NDArray[np.bool_]  # (height, width)

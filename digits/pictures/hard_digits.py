@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from digits.images import SIZE, Split
 from digits.pictures import rectification, styles
-from digits.pictures.rectification import FAINT, Ink, to_mnist
+from digits.pictures.ink import FAINT, Ink
+from digits.pictures.mnist_frame import to_mnist
 
 Random = np.random.Generator
 Labelled = tuple[NDArray[np.uint8], int]  # an image (28, 28) and its digit

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from digits.images import SIZE, Images
-from digits.pictures.rectification import FAINT, Ink, to_mnist
+from digits.pictures.ink import FAINT, Ink
+from digits.pictures.mnist_frame import to_mnist
 
 Random = np.random.Generator
 Kind = Callable[[Random], Iterator[Ink]]

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from digits.pictures import picture_files, rectification
+from digits.pictures import picture_files
+from digits.pictures.ink import find_ink, scaled
 from digits.pictures.picture_files import MAX_PIXELS
 from digits.pictures.ruled_paper import without_rules
 from digits.pictures.text_lines import TextLine, text_lines
@@ -39,7 +40,7 @@ def decode(body: bytes, max_pixels: int = MAX_PIXELS) -> Page:
     """
     picture = picture_files.open_upright(body, MAX_SIDE, max_pixels)
     grey = picture_files.to_grey(picture.image, MAX_SIDE)
-    grey = rectification.scaled(grey, min(1.0, MAX_SIDE / max(grey.shape)))
+    grey = scaled(grey, min(1.0, MAX_SIDE / max(grey.shape)))
     height, width = grey.shape
-    lines = text_lines(without_rules(rectification.find_ink(grey)))
+    lines = text_lines(without_rules(find_ink(grey)))
     return Page(lines, (picture.size[0] / width, picture.size[1] / height))

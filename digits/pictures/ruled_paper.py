@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from digits.pictures.rectification import Ink
+from digits.pictures.ink import Ink, window
 
 Mask = NDArray[np.uint8]  # (height, width), 0 or 1
 
@@ -75,7 +75,7 @@ def _is_frame(part: Mask, ink: Mask) -> bool:
     if min(size) < _MIN_FRAME or cv2.contourArea(hull) < 0.85 * area or part.sum() > _MAX_FRAME_INK * area:
         return False
     outline = cv2.polylines(np.zeros_like(part), [cv2.boxPoints((centre, size, angle)).astype(np.int32)], True, 1)
-    near = cv2.dilate(part, _window(*[1 + 2 * max(2, round(0.06 * min(size)))] * 2))
+    near = cv2.dilate(part, window(1 + 2 * max(2, round(0.06 * min(size)))))
     return bool(near[outline > 0].mean() > 0.9)
 
 
@@ -95,7 +95,7 @@ def _rule_pixels(ink: Ink, mask: Mask, rules: Mask, parts: list[_Part], is_uprig
     runs = _runs_across(mask, is_upright)
     on_rule = (lines > 0) & (mask > 0)
     thickness, strength = (int(np.median(of[on_rule])) if on_rule.any() else 1 for of in (runs, ink))
-    reach = _window(thickness + 4, 1) if is_upright else _window(1, thickness + 4)
+    reach = window(thickness + 4, 1) if is_upright else window(1, thickness + 4)
     wide = cv2.dilate(lines, reach)
     # Where a stroke crosses the rule, the ink goes on across it, or is darker.
     return np.asarray((wide > 0) & (runs <= thickness + 3) & (ink <= _DARKER * strength))
@@ -120,7 +120,3 @@ def _runs_across(mask: Mask, is_upright: bool) -> NDArray[np.int64]:
     behind = np.minimum.accumulate(np.where(ink, len(ink), rows)[::-1], axis=0)[::-1]
     runs = np.where(ink, behind - before - 1, 0)
     return runs.T if is_upright else runs
-
-
-def _window(width: int, height: int) -> Mask:
-    return np.ones((height, width), np.uint8)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from digits.pictures.rectification import Ink
+from digits.pictures.ink import Ink
 
 Random = np.random.Generator
 Points = tuple[tuple[float, float], ...]  # across and down, from 0 to 1

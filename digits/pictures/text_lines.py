@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from digits.pictures.rectification import Ink
+from digits.pictures.ink import Ink
 
 DIGIT_HEIGHT = 48
 """Of a line's ink, to which each line is scaled: 2.4 times MNIST's 20 pixels, so that cuts are fine enough."""
