@@ -34,7 +34,8 @@ from services.serving_context import ServingContext, classification
 
 PAGE = Path(__file__).parent / "page"
 # A picture of 24 million pixels takes 250 MB and a second while it is decoded, so large ones are decoded one after the other. Reading a
-# page takes seconds, so one picture is read at a time. Small pictures of one digit do not wait for either.
+# page takes seconds, so one picture is read at a time. Small pictures of one digit do not wait for either, and tiny ones for nothing: they
+# are decoded on the event loop, because threads that wait for Python's lock between the steps of decoding take longer than these.
 MAX_LARGE_PICTURES, MAX_SMALL_PICTURES = 1, 2
 # How long a picture waits for others.
 SLOT_SECONDS = 10
@@ -136,7 +137,11 @@ def check_query(query: bytes, known: set[str]) -> None:
 async def classify_file(request: Request) -> Response:
     """A picture file, as the form field `file` or as the body; with `preview=true` the prediction is not logged."""
     picture, fields = await _picture(request)
-    operation = partial(request.state.context.classify_file, picture, _is_preview(request, fields))
+    context: ServingContext = request.state.context
+    is_preview = _is_preview(request, fields)
+    if picture_structure.is_tiny(picture):
+        return ORJSONResponse(await context.classify_tiny_file(picture, is_preview, client_of(request)))
+    operation = partial(context.classify_file, picture, is_preview)
     if picture_structure.is_small(picture):
         return await _with_slot(request, _small_pictures, operation)
     with _limit("large pictures", request):

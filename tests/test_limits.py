@@ -148,7 +148,7 @@ def test_a_body_within_the_time_is_answered(tight: Service) -> None:
 def test_so_many_requests_at_once(tight: Service, sample: Reference) -> None:
     """A request counts while it is answered; of small pictures, two are decoded at a time."""
     buffer = io.BytesIO()
-    Image.fromarray(sample.images[1]).resize((100, 100)).save(buffer, "PNG")
+    Image.fromarray(sample.images[1]).resize((100, 100)).save(buffer, "JPEG")
     with ThreadPoolExecutor(8 * AT_ONCE) as pool:
         sent = [
             pool.submit(tight.client.post, "/classify_file", content=buffer.getvalue()) for _ in range(50 * AT_ONCE)
