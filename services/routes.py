@@ -4,9 +4,7 @@ The middleware sets the `state` of every request, reads the body into it, and co
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,8 @@ from urllib.parse import parse_qsl
 import anyio.to_thread
 import orjson
 from bentoml.exceptions import NotFound, UnprocessableEntity
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
@@ -27,9 +24,10 @@ from digits.images import SIZE
 from digits.pictures import picture_structure
 from digits.storage.api_keys import ApiKey
 from models.reading import MAX_LENGTH
-from services import json_parts
+from services import json_parts, picture_upload
 from services.access import client_of
 from services.prediction_log import is_recent
+from services.request_limits import counted, slot
 from services.serving_context import ServingContext, classification
 
 PAGE = Path(__file__).parent / "page"
@@ -37,16 +35,8 @@ PAGE = Path(__file__).parent / "page"
 # page takes seconds, so one picture is read at a time. Small pictures of one digit do not wait for either, and tiny ones for nothing: they
 # are decoded on the event loop, because threads that wait for Python's lock between the steps of decoding take longer than these.
 MAX_LARGE_PICTURES, MAX_SMALL_PICTURES = 1, 2
-# How long a picture waits for others.
-SLOT_SECONDS = 10
-DISCONNECT_SECONDS = 0.01
-# Of the requests that may be under way, those of a kind that may wait for seconds are at most this share: others find a place.
-MAX_SHARE_OF_KIND = 0.25
-# Of a form field other than the file.
-MAX_FIELD_BYTES = 1_000
 # Larger bodies are parsed on a thread, because they would delay other requests.
 LARGE_BYTES = 100_000
-PICTURE_TYPES = ("image/", "application/octet-stream")
 # A page loads nothing from another host and contains no inline code; Swagger UI styles its elements inline.
 _POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -73,7 +63,6 @@ _large_pictures, _small_pictures = asyncio.Semaphore(MAX_LARGE_PICTURES), asynci
 _reading = asyncio.Semaphore(1)
 # apart from the threads of all other operations
 _decoding = anyio.CapacityLimiter(MAX_LARGE_PICTURES + MAX_SMALL_PICTURES + 1)
-_under_way: Counter[str] = Counter()
 
 
 def to_json(content: Any) -> bytes:
@@ -136,129 +125,46 @@ def check_query(query: bytes, known: set[str]) -> None:
 
 async def classify_file(request: Request) -> Response:
     """A picture file, as the form field `file` or as the body; with `preview=true` the prediction is not logged."""
-    picture, fields = await _picture(request)
+    picture, fields = await picture_upload.read(request)
     context: ServingContext = request.state.context
-    is_preview = _is_preview(request, fields)
+    is_preview, client = picture_upload.is_preview(request, fields), client_of(request)
     if picture_structure.is_tiny(picture):
-        return ORJSONResponse(await context.classify_tiny_file(picture, is_preview, client_of(request)))
-    operation = partial(context.classify_file, picture, is_preview)
+        return ORJSONResponse(await context.classify_tiny_file(picture, is_preview, client))
+    operation = partial(context.classify_file, picture, is_preview, client)
     if picture_structure.is_small(picture):
-        return await _with_slot(request, _small_pictures, operation)
-    with _limit("large pictures", request):
-        return await _with_slot(request, _large_pictures, operation)
+        async with slot(_small_pictures, request, is_long=False):
+            return await _in_thread(operation, limiter=_decoding)
+    with counted("large pictures", request):
+        async with slot(_large_pictures, request, is_long=True):
+            return await _in_thread(operation, limiter=_decoding)
 
 
 async def read(request: Request) -> Response:
     """A picture file with any number of digits, as `classify_file`; `length` and `pattern` say what each line looks like."""
-    picture, fields = await _picture(request)
-    is_preview, length = _is_preview(request, fields), fields.get("length")
+    picture, fields = await picture_upload.read(request)
+    is_preview, length = picture_upload.is_preview(request, fields), fields.get("length")
     if length is not None and not (length.isascii() and length.isdecimal() and len(length) < 10):
         raise UnprocessableEntity(f"length is {quote(length)}; expected a whole number from 1 to {MAX_LENGTH}")
     number = None if length is None else int(length)
-    operation = partial(request.state.context.read, picture, is_preview, fields.get("pattern"), number)
+    context, client = request.state.context, client_of(request)
+    operation = partial(context.read, picture, is_preview, fields.get("pattern"), number, client)
     slots = _reading if picture_structure.is_small(picture) else _large_pictures
-    with _limit("readings", request):
-        return await _with_slot(request, slots, operation)
-
-
-def _is_preview(request: Request, fields: dict[str, str]) -> bool:
-    preview = fields.get("preview", "false")
-    if preview not in ("true", "false"):
-        raise UnprocessableEntity(f'preview is "{preview[:40]}"; expected true or false')
-    request.state.is_preview = preview == "true"
-    return preview == "true"
-
-
-async def _with_slot(request: Request, slots: asyncio.Semaphore, operation: Callable[..., Any]) -> Response:
-    """The response of an operation on a picture, of which few run at a time."""
-    client = client_of(request)
-    await _take_slot(slots, request)
-    try:
-        return await _in_thread(operation, client, limiter=_decoding)
-    finally:
-        slots.release()
-
-
-@contextmanager
-def _limit(kind: str, request: Request) -> Iterator[None]:
-    """Count a request of a kind that may wait; raises HTTPException 503 above the share of these."""
-    limit = max(1, int(MAX_SHARE_OF_KIND * request.state.context.settings.concurrency_limit))
-    if _under_way[kind] >= limit:
-        sentence = f"the service has {limit} requests for {kind} under way; ask again in a second"
-        raise HTTPException(503, sentence, {"Retry-After": "1"})
-    _under_way[kind] += 1
-    try:
-        yield
-    finally:
-        _under_way[kind] -= 1
-
-
-async def _take_slot(slots: asyncio.Semaphore, request: Request) -> None:
-    """Wait until one is free; raises HTTPException 503 after ten seconds, and ClientDisconnect when the client of long work leaves."""
-    sentence = f"other pictures have kept the service busy for {SLOT_SECONDS} s; ask again in a few seconds"
-    busy = HTTPException(503, sentence, {"Retry-After": "5"})
-    if slots is _small_pictures or (slots is _reading and not slots.locked()):
-        # Watching the client takes two tasks, which cost as much as decoding a very small picture, and some milliseconds.
-        try:
-            async with asyncio.timeout(SLOT_SECONDS):
-                await slots.acquire()
-        except TimeoutError:
-            raise busy from None
-        return
-    taken, left = asyncio.ensure_future(slots.acquire()), asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({taken, left}, timeout=SLOT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        # Granian learns a moment after the body that its client has left; a large picture takes longer than this by far.
-        await asyncio.wait({left}, timeout=DISCONNECT_SECONDS)
-        if left.done():
-            raise ClientDisconnect
-        if not taken.done():
-            raise busy
-    except BaseException:
-        if not taken.cancel():
-            slots.release()
-        raise
-    finally:
-        left.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    """Returns when the client has closed the connection; the request's body was read before."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _picture(request: Request) -> tuple[bytes, dict[str, str]]:
-    """The uploaded file, and the other fields in the form and the query."""
-    fields = dict(request.query_params)
-    content_type = request.headers.get("content-type", "application/octet-stream").lower()
-    if content_type.startswith(PICTURE_TYPES):
-        return request.state.body, fields
-    if not content_type.startswith("multipart/form-data"):
-        advice = 'send a picture as the form field "file" or with its own type'
-        raise HTTPException(415, f'the content type is "{content_type[:80]}"; {advice}')
-    # Python decodes some character sets, such as Punycode, in a time that grows with the square of the length.
-    if "charset" in content_type.replace("charset=utf-8", "", 1).replace('charset="utf-8"', "", 1):
-        raise HTTPException(415, f'the content type is "{content_type[:80]}"; send the form in UTF-8')
-    async with request.form(max_files=1, max_fields=8, max_part_size=MAX_FIELD_BYTES) as form:
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            raise UnprocessableEntity('the form has no file named "file"; send one, as in curl -F file=@digit.png')
-        texts = {name: value for name, value in form.items() if isinstance(value, str)}
-        return await file.read(), fields | texts
+    with counted("readings", request):
+        async with slot(slots, request, is_long=slots is _large_pictures or slots.locked()):
+            return await _in_thread(operation, limiter=_decoding)
 
 
 async def explain(request: Request) -> Response:
     """One image as nested lists; takes as long as 256 classifications, so one is explained at a time."""
     image = _pixels(request.state.body, "image", IMAGE_EXAMPLE)
-    with _limit("explanations", request):
+    with counted("explanations", request):
         return await _in_thread(request.state.context.explain, image, limiter=_explaining)
 
 
 async def classify_bulk(request: Request) -> Response:
     """Raw uint8 pixels, 784 bytes for each image."""
     client, body = client_of(request), request.state.body
-    with _limit("bulk predictions", request):
+    with counted("bulk predictions", request):
         await request.state.context.wait_for_log()
         return await _in_thread(request.state.context.classify_bulk, body, client)
 
@@ -282,7 +188,7 @@ async def stored_prediction(request: Request) -> Response:
 async def _once_stored(request: Request, operation: Callable[..., Any], id: str, *arguments: Any) -> Response:
     """The response of an operation on a prediction; one of the last minute may not be stored yet, then it is tried again."""
     prediction_log = request.state.context.prediction_log
-    with _limit("logged predictions", request):
+    with counted("logged predictions", request):
         for wait in (prediction_log.settle, prediction_log.settle_others):
             try:
                 return await _in_thread(operation, id, *arguments)
