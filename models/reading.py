@@ -49,6 +49,8 @@ class ReadDigit:
     digit: int
     box: Box  # left, top, right and bottom in pixels of the line's ink
     image: Image
+    probabilities: NDArray[np.float32]  # (10,) that the model gives the image
+    digit_score: np.float32  # NaN where the model has none
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,18 @@ class Reading:
     left_out: int  # pieces that are no digits
 
 
-class _Logs(NamedTuple):
-    """Log-probabilities of an image."""
+class _Classified(NamedTuple):
+    """An image and what the model says of it."""
 
-    digits: NDArray[np.float32]  # (10,), given that it is a digit
-    is_digit: float
+    image: Image
+    probabilities: NDArray[np.float32]  # (10,)
+    digit_score: np.float32
+    logs: NDArray[np.float32]  # (10,): of the probabilities, given that it is a digit
+    is_digit: float  # log-probability
 
     @property
     def highest(self) -> float:
-        return float(self.digits.max()) + self.is_digit
+        return float(self.logs.max()) + self.is_digit
 
 
 class _Path(NamedTuple):
@@ -160,8 +165,7 @@ class Lattice:
     components: list[Component]
     places: list[Place]
     regions: list[Region]
-    images: dict[Region, Image]
-    logs: dict[Region, _Logs]
+    classified: dict[Region, _Classified]
 
     def edges(self) -> list[list["_Edge"]]:
         """What may begin at each place."""
@@ -179,8 +183,8 @@ class Lattice:
             yield from (_Edge(region, sign, weight) for sign, weight in signs.items())
             if is_whole or not region.may_be_digit:
                 yield _Edge(region, "", weight + _LEFT_OUT + _PER_SIZE * max(region.height, region.width))
-        if region in self.logs:
-            digits, is_digit = self.logs[region]
+        if region in self.classified:
+            *_, digits, is_digit = self.classified[region]
             weight += _JOINED * (len(region.pieces) - 1) + _PER_GAP * region.gap + _PER_HEIGHT * abs(log(region.height))
             weight += (_PER_IS_DIGIT if is_whole else _PER_IS_DIGIT_CUT) * is_digit
             for digit in np.flatnonzero(digits > _MIN_LOG).tolist():
@@ -192,34 +196,38 @@ class Lattice:
 def lattice_of(ink: Ink, predict: Callable[[Images], Output]) -> Lattice:
     """The lattice of a line; only components that are not surely one digit are cut."""
     components = cuts.components(ink)
-    images = [cuts.image(ink, cuts.region(0, 0, component)) for component in components]
-    highest = [one.highest for one in _logs(predict, images)]
+    whole = _classified(ink, [cuts.region(0, 0, component) for component in components], predict)
     narrow = _WIDTH * DIGIT_HEIGHT
     is_unsure = [
-        log_p < (_SURE_IF_NARROW if component.width < narrow else _SURE)
-        for component, log_p in zip(components, highest, strict=True)
+        one.highest < (_SURE_IF_NARROW if component.width < narrow else _SURE)
+        for component, one in zip(components, whole, strict=True)
     ]
     places = cuts.places(ink, components, is_unsure)
-    lattice = Lattice(components, places, cuts.regions(components, places), {}, {})
+    lattice = Lattice(components, places, cuts.regions(components, places), {})
+    known: dict[tuple[Component, ...], _Classified] = {
+        (component,): one for component, one in zip(components, whole, strict=True)
+    }
     reached = {number for number, place in enumerate(places) if place.cut is None}
     waiting = reached
     while waiting:
         some = [region for region in lattice.regions if region.start in waiting and region.may_be_digit]
-        lattice.images.update({region: cuts.image(ink, region) for region in some})
-        lattice.logs.update(zip(some, _logs(predict, [lattice.images[region] for region in some]), strict=True))
-        waiting = {region.end for region in some if lattice.logs[region].highest > _REACHED} - reached
+        parts = [region for region in some if region.pieces not in known]
+        known.update(zip((region.pieces for region in parts), _classified(ink, parts, predict), strict=True))
+        lattice.classified.update({region: known[region.pieces] for region in some})
+        waiting = {region.end for region in some if lattice.classified[region].highest > _REACHED} - reached
         reached = reached | waiting
     return lattice
 
 
-def _logs(predict: Callable[[Images], Output], images: list[Image]) -> list[_Logs]:
-    if not images:
+def _classified(ink: Ink, regions: Sequence[Region], predict: Callable[[Images], Output]) -> list[_Classified]:
+    if not regions:
         return []
-    output = predict(np.stack(images))
-    digits = np.log(np.maximum(output.probabilities, 1e-12))
+    images = np.stack([cuts.image(ink, region) for region in regions])
+    output = predict(images)
+    logs = np.log(np.maximum(output.probabilities, 1e-12))
     # A model without a score takes all for digits.
     is_digit = -np.logaddexp(0, -np.nan_to_num(output.digit_scores.astype(np.float64), nan=inf))
-    return list(map(_Logs, digits, is_digit.tolist()))
+    return list(map(_Classified, images, output.probabilities, output.digit_scores, logs, is_digit.tolist()))
 
 
 def _search(edges: list[list[_Edge]], patterns: Patterns) -> dict[str, _Hypothesis]:
@@ -261,7 +269,8 @@ def _reading(text: str, confidence: float, fits: bool, path: _Path | None, latti
     while path is not None:
         region, sign = path.edge.region, path.edge.text
         if sign.isdecimal():
-            digits.append(ReadDigit(int(sign), region.box, lattice.images[region]))
+            image, probabilities, digit_score, *_ = lattice.classified[region]
+            digits.append(ReadDigit(int(sign), region.box, image, probabilities, digit_score))
         elif not sign and region.may_be_digit:
             left_out += 1
         path = path.before

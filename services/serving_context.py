@@ -168,8 +168,13 @@ class ServingContext:
             for digit in one.digits
         ]
         images = np.stack([digit.image for _, one in lines for digit in one.digits])
-        clients = [client] * len(images)
-        result = self.predict(images, "/read", clients, is_preview=preview, places=places, champion=champion)
+        output = Output(
+            np.stack([digit.probabilities for _, one in lines for digit in one.digits]),
+            np.array([digit.digit_score for _, one in lines for digit in one.digits], np.float32),
+        )
+        result = self._record(
+            champion, images, output, "/read", [client] * len(images), is_preview=preview, places=places
+        )
         return _reading([one for _, one in lines], left_out, result, images, places)
 
     def explain(self, value: Any) -> Content:
@@ -209,14 +214,26 @@ class ServingContext:
         clients: Sequence[str],
         sample_rate: float = 1.0,
         is_preview: bool = False,
-        places: Sequence[Place] = (),
-        champion: VerifiedModel | None = None,
     ) -> BatchResult:
         """Predictions of the champion for images (n, 28, 28) of n clients; this share of them is logged under ids.
 
-        A preview is neither logged nor counted. Raises InferenceFailed only with a given champion, which no other version replaces.
+        A preview is neither logged nor counted.
         """
-        champion, output = (champion, champion.model.predict(images)) if champion else self._predict(images)
+        champion, output = self._predict(images)
+        return self._record(champion, images, output, route, clients, sample_rate, is_preview)
+
+    def _record(
+        self,
+        champion: VerifiedModel,
+        images: Images,
+        output: Output,
+        route: str,
+        clients: Sequence[str],
+        sample_rate: float = 1.0,
+        is_preview: bool = False,
+        places: Sequence[Place] = (),
+    ) -> BatchResult:
+        """What the champion's output means, counted and logged unless it is a preview."""
         probabilities, digit_scores = output
         digits = probabilities.argmax(1).astype(np.uint8)
         sets, uncertain = champion.conformal.predict(probabilities, images)

@@ -59,6 +59,20 @@ def test_digits_that_touch_are_cut(distance: int) -> None:
     assert read(line("000", distance)).text == "000"
 
 
+def test_the_model_gets_each_image_once_and_the_digits_have_its_output() -> None:
+    images: list[bytes] = []
+
+    def recorded(some: Images) -> Output:
+        images.extend(image.tobytes() for image in some)
+        return predict(some)
+
+    found = reading.read(line("01"), recorded, reading.patterns())
+    assert len(images) == len(set(images))
+    asked = predict(np.stack([digit.image for digit in found.digits]))
+    np.testing.assert_array_equal([digit.probabilities for digit in found.digits], asked.probabilities)
+    assert [digit.digit_score for digit in found.digits] == asked.digit_scores.tolist()
+
+
 def test_a_decimal_point_stands_between_digits() -> None:
     found = read(line("10.1"))
     assert (found.text, len(found.digits)) == ("10.1", 3)
