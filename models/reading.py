@@ -29,14 +29,14 @@ MATCH_SECONDS = 1.0  # of processor time, for all matches of a pattern in a pict
 MAX_PATTERN_LENGTH, MAX_LENGTH = 200, 100
 # Log-probabilities: of a digit that is followed further, of one after which another may begin, and of a component that is not cut.
 _MIN_LOG, _REACHED, _SURE, _SURE_IF_NARROW = log(1e-3), log(0.02), log(0.98), log(0.6)
-# Log-weights in nats, close to those fitted to the texts of lines of MNIST's training digits (maximum likelihood over the lattice).
-_CUT, _PER_PASSED = 3.0, -13.5  # of a cut, and per digit height of ink that it passes
-_JOINED, _PER_GAP = -2.7, -5.8  # of a component put to others, and per digit height of paper between them
-_LEFT_OUT, _PER_SIZE = -6.2, -13.0  # of ink that is dirt, and per digit height of its longer side
-_PER_HEIGHT = -6.5  # per e-fold by which a digit is higher or lower than those of the line
-_PER_NARROW, _PER_WIDE = -2.5, -5.0  # per e-fold by which a digit is narrower, unless it is a 1, or wider than usual
-# Per nat of the log-probability that whole components are a digit, and that what is cut out is one: most of that is none.
-_PER_IS_DIGIT, _PER_IS_DIGIT_CUT = 4.0, 10.0
+# Log-weights in nats, near the maximum likelihood of the texts of lines of MNIST's training digits, some with letters among them.
+_CUT, _PER_PASSED = 3.5, -11.5  # of a cut, and per digit height of ink that it passes
+_JOINED, _PER_GAP = -3.0, -5.9  # of a component put to others, and per digit height of paper between them
+_LEFT_OUT, _PER_SIZE = -5.0, -13.0  # of ink that is dirt, and per digit height of its longer side
+_PER_HEIGHT = -6.0  # per e-fold by which a digit is higher or lower than those of the line
+_PER_NARROW, _PER_WIDE = -1.5, -3.5  # per e-fold by which a digit is narrower, unless it is a 1, or wider than usual
+_PER_IS_DIGIT = 2.0  # per nat of the log-probability that a region is a digit
+_AGAINST_CUT = 6.0  # prior log-odds against a region that is cut out, compared with whole components: most are no digit
 _WIDTH = 0.7  # of a digit in digit heights
 
 Image = NDArray[np.uint8]  # (28, 28)
@@ -71,11 +71,16 @@ class _Classified(NamedTuple):
     probabilities: NDArray[np.float32]  # (10,)
     digit_score: np.float32
     logs: NDArray[np.float32]  # (10,): of the probabilities, given that it is a digit
-    is_digit: float  # log-probability
+
+    @property
+    def log_odds(self) -> float:
+        """That the image is a digit; a model without a score takes all for digits."""
+        return float(np.nan_to_num(self.digit_score, nan=inf))
 
     @property
     def highest(self) -> float:
-        return float(self.logs.max()) + self.is_digit
+        """The log-probability of the likeliest digit."""
+        return float(self.logs.max()) + _log_sigmoid(self.log_odds)
 
 
 class _Path(NamedTuple):
@@ -184,13 +189,13 @@ class Lattice:
             if is_whole or not region.may_be_digit:
                 yield _Edge(region, "", weight + _LEFT_OUT + _PER_SIZE * max(region.height, region.width))
         if region in self.classified:
-            *_, digits, is_digit = self.classified[region]
+            one = self.classified[region]
             weight += _JOINED * (len(region.pieces) - 1) + _PER_GAP * region.gap + _PER_HEIGHT * abs(log(region.height))
-            weight += (_PER_IS_DIGIT if is_whole else _PER_IS_DIGIT_CUT) * is_digit
-            for digit in np.flatnonzero(digits > _MIN_LOG).tolist():
-                narrow = max(0.0, log(_WIDTH / region.width)) if digit != 1 else 0.0
-                wide = max(0.0, log(region.width / _WIDTH))
-                yield _Edge(region, str(digit), weight + float(digits[digit]) + _PER_NARROW * narrow + _PER_WIDE * wide)
+            weight += _PER_IS_DIGIT * _log_sigmoid(one.log_odds - (0.0 if is_whole else _AGAINST_CUT))
+            weight += _PER_WIDE * max(0.0, log(region.width / _WIDTH))
+            narrow = _PER_NARROW * max(0.0, log(_WIDTH / region.width))
+            for digit in np.flatnonzero(one.logs > _MIN_LOG).tolist():
+                yield _Edge(region, str(digit), weight + float(one.logs[digit]) + (narrow if digit != 1 else 0.0))
 
 
 def lattice_of(ink: Ink, predict: Callable[[Images], Output]) -> Lattice:
@@ -225,9 +230,12 @@ def _classified(ink: Ink, regions: Sequence[Region], predict: Callable[[Images],
     images = np.stack([cuts.image(ink, region) for region in regions])
     output = predict(images)
     logs = np.log(np.maximum(output.probabilities, 1e-12))
-    # A model without a score takes all for digits.
-    is_digit = -np.logaddexp(0, -np.nan_to_num(output.digit_scores.astype(np.float64), nan=inf))
-    return list(map(_Classified, images, output.probabilities, output.digit_scores, logs, is_digit.tolist()))
+    return list(map(_Classified, images, *output, logs))
+
+
+def _log_sigmoid(log_odds: float) -> float:
+    """The log-probability."""
+    return -log1p(exp(-log_odds)) if log_odds > 0 else log_odds - log1p(exp(log_odds))
 
 
 def _search(edges: list[list[_Edge]], patterns: Patterns) -> dict[str, _Hypothesis]:
@@ -269,7 +277,7 @@ def _reading(text: str, confidence: float, fits: bool, path: _Path | None, latti
     while path is not None:
         region, sign = path.edge.region, path.edge.text
         if sign.isdecimal():
-            image, probabilities, digit_score, *_ = lattice.classified[region]
+            image, probabilities, digit_score, _ = lattice.classified[region]
             digits.append(ReadDigit(int(sign), region.box, image, probabilities, digit_score))
         elif not sign and region.may_be_digit:
             left_out += 1
