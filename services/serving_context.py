@@ -163,7 +163,7 @@ class ServingContext:
                 "the picture shows no digit; write digits in it, or send a picture that is sharper"
             )
         places = [
-            Place(number, *page.box(line, *digit.box))
+            Place(number, *page.box(line, *digit.bounds))
             for number, (line, one) in enumerate(lines)
             for digit in one.digits
         ]

@@ -47,7 +47,7 @@ def test_a_line_is_read_with_the_box_of_each_digit() -> None:
     assert (found.text, found.fits, found.left_out) == ("0110", True, 0)
     assert 0.3 < found.confidence <= 1
     for number, digit in enumerate(found.digits):
-        left, top, right, bottom = digit.box
+        left, top, right, bottom = digit.bounds
         assert left <= 30 + 45 * number <= right
         assert top <= 12
         assert bottom >= 52

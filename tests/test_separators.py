@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from digits.pictures import separators
-from digits.pictures.cuts import Component
+from digits.pictures.components import Component
 
 DIGITS = [Component(np.ones((48, 25), bool), left, 10) for left in (0, 80)]  # their feet are at 58
 
 
 def mark(width: int, height: int, bottom: int, left: int = 48) -> dict[str, float]:
     part = Component(np.ones((height, width), bool), left, bottom - height)
-    return separators.of([*DIGITS, part], part)
+    return separators.log_weights([*DIGITS, part], part)
 
 
 @pytest.mark.parametrize(
@@ -41,5 +41,5 @@ def test_a_mark_beside_one_digit_only_or_close_to_it_is_none() -> None:
 def test_a_slash_is_longer_than_a_one(height: int, is_clear: bool) -> None:
     rows, columns = np.mgrid[:height, : height // 2 + 5]
     part = Component(np.abs(columns + rows / 2 - height / 2 - 2) <= 2.5, 34, 58 - height)
-    weight = separators.of([*DIGITS, part], part)["/"]
+    weight = separators.log_weights([*DIGITS, part], part)["/"]
     assert (weight > separators.POSSIBLE) == is_clear

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from digits.pictures.cuts import Component
+from digits.pictures.components import Component
 from digits.pictures.text_lines import DIGIT_HEIGHT
 
 CLEAR, POSSIBLE = -5.0, -10.0
@@ -26,7 +26,7 @@ _SLANT = (0.25, 1.2)  # of a slash, pixels across per pixel up
 _SLIM = 4.0  # length over breadth of a slash
 
 
-def of(components: Sequence[Component], part: Component) -> dict[str, float]:
+def log_weights(components: Sequence[Component], part: Component) -> dict[str, float]:
     """The signs that a component may be with their log-weights; none unless digits stand on both sides."""
     tall = [other for other in components if other is not part and other.height >= _TALL * DIGIT_HEIGHT]
     before = [one for one in tall if one.left + one.width / 2 < part.left]

@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 
-from digits.pictures import cuts
-from digits.pictures.cuts import Region
+from digits.pictures import components, regions
 from digits.pictures.ink import Ink
+from digits.pictures.regions import Region
 
 
 def touching_rings(shift: int = 30) -> tuple[Ink, list[Ink]]:
@@ -17,8 +17,8 @@ def touching_rings(shift: int = 30) -> tuple[Ink, list[Ink]]:
 
 
 def regions_of(ink: Ink) -> list[Region]:
-    found = cuts.components(ink)
-    return cuts.regions(found, cuts.places(ink, found, [True] * len(found)))
+    found = components.components(ink)
+    return regions.regions(found, regions.nodes(ink, found, [True] * len(found)))
 
 
 def overlap(region: Region, digit: Ink) -> float:
@@ -54,8 +54,8 @@ def test_broken_strokes_are_put_together_and_distant_ones_are_not() -> None:
 
 def test_a_component_that_is_surely_one_digit_is_not_cut() -> None:
     ink, _ = touching_rings()
-    found = cuts.components(ink)
-    assert len(cuts.places(ink, found, [False])) == 2
+    found = components.components(ink)
+    assert len(regions.nodes(ink, found, [False])) == 2
 
 
 def test_a_scribble_is_not_cut() -> None:
@@ -68,6 +68,6 @@ def test_a_scribble_is_not_cut() -> None:
 def test_the_image_of_a_region_is_framed_as_in_mnist() -> None:
     ink, alone = touching_rings()
     region = max(regions_of(ink), key=lambda one: overlap(one, alone[0]))
-    image = cuts.image(ink, region)
+    image = regions.image(ink, region)
     assert image.shape == (28, 28)
     assert max(np.ptp(np.flatnonzero(image.any(axis))) + 1 for axis in (0, 1)) == 20
