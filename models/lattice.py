@@ -18,7 +18,7 @@ from models.onnx_model import Output
 
 # Log-probabilities: of a digit that is followed further, of one after which another may begin, and of a component that is not cut.
 _MIN_LOG, _REACHED, _SURE, _SURE_IF_NARROW = log(1e-3), log(0.02), log(0.98), log(0.6)
-# Log-weights in nats, near the maximum likelihood of the texts of lines of MNIST's training digits, some with letters among them.
+# Log-weights in nats, chosen near those of the maximum likelihood for lines of MNIST's training digits, some with letters among them.
 _CUT, _PER_CROSSED = 3.5, -11.5  # of a cut, and per digit height of ink that it crosses
 _JOINED, _PER_GAP = -3.0, -5.9  # of a component put to others, and per digit height of paper between them
 _LEFT_OUT, _PER_SIZE = -5.0, -13.0  # of ink that is dirt, and per digit height of its longer side

@@ -24,11 +24,11 @@ from digits.images import SIZE
 from digits.pictures import picture_structure
 from digits.storage.api_keys import ApiKey
 from models.reading import MAX_LENGTH
-from services import json_parts, picture_upload
+from services import answers, json_parts, picture_upload
 from services.access import client_of
 from services.prediction_log import is_recent
 from services.request_limits import counted, slot
-from services.serving_context import ServingContext, classification
+from services.serving_context import ServingContext
 
 PAGE = Path(__file__).parent / "page"
 # A picture of 24 million pixels takes 250 MB and a second while it is decoded, so large ones are decoded one after the other. Reading a
@@ -83,7 +83,7 @@ async def classify(request: Request) -> Response:
         _check_size(body, context.settings.batch_limit)
         return await _in_thread(_classify_large, context, body, client, limiter=_parsing)
     images, is_single = context.read_images(_pixels(body, "images", IMAGES_EXAMPLE))
-    return ORJSONResponse(classification(await context.batcher.predict(images, client), is_single))
+    return ORJSONResponse(answers.of_images(await context.batcher.predict(images, client), is_single))
 
 
 def _classify_large(context: ServingContext, body: bytes, client: str) -> Any:
@@ -93,7 +93,7 @@ def _classify_large(context: ServingContext, body: bytes, client: str) -> Any:
         raise _not_json(error, IMAGES_EXAMPLE) from error
     except ValueError as error:
         raise UnprocessableEntity(str(error)) from error
-    return classification(context.predict(images, "/classify", [client] * len(images)), False)
+    return answers.of_images(context.predict(images, "/classify", [client] * len(images)), False)
 
 
 def _check_size(body: bytes, max_images: int) -> None:

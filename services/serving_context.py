@@ -25,23 +25,22 @@ from digits.errors import quote
 from digits.images import PIXELS, SIZE, Images
 from digits.pictures import pages, rectification
 from digits.pictures.pages import Page
-from digits.reference import Reference
 from digits.settings import Settings
 from digits.storage import database, ledger
 from digits.storage.predictions import Place, PredictionBatch, new_ids
 from models import digit_score, reading
-from models.conformal import UNCERTAIN_BELOW
 from models.model_store import VerifiedModel
 from models.occlusion import occlusion_map
 from models.onnx_model import InferenceFailed, Output
-from models.reading import Patterns, Reading
+from models.reading import Patterns
+from services import answers
 from services.access import Access
+from services.answers import Content
 from services.batcher import Batcher, BatchResult
 from services.metrics import Metrics
 from services.prediction_log import PredictionLog
 from services.serving_state import AliasWatcher
 
-Content = dict[str, Any]
 T = TypeVar("T")
 
 # In a Bento: the version that it was built with.
@@ -111,7 +110,7 @@ class ServingContext:
     def classify(self, value: Any, client: str = "") -> Content:
         """Predictions for one image or a list of images, as nested lists."""
         images, is_single = self.read_images(value)
-        return classification(self.predict(images, "/classify", [client] * len(images)), is_single)
+        return answers.of_images(self.predict(images, "/classify", [client] * len(images)), is_single)
 
     def read_images(self, value: Any) -> tuple[Images, bool]:
         """The images (n, 28, 28) in nested lists, and whether the lists are one image rather than a list of images."""
@@ -123,7 +122,7 @@ class ServingContext:
     def classify_file(self, picture: bytes, preview: bool, client: str = "") -> Content:
         """The prediction for a picture file and the 28 x 28 image made of it; a preview is not logged."""
         images = self._decode(picture)
-        return _picture_answer(self.predict(images, "/classify_file", [client], is_preview=preview), images)
+        return answers.of_picture(self.predict(images, "/classify_file", [client], is_preview=preview), images)
 
     async def classify_tiny_file(self, picture: bytes, preview: bool, client: str) -> Content:
         """As `classify_file`, on the event loop; shares the model's call with others that are waiting."""
@@ -132,7 +131,7 @@ class ServingContext:
             result = self.predict(images, "/classify_file", [client], is_preview=True)
         else:
             result = await self._picture_batcher.predict(images, client)
-        return _picture_answer(result, images)
+        return answers.of_picture(result, images)
 
     def _decode(self, picture: bytes) -> Images:
         """The (1, 28, 28) image of a picture file."""
@@ -175,7 +174,7 @@ class ServingContext:
         result = self._record(
             champion, images, output, "/read", [client] * len(images), is_preview=preview, places=places
         )
-        return _reading([one for _, one in lines], left_out, result, images, places)
+        return answers.of_reading([one for _, one in lines], left_out, result, images, places)
 
     def explain(self, value: Any) -> Content:
         """The most probable digit of an image, as nested lists, and how much its probability falls where paper covers each pixel."""
@@ -321,7 +320,7 @@ class ServingContext:
         found = self.prediction_log.find(id)
         return {
             "id": id,
-            **_answer(found.versions[0], found.digits[0], found.probabilities[0]),
+            **answers.of_version(found.versions[0], found.digits[0], found.probabilities[0]),
             "at": found.at[0],
             "route": found.routes[0],
             "label": None if found.labels[0] < 0 else found.labels[0],
@@ -352,7 +351,7 @@ class ServingContext:
         """Held-out digits to try the champion on."""
         champion = self._champion
         if self._samples[0] != champion.version:
-            self._samples = champion.version, choose_samples(champion.reference)
+            self._samples = champion.version, answers.samples(champion.reference)
         return {"model_version": champion.version, "samples": self._samples[1]}
 
     def _update_gauges(self) -> None:
@@ -370,67 +369,3 @@ class ServingContext:
         if self._ledger_engine is not None:
             self._ledger_engine.dispose()
         self.prediction_log.close()
-
-
-def choose_samples(reference: Reference) -> list[Content]:
-    """For each digit the image that is classified correctly with most confidence, then the ten with least confidence."""
-    confidence = reference.probabilities.max(1)
-    correct = reference.probabilities.argmax(1) == reference.labels
-    # a poor version may classify no image of a digit correctly
-    groups = [np.flatnonzero(correct & (reference.labels == digit)) for digit in range(10)]
-    plain = [int(group[confidence[group].argmax()]) for group in groups if len(group)]
-    hard = [index for index in np.argsort(confidence)[:10].tolist() if index not in plain]
-    return [{"image": reference.images[index], "label": reference.labels[index]} for index in plain + hard]
-
-
-def classification(result: BatchResult, is_single: bool) -> Content:
-    """One prediction, or the list of them."""
-    predictions = [_prediction(result, index) for index in range(len(result.ids))]
-    return predictions[0] if is_single else {"model_version": result.version, "predictions": predictions}
-
-
-def _prediction(result: BatchResult, index: int) -> Content:
-    return {
-        "id": result.ids[index],
-        **_answer(result.version, result.digits[index], result.probabilities[index]),
-        "uncertain": result.uncertain[index],
-        "is_digit": result.is_digit[index],
-        "digit_score": result.digit_scores[index],
-        "prediction_set": result.prediction_sets[index],
-    }
-
-
-def _picture_answer(result: BatchResult, images: Images) -> Content:
-    """The prediction for the only image, and the image."""
-    return {**_prediction(result, 0), "image": images[0]}
-
-
-def _answer(version: str, digit: int, probabilities: NDArray[np.float32]) -> Content:
-    probability = probabilities[digit]
-    return {"digit": digit, "probability": probability, "probabilities": probabilities, "model_version": version}
-
-
-def _reading(lines: list[Reading], left_out: int, result: BatchResult, images: Images, places: list[Place]) -> Content:
-    """The text of all lines; `result`, `images` and `places` have all digits in their order."""
-    numbers = iter(range(len(images)))
-    answers = []
-    for line in lines:
-        digits = []
-        for read, index in zip(line.digits, numbers, strict=False):
-            answer = _prediction(result, index)
-            # The likeliest text need not have the likeliest digit at each place.
-            if read.digit != result.digits[index]:
-                answer |= {"digit": read.digit, "probability": answer["probabilities"][read.digit], "uncertain": True}
-            digits.append({**answer, "image": images[index], "box": places[index][1:]})
-        uncertain = not line.fits or line.confidence < UNCERTAIN_BELOW
-        facts = {"text": line.text, "confidence": line.confidence, "uncertain": uncertain, "box": _hull(digits)}
-        answers.append({**facts, "digits": digits})
-    text = "\n".join(line.text for line in lines)
-    return {"text": text, "lines": answers, "left_out": left_out, "model_version": result.version}
-
-
-def _hull(digits: list[Content]) -> tuple[int, int, int, int]:
-    """The box around all digits of a line."""
-    left, top, width, height = zip(*(digit["box"] for digit in digits), strict=True)
-    right, bottom = max(map(sum, zip(left, width, strict=True))), max(map(sum, zip(top, height, strict=True)))
-    return min(left), min(top), right - min(left), bottom - min(top)
