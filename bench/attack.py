@@ -221,7 +221,7 @@ def slow_patterns(address: Address, ended: Event) -> None:
     for top in range(60, 540, 120):
         for left in range(60, 2_340, 76):
             cv2.ellipse(page, (left, top), (20, 34), 0, 0, 360, 0, 8)
-    path = f"/read?preview=true&pattern={quote('(0|00|(0+)+)+([0-9]+)+x')}"
+    path = f"/read?preview=true&pattern={quote('(0|00|(0+)+)+([0-9]+)+[a-z]')}"
     _repeat(address, ended, 4, path, _png(page), "image/png")
 
 

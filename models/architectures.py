@@ -116,7 +116,7 @@ class Convolutional(_Regularized):
     def _geometry(self) -> Iterator[tuple[int, int, str]]:
         """Kernel, step and padding of each convolution."""
         for number, (kernel, stride) in enumerate(zip(self.kernels, self.strides, strict=True)):
-            # Around a digit is paper anyway: without padding, what follows has a quarter less to do.
+            # Around a digit is paper anyway; with padding everywhere, the default network would multiply 1.7 times as much.
             yield kernel, stride, "valid" if number == 0 or stride == 1 else "same"
 
     def __str__(self) -> str:

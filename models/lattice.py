@@ -1,4 +1,4 @@
-"""The lattice of a line: all ways to cut it and to put its parts together, weighed by the model and by the shape of the parts."""
+"""The lattice of a line: all segmentations of its ink into digits, weighed by the model and by the shape of the parts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _LEFT_OUT, _PER_SIZE = -5.0, -13.0  # of ink that is dirt, and per digit height 
 _PER_HEIGHT = -6.0  # per e-fold by which a digit is higher or lower than those of the line
 _PER_NARROW, _PER_WIDE = -1.5, -3.5  # per e-fold by which a digit is narrower, unless it is a 1, or wider than usual
 _PER_IS_DIGIT = 2.0  # per nat of the log-probability that a region is a digit
-_AGAINST_CUT = 6.0  # prior log-odds against a region that is cut out, compared with whole components: most are no digit
+_AGAINST_CUT = 6.0  # prior log-odds against a digit in a region that is cut out, relative to whole components
 _WIDTH = 0.7  # of a digit in digit heights
 
 Image = NDArray[np.uint8]  # (28, 28)
@@ -120,15 +120,15 @@ def lattice_of(ink: Ink, predict: Callable[[Images], Output]) -> Lattice:
     return lattice
 
 
-def _classified(ink: Ink, some: Sequence[Region], predict: Callable[[Images], Output]) -> list[Classified]:
-    if not some:
+def _classified(ink: Ink, candidates: Sequence[Region], predict: Callable[[Images], Output]) -> list[Classified]:
+    if not candidates:
         return []
-    images = np.stack([regions.image(ink, region) for region in some])
+    images = np.stack([regions.image(ink, region) for region in candidates])
     output = predict(images)
     logs = np.log(np.maximum(output.probabilities, 1e-12))
     return list(map(Classified, images, *output, logs))
 
 
 def _log_sigmoid(log_odds: float) -> float:
-    """The log-probability."""
+    """log(1 / (1 + exp(-log_odds))), without overflow."""
     return -log1p(exp(-log_odds)) if log_odds > 0 else log_odds - log1p(exp(log_odds))

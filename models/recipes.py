@@ -108,13 +108,13 @@ _PRESETS = (
         CONVOLUTIONAL,
         reported="ours",
         evidence="not measured yet",
-        seconds=900,
+        seconds=800,
     ),
     Preset(
         CONVOLUTIONAL.model_copy(update={"name": "ensemble", "n_models": 3}),
         reported="ours",
         evidence="not measured yet",
-        seconds=2700,
+        seconds=2400,
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Dynamic batching: small JSON requests that are waiting at the same time share one call of the model, log record and metrics update.
+"""Dynamic batching: small JSON requests or pictures that are waiting at the same time share one call of the model, log record and metrics update.
 
 No request waits for a batch to fill; the busier a worker is, the larger its batches become (`python -m bench.serving`).
 """

@@ -30,8 +30,8 @@ async def read(request: Request) -> tuple[bytes, dict[str, str]]:
         return await file.read(), fields | texts
 
 
-def is_preview(request: Request, fields: dict[str, str]) -> bool:
-    """Whether the answer is not to be logged; the request remembers it."""
+def read_preview(request: Request, fields: dict[str, str]) -> bool:
+    """The option `preview`: the answer is not logged. Remembered in the state of the request; raises UnprocessableEntity for another value."""
     preview = fields.get("preview", "false")
     if preview not in ("true", "false"):
         raise UnprocessableEntity(f'preview is "{preview[:40]}"; expected true or false')

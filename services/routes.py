@@ -24,7 +24,7 @@ from digits.images import SIZE
 from digits.pictures import picture_structure
 from digits.storage.api_keys import ApiKey
 from models.reading import MAX_LENGTH
-from services import answers, json_parts, picture_upload
+from services import json_parts, picture_upload, response_content
 from services.access import client_of
 from services.prediction_log import is_recent
 from services.request_limits import counted, slot
@@ -83,7 +83,7 @@ async def classify(request: Request) -> Response:
         _check_size(body, context.settings.batch_limit)
         return await _in_thread(_classify_large, context, body, client, limiter=_parsing)
     images, is_single = context.read_images(_pixels(body, "images", IMAGES_EXAMPLE))
-    return ORJSONResponse(answers.of_images(await context.batcher.predict(images, client), is_single))
+    return ORJSONResponse(response_content.predictions(await context.batcher.predict(images, client), is_single))
 
 
 def _classify_large(context: ServingContext, body: bytes, client: str) -> Any:
@@ -93,7 +93,7 @@ def _classify_large(context: ServingContext, body: bytes, client: str) -> Any:
         raise _not_json(error, IMAGES_EXAMPLE) from error
     except ValueError as error:
         raise UnprocessableEntity(str(error)) from error
-    return answers.of_images(context.predict(images, "/classify", [client] * len(images)), False)
+    return response_content.predictions(context.predict(images, "/classify", [client] * len(images)), False)
 
 
 def _check_size(body: bytes, max_images: int) -> None:
@@ -127,7 +127,7 @@ async def classify_file(request: Request) -> Response:
     """A picture file, as the form field `file` or as the body; with `preview=true` the prediction is not logged."""
     picture, fields = await picture_upload.read(request)
     context: ServingContext = request.state.context
-    is_preview, client = picture_upload.is_preview(request, fields), client_of(request)
+    is_preview, client = picture_upload.read_preview(request, fields), client_of(request)
     if picture_structure.is_tiny(picture):
         return ORJSONResponse(await context.classify_tiny_file(picture, is_preview, client))
     operation = partial(context.classify_file, picture, is_preview, client)
@@ -142,7 +142,7 @@ async def classify_file(request: Request) -> Response:
 async def read(request: Request) -> Response:
     """A picture file with any number of digits, as `classify_file`; `length` and `pattern` say what each line looks like."""
     picture, fields = await picture_upload.read(request)
-    is_preview, length = picture_upload.is_preview(request, fields), fields.get("length")
+    is_preview, length = picture_upload.read_preview(request, fields), fields.get("length")
     if length is not None and not (length.isascii() and length.isdecimal() and len(length) < 10):
         raise UnprocessableEntity(f"length is {quote(length)}; expected a whole number from 1 to {MAX_LENGTH}")
     number = None if length is None else int(length)

@@ -33,12 +33,12 @@ from models.model_store import VerifiedModel
 from models.occlusion import occlusion_map
 from models.onnx_model import InferenceFailed, Output
 from models.reading import Patterns
-from services import answers
+from services import response_content
 from services.access import Access
-from services.answers import Content
 from services.batcher import Batcher, BatchResult
 from services.metrics import Metrics
 from services.prediction_log import PredictionLog
+from services.response_content import Content
 from services.serving_state import AliasWatcher
 
 T = TypeVar("T")
@@ -76,6 +76,7 @@ class ServingContext:
         self.metrics = Metrics()
         self.batcher = Batcher(lambda images, clients: self.predict(images, "/classify", clients))
         self._picture_batcher = Batcher(lambda images, clients: self.predict(images, "/classify_file", clients))
+        self._decoding = asyncio.Lock()
         self._random = np.random.default_rng()
         self._samples: tuple[str, list[Content]] = ("", [])
         self._is_release = RELEASE.is_dir()
@@ -110,7 +111,7 @@ class ServingContext:
     def classify(self, value: Any, client: str = "") -> Content:
         """Predictions for one image or a list of images, as nested lists."""
         images, is_single = self.read_images(value)
-        return answers.of_images(self.predict(images, "/classify", [client] * len(images)), is_single)
+        return response_content.predictions(self.predict(images, "/classify", [client] * len(images)), is_single)
 
     def read_images(self, value: Any) -> tuple[Images, bool]:
         """The images (n, 28, 28) in nested lists, and whether the lists are one image rather than a list of images."""
@@ -122,16 +123,21 @@ class ServingContext:
     def classify_file(self, picture: bytes, preview: bool, client: str = "") -> Content:
         """The prediction for a picture file and the 28 x 28 image made of it; a preview is not logged."""
         images = self._decode(picture)
-        return answers.of_picture(self.predict(images, "/classify_file", [client], is_preview=preview), images)
+        return response_content.picture_prediction(
+            self.predict(images, "/classify_file", [client], is_preview=preview), images
+        )
 
     async def classify_tiny_file(self, picture: bytes, preview: bool, client: str) -> Content:
         """As `classify_file`, on the event loop; shares the model's call with others that are waiting."""
-        images = self._decode(picture)
+        async with self._decoding:
+            images = self._decode(picture)
+            # Between two pictures other requests have their turn: 128 at once would delay them by a second.
+            await asyncio.sleep(0)
         if preview:
             result = self.predict(images, "/classify_file", [client], is_preview=True)
         else:
             result = await self._picture_batcher.predict(images, client)
-        return answers.of_picture(result, images)
+        return response_content.picture_prediction(result, images)
 
     def _decode(self, picture: bytes) -> Images:
         """The (1, 28, 28) image of a picture file."""
@@ -174,7 +180,7 @@ class ServingContext:
         result = self._record(
             champion, images, output, "/read", [client] * len(images), is_preview=preview, places=places
         )
-        return answers.of_reading([one for _, one in lines], left_out, result, images, places)
+        return response_content.reading([one for _, one in lines], left_out, result, images, places)
 
     def explain(self, value: Any) -> Content:
         """The most probable digit of an image, as nested lists, and how much its probability falls where paper covers each pixel."""
@@ -320,7 +326,7 @@ class ServingContext:
         found = self.prediction_log.find(id)
         return {
             "id": id,
-            **answers.of_version(found.versions[0], found.digits[0], found.probabilities[0]),
+            **response_content.version_output(found.versions[0], found.digits[0], found.probabilities[0]),
             "at": found.at[0],
             "route": found.routes[0],
             "label": None if found.labels[0] < 0 else found.labels[0],
@@ -351,7 +357,7 @@ class ServingContext:
         """Held-out digits to try the champion on."""
         champion = self._champion
         if self._samples[0] != champion.version:
-            self._samples = champion.version, answers.samples(champion.reference)
+            self._samples = champion.version, response_content.samples(champion.reference)
         return {"model_version": champion.version, "samples": self._samples[1]}
 
     def _update_gauges(self) -> None:

@@ -26,6 +26,7 @@ from PIL import Image
 from serving import ROOT, Service, classify, png, serving
 
 from digits import reference
+from digits.images import Images
 from digits.storage import database
 from digits.storage.predictions import new_ids
 from models import onnx_model
@@ -108,17 +109,25 @@ def test_every_answer_is_logged_with_its_pixels_and_found_by_its_id(
     assert {one["id"], *ids} <= set(window.ids)
 
 
+@pytest.mark.parametrize("route", ["/classify", "/classify_file"])
 def test_everybody_who_asks_at_once_gets_the_answer_on_their_own_image(
-    service: Service, sample: reference.Reference
+    route: str, service: Service, sample: reference.Reference
 ) -> None:
-    images = sample.images[:120]
+    images, writers = sample.images[:120], [f"writer {number}" for number in range(120)]
+
+    def ask(image: Images, writer: str) -> dict[str, Any]:
+        body: dict[str, Any] = {"json": {"images": image.tolist()}} if route == "/classify" else {"content": png(image)}
+        answer: dict[str, Any] = service.client.post(route, headers={"X-Client-ID": writer}, **body).json()
+        return answer
+
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda image: classify(service, image), images))
+        answers = list(pool.map(ask, images, writers))
     assert [answer["digit"] for answer in answers] == sample.probabilities[:120].argmax(1).tolist()
-    service.client.get(f"/predictions/{answers[-1]['id']}")  # waits until it is written
+    ids = [answer["id"] for answer in answers]
+    assert logged_clients(service, ids) == writers
     window = service.window()
     logged = dict(zip(window.ids, window.images, strict=True))
-    assert all(np.array_equal(logged[answer["id"]], image) for answer, image in zip(answers, images, strict=True))
+    assert all(np.array_equal(logged[id], image) for id, image in zip(ids, images, strict=True))
 
 
 def logged_clients(service: Service, ids: list[str]) -> list[str]:

@@ -4,11 +4,11 @@ import numpy as np
 from serving import Service
 
 from digits.reference import Reference
-from services import answers
+from services import response_content
 
 
 def test_ten_plain_and_ten_hard_digits(sample: Reference) -> None:
-    chosen = answers.samples(sample)
+    chosen = response_content.samples(sample)
     assert [int(entry["label"]) for entry in chosen[:10]] == list(range(10)) and len(chosen) == 20
     confidence = {
         image.tobytes(): value for image, value in zip(sample.images, sample.probabilities.max(1), strict=True)
@@ -23,7 +23,7 @@ def test_ten_plain_and_ten_hard_digits(sample: Reference) -> None:
 def test_a_version_that_knows_only_one_digit_still_has_a_gallery(sample: Reference) -> None:
     poor = np.zeros_like(sample.probabilities)
     poor[:, 3] = 1
-    chosen = answers.samples(Reference(sample.images, sample.labels, poor))
+    chosen = response_content.samples(Reference(sample.images, sample.labels, poor))
     assert len(chosen) in (10, 11) and chosen[0]["label"] == 3
 
 

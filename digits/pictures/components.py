@@ -7,12 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digits.pictures.ink import Ink
-from digits.pictures.text_lines import DIGIT_HEIGHT
+from digits.pictures.text_lines import DIGIT_HEIGHT, INK
 
 Mask = NDArray[np.bool_]  # (height, width)
-
-INK = 110
-"""Of 255: ink from which pixels are connected."""
 
 _MIN_AREA = 0.004 * DIGIT_HEIGHT**2  # pixels of a component; less is dust
 

@@ -1,4 +1,4 @@
-"""How much ink covers each pixel of a picture: light ink or dark, uneven light, faint ink; and operations on images of ink."""
+"""Estimates how much ink covers each pixel of a picture, whatever its polarity and light; operations on images of ink."""
 
 import math
 from typing import Any
@@ -13,8 +13,8 @@ Ink = NDArray[np.uint8]  # (height, width), 0 = paper, 255 = ink
 
 FAINT = 80  # of 255: ink from which a pixel belongs to a digit rather than to its soft edge
 
-_LIGHT = 50  # pixels, about: longest side of a picture while the light on it is estimated
-# What a difference from the paper says for ink: the few strong ones are ink, the many weak ones are shades of the paper.
+_LIGHT = 50  # pixels, about: the longest side at which the light on a picture is estimated
+# Weight of a difference from the paper as evidence of ink: cubed, so that a few strong ones outweigh many weak ones.
 _DIFFERENCE_WEIGHTS = np.maximum(np.arange(256) - 5, 0) ** 3
 
 
@@ -45,13 +45,13 @@ def find_ink(grey: Grey) -> Ink:
 
 
 def _quantile(counts: NDArray[Any], share: float) -> int:
-    """The quantile of whole numbers, of which there are so many of each from 0."""
+    """The quantile of a histogram with bins 0, 1, 2, ..."""
     total = np.cumsum(counts)
     return int(np.searchsorted(total, share * total[-1]))
 
 
 def _moments(counts: NDArray[Any]) -> tuple[float, float]:
-    """Mean and standard deviation of whole numbers, of which there are so many of each from 0."""
+    """Mean and standard deviation of a histogram with bins 0, 1, 2, ..."""
     values, shares = np.arange(len(counts)), counts / counts.sum()
     mean = float(values @ shares)
     return mean, math.sqrt((values - mean) ** 2 @ shares)
@@ -70,7 +70,7 @@ def _light(grey: Grey) -> Grey:
 
 
 def border_of(grey: Grey) -> NDArray[np.uint8]:
-    """The outermost 4 % of a picture's pixels on each side, where there is paper, in one row."""
+    """The outermost 4 % of a picture's pixels on each side, where there is paper, as a flat array."""
     thickness = max(1, round(0.04 * min(grey.shape)))
     ring = np.ones(grey.shape, bool)
     ring[thickness:-thickness, thickness:-thickness] = False

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from digits.pictures.components import Component
 from digits.pictures.ink import Ink
 from digits.pictures.mnist_frame import to_frame
-from digits.pictures.seams import MIN_SIDE, Seam, seams
+from digits.pictures.seams import MIN_SIDE_AREA, Seam, seams
 from digits.pictures.text_lines import DIGIT_HEIGHT
 
 Bounds = tuple[int, int, int, int]  # left, top, right and bottom in pixels of the line
@@ -64,36 +64,36 @@ def region(start: int, end: int, *pieces: Component) -> Region:
     return Region(start, end, pieces, (left, top, right, max(piece.bottom for piece in pieces)), gap / DIGIT_HEIGHT)
 
 
-def nodes(ink: Ink, found: Sequence[Component], may_be_cut: Sequence[bool]) -> list[Node]:
+def nodes(ink: Ink, components: Sequence[Component], may_be_cut: Sequence[bool]) -> list[Node]:
     """The nodes of a line from left to right; the last one is behind all components."""
-    line = []
-    for number, component in enumerate(found):
-        line.append(Node(number, None))
+    found = []
+    for number, component in enumerate(components):
+        found.append(Node(number, None))
         is_wide = _WIDE < component.width / DIGIT_HEIGHT < _MAX_CUT_WIDTH
         if may_be_cut[number] and is_wide and _HIGH < component.height / DIGIT_HEIGHT < _MAX_CUT_HEIGHT:
-            line += [Node(number, seam) for seam in seams(ink, component)]
-    return [*line, Node(len(found), None)]
+            found += [Node(number, seam) for seam in seams(ink, component)]
+    return [*found, Node(len(components), None)]
 
 
-def regions(found: Sequence[Component], line: Sequence[Node]) -> list[Region]:
+def regions(components: Sequence[Component], nodes: Sequence[Node]) -> list[Region]:
     """All that may be one digit or a part of one, and each component as a whole, by start and end."""
-    at = [number for number, node in enumerate(line) if node.cut is None]
-    inside = (one for first, last in pairwise(at) for one in _within(found, line, first, last))
+    at = [number for number, node in enumerate(nodes) if node.cut is None]
+    inside = (one for first, last in pairwise(at) for one in _within(components, nodes, first, last))
     known = {(one.start, one.end): one for one in inside}
     joined = [
         one
-        for first in range(len(found))
-        for last in range(first + 1, min(len(found), first + _MAX_COMPONENTS))
+        for first in range(len(components))
+        for last in range(first + 1, min(len(components), first + _MAX_COMPONENTS))
         for one in _joined(known, at, first, last)
     ]
     return sorted([*known.values(), *joined], key=lambda one: (one.start, one.end))
 
 
-def _within(found: Sequence[Component], line: Sequence[Node], first: int, last: int) -> Iterator[Region]:
+def _within(components: Sequence[Component], nodes: Sequence[Node], first: int, last: int) -> Iterator[Region]:
     """The regions of one component."""
-    component = found[line[first].component]
+    component = components[nodes[first].component]
     yield region(first, last, component)
-    cuts = [node.cut.is_left for node in line[first + 1 : last] if node.cut]
+    cuts = [node.cut.is_left for node in nodes[first + 1 : last] if node.cut]
     left = [np.zeros_like(component.mask), *cuts, component.mask]
     ends = [cv2.boundingRect(ink.astype(np.uint8)) for ink in left]
     starts = [cv2.boundingRect((component.mask & ~ink).astype(np.uint8))[0] for ink in left]
@@ -101,7 +101,7 @@ def _within(found: Sequence[Component], line: Sequence[Node], first: int, last: 
         if ends[end][0] + ends[end][2] - starts[start] > 2 * _MAX_WIDTH * DIGIT_HEIGHT or end - start == last - first:
             continue
         # Seams that cross have ink that is on the right of one and on the left of the other.
-        if np.count_nonzero(left[start] & ~left[end]) > MIN_SIDE:
+        if np.count_nonzero(left[start] & ~left[end]) > MIN_SIDE_AREA:
             continue
         piece = left[end] & ~left[start]
         x, y, width, height = cv2.boundingRect(piece.astype(np.uint8))

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from digits.pictures.components import INK, Component, Mask
+from digits.pictures.components import Component, Mask
 from digits.pictures.ink import Ink
-from digits.pictures.text_lines import DIGIT_HEIGHT
+from digits.pictures.text_lines import DIGIT_HEIGHT, INK
 
 _MARGIN = 2  # pixels of paper around a component, through which seams run
 # Of a seam, in pixels of ink: the price of a step to the side, and the most that it crosses.
@@ -20,7 +20,7 @@ _SIDESTEP, _MAX_CROSSED = 0.1, 0.7 * DIGIT_HEIGHT
 # The next seam crosses ink at least this far, in pixels, from where the former were searched.
 _NEXT = round(0.06 * DIGIT_HEIGHT)
 # Pixels on either side of a seam, and pixels in which two seams differ.
-MIN_SIDE, _MIN_DIFFERENCE = 0.012 * DIGIT_HEIGHT**2, 0.02 * DIGIT_HEIGHT**2
+MIN_SIDE_AREA, _MIN_DIFFERENCE = 0.012 * DIGIT_HEIGHT**2, 0.02 * DIGIT_HEIGHT**2
 _MAX_SEAMS_PER_HEIGHT = 24  # of a component's width
 # Where two strokes touch along their sides, the ink is thicker than a stroke: there it costs down to a tenth.
 _THICK, _LESS_PER_THICKNESS, _CHEAPEST = 0.8, 3.0, 0.1
@@ -59,7 +59,7 @@ def seams(ink: Ink, component: Component) -> list[Seam]:
             other for other, n_other in zip(found, n_lefts, strict=True) if abs(n_left - n_other) < _MIN_DIFFERENCE
         ]
         is_new = all(np.count_nonzero(is_left ^ other.is_left) >= _MIN_DIFFERENCE for other in alike)
-        if min(n_left, area - n_left) >= MIN_SIDE and is_new:
+        if min(n_left, area - n_left) >= MIN_SIDE_AREA and is_new:
             found.append(Seam(is_left, float(through[row, column]) / DIGIT_HEIGHT))
             n_lefts.append(n_left)
         if len(found) == limit:

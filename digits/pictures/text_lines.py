@@ -21,7 +21,7 @@ MIN_DIGIT_HEIGHT = 6
 MAX_LINE_PIXELS = 8_000_000
 """Of a line at the size in which it is read: each takes a few bytes while the line is cut."""
 
-_INK = 110  # of 255: ink from which pixels are connected
+INK = 110  # of 255: ink from which pixels are connected
 _MIN_AREA, _MIN_SIDE = 0.004, 0.12  # of a piece, in squared digit heights and digit heights; less is dust
 _TALL = 0.5  # of a digit height: such pieces make the lines, and lower ones belong to the nearest
 _MAX_SLOPE, _SLOPE_STEP = 0.2, 0.01  # pixels down per pixel across: 11 degrees
@@ -103,7 +103,7 @@ def text_lines(ink: Ink) -> list[TextLine]:
 
 def _pieces(ink: Ink) -> _Pieces:
     """The connected pieces of ink (height, width) that are neither dust nor much smaller than the digits."""
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats((ink > _INK).astype(np.uint8))
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats((ink > INK).astype(np.uint8))
     left, top, width, height, area = statistics[1:].T.astype(np.float64)
     digit_height = 0.0
     if len(area):

@@ -1,4 +1,4 @@
-"""The contents of the answers: what a version says of images, as JSON has it."""
+"""Builds the JSON content of responses from predictions, readings and reference images."""
 
 from typing import Any
 
@@ -26,16 +26,16 @@ def samples(reference: Reference) -> list[Content]:
     return [{"image": reference.images[index], "label": reference.labels[index]} for index in plain + hard]
 
 
-def of_images(result: BatchResult, is_single: bool) -> Content:
+def predictions(result: BatchResult, is_single: bool) -> Content:
     """One prediction, or the list of them."""
-    predictions = [_of_image(result, index) for index in range(len(result.ids))]
-    return predictions[0] if is_single else {"model_version": result.version, "predictions": predictions}
+    found = [_prediction(result, index) for index in range(len(result.ids))]
+    return found[0] if is_single else {"model_version": result.version, "predictions": found}
 
 
-def _of_image(result: BatchResult, index: int) -> Content:
+def _prediction(result: BatchResult, index: int) -> Content:
     return {
         "id": result.ids[index],
-        **of_version(result.version, result.digits[index], result.probabilities[index]),
+        **version_output(result.version, result.digits[index], result.probabilities[index]),
         "uncertain": result.uncertain[index],
         "is_digit": result.is_digit[index],
         "digit_score": result.digit_scores[index],
@@ -43,36 +43,34 @@ def _of_image(result: BatchResult, index: int) -> Content:
     }
 
 
-def of_picture(result: BatchResult, images: Images) -> Content:
+def picture_prediction(result: BatchResult, images: Images) -> Content:
     """The prediction for the only image, and the image."""
-    return {**_of_image(result, 0), "image": images[0]}
+    return {**_prediction(result, 0), "image": images[0]}
 
 
-def of_version(version: str, digit: int, probabilities: NDArray[np.float32]) -> Content:
+def version_output(version: str, digit: int, probabilities: NDArray[np.float32]) -> Content:
     """What a version said of one image."""
     probability = probabilities[digit]
     return {"digit": digit, "probability": probability, "probabilities": probabilities, "model_version": version}
 
 
-def of_reading(
-    lines: list[Reading], left_out: int, result: BatchResult, images: Images, places: list[Place]
-) -> Content:
+def reading(lines: list[Reading], left_out: int, result: BatchResult, images: Images, places: list[Place]) -> Content:
     """The text of all lines; `result`, `images` and `places` have all digits in their order."""
     numbers = iter(range(len(images)))
-    answers = []
+    contents = []
     for line in lines:
         digits = []
         for read, index in zip(line.digits, numbers, strict=False):
-            answer = _of_image(result, index)
+            content = _prediction(result, index)
             # The likeliest text need not have the likeliest digit at each place.
             if read.digit != result.digits[index]:
-                answer |= {"digit": read.digit, "probability": answer["probabilities"][read.digit], "uncertain": True}
-            digits.append({**answer, "image": images[index], "box": places[index][1:]})
+                content |= {"digit": read.digit, "probability": content["probabilities"][read.digit], "uncertain": True}
+            digits.append({**content, "image": images[index], "box": places[index][1:]})
         uncertain = not line.fits or line.confidence < UNCERTAIN_BELOW
         facts = {"text": line.text, "confidence": line.confidence, "uncertain": uncertain, "box": _hull(digits)}
-        answers.append({**facts, "digits": digits})
+        contents.append({**facts, "digits": digits})
     text = "\n".join(line.text for line in lines)
-    return {"text": text, "lines": answers, "left_out": left_out, "model_version": result.version}
+    return {"text": text, "lines": contents, "left_out": left_out, "model_version": result.version}
 
 
 def _hull(digits: list[Content]) -> tuple[int, int, int, int]:
