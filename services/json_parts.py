@@ -16,7 +16,7 @@ from digits.images import Images, from_json
 PART_BYTES = 50_000
 # The longest that is accepted; one has 25 kB where its numbers have 17 digits and lines of their own.
 MAX_IMAGE_BYTES = 100_000
-# Between two parts; a thread that wants the lock otherwise gets it only 5 ms later (sys.setswitchinterval), several times for one request.
+# Between two parts; a thread that wants the lock otherwise gets it only after the switch interval, several times for one request.
 PAUSE_SECONDS = 0.0005
 _BEGIN = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"images"[ \t\r\n]*:[ \t\r\n]*\[(?=[ \t\r\n]*\[[ \t\r\n]*\[)')
 _END = re.compile(rb"\][ \t\r\n]*\}[ \t\r\n]*\Z")
