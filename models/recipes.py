@@ -107,14 +107,14 @@ _PRESETS = (
     Preset(
         CONVOLUTIONAL,
         reported="ours",
-        evidence="not measured yet",
-        seconds=800,
+        evidence="99.58 % [99.43, 99.69] with seed 0, 14 minutes on two cores (`python -m bench.accuracy convolutional`)",
+        seconds=860,
     ),
     Preset(
         CONVOLUTIONAL.model_copy(update={"name": "ensemble", "n_models": 3}),
         reported="ours",
         evidence="not measured yet",
-        seconds=2400,
+        seconds=2580,
     ),
 )
 
