@@ -22,7 +22,7 @@ def curves(history: Sequence[dict[str, float]]) -> "Figure":
     figure, (loss, accuracy) = _axes(1, 2, (10, 4))
     epochs = range(1, len(history) + 1)
     for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
-        axes.plot(epochs, [row[name] for row in history], marker=".", label="training")
+        axes.plot(epochs, [row[f"train_{name}"] for row in history], marker=".", label="training")
         axes.plot(epochs, [row[f"val_{name}"] for row in history], marker=".", label="validation")
         axes.set(xlabel="epoch", ylabel=name)
         axes.locator_params(axis="x", integer=True)

@@ -162,7 +162,7 @@ def train(recipe: Recipe, dataset: Dataset, proceed: Callable[[int, EpochMetrics
     network = Network(recipe, dataset)
     for epoch, metrics in enumerate(network.epochs()):
         history.append(metrics)
-        stopped = not (proceed(epoch, metrics) and math.isfinite(metrics["loss"]))
+        stopped = not (proceed(epoch, metrics) and math.isfinite(metrics["train_loss"]))
         if stopped:
             break
     accuracies = [metrics["val_accuracy"] for metrics in history]

@@ -63,7 +63,7 @@ class TrainingResult:
     """A trained model, from `uint8` images to calibrated probabilities, and the record of its training."""
 
     model: Any  # keras.Model, (n, 28, 28) uint8 -> {"probabilities": (n, 10), "digit_score": (n,)}
-    history: list[EpochMetrics]  # one per network and epoch: loss, accuracy, val_loss, val_accuracy
+    history: list[EpochMetrics]  # one per network and epoch: train_loss, train_accuracy, val_loss, val_accuracy
     seconds: float  # in the epochs, compilation included
     images_seen: int
     temperature: float  # the logits are divided by it
@@ -169,7 +169,7 @@ class Network:
     def _train(self, epoch: int, images: Images, labels: Labels) -> EpochMetrics:
         order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(images)).astype(np.int32)
         loss, correct = self._run_epoch(images, labels, order)
-        return {"loss": float(loss) / len(images), "accuracy": float(correct) / len(images)}
+        return {"train_loss": float(loss) / len(images), "train_accuracy": float(correct) / len(images)}
 
     def _validate(self) -> EpochMetrics:
         _, tf = backend.load()

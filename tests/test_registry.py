@@ -21,7 +21,7 @@ from models.registry_reader import RegistryReader, RegistryUnreachable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-EPOCHS = ({"loss": 0.5}, {"loss": 0.4}, {"loss": 0.3})
+EPOCHS = ({"train_loss": 0.5}, {"train_loss": 0.4}, {"train_loss": 0.3})
 
 
 def test_recording_survives_a_restart_of_mlflow(trained_runs: Runs, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_recording_survives_a_restart_of_mlflow(trained_runs: Runs, tmp_path: Pa
         run.__exit__(None, None, None)
         read = runs.find(writer, "1")
         assert (read.id, read.status, read.metrics["test_accuracy"]) == (run_id, "FINISHED", 0.9)
-        points = [(point.step, {"loss": point.value}) for point in writer.client.get_metric_history(run_id, "loss")]
+        points = [(point.step, {"train_loss": point.value}) for point in writer.client.get_metric_history(run_id, "train_loss")]
         assert points == list(enumerate(EPOCHS, start=1))
         assert len(writer.client.search_model_versions("name='digits'")) == 1
         assert len(writer.client.get_run(run_id).outputs.model_outputs) == 1

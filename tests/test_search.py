@@ -221,7 +221,7 @@ def test_a_diverging_trial_stops(dataset: Dataset, recipe: Recipe) -> None:
     diverging = recipe.model_copy(update={"optimizer": "sgd", "learning_rate": 1e30})
     trained = search.train(diverging, dataset, lambda epoch, metrics: True)
     assert len(trained.history) == 1 and trained.stopped
-    assert not math.isfinite(trained.history[0]["loss"])
+    assert not math.isfinite(trained.history[0]["train_loss"])
 
 
 def test_with_patience_the_accuracy_is_the_best(dataset: Dataset, recipe: Recipe) -> None:

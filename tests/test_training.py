@@ -32,7 +32,7 @@ def test_it_learns_real_digits(dataset: Dataset, trained: training.TrainingResul
     assert evaluation.accuracy(probabilities, dataset.test.labels).value > 0.9
     assert len(trained.history) == 3
     assert trained.images_seen == 3 * len(dataset.train)
-    assert trained.history[-1]["loss"] < trained.history[0]["loss"] / 2
+    assert trained.history[-1]["train_loss"] < trained.history[0]["train_loss"] / 2
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
 
 
@@ -81,8 +81,8 @@ def test_an_epoch_equals_keras_fit(dataset: Dataset, optimizer: str) -> None:
     )
     for ours, theirs in zip(network.model.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-4)
-    assert metrics["loss"] == pytest.approx(fitted.history["loss"][0], rel=1e-3)
-    assert metrics["accuracy"] == pytest.approx(fitted.history["accuracy"][0], abs=0.002)
+    assert metrics["train_loss"] == pytest.approx(fitted.history["loss"][0], rel=1e-3)
+    assert metrics["train_accuracy"] == pytest.approx(fitted.history["accuracy"][0], abs=0.002)
 
 
 def test_patience_stops_early_and_restores_the_best_weights(dataset: Dataset) -> None:
