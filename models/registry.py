@@ -8,18 +8,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from importlib.metadata import version as installed
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import numpy as np
 
 from digits.data.datasets import Dataset
 from digits.errors import first_line
-from digits.images import SIZE
 from digits.settings import without_password
+from models import flavors
 from models.provenance import environment, git_commit, inputs_hash
 from models.registry_reader import MODEL_NAME, RegistryUnreachable
 from models.training import Recipe
@@ -83,6 +81,7 @@ class RegistryWriter:
         mlflow.set_tracking_uri(server)
         self.uri, self.mlflow, self.client = server, mlflow, mlflow.MlflowClient(server)
         self.run_id = ""
+        self._results_at: int | None = None  # when the final metrics of the current run were logged, in ms since 1970
         self._queue: list[Any] = []  # mlflow.entities.Metric that were not sent yet
         self._sender = ThreadPoolExecutor(1, "mlflow-metrics")
         self._sending: Future[None] = self._sender.submit(lambda: None)
@@ -156,15 +155,23 @@ class RegistryWriter:
     ) -> None:
         """Log the final metrics, tags, texts and figures of the current run, after the points that are still queued."""
         self._send_all()
-        self.client.log_batch(self.run_id, metrics=self._metrics([(0, metrics)]), tags=self._tags(tags))
+        self._results_at = _milliseconds()
+        final = self._metrics([(0, metrics)], self._results_at)
+        self.client.log_batch(self.run_id, metrics=final, tags=self._tags(tags))
         for name, content in files.items():
             log_file = self.client.log_text if isinstance(content, str) else self.client.log_figure
             log_file(self.run_id, content, name)
 
-    def _metrics(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> list[Any]:
-        now = int(time.time() * 1000)
-        metric = self.mlflow.entities.Metric
-        return [metric(name, value, now, step) for step, metrics in points for name, value in metrics.items()]
+    def _metrics(
+        self, points: Iterable[tuple[int, Mapping[str, float]]], at: int | None = None, model_id: str | None = None
+    ) -> list[Any]:
+        """`mlflow.entities.Metric`s of a run, or of one of its models too; those of the same time and value are the same point."""
+        metric, at = self.mlflow.entities.Metric, at or _milliseconds()
+        return [
+            metric(name, value, at, step, model_id=model_id)
+            for step, metrics in points
+            for name, value in metrics.items()
+        ]
 
     def _tags(self, tags: Mapping[str, str]) -> list[Any]:
         return [self.mlflow.entities.RunTag(name, value) for name, value in tags.items()]
@@ -210,18 +217,14 @@ class RegistryWriter:
 
     @_translate_errors()
     def register(self, card: dict[str, Any], files: Mapping[str, bytes]) -> str:
-        """Register the current run as a new version: the ONNX model, the other files and a card that lists their checksums.
+        """Register the current run as a new version: its files in MLflow's format, and a card that lists their checksums.
 
         Returns the version; called again for the same run, the one that exists.
         """
         existing = self.client.search_model_versions(f"name='{MODEL_NAME}' and run_id='{self.run_id}'")
         if existing:
             return str(existing[0].version)
-        model = self._log_model(files["model.onnx"])
-        with TemporaryDirectory() as folder:
-            for name, content in {**files, "card.json": card_content(card, files)}.items():
-                Path(folder, name).write_bytes(content)
-            self.client.log_model_artifacts(model.model_id, folder)
+        model = self._log_model(card, files)
         # The model exists from the second version on.
         with suppress(self.mlflow.exceptions.MlflowException):
             self.client.create_registered_model(MODEL_NAME, description="Handwritten-digit recognisers.")
@@ -230,21 +233,19 @@ class RegistryWriter:
         source, model_id = model.model_uri, model.model_id
         return str(self.client.create_model_version(MODEL_NAME, source, self.run_id, tags, model_id=model_id).version)
 
-    def _log_model(self, onnx_model: bytes) -> Any:
-        """Log the ONNX model in MLflow's own format, linked to the current run. Returns an `mlflow.models.model.ModelInfo`."""
-        import onnx
-        from mlflow.models import infer_signature
-
-        # MLflow links the model to the run that is active in this thread, and a task may run in another one.
-        with self.mlflow.start_run(run_id=self.run_id, nested=True):
-            return self.mlflow.onnx.log_model(
-                onnx.load_model_from_string(onnx_model),
-                name="model",
-                signature=infer_signature(np.zeros((1, SIZE, SIZE), np.uint8), np.zeros((1, 10), np.float32)),
-                pip_requirements=[f"{library}=={installed(library)}" for library in ("onnxruntime", "numpy")],
-                save_as_external_data=False,
-                onnx_execution_providers=["CPUExecutionProvider"],
-            )
+    def _log_model(self, card: dict[str, Any], files: Mapping[str, bytes]) -> Any:
+        """Log the version in MLflow's own format, with its metrics, as an output of the current run. Returns an `mlflow.entities.LoggedModel`."""
+        entities, params = self.mlflow.entities, {name: str(value) for name, value in flatten(card["recipe"]).items()}
+        model = self.client.create_logged_model(self.experiment_id, "model", self.run_id, params=params)
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary, "model")
+            described = self.mlflow.models.Model(run_id=self.run_id, model_id=model.model_id, model_uuid=model.model_id)
+            flavors.save(folder, {**files, "card.json": card_content(card, files)}, described)
+            self.client.log_model_artifacts(model.model_id, str(folder))
+        metrics = self._metrics([(0, card["metrics"])], self._results_at, model.model_id)
+        self.client.log_batch(self.run_id, metrics=metrics)
+        self.client.log_outputs(self.run_id, [entities.LoggedModelOutput(model.model_id, step=0)])
+        return self.client.finalize_logged_model(model.model_id, entities.LoggedModelStatus.READY)
 
     @_translate_errors()
     def set_alias(self, alias: str, version: str) -> None:
@@ -285,6 +286,10 @@ class RegistryWriter:
         if version:
             log.info("nothing new to learn: digits v%s has the same data, recipe, code and libraries", version)
         return version
+
+
+def _milliseconds() -> int:
+    return int(time.time() * 1000)
 
 
 def card_content(card: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
