@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ log = logging.getLogger("digits.registry")
 EXPERIMENT_NAME = "digits"
 # Without it MLflow's UI opens its pages for language models.
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
+CONTEXTS = ("training", "validation", "test")  # in which MLflow says that the parts of a data set are used
 ENVIRONMENT = {
     # Its thread changes the environment while requests read it.
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -38,6 +40,8 @@ ENVIRONMENT = {
     # Otherwise every logged model records all packages of uv.lock as its requirements.
     "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Its own 10 s leave short trainings without any.
+    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "2",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 retry a server that is down for four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
@@ -106,14 +110,11 @@ class RegistryWriter:
         fingerprint = manifest["fingerprint"]
         tags = {"recipe": recipe.name, "dataset": fingerprint, **git_commit(), **tags}
         with _translate_errors():
-            self.run_id = self.mlflow.start_run(run_name=recipe.name, tags=tags).info.run_id
+            self.run_id = self.mlflow.start_run(run_name=recipe.name, tags=tags, log_system_metrics=True).info.run_id
             self._log_recipe(self.run_id, recipe)
             self.mlflow.log_dict(environment(), "environment.json")
             self.mlflow.log_dict(manifest, "dataset.json")
-            # MLflow's UI shows these.
-            images, labels = dataset.train.images[:100], dataset.train.labels[:100]
-            data = self.mlflow.data.from_numpy(images, targets=labels, name=dataset.source, digest=fingerprint)
-            self.mlflow.log_input(data, context="training")
+            self._log_datasets(manifest["location"], dataset)
         status = "FAILED"
         try:
             yield self.run_id
@@ -128,6 +129,20 @@ class RegistryWriter:
                     self.mlflow.end_run(status)
             except RegistryUnreachable as error:
                 log.warning("the end of run %s (%s) is not recorded: %s", self.run_id, status, error)
+
+    def _log_datasets(self, location: str, dataset: Dataset) -> None:
+        """Log the images of each part, as the recipe splits them, as an input of the current run; none of them are uploaded."""
+        with warnings.catch_warnings():
+            # MLflow has two classes of the same name for files.
+            warnings.filterwarnings("ignore", "The specified dataset source can be interpreted", UserWarning)
+            inputs = [
+                # MLflow takes inputs of one name and digest for the same one.
+                self.mlflow.data.from_numpy(
+                    split.images, location, split.labels, f"{dataset.source}-{part}", dataset.fingerprint
+                )
+                for part, split in dataset.splits().items()
+            ]
+        self.mlflow.log_inputs(inputs, list(CONTEXTS), [None] * len(inputs))
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Queue one point on each learning curve for a background thread, without waiting for MLflow; raises nothing.

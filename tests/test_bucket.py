@@ -148,7 +148,7 @@ def test_a_version_on_s3_reaches_the_service_through_mlflow_alone(
         wait_until_healthy(f"{uri}/health", server, tmp_path / "server.log")
         registry = RegistryWriter(uri)
         card = json.loads(champion_files["card.json"])
-        with registry.run(COMPACT, datasets.describe(bundled), bundled, {}) as run_id:
+        with registry.run(COMPACT, {**datasets.describe(bundled), "location": "digits.npz"}, bundled, {}) as run_id:
             facts = {"run_id": run_id, "experiment_id": registry.experiment_id, "inputs": "none"}
             files = {name: content for name, content in champion_files.items() if name != "card.json"}
             version = registry.register({**card, **facts}, files)

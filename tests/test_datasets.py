@@ -150,7 +150,7 @@ def test_save_and_load(bundled: Dataset, tmp_path: Path) -> None:
 def test_the_manifest_tells_what_is_there(bundled: Dataset, tmp_path: Path) -> None:
     path = datasets.save(bundled, tmp_path)
     about = datasets.manifest(tmp_path, path.name)
-    assert about == json.loads((path / "manifest.json").read_text())
+    assert about == {**json.loads((path / "manifest.json").read_text()), "location": f"{path}/arrays.npz"}
     assert about["images"] == {"train": 1258, "validation": 269, "test": 270}
     assert about["images_per_digit"]["test"] == np.bincount(bundled.test.labels).tolist()
     assert about["source"] == "bundled" and about["fingerprint"] == path.name

@@ -11,7 +11,9 @@ from models import figures
 
 LABELS = (np.arange(40) % 10).astype(np.uint8)
 SPLIT = Split(np.random.default_rng(0).integers(0, 255, (40, 28, 28)).astype(np.uint8), LABELS)
-HISTORY = [{"train_loss": 1 / e, "train_accuracy": 1 - 1 / e, "val_loss": 1 / e, "val_accuracy": 0.5} for e in (2, 3, 4)]
+HISTORY = [
+    {"train_loss": 1 / e, "train_accuracy": 1 - 1 / e, "val_loss": 1 / e, "val_accuracy": 0.5} for e in (2, 3, 4)
+]
 
 
 def colours(figure: object) -> int:

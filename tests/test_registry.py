@@ -34,7 +34,7 @@ def test_recording_survives_a_restart_of_mlflow(trained_runs: Runs, tmp_path: Pa
     uri = f"http://127.0.0.1:{port}"
     with running_mlflow(home, port):
         writer = RegistryWriter(uri)
-        run = writer.run(SIGMOID, datasets.describe(dataset), dataset, {})
+        run = writer.run(SIGMOID, {**datasets.describe(dataset), "location": "digits.npz"}, dataset, {})
         run_id = run.__enter__()
         writer.log_epoch(0, EPOCHS[0])
         writer.log_results({"early": 1.0}, {}, {})
@@ -58,7 +58,10 @@ def test_recording_survives_a_restart_of_mlflow(trained_runs: Runs, tmp_path: Pa
         run.__exit__(None, None, None)
         read = runs.find(writer, "1")
         assert (read.id, read.status, read.metrics["test_accuracy"]) == (run_id, "FINISHED", 0.9)
-        points = [(point.step, {"train_loss": point.value}) for point in writer.client.get_metric_history(run_id, "train_loss")]
+        points = [
+            (point.step, {"train_loss": point.value})
+            for point in writer.client.get_metric_history(run_id, "train_loss")
+        ]
         assert points == list(enumerate(EPOCHS, start=1))
         assert len(writer.client.search_model_versions("name='digits'")) == 1
         assert len(writer.client.get_run(run_id).outputs.model_outputs) == 1
@@ -76,7 +79,10 @@ def test_a_failed_training_raises_its_own_error_when_mlflow_is_stopped(
         port = find_free_port()
         stopping.enter_context(running_mlflow(tmp_path, port))
         writer = RegistryWriter(f"http://127.0.0.1:{port}")
-        with pytest.raises(ZeroDivisionError), writer.run(SIGMOID, datasets.describe(dataset), dataset, {}):
+        with (
+            pytest.raises(ZeroDivisionError),
+            writer.run(SIGMOID, {**datasets.describe(dataset), "location": "digits.npz"}, dataset, {}),
+        ):
             stopping.close()
             1 / 0  # noqa: B018
     assert f"the end of run {writer.run_id} (FAILED) is not recorded: MLflow at " in caplog.text

@@ -1,10 +1,13 @@
 """Runs are found on a real MLflow server by version, by id and by the beginning of an id."""
 
+import json
+
+import numpy as np
 import pytest
-from conftest import Runs
+from conftest import Runs, wait_for
 
 from digits.data import datasets
-from models import runs
+from models import candidates, runs
 from models.recipes import SIGMOID
 from models.registry import RegistryWriter
 
@@ -79,3 +82,29 @@ def test_an_interrupted_training_is_killed_and_a_failed_one_failed(
         with pytest.raises(error), registry.run(SIGMOID, manifest, dataset, {}) as run_id:
             raise error
         assert runs.find(registry, run_id).status == status
+
+
+def test_a_run_names_all_its_data_with_size_digest_and_place(registry: RegistryWriter, trained_runs: Runs) -> None:
+    run = runs.find(registry, trained_runs.first)
+    stored = datasets.load(trained_runs.datasets, run.tags["dataset"])
+    dataset = candidates.split(stored, SIGMOID)
+    logged = registry.client.get_run(run.id).inputs.dataset_inputs
+    found = {tag.value: given.dataset for given in logged for tag in given.tags if tag.key == "mlflow.data.context"}
+    assert len(found) == 3
+    for part, split in dataset.splits().items():
+        given = found["training" if part == "train" else part]
+        assert (given.name, given.digest) == (f"bundled-{part}", dataset.fingerprint)
+        assert json.loads(given.profile)["features_shape"] == [len(split), 28, 28]
+        assert given.source_type == "local"
+        np.testing.assert_array_equal(np.load(json.loads(given.source)["uri"])["test_images"], stored.test.images)
+
+
+def test_a_run_has_system_metrics(registry: RegistryWriter, trained_runs: Runs) -> None:
+    run = runs.find(registry, trained_runs.first)
+    manifest = datasets.manifest(trained_runs.datasets, run.tags["dataset"])
+    dataset = datasets.load(trained_runs.datasets, run.tags["dataset"])
+    with registry.run(SIGMOID, manifest, dataset, {}) as run_id:
+        wait_for(lambda: "system/cpu_utilization_percentage" in registry.client.get_run(run_id).data.metrics)
+    measured = registry.client.get_run(run_id).data.metrics
+    assert measured["system/system_memory_usage_megabytes"] > 0
+    registry.client.delete_run(run_id)

@@ -219,9 +219,12 @@ def save(dataset: Dataset, storage: DatasetStore) -> Path:
 
 
 def manifest(storage: DatasetStore, fingerprint: str) -> dict[str, Any]:
-    """`describe` of a stored data set and the time of its storage (`created_at`, UTC); raises BadData if there is none."""
-    with reading(_stored(storage, fingerprint) / "manifest.json") as file:
-        return json.loads(file.read_bytes())
+    """`describe` of a stored data set, when it was stored (`created_at`, UTC) and where (`location`); raises BadData if there is none."""
+    path = _stored(storage, fingerprint)
+    with reading(path / "manifest.json") as file:
+        described: dict[str, Any] = json.loads(file.read_bytes())
+    folder = f"{storage.url}/{fingerprint}" if isinstance(storage, Bucket) else path
+    return described | {"location": f"{folder}/arrays.npz"}
 
 
 def lineage(storage: DatasetStore, fingerprint: str) -> Iterator[str]:
