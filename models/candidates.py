@@ -7,12 +7,13 @@ from typing import Any
 from digits.data import datasets
 from digits.data.datasets import Dataset, DatasetStore
 from digits.reference import Reference
-from models import conformal, digit_score, evaluation, export, figures, model_store, onnx_model, training
+from models import conformal, digit_score, evaluation, export, figures, model_card, model_store, onnx_model, training
 from models.evaluation import Evaluation
 from models.provenance import inputs_hash
 from models.registry import RegistryWriter, card_content
 from models.training import Recipe, TrainingResult
 
+DATA_FACTS = ("source", "overlap_removed", "near_duplicates", "images", "images_per_digit")  # on a version's card
 REFERENCE_SIZE = 5_000  # images of the reference sample
 
 
@@ -52,6 +53,7 @@ def evaluate(recipe: Recipe, fingerprint: str, dataset: Dataset, trained: Traini
     card = {
         "recipe": recipe.model_dump(mode="json"),
         "dataset": fingerprint,
+        "data": {name: value for name, value in datasets.describe(dataset).items() if name in DATA_FACTS},
         "inputs": inputs_hash(fingerprint, recipe),
         "metrics": {**evaluated.metrics, **trained.metrics},
         "conformal": asdict(calibrated),
@@ -83,8 +85,11 @@ def log_results(registry: RegistryWriter, candidate: Candidate) -> None:
 
 
 def register(registry: RegistryWriter, candidate: Candidate, run_id: str) -> str:
-    """Register the candidate as a new version of the run. Returns the version."""
-    return registry.register(_card(registry, candidate, run_id), candidate.files)
+    """Register the candidate as a new version of the run, described by its model card. Returns the version."""
+    card = _card(registry, candidate, run_id)
+    version = registry.register(card, candidate.files)
+    registry.describe(version, model_card.render(version, card, registry.version_tags(version)))
+    return version
 
 
 def digest(registry: RegistryWriter, candidate: Candidate, run_id: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from digits.storage import ledger, locks
-from models import challengers, gate, model_store
+from models import challengers, gate, model_card, model_store
 from models.gate import GateVerdict
 from models.model_store import ModelStore
 from models.onnx_model import InvalidArtifact
@@ -70,6 +70,7 @@ def replace_champion(
             entry = ledger.append(engine, action, before, version, reason, evidence or {}, digest=model.digest)
         _move_aliases(registry, current, version)
     challengers.close(registry, version, "promoted")
+    _update_cards(registry, store, engine, version, current)
     log.info("%s: digits v%s is the champion (before: %s): %s", action, version, _named(current), reason)
     return entry
 
@@ -79,6 +80,12 @@ def _move_aliases(registry: RegistryWriter, current: str | None, version: str) -
     if current not in (None, version):
         registry.set_alias("previous", current)
     registry.set_alias("champion", version)
+
+
+def _update_cards(registry: RegistryWriter, store: ModelStore, engine: Engine, *versions: str | None) -> None:
+    """Describe the new champion and the one before it."""
+    for version in filter(None, dict.fromkeys(versions)):
+        model_card.update(registry, store, engine, version)
 
 
 def _is_registered(store: ModelStore, version: str, digest: str | None) -> bool:
@@ -120,6 +127,7 @@ def finish_promotion(registry: RegistryWriter, store: ModelStore, engine: Engine
             log.error("the champion is %s in the registry, but v%s in the ledger; %s", _named(current), last.after, fix)
             return None
         _move_aliases(registry, current, last.after)
+    _update_cards(registry, store, engine, last.after, current)
     log.warning(
         "digits v%s is the champion now; the process that promoted it died before it moved the alias", last.after
     )
@@ -149,3 +157,4 @@ def apply_verdict(
         challengers.enqueue(registry, version, datetime.now(UTC))
     else:
         challengers.close(registry, version, "held")
+    model_card.update(registry, store, engine, version)

@@ -278,6 +278,11 @@ class RegistryWriter:
             self.client.set_model_version_tag(MODEL_NAME, version, name, value)
 
     @_translate_errors()
+    def describe(self, version: str, markdown: str) -> None:
+        """Replace the description of a version, which MLflow's UI renders."""
+        self.client.update_model_version(MODEL_NAME, version, markdown)
+
+    @_translate_errors()
     def version_tags(self, version: str) -> dict[str, str]:
         return dict(self.client.get_model_version(MODEL_NAME, version).tags)
 

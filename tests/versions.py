@@ -24,6 +24,7 @@ class VersionRegistry:
 
     memory: Memory
     tags: dict[str, dict[str, str]] = field(default_factory=dict)
+    descriptions: dict[str, str] = field(default_factory=dict)
 
     def store(self, cache: Path) -> ModelStore:
         return ModelStore(self.memory.uri, cache)
@@ -36,6 +37,9 @@ class VersionRegistry:
 
     def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
         self.tags.setdefault(version, {}).update(tags)
+
+    def describe(self, version: str, markdown: str) -> None:
+        self.descriptions[version] = markdown
 
     def version_tags(self, version: str) -> dict[str, str]:
         return dict(self.tags.get(version, {}))
