@@ -56,6 +56,15 @@ def _login(text: str) -> str:
     return text
 
 
+def _channel(address: str) -> str:
+    """Accepts what may be an address of Apprise, which the flows check; the error does not quote it."""
+    if not re.match(r"\w+://\S", address):
+        raise ValueError(
+            "expected an address of Apprise like mailto://user:password@example.org, got a text without ://"
+        )
+    return address
+
+
 def _absolute_sqlite(url: str) -> str:
     """An SQLite URL with an absolute path, because the platform's processes work in another folder; others as they are."""
     if found := re.fullmatch(r"(sqlite(?:\+\w+)?:///)((?!/|:memory:|file:).+)", url):
@@ -71,6 +80,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Url = Annotated[str, _url(r"https?://[^/\s]+.*", "an address like http://127.0.0.1:5000")]
 # "*" stands for all hosts, "*.example.org" for all names below a domain
 HostName = Annotated[str, _host_name()]
+ChannelUrl = Annotated[str, AfterValidator(_channel)]
 Login = Annotated[str, AfterValidator(_login)]
 BucketUrl = Annotated[str, _url(r"s3://[a-z0-9][a-z0-9.-]+(/\S*)?", "a bucket like s3://digits/datasets")]
 
@@ -190,7 +200,11 @@ class Settings(BaseSettings):
     feedback: dict[str, float] = Field({}, description='Changes to the feedback policy, like {"hold_out": 0.5}.')
     retrain_labels: int = Field(200, ge=1, description="Number of new labels that starts a retraining.")
     retrain_cooldown_hours: float = Field(12.0, ge=0, description="Hours from a retraining to the next by an event.")
-    alert_url: str | None = Field(None, repr=False, description="Webhook that receives all alerts as JSON.")
+    alert_urls: list[ChannelUrl] = Field(
+        [],
+        repr=False,  # they hold passwords and tokens
+        description='Apprise addresses that receive all alerts: ["mailto://user:password@example.org", "jsons://host/path"].',
+    )
     alert_cooldown_hours: float = Field(12.0, ge=0, description="Hours during which the same alert is not sent again.")
     registry_poll_seconds: float = Field(2.0, gt=0, description="How often the service looks for a new champion.")
 
@@ -310,6 +324,10 @@ class Settings(BaseSettings):
         return self.home / "workspace"
 
 
+# Fields whose values are shown nowhere.
+SECRETS = {name for name, field in Settings.model_fields.items() if not field.repr}
+
+
 def load_settings() -> Settings:
     """The present settings; entry points read them once and pass values on. Raises ValueError naming the wrong setting.
 
@@ -326,5 +344,6 @@ def load_settings() -> Settings:
     except SettingsError as error:
         if not isinstance(error.__cause__, JSONDecodeError):
             raise
-        name = str(error).split('"')[1].upper()
-        raise ValueError(f"DIGITS_{name}: expected JSON, got {error.__cause__.doc!r} ({error.__cause__})") from error
+        name = str(error).split('"')[1]
+        found = "another text" if name in SECRETS else repr(error.__cause__.doc)
+        raise ValueError(f"DIGITS_{name.upper()}: expected JSON, got {found} ({error.__cause__})") from error

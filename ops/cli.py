@@ -14,8 +14,8 @@ import typer
 from pydantic import ValidationError
 
 from digits.errors import first_line
-from digits.settings import load_settings
-from ops.commands import answers, evaluations, keys, local_platform, monitoring, training, versions
+from digits.settings import SECRETS, load_settings
+from ops.commands import alerts, answers, evaluations, keys, local_platform, monitoring, training, versions
 
 app = typer.Typer(
     help="Trains, promotes, serves and monitors handwritten-digit recognisers.",
@@ -42,6 +42,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(alerts.app, name="alert")
 app.add_typer(keys.app, name="keys")
 app.add_typer(evaluations.app, name="evaluations")
 
@@ -100,7 +101,8 @@ def _validation_sentence(error: ValidationError) -> str:
     message: str = first["msg"]
     # The messages of our own validators quote the value already.
     own = message.removeprefix("Value error, ")
-    return f"{name}: {own}" if own != message else f"{name}: {message}, got {first['input']!r}"
+    is_secret = error.title == "Settings" and str(first["loc"][0]) in SECRETS
+    return f"{name}: {own}" if own != message or is_secret else f"{name}: {message}, got {first['input']!r}"
 
 
 def _os_error_sentence(error: OSError) -> str:

@@ -20,6 +20,7 @@ ARROWS = {
 INNER_ARROWS = {"core": set(), "storage": {"core"}, "pictures": {"core"}, "data": {"core", "storage", "pictures"}}
 HOMES = {
     "prefect": "flows",
+    "apprise": "flows/channels.py",
     "bentoml": "services",
     "evidently": "monitoring",
     "keras": "models",

@@ -155,8 +155,9 @@ def test_every_alert_and_each_of_its_fields_is_explained() -> None:
     for field in (
         "event",
         "about",
-        "message",
+        "reason",
         "at",
+        "run_url",
         "recommendations",
         "severity",
         "count",

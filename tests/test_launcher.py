@@ -33,6 +33,14 @@ def test_it_ends_what_an_earlier_server_left_and_nothing_else(tmp_path: Path) ->
             process.wait()
 
 
+def test_a_server_does_not_get_the_addresses_of_alerts(tmp_path: Path) -> None:
+    server = [sys.executable, "-c", "import os; print(os.environ['DIGITS_ALERT_URLS'])"]
+    command = [sys.executable, "-m", "ops.launcher", f"unix://{tmp_path}/supervisor.sock", "mlflow", *server]
+    environment = {**os.environ, "DIGITS_ALERT_URLS": '["jsons://hush@example.org"]'}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_it_imports_no_large_library() -> None:
     command = "import sys, ops.launcher; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
