@@ -10,7 +10,8 @@ from prefect import flow
 from prefect.events import emit_event
 
 from digits.settings import Settings, local_url
-from digits.storage import feedback, predictions
+from digits.storage import feedback, monitoring_results, predictions
+from digits.storage.monitoring_results import MonitoringResult
 from digits.storage.predictions import PredictionWindow
 from flows import alerts, tasks, version_history
 from flows.alerts import Alert
@@ -40,6 +41,7 @@ def monitor(since: str = "24h") -> str:
     counted = server_task(version_history.count_traffic)(platform, version, created_at(model), until)
     verdict, path = server_task(report)(platform, model, window, notes, counted)
     publish(platform.settings, version, verdict, path)
+    server_task(record)(platform, version, verdict)
     for alert in alerts_of(version, verdict, path):
         task(alerts.send)(platform.settings, alert)
     server_task(emit_events)(platform, version, verdict)
@@ -134,6 +136,25 @@ def publish(settings: Settings, version: str, verdict: MonitoringVerdict, path: 
         png = f"data:image/png;base64,{base64.b64encode(images.read_bytes()).decode()}"
     text = reports.markdown(version, verdict, path, history)
     tasks.publish("drift", f"digits v{version}: {verdict.drift.verdict}", text, png)
+
+
+def record(platform: Platform, version: str, verdict: MonitoringVerdict) -> None:
+    """Store what the service's metrics tell of drift and accuracy."""
+    drift, accuracy, newest = verdict.drift, verdict.accuracy, verdict.accuracy.newest
+    result = MonitoringResult(
+        version=version,
+        at=datetime.now(UTC),
+        drift=drift.verdict,
+        severity=drift.severity,
+        drifted_share=drift.drifted_share,
+        accuracy=accuracy.verdict,
+        labels=newest.labels if newest else 0,
+        measured=newest and newest.value,
+        low=newest and newest.low,
+        high=newest and newest.high,
+        least=accuracy.least,
+    )
+    monitoring_results.put(platform.engine, result)
 
 
 def emit_events(platform: Platform, version: str, verdict: MonitoringVerdict) -> None:

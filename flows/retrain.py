@@ -28,7 +28,6 @@ log = logging.getLogger("digits.retrain")
 LIMIT = "digits-retrain"  # Prefect's concurrency limit, of one slot
 SLOT_TIMEOUT_SECONDS = 60  # on SQLite, Prefect's writers wait for each other, 10 s and more on a busy machine
 LEASE_SECONDS = 60  # the shortest that Prefect gives; after it, the slot of a killed retraining is free again
-COOLDOWN = "retrained"  # the name under which the end of the last retraining is stored
 
 
 @flow(name="retrain")
@@ -98,16 +97,16 @@ def report_end(platform: Platform) -> Iterator[None]:
     except Exception as error:
         alert = Alert("retraining failed", type(error).__name__, f"The retraining failed: {error}")
         alerts.send(settings, alert)
-        cooldowns.put(platform.engine, COOLDOWN, datetime.now(UTC))
+        cooldowns.put(platform.engine, cooldowns.RETRAINED, datetime.now(UTC))
         raise
-    cooldowns.put(platform.engine, COOLDOWN, datetime.now(UTC))
+    cooldowns.put(platform.engine, cooldowns.RETRAINED, datetime.now(UTC))
 
 
 def cooldown_message(platform: Platform) -> str | None:
     """Why an event starts no retraining yet; None when the last one ended long enough ago, or the database is unreachable."""
     last = None
     with suppress(*database.ERRORS):
-        last = cooldowns.at(platform.engine, COOLDOWN)
+        last = cooldowns.at(platform.engine, cooldowns.RETRAINED)
     again = last and last + timedelta(hours=platform.settings.retrain_cooldown_hours)
     if again is None or datetime.now(UTC) >= again:
         return None

@@ -1,4 +1,4 @@
-"""The metrics behind `/metrics`: requests, latency, predictions, the served version, the state of the prediction log.
+"""The metrics behind `/metrics`: requests, latency, predictions, the served version, the prediction log and the platform.
 
 Workers are processes; prometheus_client merges their metrics through files in the folder that PROMETHEUS_MULTIPROC_DIR names
 (https://prometheus.github.io/client_python/multiprocess/). `python -m services` and `bentoml serve` set it.
@@ -6,6 +6,7 @@ Workers are processes; prometheus_client merges their metrics through files in t
 
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from digits.files import is_alive
 from digits.images import Labels
+from services.platform_state import PlatformCollector, PlatformState
 
 log = logging.getLogger("digits.service")
 
@@ -51,9 +53,9 @@ def _remove_dead_gauges(folder: Path) -> None:
 
 
 class Metrics:
-    """The metrics of this worker."""
+    """The metrics of this worker; those of the platform's state are the same in all workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, platform_state: Callable[[], PlatformState] = PlatformState) -> None:
         if folder := os.environ.get(FOLDER_VARIABLE):
             _reserve_files(Path(folder))
             _remove_dead_gauges(Path(folder))
@@ -61,6 +63,8 @@ class Metrics:
         import prometheus_client as prometheus
 
         self._prometheus = prometheus
+        self._platform = prometheus.CollectorRegistry()
+        self._platform.register(PlatformCollector(platform_state))
         # the children are kept, because looking one up takes longer than counting
         requests = prometheus.Counter("digits_requests", "Requests answered.", ["route", "status"])
         self._requests = cache(requests.labels)
@@ -116,4 +120,5 @@ class Metrics:
         if FOLDER_VARIABLE in os.environ:
             registry = self._prometheus.CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # shipped without types
-        return self._prometheus.generate_latest(registry), self._prometheus.CONTENT_TYPE_LATEST
+        text = b"".join(map(self._prometheus.generate_latest, (registry, self._platform)))
+        return text, self._prometheus.CONTENT_TYPE_LATEST

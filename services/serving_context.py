@@ -38,6 +38,7 @@ from services import response_content
 from services.access import Access
 from services.batcher import Batcher, BatchResult
 from services.metrics import Metrics
+from services.platform_state import PlatformPoller
 from services.prediction_log import PredictionLog
 from services.response_content import Content
 from services.serving_state import AliasWatcher
@@ -78,7 +79,7 @@ class ServingContext:
             url, settings.spool, settings.audit_sample_rate, max_age, settings.log_limit
         )
         self.access = Access(url, settings.auth, settings.rate_per_minute, settings.service_workers)
-        self.metrics = Metrics()
+        self.metrics = Metrics(lambda: self._platform.state)
         self.batcher = Batcher(lambda images, clients: self.predict(images, "/classify", clients))
         self._picture_batcher = Batcher(lambda images, clients: self.predict(images, "/classify_file", clients))
         self._decoding = asyncio.Lock()
@@ -94,6 +95,7 @@ class ServingContext:
         else:
             # a worker that replaces a dead one begins to answer when it has its champion
             self._watcher.start(FIRST_POLL_SECONDS)
+        self._platform = PlatformPoller(url, self._served_version)
         threading.Thread(target=self._update_gauges, name="gauges", daemon=True).start()
 
     @property
@@ -107,6 +109,10 @@ class ServingContext:
         if state.champion is None:
             raise ServiceUnavailable(f"there is no champion to answer: {state.warning}")
         return state.champion
+
+    def _served_version(self) -> str | None:
+        champion = self._watcher.state.champion
+        return None if champion is None else champion.version
 
     def _promoted_digests(self) -> set[str]:
         if self._ledger_engine is None:
@@ -377,6 +383,7 @@ class ServingContext:
         self._closing.set()
         self.access.stop()
         self._watcher.stop()
+        self._platform.stop()
         if self._ledger_engine is not None:
             self._ledger_engine.dispose()
         self.prediction_log.close()

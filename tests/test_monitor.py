@@ -12,7 +12,7 @@ from sqlalchemy import insert
 from digits.data import datasets, perturbations
 from digits.images import Split
 from digits.settings import Settings
-from digits.storage import feedback, labels, ledger, predictions, request_counts
+from digits.storage import feedback, labels, ledger, monitoring_results, predictions, request_counts
 from digits.storage.feedback import FeedbackPolicy
 from digits.storage.labels import AUDITOR
 from digits.storage.predictions import PredictionBatch, new_ids
@@ -109,6 +109,26 @@ def test_a_fall_is_told_by_ten_labels_a_day_also_when_the_window_has_none(platfo
     assert (verdict.accuracy.verdict, events) == ("worse", ["accuracy"])
     assert str(verdict.accuracy.worse_since) in ("2026-01-21", "2026-01-22", "2026-01-23")
     assert MonitoringVerdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+
+def test_the_result_is_stored_for_the_metrics_and_replaces_the_one_before(platform: Platform) -> None:
+    verdict, _ = monitored(platform, CREATED + timedelta(hours=1))
+    monitor.record(platform, "1", verdict)
+    stored = monitoring_results.of_version(platform.engine, "1")
+    assert stored is not None and (stored.drift, stored.accuracy) == ("not enough data", "not enough labels")
+    assert (stored.labels, stored.measured) == (0, None) and stored.least > 0.5
+    audit(platform, range(20), per_day=10, wrong=5)
+    verdict, _ = monitored(platform, CREATED + timedelta(days=20))
+    monitor.record(platform, "1", verdict)
+    stored, newest = monitoring_results.of_version(platform.engine, "1"), verdict.accuracy.newest
+    assert stored is not None and newest is not None and stored.accuracy == "worse"
+    assert (stored.labels, stored.measured, stored.low, stored.high) == (newest.labels, 0.5, newest.low, newest.high)
+    assert monitoring_results.last_at(platform.engine) == stored.at
+    empty = verdict.accuracy.model_copy(update={"newest": None})
+    monitor.record(platform, "1", verdict.model_copy(update={"accuracy": empty}))
+    stored = monitoring_results.of_version(platform.engine, "1")
+    assert stored is not None and (stored.labels, stored.measured) == (0, None)
+    assert monitoring_results.of_version(platform.engine, "2") is None
 
 
 def test_labels_count_after_the_log_forgot_their_answers_and_those_of_other_versions_do_not(platform: Platform) -> None:

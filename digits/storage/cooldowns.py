@@ -7,6 +7,8 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from digits.storage.database import Base
 
+RETRAINED = "retrained"  # the end of the last retraining
+
 
 class Cooldown(Base):
     """The time of an event."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import JSON, Engine, String, Text, select
+from sqlalchemy import JSON, Engine, String, Text, func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -77,6 +77,14 @@ def entries(engine: Engine, subject: str | None = None) -> Sequence[Entry]:
 def replacements(engine: Engine) -> Sequence[Entry]:
     """The promotions and rollbacks, oldest first."""
     return [entry for entry in entries(engine, CHAMPION) if entry.replaces_champion]
+
+
+def promoted_at(engine: Engine, version: str) -> datetime | None:
+    """When the version last became champion, UTC; None if the ledger does not say."""
+    is_replacement = Entry.action.in_(("promotion", "rollback"))
+    query = select(func.max(Entry.at)).where(Entry.subject == CHAMPION, Entry.after == version, is_replacement)
+    with Session(engine) as session:
+        return session.scalar(query)
 
 
 def promoted_digests(engine: Engine) -> set[str]:

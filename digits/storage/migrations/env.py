@@ -15,13 +15,15 @@ from digits.storage import (
     feedback,
     judgements,
     ledger,
+    monitoring_results,
     predictions,
     registrations,
     request_counts,
 )
 
 # A table is part of the metadata once its module is imported.
-assert {api_keys, cooldowns, feedback, judgements, ledger, predictions, registrations, request_counts}
+assert {api_keys, cooldowns, feedback, judgements, ledger, monitoring_results, predictions, registrations}
+assert {request_counts}
 
 
 def run() -> None:
