@@ -373,10 +373,12 @@ class ServingContext:
 
     def _update_gauges(self) -> None:
         """Share the metrics that are states rather than events with the worker that answers /metrics."""
-        while not self._closing.wait(GAUGE_SECONDS):
+        while True:
             champion, log = self._watcher.state.champion, self.prediction_log
             number = int(champion.version) if champion and champion.version.isdigit() else 0
             self.metrics.set_gauges(number, log.depth, log.sealed_segments, log.damaged_segments)
+            if self._closing.wait(GAUGE_SECONDS):
+                return
 
     def close(self) -> None:
         """Stop the threads and write what waits in the log."""
