@@ -38,26 +38,28 @@ down:  ## stop a platform that was started in another terminal
 status:  ## show the servers, their addresses and states
 	@.venv/bin/digits status
 
-docker/.env:
-	@umask 077; for name in $$(grep -o '{[A-Z_]*:?' docker/compose.yaml | tr -d '{:?' | sort -u); do \
-		echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@.new && mv $@.new $@
+# An earlier file keeps its lines, and gets the secrets that are new.
+docker/.env: docker/compose.yaml
+	@umask 077; { cat $@ 2>/dev/null; for name in $$(grep -o '{[A-Z_]*:?' docker/compose.yaml | tr -d '{:?' | sort -u); do \
+		grep -q "^$$name=" $@ 2>/dev/null || echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done; } > $@.new && mv $@.new $@
 	@echo "generated the secrets in $@"
 
-compose-up: docker/.env  ## build the images and start the platform in containers; the secrets are in docker/.env
+compose-up: docker/.env  ## build the images and start the platform in containers; the secrets are in docker/.env; with PROFILE=observability also Prometheus and Grafana
 	$(COMPOSE) build
-	$(COMPOSE) up -d
+	$(COMPOSE) $(if $(PROFILE),--profile $(PROFILE)) up -d
 	@echo "Log in to MLflow and Prefect as admin with MLFLOW_PASSWORD or PREFECT_PASSWORD from docker/.env"
+	@$(if $(PROFILE),echo "and to Grafana as admin with GRAFANA_PASSWORD")
 
 compose-down: docker/.env  ## stop the containers; named volumes keep their state
-	$(COMPOSE) down
+	$(COMPOSE) --profile observability down
 
 pin-images: docker/.env  ## write the digests of the base images into docker/.env; `make compose-up` then uses exactly these
-	@umask 077; grep -vE '^(PYTHON|POSTGRES)_IMAGE=' docker/.env > docker/.env.new; \
+	@umask 077; grep -vE '^(PYTHON|POSTGRES|PROMETHEUS|GRAFANA)_IMAGE=' docker/.env > docker/.env.new; \
 	for default in $$(grep -oE '[A-Z]+_IMAGE:-docker[^}]+' docker/compose.yaml | sort -u); do \
 		image=$${default#*:-}; $(ENGINE) pull --quiet $$image >/dev/null || \
 			{ rm docker/.env.new; echo "$$image could not be pulled, so its digest is not known; docker/.env is unchanged"; exit 1; }; \
 		echo "$${default%%:-*}=$$($(ENGINE) image inspect --format '{{index .RepoDigests 0}}' $$image)" >> docker/.env.new; \
-	done; mv docker/.env.new docker/.env; grep -E '^(PYTHON|POSTGRES)_IMAGE=' docker/.env
+	done; mv docker/.env.new docker/.env; grep -E '^(PYTHON|POSTGRES|PROMETHEUS|GRAFANA)_IMAGE=' docker/.env
 
 bento: setup  ## build a Bento that contains the champion and needs no registry; prints its path
 	@umask 077 && mkdir -p var && $(UV) export --quiet --locked --no-default-groups --no-emit-project --no-hashes --no-header --no-annotate -o var/requirements.txt

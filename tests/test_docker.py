@@ -1,5 +1,6 @@
 """The files of the images and of the compose file, read: what goes in, what comes out, and who may do what."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -94,7 +95,8 @@ def test_a_container_has_a_limit_of_memory_and_of_processes(name: str) -> None:
 def test_the_base_images_can_be_pinned_by_digest(tmp_path: Path) -> None:
     text = (ROOT / "docker" / "compose.yaml").read_text()
     defaults = dict(re.findall(r"\$\{([A-Z]+_IMAGE):-(docker\.io/[^}]+)\}", text))
-    assert defaults.keys() == {"PYTHON_IMAGE", "POSTGRES_IMAGE"}
+    assert defaults.keys() == {f"{name}_IMAGE" for name in ("PYTHON", "POSTGRES", "PROMETHEUS", "GRAFANA")}
+    assert all(re.search(r":v?\d", image) for image in defaults.values())
     for dockerfile in DOCKERFILES.values():
         assert f"ARG PYTHON_IMAGE={defaults['PYTHON_IMAGE']}\n" in dockerfile
     pinned = pin_images(tmp_path, pull="true")
@@ -107,16 +109,30 @@ def test_the_base_images_can_be_pinned_by_digest(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write("DIGITS_FLOWS_IMAGE=registry.example/flows:1\n")
     again = pin_images(tmp_path, pull="true")
-    assert again.returncode == 0 and path.read_text().count("_IMAGE=") == 3
+    assert again.returncode == 0 and path.read_text().count("_IMAGE=") == 5
     assert "DIGITS_FLOWS_IMAGE=registry.example/flows:1\n" in path.read_text() and "DIGITS" not in again.stdout
 
 
 def test_without_a_registry_pinning_says_so_and_changes_nothing(tmp_path: Path) -> None:
     done = pin_images(tmp_path, pull="false")
     assert done.returncode != 0
-    assert "docker.io/library/postgres:15-bookworm could not be pulled, so its digest is not known" in done.stdout
+    assert "docker.io/grafana/grafana:12.1.0 could not be pulled, so its digest is not known" in done.stdout
     left = {path.name for path in (tmp_path / "docker").iterdir()}
     assert left == {".env", "compose.yaml"} and "_IMAGE=" not in (tmp_path / "docker" / ".env").read_text()
+
+
+def test_an_earlier_file_of_secrets_gets_those_that_are_new_and_keeps_the_others(tmp_path: Path) -> None:
+    assert pin_images(tmp_path, pull="true").returncode == 0
+    path = tmp_path / "docker" / ".env"
+    before = path.read_text().splitlines()
+    kept = [line for line in before if not line.startswith("GRAFANA_PASSWORD=")]
+    path.write_text("\n".join(kept) + "\n")
+    os.utime(path, (0, 0))
+    assert pin_images(tmp_path, pull="true").returncode == 0
+    after = path.read_text().splitlines()
+    (new,) = set(after) - set(kept)
+    assert set(kept) < set(after) and new.startswith("GRAFANA_PASSWORD=") and len(new) > 48
+    assert path.stat().st_mode & 0o77 == 0
 
 
 def pin_images(folder: Path, pull: str) -> "subprocess.CompletedProcess[str]":
@@ -136,7 +152,7 @@ def pin_images(folder: Path, pull: str) -> "subprocess.CompletedProcess[str]":
 
 def test_only_the_service_and_the_uis_are_published_and_to_this_machine_only() -> None:
     published = {name: port for name, service in SERVICES.items() for port in service.get("ports", [])}
-    assert published.keys() == {"service", "mlflow", "prefect", "reports"}
+    assert published.keys() == {"service", "mlflow", "prefect", "reports", "prometheus", "grafana"}
     for name, port in published.items():
         assert re.fullmatch(r"127\.0\.0\.1:\$\{DIGITS_" + name.upper() + r"_PORT:-(\d+)\}:\1", port)
 
@@ -144,11 +160,11 @@ def test_only_the_service_and_the_uis_are_published_and_to_this_machine_only() -
 def test_no_secret_has_a_default_and_every_one_is_generated() -> None:
     text = (ROOT / "docker" / "compose.yaml").read_text()
     secrets = set(re.findall(r"\$\{(\w*(?:PASSWORD|SECRET|KEY)\w*)", text))
-    assert len(secrets) == 7
+    assert len(secrets) == 8
     for name in secrets:
         assert set(re.findall(r"\$\{" + name + r"\b(.{2})", text)) == {":?"}, name
     for service in SERVICES.values():
-        for name, value in service["environment"].items():
+        for name, value in service.get("environment", {}).items():
             if re.search("PASSWORD|SECRET|AUTH_STRING|DATABASE_URL|CONNECTION_URL|STORE_URI|TRACKING_URI", name):
                 assert re.search(r"\$\{\w+:\?", value), name
     assert "/docker/.env" in (ROOT / ".gitignore").read_text().splitlines()

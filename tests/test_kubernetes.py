@@ -14,7 +14,7 @@ from digits.settings import Settings
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docker" / "kubernetes"
 COMPOSE = (ROOT / "docker" / "compose.yaml").read_text()
-SERVICES = yaml.safe_load(COMPOSE)["services"]
+SERVICES = {name: one for name, one in yaml.safe_load(COMPOSE)["services"].items() if "profiles" not in one}
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 OLDEST = "1.30"  # from which on a container may sleep before it stops
 
