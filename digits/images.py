@@ -18,6 +18,7 @@ SIZE = 28
 PIXELS = SIZE * SIZE
 Images = NDArray[np.uint8]  # (n, 28, 28), 0 = paper, 255 = ink
 Labels = NDArray[np.uint8]  # (n,), 0 to 9
+NO_DIGIT = 10  # the label of an image that shows no digit; no split of a data set has it
 PredictProba = Callable[[Images], NDArray[np.float32]]  # images (n, 28, 28) to probabilities (n, 10)
 
 MAX_IMAGES = 1_000  # in one JSON request; larger batches are sent as raw bytes

@@ -96,7 +96,8 @@ def report(
     )
     expected = expectation(platform, model, answers, window[1], notes)
     log.info("comparing %d answers of digits v%s with what is normal …", len(answers), model.version)
-    history = version_history.audited_answers(platform, model.version, created_at(model), window[1])
+    facts = model.version, created_at(model), window[1], model.digit_threshold
+    history = version_history.audited_answers(platform, *facts)
     folder = platform.settings.home / "reports" / reports.folder_name(*window, model.version)
     workspace = platform.settings.workspace
     return reports.write(folder, workspace, model.reference, answers, labelled, expected, history, counted)

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from digits import intervals
 from digits.data.datasets import digests
-from digits.images import Labels
+from digits.images import NO_DIGIT, Labels
 from digits.intervals import Proportion
 from digits.storage import predictions
 from digits.storage.predictions import PredictionWindow
@@ -65,12 +65,12 @@ def replay(store: ModelStore, engine: Engine, version: str, since: datetime) -> 
         raise ValueError(f"digits v{version} is the champion; give another version to compare it with")
     store.fetch_version(version)
     window = predictions.read_window(engine, since, labelled=True)
-    if not len(window):
+    if not (window.labels != NO_DIGIT).any():
         fix = "label some with `digits audit`, or give an earlier --since"
         raise LookupError(f"no answer since {since:%Y-%m-%d %H:%M} UTC has a label; {fix}")
     newest = _newest(window)
     seen = {one: challengers.trained_on(store, window.images, one) for one in (version, champion)}
-    used = newest & ~seen[version] & ~seen[champion]
+    used = newest & ~seen[version] & ~seen[champion] & (window.labels != NO_DIGIT)
     if not used.any():
         problem = f"all {newest.sum()} labelled images since {since:%Y-%m-%d %H:%M} UTC were trained on"
         raise LookupError(f"{problem} by v{version} or v{champion}; give an earlier --since")

@@ -13,12 +13,12 @@ from pydantic import BaseModel
 from digits import intervals
 from digits.intervals import Proportion
 from digits.reference import Reference
-from digits.storage.audit import AuditedAnswer
+from digits.storage import audit
+from digits.storage.audit import MIN_LABELS, AuditedAnswer
 from digits.storage.predictions import PredictionWindow
 from monitoring import sequential
 from monitoring.sequential import Days, Values
 
-MIN_LABELS = 50  # with fewer, nothing but a fall is claimed; and in the newest stretch
 STRETCH_DAYS = 7  # of the newest stretch
 RECOVERY = 200  # observations that end a fall for good; of a lasting fall they happen to reach 97.5 % with 6 % at 95 %, 0.004 % at 90 %
 MIN_CLIENTS = 3  # with fewer, clients are applications that send for many writers
@@ -68,7 +68,7 @@ class Accuracy(BaseModel, frozen=True):
     worse_since: date | None  # the most likely day; None unless it is worse
     labelled: Proportion | None  # of the window's labelled predictions; None without labels
     audited: Proportion | None  # of the window's labelled audit sample, which was drawn at random; None without any
-    per_digit: dict[int, Proportion]  # of the window's labelled predictions, by true digit
+    per_digit: dict[int, Proportion]  # of the window's labelled predictions, by true digit; NO_DIGIT for none
     estimate: float | None  # the mean calibrated confidence of the window's predictions; None when there are none
     estimate_error: float | None  # the same estimate for the newest stretch's labelled answers, minus their accuracy
     drifted: bool  # whether the window's images differ from the reference, so that the estimate means nothing
@@ -115,18 +115,21 @@ def assess(
     labelled: PredictionWindow | None = None,
     history: History | None = None,
     drifted: bool = False,
+    digit_threshold: float | None = None,
 ) -> Accuracy:
     """The accuracy of a version against its own on held-out images, by all labelled audit answers in its history.
 
     `labelled` holds all labelled predictions of the window's time where the window is a sample; without a `history` its audit
     sample is all that is known. Only the audit sample decides the verdict: labels that users choose to send are mostly complaints.
+    Below the threshold an image was answered as no digit, which is right where the label says the same.
     """
     known = window if labelled is None else labelled
-    history = history or _history(known)
+    right = audit.is_right(known.digits, known.labels, known.digit_scores, digit_threshold)
+    history = history or _history(known, right)
     expected, least = _expected(reference, history.accuracy_at_promotion)
     observed = observations(history)
     stretch, answers = _newest(observed, history)
-    has_label, right = known.labels >= 0, known.digits == known.labels
+    has_label = known.labels >= 0
     verdict, log_e_value = judge(observed, least)
     return Accuracy(
         verdict=verdict,
@@ -245,9 +248,8 @@ def _expected(reference: Reference, accuracy_at_promotion: Proportion | None) ->
     return expected, min(intervals.lower_bound(one.right, one.count, ALPHA / 2) for one in known)
 
 
-def _history(window: PredictionWindow) -> History:
-    chosen = np.flatnonzero(window.audited)
-    right, probabilities = window.digits == window.labels, window.probabilities.max(axis=1, initial=0)
+def _history(window: PredictionWindow, right: NDArray[np.bool_]) -> History:
+    chosen, probabilities = np.flatnonzero(window.audited), window.probabilities.max(axis=1, initial=0)
     answers = [
         AuditedAnswer(window.ids[n], window.at[n], window.clients[n], bool(right[n]), float(probabilities[n]))
         for n in chosen

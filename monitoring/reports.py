@@ -14,6 +14,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from digits.files import replacing, write_atomically
+from digits.images import NO_DIGIT
 from digits.reference import Reference
 from digits.storage.predictions import PredictionWindow
 from monitoring import _evidently, accuracy, drift, drift_images, image_statistics, samples
@@ -93,7 +94,7 @@ def assess(
         unlike_training = drift.detect(expected.training, current)
     # The estimate is calibrated on the reference sample, also where a baseline says what is normal.
     drifted = "drift" in (found.verdict, unlike_training.verdict)
-    accurate = accuracy.assess(reference, window, labelled, history, drifted)
+    accurate = accuracy.assess(reference, window, labelled, history, drifted, expected.digit_threshold)
     messages = [traffic.message if traffic else "", found.message, _share_without_digit(found)]
     if expected.baseline is not None and unlike_training.columns:
         messages.append(f"Compared with training: {unlike_training.message[0].lower()}{unlike_training.message[1:]}")
@@ -222,7 +223,8 @@ def _accuracies(verdict: MonitoringVerdict) -> list[tuple[str, str, str]]:
     """Name, share with its interval, and number of each accuracy that is known."""
     found, new = verdict.accuracy, verdict.accuracy.newest
     shares = {"held-out images": found.expected, "labelled predictions": found.labelled, "audit sample": found.audited}
-    digits = {f"labelled {digit}s": share for digit, share in sorted(found.per_digit.items())}
+    names = {digit: "no digit" if digit == NO_DIGIT else f"{digit}s" for digit in sorted(found.per_digit)}
+    digits = {f"labelled {name}": found.per_digit[digit] for digit, name in names.items()}
     rows = [(name, str(share), str(share.count)) for name, share in (shares | digits).items() if share]
     if new:
         interval = f"{100 * new.value:.2f} % [{100 * new.low:.2f}, {100 * new.high:.2f}]"

@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Engine, func, select
 
-from digits.storage import predictions
+from digits.images import NO_DIGIT
+from digits.storage import labels, predictions
 from digits.storage.feedback import IngestedLabel, digest
 from digits.storage.labels import AUDITOR, feedback
+
+MIN_LABELS = 50  # of a version; with fewer, monitoring claims nothing of its accuracy but a fall
 
 
 class AuditedAnswer(NamedTuple):
@@ -22,7 +26,21 @@ class AuditedAnswer(NamedTuple):
     probability: float  # of the predicted digit
 
 
-def answers(engine: Engine, version: str, since: datetime, until: datetime) -> Sequence[AuditedAnswer]:
+def is_right(
+    digits: NDArray[Any], labels: NDArray[Any], digit_scores: NDArray[Any], digit_threshold: float | None
+) -> NDArray[np.bool_]:
+    """Which answers agree with their labels, (n,): in the digit, or in that there is none (`is_digit` was false).
+
+    Where the label is a digit, its answer is right whatever `is_digit` was.
+    """
+    refused = digit_scores < (-np.inf if digit_threshold is None else digit_threshold)
+    agrees: NDArray[np.bool_] = np.where(labels == NO_DIGIT, refused, digits == labels)
+    return agrees
+
+
+def answers(
+    engine: Engine, version: str, since: datetime, until: datetime, digit_threshold: float | None = None
+) -> Sequence[AuditedAnswer]:
     """The labelled audit sample of the version's answers from `since` up to but not including `until`, oldest answer first.
 
     Labels that a retraining ingested are known for longer than the prediction log keeps their answers. Of answers to the same
@@ -34,18 +52,36 @@ def answers(engine: Engine, version: str, since: datetime, until: datetime) -> S
         label.prediction_id,
         label.predicted_at,
         label.client,
-        label.predicted == label.label,
+        label.predicted,
+        label.label,
+        label.digit_score,
         label.probability,
     ).where(label.audited, label.version == version, label.predicted_at >= since, label.predicted_at < until)
     with engine.connect() as connection:
-        found = {row[1]: tuple(row) for row in connection.execute(kept)}
+        found = {row.prediction_id: tuple(row) for row in connection.execute(kept)}
     live = predictions.read_window(engine, since, until, version=version, labelled=True)
     for n in np.flatnonzero(live.audited):
-        image, id, is_right = live.images[n].tobytes(), live.ids[n], bool(live.digits[n] == live.labels[n])
-        found[id] = image, id, live.at[n], live.clients[n], is_right, float(live.probabilities[n].max())
+        said = live.digits[n], live.labels[n], live.digit_scores[n], float(live.probabilities[n].max())
+        found[live.ids[n]] = live.images[n].tobytes(), live.ids[n], live.at[n], live.clients[n], *said
     ordered = sorted(found.values(), key=lambda row: (row[2], row[1]), reverse=True)
-    oldest = {digest(row[0]): AuditedAnswer(*row[1:]) for row in ordered}
-    return sorted(oldest.values(), key=lambda answer: (answer.at, answer.id))
+    oldest = {digest(row[0]): row[1:] for row in ordered}.values()
+    digits, given, scores = (np.array([row[n] for row in oldest], float) for n in (3, 4, 5))
+    right = is_right(digits, given, scores, digit_threshold)
+    known = (
+        AuditedAnswer(id, at, client, bool(agrees), probability)
+        for (id, at, client, *_, probability), agrees in zip(oldest, right, strict=True)
+    )
+    return sorted(known, key=lambda answer: (answer.at, answer.id))
+
+
+def count(engine: Engine, version: str) -> int:
+    """The number of the version's answers in the audit sample that auditors have labelled."""
+    label = IngestedLabel
+    kept = select(label.prediction_id).where(label.audited, label.version == version)
+    given = labels.current(feedback.c.source == AUDITOR).subquery()
+    new = select(given).outerjoin(label, label.prediction_id == given.c.prediction_id).where(label.sequence.is_(None))
+    with engine.connect() as connection:
+        return len(connection.scalars(kept).all()) + predictions.count_drawn(connection, new, version)
 
 
 def last_label(engine: Engine) -> datetime | None:

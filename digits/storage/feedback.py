@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Engine, LargeBinary, Select, SmallInteger, String, Text, bindparam, delete, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from digits.images import PIXELS, SIZE, Images, Split
+from digits.images import NO_DIGIT, PIXELS, SIZE, Images, Split
 from digits.storage import labels, predictions
 from digits.storage.database import Base
 from digits.storage.labels import AUDITOR
@@ -40,9 +40,10 @@ class IngestedLabel(Base):
     sequence: Mapped[int]  # of the label in `feedback`; a later one is new
     digest: Mapped[str] = mapped_column(String(32), index=True)  # of the image
     image: Mapped[bytes] = mapped_column(LargeBinary(PIXELS))  # a copy: predictions are deleted after some time
-    label: Mapped[int] = mapped_column(SmallInteger)
+    label: Mapped[int] = mapped_column(SmallInteger)  # 0 to 9, or NO_DIGIT
     predicted: Mapped[int] = mapped_column(SmallInteger)
     probability: Mapped[float]  # of the predicted digit
+    digit_score: Mapped[float | None]  # None where the model has none
     version: Mapped[str] = mapped_column(String(32))  # that predicted
     source: Mapped[str] = mapped_column(String(64))
     client: Mapped[str] = mapped_column(String(64))  # who sent the image
@@ -132,6 +133,8 @@ def _decide(
             return "quarantine", f"the version predicted {new_label.predicted} with {new_label.probability:.4f}"
         if count >= policy.max_per_source:
             return "left out", f"{new_label.source} exceeds {policy.max_per_source} labels per ingestion"
+    if new_label.label == NO_DIGIT:
+        return "left out", "the image shows no digit, and candidates are trained and judged on digits"
     # By a number in [0, 1) that depends on the image alone: an image that comes again is in the same part.
     return "hold-out" if new_label.audited and int(new_label.digest[:12], 16) / 2**48 < policy.hold_out else "train", ""
 
@@ -178,12 +181,37 @@ def unlabelled_audit(engine: Engine, since: datetime) -> list[tuple[str, NDArray
 
 def quarantined(engine: Engine) -> list[tuple[str, NDArray[np.uint8]]]:
     """Ids and images (28, 28) of logged predictions whose label is in quarantine and which no auditor has labelled."""
-    current = labels.current().subquery()
-    query = select(IngestedLabel.prediction_id, IngestedLabel.image)
-    query = query.join(current, current.c.prediction_id == IngestedLabel.prediction_id)
-    query = query.where(IngestedLabel.part == "quarantine", current.c.source != AUDITOR)
-    rows, images = _rows(engine, query.order_by(IngestedLabel.prediction_id))
+    rows, images = _rows(engine, _in_quarantine(IngestedLabel.prediction_id, IngestedLabel.image))
     return list(zip((row.prediction_id for row in rows), images, strict=True))
+
+
+def quarantined_ids(engine: Engine, limit: int) -> list[str]:
+    """The ids of `quarantined`, oldest first."""
+    with engine.connect() as connection:
+        return list(connection.scalars(_in_quarantine(IngestedLabel.prediction_id).limit(limit)))
+
+
+def _in_quarantine(*columns: Any) -> Select[Any]:
+    current = labels.current().subquery()
+    query = select(*columns).join(current, current.c.prediction_id == IngestedLabel.prediction_id)
+    query = query.where(IngestedLabel.part == "quarantine", current.c.source != AUDITOR)
+    return query.order_by(IngestedLabel.prediction_id)
+
+
+def withdraw(engine: Engine, id: str, source: str) -> bool:
+    """Delete this source's most recent label of a prediction, as if it had not been given; False where a retraining has ingested it.
+
+    True also where the source has given none.
+    """
+    given = select(func.max(labels.feedback.c.sequence))
+    given = given.where(labels.feedback.c.prediction_id == id, labels.feedback.c.source == source)
+    with engine.begin() as connection:
+        newest = connection.scalar(given)
+        ingested = select(IngestedLabel.sequence).where(IngestedLabel.prediction_id == id)
+        if newest is not None and connection.scalar(ingested) == newest:
+            return False
+        connection.execute(delete(labels.feedback).where(labels.feedback.c.sequence == newest))
+    return True
 
 
 def digest(image: bytes) -> str:
@@ -211,6 +239,7 @@ def _new_labels(session: Session) -> list[IngestedLabel]:
             label=given[id].label,
             predicted=int(window.digits[n]),
             probability=float(window.probabilities[n].max()),
+            digit_score=None if np.isnan(window.digit_scores[n]) else float(window.digit_scores[n]),
             version=window.versions[n],
             source=given[id].source,
             client=window.clients[n],

@@ -8,6 +8,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -86,7 +87,7 @@ class PredictionWindow:
     images: Images  # (n, 28, 28)
     digits: Labels  # (n,), the predicted ones
     probabilities: NDArray[np.float32]  # (n, 10)
-    labels: NDArray[np.int8]  # (n,), the true digit according to feedback, else -1
+    labels: NDArray[np.int8]  # (n,), the true digit according to feedback, NO_DIGIT for none, -1 without feedback
     audited: NDArray[np.bool_]  # (n,), whether the label belongs to the audit sample
     digit_scores: NDArray[np.float32]  # (n,), NaN where unknown
     places: list[Place | None]  # of a digit that was read with others from a picture
@@ -122,6 +123,11 @@ def made_at(id: str) -> float:
     if not _ID.fullmatch(id):
         raise UnknownPrediction(f"no prediction has the id {quote(id)}; send the id of a prediction")
     return (int(id[:TIME_DIGITS], 16) >> 16) / 1000
+
+
+def first_id_at(at: datetime) -> str:
+    """The smallest id of that time."""
+    return f"{max(0, int(at.timestamp() * 1000)) << 16:016x}{'0' * TIME_DIGITS}"
 
 
 def append(
@@ -230,6 +236,26 @@ def read_audit_sample(engine: Engine, since: datetime) -> PredictionWindow:
         return _read(connection, {first_id: np.frombuffer(audit, np.uint16).tolist() for first_id, audit in rows})
 
 
+def count_drawn(connection: Connection, given: Select[Any], version: str) -> int:
+    """How many of the predictions that these labels belong to are of the version and in the audit sample."""
+    positions = _positions(place for place, _, by in _places_of(connection, given) if by == version)
+    query, firsts, drawn = select(batches.c.first_id, batches.c.audit), sorted(positions), 0
+    for start in range(0, len(firsts), READ_ROWS):
+        rows = connection.execute(query.where(batches.c.first_id.in_(firsts[start : start + READ_ROWS])))
+        drawn += sum(len({*np.frombuffer(audit or b"", np.uint16).tolist()} & {*positions[id]}) for id, audit in rows)
+    return drawn
+
+
+def read(engine: Engine, ids: Iterable[str]) -> PredictionWindow:
+    """The predictions with these ids, without those that the log does not have."""
+    found = []
+    with engine.connect() as connection:
+        for id in ids:
+            with suppress(UnknownPrediction):
+                found.append(_place(connection, id))
+        return _read(connection, _positions(found))
+
+
 def find(engine: Engine, id: str) -> PredictionWindow:
     """The prediction with this id, alone; raises UnknownPrediction when there is none."""
     with engine.connect() as connection:
@@ -269,11 +295,12 @@ def _place_in(first_id: str, ids: bytes, id: str) -> _Place | None:
 
 def _places(first_id: str, ids: bytes) -> Iterator[_Place]:
     """The places of all predictions of a row."""
-    for position, id in enumerate(_hex(ids)):
+    for position, id in enumerate(ids_of(ids)):
         yield _Place(id[TIME_DIGITS:], id, first_id, position)
 
 
-def _hex(ids: bytes) -> list[str]:
+def ids_of(ids: bytes) -> list[str]:
+    """The ids of a row of the table."""
     return ids.hex(" ", ID_BYTES).split()
 
 
@@ -313,7 +340,7 @@ def _window(
     found: list[_Logged] = []
     images, probabilities = [np.empty((0, PIXELS), np.uint8)], [np.empty((0, 10), np.float32)]
     for row in rows:
-        ids, clients = _hex(row.ids), orjson.loads(row.clients)
+        ids, clients = ids_of(row.ids), orjson.loads(row.clients)
         audit = set(np.frombuffer(row.audit or b"", np.uint16).tolist())
         chosen = range(len(ids)) if positions is None else positions[row.first_id]
         images.append(_array(row, "images", np.uint8, PIXELS)[chosen])
@@ -395,7 +422,7 @@ def delete_before(engine: Engine, before: datetime) -> int:
     while True:
         with engine.begin() as connection:
             query = select(batches.c.first_id, batches.c.ids).where(batches.c.at < before).limit(READ_ROWS)
-            old = {first_id: _hex(ids) for first_id, ids in connection.execute(query)}
+            old = {first_id: ids_of(ids) for first_id, ids in connection.execute(query)}
             ids = {id for of_row in old.values() for id in of_row}
             labelled = sorted(ids & labels.read(connection, list(ids)).keys())
             for start in range(0, len(labelled), STATEMENT_ROWS):

@@ -1,0 +1,148 @@
+"""What to label next: each image in one queue, the audit sample first, and nothing that was labelled already."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine, select
+
+from digits.images import NO_DIGIT, Images
+from digits.storage import audit, feedback, label_queue, labels, predictions, suspected_labels
+from digits.storage.feedback import FeedbackPolicy, IngestedLabel
+from digits.storage.labels import AUDITOR
+from digits.storage.predictions import PredictionBatch, UnknownPrediction, new_ids
+from digits.storage.suspected_labels import Suspect
+
+NOW = datetime.now(UTC)
+SINCE = NOW - timedelta(days=1)
+
+
+def images(count: int, seed: int = 0) -> Images:
+    return np.random.default_rng(seed).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+
+
+def answered(
+    engine: Engine, confidence: list[float], audit_sample_rate: float = 0.0, version: str = "7", seed: int = 0
+) -> list[str]:
+    """Answers "3" with these probabilities and the digit score 5; their ids."""
+    probabilities = np.array([[(1 - p) / 9] * 3 + [p] + [(1 - p) / 9] * 6 for p in confidence], np.float32)
+    count = len(confidence)
+    scores = np.full(count, 5, np.float32)
+    batch = PredictionBatch(new_ids(count), NOW, version, images(count, seed), probabilities, "/classify", (), scores)
+    predictions.append(engine, [batch], audit_sample_rate)
+    return batch.ids
+
+
+def waiting(engine: Engine, is_auditor: bool = True) -> dict[label_queue.Queue, list[str]]:
+    return label_queue.waiting(engine, "7", SINCE, 0.9, is_auditor)
+
+
+def test_an_auditor_gets_all_queues_and_others_those_in_which_their_labels_count(engine: Engine) -> None:
+    drawn = answered(engine, [0.5, 0.99], audit_sample_rate=1)
+    former = answered(engine, [0.99], audit_sample_rate=1, version="6", seed=1)
+    rest = answered(engine, [0.99, 0.7, 0.4, 0.4, 0.95], seed=2)
+    label_queue.replace_disagreements(engine, "8", [rest[4], rest[1]])
+    predictions.label(engine, rest[0], 5, "somebody")
+    feedback.ingest_feedback(engine, FeedbackPolicy(confident=0.9))
+    suspected_labels.replace(engine, "0" * 16, [Suspect(images(1, 9).tobytes(), 4, 9, 0.01)])
+    found = waiting(engine)
+    assert set(found["audit"][:2]) == set(drawn) and found["audit"][2:] == former  # the served version first
+    assert found["uncertain"] in (
+        [rest[2], rest[1]],
+        [rest[3], rest[1]],
+    )  # the least confident first, one of each image
+    assert found["disagreement"] == [rest[4]] and found["quarantine"] == [rest[0]]
+    assert found["suspected"] == [feedback.digest(images(1, 9).tobytes())]
+    read = label_queue.read(engine, [(id, queue) for queue, ids in found.items() for id in ids])
+    assert [one.queue for one in read] == ["audit"] * 3 + ["uncertain"] * 2 + [
+        "disagreement",
+        "quarantine",
+        "suspected",
+    ]
+    assert np.array_equal(read[0].image, predictions.find(engine, found["audit"][0]).images[0])
+    assert np.array_equal(read[-1].image, images(1, 9)[0])
+    others = waiting(engine, is_auditor=False)
+    assert not any(others[queue] for queue in label_queue.OF_AUDITORS)
+    assert others["uncertain"][1:] == [drawn[0], rest[1]] and others["disagreement"] == [rest[4]]
+
+
+def test_what_is_labelled_leaves_the_queue_and_returns_when_the_label_is_taken_back(engine: Engine) -> None:
+    (drawn,) = answered(engine, [0.99], audit_sample_rate=1)
+    (unsure,) = answered(engine, [0.5], seed=1)
+    assert (waiting(engine)["audit"], waiting(engine)["uncertain"]) == ([drawn], [unsure])
+    label_queue.label(engine, drawn, 3, "somebody")
+    label_queue.label(engine, unsure, 3, "somebody")
+    assert (waiting(engine)["audit"], waiting(engine)["uncertain"]) == ([drawn], [])  # an audit label is an auditor's
+    label_queue.label(engine, drawn, 8, AUDITOR)
+    assert waiting(engine)["audit"] == [] and audit.count(engine, "7") == 1
+    assert label_queue.withdraw(engine, drawn, AUDITOR)
+    assert waiting(engine)["audit"] == [drawn] and audit.count(engine, "7") == 0
+    assert predictions.find(engine, drawn).labels.tolist() == [3]  # what others said counts again
+    assert label_queue.withdraw(engine, drawn, AUDITOR)  # nothing is left to take back
+    label_queue.label(engine, drawn, 8, AUDITOR)
+    feedback.ingest_feedback(engine, FeedbackPolicy())
+    assert audit.count(engine, "7") == 1
+    assert not label_queue.withdraw(engine, drawn, AUDITOR)  # a retraining has it
+    assert predictions.find(engine, drawn).labels.tolist() == [8]
+
+
+def test_the_label_no_digit_measures_accuracy_and_is_never_trained_on(engine: Engine) -> None:
+    ids = answered(engine, [0.99, 0.98, 0.97], audit_sample_rate=1)
+    for id in ids[:2]:
+        label_queue.label(engine, id, NO_DIGIT, AUDITOR)
+    label_queue.label(engine, ids[2], 3, AUDITOR)
+
+    def right(threshold: float | None) -> list[bool]:
+        return [one.is_right for one in audit.answers(engine, "7", SINCE, NOW + timedelta(days=1), threshold)]
+
+    expected = {None: [False, False, True], 4.0: [False, False, True], 6.0: [True, True, True]}
+    assert {threshold: right(threshold) for threshold in expected} == expected
+    assert feedback.ingest_feedback(engine, FeedbackPolicy(hold_out=0)) == {"train": 1, "left out": 2}
+    assert {threshold: right(threshold) for threshold in expected} == expected
+    predictions.delete_before(engine, NOW + timedelta(days=1))  # the ingested labels remain
+    assert {threshold: right(threshold) for threshold in expected} == expected
+    split, traffic = feedback.training(engine), feedback.audited_traffic(engine)
+    assert split is not None and split.labels.tolist() == [3]
+    assert traffic is not None and traffic.labels.tolist() == [3]
+
+
+def test_an_auditors_no_digit_replaces_what_others_called_a_digit(engine: Engine) -> None:
+    (id,) = answered(engine, [0.6])
+    label_queue.label(engine, id, 3, "somebody")
+    assert feedback.ingest_feedback(engine, FeedbackPolicy()) == {"train": 1}
+    label_queue.label(engine, id, NO_DIGIT, AUDITOR)
+    assert feedback.ingest_feedback(engine, FeedbackPolicy()) == {"left out": 1}
+    assert feedback.training(engine) is None
+    with engine.connect() as connection:
+        reasons = connection.scalars(select(IngestedLabel.reason)).all()
+    assert reasons == ["the image shows no digit, and candidates are trained and judged on digits"]
+
+
+def test_a_decision_on_a_training_image_is_an_auditors_and_outlives_the_list(engine: Engine) -> None:
+    first, second, third = (image.tobytes() for image in images(3))
+    suspects = [Suspect(first, 4, 9, 0.2), Suspect(second, 1, 7, 0.1), Suspect(third, 5, 3, 0.3)]
+    assert suspected_labels.replace(engine, "a" * 16, suspects) == 3
+    ids = suspected_labels.waiting(engine, 9)
+    assert ids == [feedback.digest(image) for image in (second, first, third)]
+    with pytest.raises(UnknownPrediction):
+        label_queue.label(engine, ids[0], 7, "somebody")
+    for id, decision in zip(ids, (7, 4, NO_DIGIT), strict=True):
+        label_queue.label(engine, id, decision, AUDITOR)
+    assert suspected_labels.corrections(engine) == {second: 7, third: NO_DIGIT}  # the first label was right
+    assert suspected_labels.replace(engine, "b" * 16, suspects) == 0 and waiting(engine)["suspected"] == []
+    assert label_queue.withdraw(engine, ids[0], AUDITOR)
+    assert suspected_labels.corrections(engine) == {third: NO_DIGIT} and suspected_labels.waiting(engine, 9) == [ids[0]]
+    assert suspected_labels.replace(engine, "b" * 16, []) == 0 and suspected_labels.waiting(engine, 9) == []
+
+
+def test_an_image_that_the_log_no_longer_has_is_left_out(engine: Engine) -> None:
+    kept, gone = answered(engine, [0.5])[0], new_ids(1)[0]
+    read = label_queue.read(engine, [(gone, "quarantine"), (kept, "uncertain"), ("f" * 32, "suspected")])
+    assert [(one.id, one.queue) for one in read] == [(kept, "uncertain")]
+
+
+def test_ids_begin_with_the_time(engine: Engine) -> None:
+    before = datetime.now(UTC)
+    (id,) = new_ids(1)
+    assert predictions.first_id_at(before) <= id < predictions.first_id_at(before + timedelta(seconds=5))
+    assert labels.times(engine, AUDITOR) == {}
