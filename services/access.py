@@ -19,6 +19,7 @@ from starlette.types import Scope
 from digits.errors import first_line, quote
 from digits.storage import api_keys, database
 from digits.storage.api_keys import ApiKey, Role
+from digits.storage.labels import AUDITOR
 
 log = logging.getLogger("digits.service")
 
@@ -32,14 +33,14 @@ UNSPECIFIED = {"0.0.0.0", "::"}
 # The role that a route requires, or None for any key. A route that is missing here requires `admin`.
 REQUIRED_ROLES: dict[str, Role | None] = {
     **dict.fromkeys(("/classify", "/classify_file", "/read", "/explain", "/classify_bulk", "/samples"), "predict"),
-    **dict.fromkeys(("/feedback", "/predictions"), "feedback"),
+    **dict.fromkeys(("/feedback", "/withdraw", "/label_queue", "/predictions"), "feedback"),
     "/about": None,
     "/metrics": "admin",
 }
-# Health checks, the page (which asks for a key), and descriptions of the API, which are the same in every installation.
+# Health checks, the pages (which ask for a key), and descriptions of the API, which are the same in every installation.
 OPEN_ROUTES = {
     *("/livez", "/readyz", "/healthz"),
-    *("/", "/draw", "/page"),
+    *("/", "/draw", "/label", "/page"),
     *("/docs", "/static_content", "/openapi.json", "/docs.json", "/schema.json"),
 }
 
@@ -124,6 +125,11 @@ class Access:
 def first_segment(path: str) -> str:
     """The part of a path that tells one route from another."""
     return "/" + path.lstrip("/").partition("/")[0]
+
+
+def is_auditor(key: ApiKey | None) -> bool:
+    """Whether labels under this key are an auditor's: it is named `audit`, or none is required."""
+    return key is None or key.name == AUDITOR
 
 
 def client_of(request: Request) -> str:

@@ -81,11 +81,22 @@ class DigitClassifier:
         return schemas.BulkPredictions.model_validate_json(to_json(self.context.classify_bulk(pixels)))
 
     @bentoml.api
-    def feedback(self, id: schemas.Id, digit: schemas.TrueDigit, source: schemas.Source = "api") -> schemas.Feedback:
-        """Report the true digit of an earlier prediction; the most recent label wins."""
+    def feedback(
+        self,
+        id: schemas.Id,
+        digit: schemas.LabelledDigit = None,
+        source: schemas.Source = "api",
+        is_digit: schemas.LabelIsDigit = True,
+    ) -> schemas.Feedback:
+        """Report the true digit of an earlier prediction, or that its image shows none; the most recent label wins."""
         # This process may have made the prediction just now.
         self.context.prediction_log.flush()
-        return schemas.Feedback.model_validate_json(to_json(self.context.feedback(id, digit, source)))
+        return schemas.Feedback.model_validate_json(to_json(self.context.feedback(id, digit, source, is_digit)))
+
+    @bentoml.api
+    def withdraw(self, id: schemas.Id, source: schemas.Source = "api") -> schemas.Withdrawal:
+        """Take back the most recent label that this source gave to a prediction, before a retraining ingests it."""
+        return schemas.Withdrawal.model_validate_json(to_json(self.context.withdraw(id, source)))
 
     @bentoml.api
     def about(self) -> schemas.About:

@@ -208,6 +208,7 @@ def body_limits(settings: Settings) -> dict[str, int]:
         "/explain": ONE_IMAGE_BYTES,
         "/classify_bulk": settings.body_limit_bytes,
         "/feedback": SMALL_BODY_BYTES,
+        "/withdraw": SMALL_BODY_BYTES,
         "/about": SMALL_BODY_BYTES,
     }
     return {path: min(limit, settings.body_limit_bytes) for path, limit in limits.items()}

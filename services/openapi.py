@@ -11,8 +11,9 @@ from pydantic import BaseModel
 
 from digits.images import SIZE
 from digits.pictures.picture_files import FORMATS
+from digits.storage.label_queue import QUEUES
 from services.access import CLIENT_HEADER, MAX_CLIENT_LENGTH
-from services.schemas import Problem, Samples, StoredPrediction
+from services.schemas import LabelQueue, Problem, Samples, StoredPrediction
 
 Schema = dict[str, Any]
 
@@ -30,6 +31,26 @@ _REQUEST_ID = {
     "description": "Id of the request in the response and in the error log; made by the service if it is missing or malformed.",
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9_.:/+=-]{1,64}$"},
 }
+_QUEUE_PARAMETERS: list[Schema] = [
+    {
+        "name": "limit",
+        "in": "query",
+        "description": "Maximum number of images.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 50, "default": 20},
+    },
+    {
+        "name": "queue",
+        "in": "query",
+        "description": "Only images of this queue.",
+        "schema": {"type": "string", "enum": list(QUEUES)},
+    },
+    {
+        "name": "exclude",
+        "in": "query",
+        "description": "Ids to leave out, with commas between them; at most 500.",
+        "schema": {"type": "string"},
+    },
+]
 
 PROBLEMS = {
     400: "The body cannot be parsed, or a header is repeated.",
@@ -78,6 +99,7 @@ _OTHER_ROUTES: dict[str, tuple[str, str, type[BaseModel] | None]] = {
         "A logged prediction with its image and, after feedback, its true digit.",
         StoredPrediction,
     ),
+    "/label_queue": ("label_queue", "Images to label next, the most informative first.", LabelQueue),
     "/samples": (
         "samples",
         "Held-out digits to try the model on: ten plain ones and the ten least certain.",
@@ -111,6 +133,7 @@ BODY_EXAMPLES: dict[str, Any] = {
     "explain": {"image": _ONE},
     "classify_bulk": "784 bytes for each image",
     "feedback": {"id": _ID, "digit": 7, "source": "ward-3"},
+    "withdraw": {"id": _ID, "source": "ward-3"},
 }
 ANSWER_EXAMPLES: dict[str, Any] = {
     "classify": _PREDICTION,
@@ -144,7 +167,18 @@ ANSWER_EXAMPLES: dict[str, Any] = {
         "prediction_sets": [[1], [1, 7]],
         "ids": [_ID, None],
     },
-    "feedback": {"id": _ID, "digit": 7, "source": "ward-3"},
+    "feedback": {"id": _ID, "digit": 7, "is_digit": True, "source": "ward-3"},
+    "withdraw": {"id": _ID, "source": "ward-3"},
+    "label_queue": {
+        "model_version": "7",
+        "is_auditor": True,
+        "images": [{"id": _ID, "queue": "audit", "image": _ONE}],
+        "waiting": {"audit": 1, "uncertain": 0, "disagreement": 0, "quarantine": 0, "suspected": 0},
+        "audit_labels": 12,
+        "min_audit_labels": 50,
+        "new_labels": 40,
+        "retrain_labels": 200,
+    },
     "about": {
         "model_version": "7",
         "since": "2026-01-02T12:00:00Z",
@@ -165,6 +199,7 @@ ANSWER_EXAMPLES: dict[str, Any] = {
         "at": "2026-01-02T12:00:00Z",
         "route": "/classify",
         "label": 7,
+        "label_is_digit": True,
         "image": _ONE,
     },
     "samples": {"model_version": "7", "samples": [{"image": _ONE, "label": 1}]},
@@ -230,11 +265,10 @@ def _complete(paths: dict[str, Schema], max_images: int) -> None:
         picture["parameters"] += [{"name": field, "in": "query", "schema": schema} for field, schema in fields.items()]
         binary = {"schema": {"type": "string", "format": "binary"}, "example": BODY_EXAMPLES[name]["file"]}
         content |= {f"image/{kind.lower()}": binary for kind in FORMATS}
-    classify, explain, feedback = (
-        paths[route]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        for route in ("/classify", "/explain", "/feedback")
-    )
-    classify["additionalProperties"] = explain["additionalProperties"] = feedback["additionalProperties"] = False
+    paths["/label_queue"]["get"]["parameters"] += _QUEUE_PARAMETERS
+    for route in ("/classify", "/explain", "/feedback", "/withdraw"):
+        paths[route]["post"]["requestBody"]["content"]["application/json"]["schema"]["additionalProperties"] = False
+    classify = paths["/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     classify["properties"]["images"]["oneOf"][1]["maxItems"] = max_images
 
 

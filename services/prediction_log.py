@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 
 from digits.errors import first_line
 from digits.images import SIZE
-from digits.storage import database, predictions, request_counts
+from digits.storage import database, label_queue, predictions, request_counts
 from digits.storage.predictions import PredictionBatch, PredictionWindow, UnknownPrediction, new_ids
 from services import write_ahead_log
 from services.request_counter import RequestCounter
@@ -118,15 +118,16 @@ class PredictionLog:
         """Wait until what any other worker has answered so far is in the database, as far as it is reachable."""
         await asyncio.sleep(2 * self._interval_seconds)
 
-    def label(self, id: str, digit: int, source: str) -> None:
-        """Like `predictions.label`; raises NotFound or ServiceUnavailable."""
-        self._query(predictions.label, id, digit, source)
+    def label(self, id: str, label: int, source: str) -> None:
+        """Like `label_queue.label`; raises NotFound or ServiceUnavailable."""
+        self.query(label_queue.label, id, label, source)
 
     def find(self, id: str) -> PredictionWindow:
         """Like `predictions.find`; raises NotFound or ServiceUnavailable."""
-        return self._query(predictions.find, id)
+        return self.query(predictions.find, id)
 
-    def _query(self, query: Callable[..., T], *arguments: Any) -> T:
+    def query(self, query: Callable[..., T], *arguments: Any) -> T:
+        """The result of a function of the database; raises NotFound or ServiceUnavailable."""
         if (engine := self.engine) is not None:
             with suppress(*database.ERRORS):
                 try:

@@ -23,9 +23,10 @@ from digits.errors import quote
 from digits.images import SIZE
 from digits.pictures import picture_structure
 from digits.storage.api_keys import ApiKey
+from digits.storage.label_queue import QUEUES
 from models.reading import MAX_LENGTH
 from services import json_parts, picture_upload, response_content
-from services.access import client_of
+from services.access import client_of, is_auditor
 from services.prediction_log import is_recent
 from services.request_limits import counted, slot
 from services.serving_context import ServingContext
@@ -52,12 +53,20 @@ SECURITY_HEADERS = {
 DOCS_HEADERS = {**SECURITY_HEADERS, "Content-Security-Policy": f"{_POLICY}; style-src 'self' 'unsafe-inline'"}
 
 IMAGES_EXAMPLE = '{"images": [28 rows of 28 whole numbers]}'
+FEEDBACK_EXAMPLE = '{"id": "…", "digit": 7}, or "is_digit": false in place of the digit'
 IMAGE_EXAMPLE = '{"image": [28 rows of 28 whole numbers]}'
 # Routes with query parameters.
-QUERY_PARAMETERS = {"/classify_file": {"preview"}, "/read": {"preview", "length", "pattern"}}
+QUERY_PARAMETERS = {
+    "/classify_file": {"preview"},
+    "/read": {"preview", "length", "pattern"},
+    "/label_queue": {"limit", "queue", "exclude"},
+}
+# Images of a response of /label_queue, and ids that a request may leave out of it.
+DEFAULT_QUEUED, MAX_QUEUED, MAX_EXCLUDED = 20, 50, 500
 # Of the JSON bodies above LARGE_BYTES, so many are parsed at a time.
 MAX_CONCURRENT_PARSES = 2
 
+_queueing = anyio.CapacityLimiter(1)
 _parsing, _explaining = anyio.CapacityLimiter(MAX_CONCURRENT_PARSES), anyio.CapacityLimiter(1)
 _large_pictures, _small_pictures = asyncio.Semaphore(MAX_LARGE_PICTURES), asyncio.Semaphore(MAX_SMALL_PICTURES)
 _reading = asyncio.Semaphore(1)
@@ -171,14 +180,45 @@ async def classify_bulk(request: Request) -> Response:
 
 async def feedback(request: Request) -> Response:
     """The true digit of an earlier prediction; its source is the API key, or the `source` field without one."""
+    fields = _label_fields(request, {"digit", "is_digit"}, FEEDBACK_EXAMPLE)
+    if "digit" not in fields and fields.get("is_digit", True) is True:
+        raise UnprocessableEntity(f'the field "digit" is missing; send {FEEDBACK_EXAMPLE}')
+    facts = fields.get("digit"), fields["source"], fields.get("is_digit", True)
+    return await _once_stored(request, request.state.context.feedback, fields["id"], *facts)
+
+
+async def withdraw(request: Request) -> Response:
+    """The most recent label of a prediction from this source is taken back."""
+    fields = _label_fields(request, set(), '{"id": "…"}')
+    with counted("logged predictions", request):
+        return await _in_thread(request.state.context.withdraw, fields["id"], fields["source"])
+
+
+def _label_fields(request: Request, more: set[str], example: str) -> dict[str, Any]:
+    """The fields of a request about a label, with the name of the API key as the source where there is one."""
     content_type = request.headers.get("content-type", "")
     # A page of another site cannot send this type without asking first (CORS).
     if not content_type.lower().startswith("application/json"):
         raise HTTPException(415, f'the content type is "{content_type[:80]}"; send application/json')
-    fields = _fields(request.state.body, {"id", "digit"}, {"id", "digit", "source"}, '{"id": "…", "digit": 7}')
     key: ApiKey | None = request.state.key
-    source = key.name if key else fields.get("source", "api")
-    return await _once_stored(request, request.state.context.feedback, fields["id"], fields["digit"], source)
+    fields = _fields(request.state.body, {"id"}, {"id", "source", *more}, example)
+    return {"source": "api", **fields, **({"source": key.name} if key else {})}
+
+
+async def queue(request: Request) -> Response:
+    """Images to label next; it searches thousands of answers, so one queue is made at a time."""
+    query = request.query_params
+    limit, name, exclude = query.get("limit", str(DEFAULT_QUEUED)), query.get("queue"), query.get("exclude", "")
+    if not (limit.isascii() and limit.isdecimal() and len(limit) < 4 and 1 <= int(limit) <= MAX_QUEUED):
+        raise UnprocessableEntity(f"limit is {quote(limit)}; expected a whole number from 1 to {MAX_QUEUED}")
+    if name is not None and name not in QUEUES:
+        raise UnprocessableEntity(f"queue is {quote(name)}; expected one of {', '.join(QUEUES)}")
+    ids = {id for id in exclude.split(",") if id}
+    if len(ids) > MAX_EXCLUDED:
+        raise UnprocessableEntity(f"exclude has {len(ids):,} ids; send at most {MAX_EXCLUDED:,}")
+    with counted("label queues", request):
+        arguments = int(limit), name, ids, is_auditor(request.state.key)
+        return await _in_thread(request.state.context.label_queue, *arguments, limiter=_queueing)
 
 
 async def stored_prediction(request: Request) -> Response:
@@ -220,6 +260,10 @@ async def page(request: Request) -> Response:
     return FileResponse(PAGE / "index.html", headers=SECURITY_HEADERS)
 
 
+async def label_page(request: Request) -> Response:
+    return FileResponse(PAGE / "label.html", headers=SECURITY_HEADERS)
+
+
 async def docs(request: Request) -> Response:
     return FileResponse(PAGE / "docs.html", headers=DOCS_HEADERS)
 
@@ -258,6 +302,8 @@ router = Router(
         Route("/explain", explain, methods=["POST"]),
         Route("/classify_bulk", classify_bulk, methods=["POST"]),
         Route("/feedback", feedback, methods=["POST"]),
+        Route("/withdraw", withdraw, methods=["POST"]),
+        Route("/label_queue", queue),
         Route("/predictions/{id}", stored_prediction),
         # BentoML's client sends POST
         Route("/about", about, methods=["GET", "POST"]),
@@ -267,6 +313,7 @@ router = Router(
         Route("/docs.json", document),
         Route("/", page),
         Route("/draw", page),
+        Route("/label", label_page),
         Route("/docs", docs),
         Mount("/page", StaticFiles(directory=PAGE)),
     ],

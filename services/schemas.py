@@ -9,6 +9,7 @@ from bentoml.validators import ContentType
 from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, WithJsonSchema
 
 from digits.images import MAX_IMAGES, SIZE
+from digits.storage.label_queue import Queue
 
 Row = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=SIZE, max_length=SIZE)]
 PIXEL_ROWS = f"{SIZE} rows of {SIZE} whole numbers, 0 = paper, 255 = ink."
@@ -96,17 +97,44 @@ class BulkPredictions(BaseModel):
     ids: list[str | None] = Field(description="Ids of the predictions; null for those that are not logged.")
 
 
+LABELLED_BY = "Who labelled it: the name of the API key, or the `source` of the request."
+
+
 class Feedback(BaseModel):
     id: Id
-    digit: TrueDigit
-    source: str = Field(description="Who labelled it: the name of the API key, or the `source` of the request.")
+    digit: Digit | None = Field(description="True digit; null if the image shows none.")
+    is_digit: bool = Field(description="Whether the image shows a digit.")
+    source: str = Field(description=LABELLED_BY)
+
+
+class Withdrawal(BaseModel):
+    id: Id
+    source: str = Field(description=LABELLED_BY)
+
+
+class QueuedImage(BaseModel):
+    id: str = Field(description="Id for /feedback: of the prediction, or of the training image.")
+    queue: Queue = Field(description="Why this image.")
+    image: Image
+
+
+class LabelQueue(BaseModel):
+    model_version: str | None = Field(description="Version that is served; null before the first champion.")
+    is_auditor: bool = Field(description="Whether labels under this key are an auditor's.")
+    images: list[QueuedImage] = Field(max_length=50, description="Images to label, the most informative first.")
+    waiting: dict[Queue, int] = Field(description="Number of images in each queue, at most 500.")
+    audit_labels: int = Field(description="Labelled answers of the version in the audit sample.")
+    min_audit_labels: int = Field(description="Number of them from which accuracy is reported.")
+    new_labels: int = Field(description="Labels that no retraining has ingested yet.")
+    retrain_labels: int = Field(description="Number of them that starts a retraining.")
 
 
 class StoredPrediction(StoredFields):
     id: Id
     at: datetime = Field(description="Time of the prediction, UTC.")
     route: str = Field(description="Route that answered.")
-    label: Digit | None = Field(description="True digit from feedback; null without any.")
+    label: Digit | None = Field(description="True digit from feedback; null without any, or if the image shows none.")
+    label_is_digit: bool | None = Field(description="Whether the image shows a digit, from feedback; null without any.")
     image: Image
 
 
@@ -164,6 +192,9 @@ Preview = Annotated[bool, Field(description="Answer without logging the predicti
 # No regular expression of JSON Schema says "printable": ServingContext.feedback checks it.
 LABELLER = "Who labelled it, in printable characters; an API key's name takes its place."
 Source = Annotated[str, Field(min_length=1, max_length=64, description=LABELLER)]
+LABELLED_DIGIT = "True digit, unless `is_digit` is false."
+LabelledDigit = Annotated[Digit | None, Field(description=LABELLED_DIGIT)]
+LabelIsDigit = Annotated[bool, Field(description="False for an image that shows no digit.")]
 Pixels = Annotated[bytes, ContentType("application/octet-stream")]
 # BentoML's schema generator follows the first entry of an anyOf; a discriminated union is a oneOf.
 OneOrMany = Annotated[

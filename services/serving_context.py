@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,11 +23,12 @@ from sqlalchemy import Engine
 
 from digits import images as pixels
 from digits.errors import quote
-from digits.images import PIXELS, SIZE, Images
+from digits.images import NO_DIGIT, PIXELS, SIZE, Images
 from digits.pictures import pages, rectification
 from digits.pictures.pages import Page
 from digits.settings import Settings
-from digits.storage import database, ledger
+from digits.storage import audit, database, feedback, label_queue, ledger
+from digits.storage.label_queue import Queue
 from digits.storage.predictions import Place, PredictionBatch, new_ids
 from models import digit_score, reading
 from models.model_store import VerifiedModel
@@ -52,6 +53,7 @@ FIRST_POLL_SECONDS = 3.0
 MAX_LOG_FILL = 0.5
 LOG_WAIT_SECONDS, LOG_POLL_SECONDS = 3.0, 0.005
 GAUGE_SECONDS = 1.0
+QUEUE_AGE = timedelta(days=30)  # of the oldest answers in the label queue
 # After Python's 5 ms, a request that needs the interpreter's lock a dozen times waits 180 ms beside a page that is read, not 50
 # (`bench.attack`, crowded pages).
 SWITCH_SECONDS = 0.0005
@@ -321,16 +323,51 @@ class ServingContext:
         while self.prediction_log.depth > MAX_LOG_FILL * self.settings.log_limit and time.monotonic() < deadline:
             await asyncio.sleep(LOG_POLL_SECONDS)
 
-    def feedback(self, id: Any, digit: Any, source: Any) -> Content:
-        """Record the true digit of an earlier prediction; the most recent label wins."""
-        if not isinstance(id, str):
-            raise UnprocessableEntity(f"id is {quote(id)}; expected the id of a prediction")
-        if not isinstance(digit, int) or isinstance(digit, bool) or not 0 <= digit <= 9:
+    def feedback(self, id: Any, digit: Any, source: Any, is_digit: Any = True) -> Content:
+        """Record the true digit of an earlier prediction, or that its image shows none; the most recent label wins."""
+        _check_label_of(id, source)
+        if not isinstance(is_digit, bool):
+            raise UnprocessableEntity(f"is_digit is {quote(is_digit)}; expected true or false")
+        if not is_digit and digit is not None:
+            raise UnprocessableEntity(f"digit is {quote(digit)} and is_digit is false; send one of them")
+        if is_digit and (not isinstance(digit, int) or isinstance(digit, bool) or not 0 <= digit <= 9):
             raise UnprocessableEntity(f"digit is {quote(digit)}; expected a whole number from 0 to 9")
-        if not isinstance(source, str) or not 0 < len(source) <= 64 or not source.isprintable():
-            raise UnprocessableEntity(f"source is {quote(source)}; expected 1 to 64 printable characters")
-        self.prediction_log.label(id, digit, source)
-        return {"id": id, "digit": digit, "source": source}
+        self.prediction_log.label(id, digit if is_digit else NO_DIGIT, source)
+        return {"id": id, "digit": digit, "is_digit": is_digit, "source": source}
+
+    def withdraw(self, id: Any, source: Any) -> Content:
+        """Take back the most recent label that this source gave."""
+        _check_label_of(id, source)
+        if not self.prediction_log.query(label_queue.withdraw, id, source):
+            problem = f"a retraining has ingested the label of {quote(id)}"
+            raise UnprocessableEntity(f"{problem}; send the right digit to /feedback instead")
+        return {"id": id, "source": source}
+
+    def label_queue(self, limit: int, queue: Queue | None, exclude: Collection[str], auditor: bool) -> Content:
+        """Images to label next, how many wait, and what labels are still missing for."""
+        return self.prediction_log.query(self._label_queue, limit, queue, exclude, auditor)
+
+    def _label_queue(
+        self, engine: Engine, limit: int, queue: Queue | None, exclude: Collection[str], auditor: bool
+    ) -> Content:
+        champion, since = self._watcher.state.champion, datetime.now(UTC) - QUEUE_AGE
+        version = champion.version if champion else ""
+        uncertain_below = champion.conformal.uncertain_below if champion else 0.0
+        waiting = label_queue.waiting(engine, version, since, uncertain_below, auditor)
+        chosen = [
+            (id, name) for name, ids in waiting.items() if queue in (None, name) for id in ids if id not in exclude
+        ]
+        found = label_queue.read(engine, chosen[:limit])
+        return {
+            "model_version": version or None,
+            "is_auditor": auditor,
+            "images": [{"id": one.id, "queue": one.queue, "image": one.image} for one in found],
+            "waiting": {name: len(ids) for name, ids in waiting.items()},
+            "audit_labels": audit.count(engine, version),
+            "min_audit_labels": audit.MIN_LABELS,
+            "new_labels": feedback.waiting(engine),
+            "retrain_labels": self.settings.retrain_labels,
+        }
 
     def stored_prediction(self, id: str) -> Content:
         """A prediction from the log."""
@@ -340,7 +377,8 @@ class ServingContext:
             **response_content.version_output(found.versions[0], found.digits[0], found.probabilities[0]),
             "at": found.at[0],
             "route": found.routes[0],
-            "label": None if found.labels[0] < 0 else found.labels[0],
+            "label": found.labels[0] if 0 <= found.labels[0] < NO_DIGIT else None,
+            "label_is_digit": None if found.labels[0] < 0 else bool(found.labels[0] < NO_DIGIT),
             "image": found.images[0],
         }
 
@@ -389,3 +427,11 @@ class ServingContext:
         if self._ledger_engine is not None:
             self._ledger_engine.dispose()
         self.prediction_log.close()
+
+
+def _check_label_of(id: Any, source: Any) -> None:
+    """Raises UnprocessableEntity unless they can be the id of a prediction and the name of who labels it."""
+    if not isinstance(id, str):
+        raise UnprocessableEntity(f"id is {quote(id)}; expected the id of a prediction")
+    if not isinstance(source, str) or not 0 < len(source) <= 64 or not source.isprintable():
+        raise UnprocessableEntity(f"source is {quote(source)}; expected 1 to 64 printable characters")

@@ -307,6 +307,8 @@ def test_roles_hold_on_every_route_of_the_running_service(locked: Service, sampl
         "explain": ("POST", "/explain", {"json": {"image": image.tolist()}}),
         "classify_bulk": ("POST", "/classify_bulk", {"content": image.tobytes()}),
         "feedback": ("POST", "/feedback", {"json": {"id": answer["id"], "digit": 3}}),
+        "withdraw": ("POST", "/withdraw", {"json": {"id": answer["id"]}}),
+        "label_queue": ("GET", "/label_queue", {}),
         "predictions": ("GET", f"/predictions/{answer['id']}", {}),
         "samples": ("GET", "/samples", {}),
         "about": ("GET", "/about", {}),
@@ -323,6 +325,7 @@ def test_roles_hold_on_every_route_of_the_running_service(locked: Service, sampl
         wrong = locked.client.request(method, path, headers={"X-API-Key": "digits_wrong"}, **content)  # type: ignore[arg-type]
         assert wrong.status_code == 401 and "no valid API key" in wrong.json()["error"]
     assert locked.status("/livez") == locked.status("/readyz") == locked.status("/") == locked.status("/docs") == 200
+    assert locked.status("/label") == 200
     assert locked.status("/page/page.js") == locked.status("/openapi.json") == 200
     assert locked.status("/nothing") == 401
 

@@ -87,9 +87,14 @@ def test_images_of_the_client_are_logged_without_a_name(client: Any, service: Se
 
 def test_the_client_gives_feedback_and_reads_about(client: Any, service: Service, sample: Reference) -> None:
     id = client.classify(images=sample.images[0])["id"]
-    assert client.feedback(id=id, digit=4) == {"id": id, "digit": 4, "source": "api"}
-    assert client.feedback(id, 5, "me") == {"id": id, "digit": 5, "source": "me"}
+    assert client.feedback(id=id, digit=4) == {"id": id, "digit": 4, "is_digit": True, "source": "api"}
+    assert client.feedback(id, 5, "me")["digit"] == 5
     assert service.client.get(f"/predictions/{id}").json()["label"] == 5
+    assert client.withdraw(id=id, source="me") == {"id": id, "source": "me"}
+    assert service.client.get(f"/predictions/{id}").json()["label"] == 4
+    assert client.feedback(id=id, is_digit=False)["digit"] is None
+    stored = service.client.get(f"/predictions/{id}").json()
+    assert (stored["label"], stored["label_is_digit"]) == (None, False)
     about = service.client.get("/about").json()
     assert {**client.about(), "log": None} == {**about, "log": None}
 

@@ -188,8 +188,10 @@ def test_the_last_word_of_feedback_counts(service: Service, sample: reference.Re
     id = classify(service, sample.images[0])["id"]
     for digit in (4, 4, 9):
         response = service.client.post("/feedback", json={"id": id, "digit": digit, "source": "test"})
-        assert response.json() == {"id": id, "digit": digit, "source": "test"}
+        assert response.json() == {"id": id, "digit": digit, "is_digit": True, "source": "test"}
     assert service.client.get(f"/predictions/{id}").json()["label"] == 9
+    service.client.post("/withdraw", json={"id": id, "source": "test"}).raise_for_status()
+    assert service.client.get(f"/predictions/{id}").json()["label"] == 4
 
 
 def test_about_names_the_version_its_recipe_metrics_and_run(service: Service) -> None:
@@ -266,10 +268,37 @@ BAD: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "digit 3.0": ("/feedback", {"json": {"id": "nobody", "digit": 3.5}}, 422, "digit is 3.5"),
     "id 5": ("/feedback", {"json": {"id": 5, "digit": 3}}, 422, "id is 5"),
     "long source": ("/feedback", {"json": {"id": "a", "digit": 3, "source": "x" * 65}}, 422, "source is"),
+    "neither digit nor none": (
+        "/feedback",
+        {"json": {"id": "a", "is_digit": True}},
+        422,
+        'the field "digit" is missing',
+    ),
+    "digit and none": ("/feedback", {"json": {"id": "a", "digit": 3, "is_digit": False}}, 422, "send one of them"),
+    "is_digit null": ("/feedback", {"json": {"id": "a", "is_digit": None}}, 422, "is_digit is null"),
+    "a label to withdraw of a form": ("/withdraw", {"data": {"id": "a"}}, 415, "send application/json"),
+    "a digit to withdraw": ("/withdraw", {"json": {"id": "a", "digit": 3}}, 422, 'no field "digit"'),
     "feedback of a form": ("/feedback", {"data": {"id": "a", "digit": "3"}}, 415, "send application/json"),
     "nothing there": ("/nothing", {}, 404, "there is nothing at /nothing"),
     "wrong method": ("/samples", {}, 405, "does not support POST"),
 }
+
+
+BAD_QUEUES = {
+    "limit=0": "limit is",
+    "limit=51": "expected a whole number from 1 to 50",
+    "limit=-1": "limit is",
+    "limit=٣": "limit is",
+    "queue=all": "expected one of audit, uncertain, disagreement, quarantine, suspected",
+    "exclude=" + ",".join(map(str, range(501))): "exclude has 501 ids",
+    "since=7d": "the route has exclude, limit, queue",
+}
+
+
+@pytest.mark.parametrize("query", BAD_QUEUES)
+def test_a_wrong_question_for_images_to_label_is_answered_by_a_sentence(query: str, service: Service) -> None:
+    response = service.client.get(f"/label_queue?{query}")
+    assert response.status_code == 422 and BAD_QUEUES[query] in response.json()["error"]
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -344,7 +373,7 @@ def test_the_openapi_describes_the_real_routes(service: Service) -> None:
 
     document = service.client.get("/openapi.json").json()
     described = {(path, method) for path, item in document["paths"].items() for method in item}
-    hidden = {"/", "/draw", "/docs", "/openapi.json", "/docs.json"}
+    hidden = {"/", "/draw", "/label", "/docs", "/openapi.json", "/docs.json"}
     real = {
         (route.path, method.lower())  # type: ignore[attr-defined]
         for route in router.routes

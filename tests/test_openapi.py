@@ -47,7 +47,7 @@ def document(service: Service) -> dict[str, Any]:
 def test_the_document_is_valid_and_names_every_operation_once(document: dict[str, Any]) -> None:
     openapi_spec_validator.validate(document)
     names = [operation["operationId"] for operation in operations(document).values()]
-    assert len(set(names)) == len(names) == 13
+    assert len(set(names)) == len(names) == 15
 
 
 def test_every_body_and_answer_has_an_example_of_its_schema(document: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ def test_every_body_and_answer_has_an_example_of_its_schema(document: dict[str, 
     for media in problems:
         jsonschema.validate(media["example"], {**media["schema"], "components": document["components"]})
     assert len({media["example"]["error"] for media in problems}) == len(problems) == 12
-    assert found == 13 + 6 + 2 * len(FORMATS)
+    assert found == 15 + 7 + 2 * len(FORMATS)
 
 
 @pytest.mark.parametrize("path", ["/classify", "/explain"])

@@ -14,16 +14,18 @@ from digits.storage import (
     database,
     feedback,
     judgements,
+    label_queue,
     ledger,
     monitoring_results,
     predictions,
     registrations,
     request_counts,
+    suspected_labels,
 )
 
 # A table is part of the metadata once its module is imported.
-assert {api_keys, cooldowns, feedback, judgements, ledger, monitoring_results, predictions, registrations}
-assert {request_counts}
+assert {api_keys, cooldowns, feedback, judgements, label_queue, ledger, monitoring_results, predictions, registrations}
+assert {request_counts, suspected_labels}
 
 
 def run() -> None:

@@ -1,0 +1,320 @@
+// The page to label on: shows one image after the other and sends what a person says of it, by keyboard or by touch.
+
+import * as key from "/page/key.js";
+import { toImageData } from "/page/reading.js";
+
+// The queues, in the order of their usefulness.
+const QUEUES = {
+  audit: ["Audit sample", "answers drawn at random; accuracy is measured on them"],
+  uncertain: ["Uncertain", "answers of little confidence; the next model learns most from them"],
+  disagreement: ["Disagreement", "the challenger would have answered something else"],
+  quarantine: ["Quarantine", "somebody’s label contradicts a confident answer"],
+  suspected: ["Suspected wrong labels", "training images whose label is probably wrong"],
+};
+const NO_DIGIT = "no digit";
+// Of a request; more are fetched when so few are left.
+const FETCHED = 50;
+const FEW = 15;
+// So many of the skipped images are left out of what is fetched; the service allows 500 ids in all.
+const MAX_SKIPPED = 400;
+const MAX_SHOWN = 12;
+const RETRY_MS = 3000;
+const POLL_MS = 10_000;
+const NO_ANSWER = "The service does not answer; this is tried again.";
+
+const element = (id) => document.getElementById(id);
+// images: those to come, the first is shown; done: {image, label} of this session, label null for a skipped one; skipped: their ids; unsent: labels (change 1)
+// and withdrawals (change -1) under way; queue: the chosen one or null for all; facts: the last answer of the service without its images; turn: number of the
+// choice, so that an answer to an earlier one is not used; more: whether the service may have more images; timer: of the next attempt
+const state = { images: [], done: [], skipped: [], unsent: [], queue: null, facts: null, turn: 0, fetching: false, more: true, timer: 0 };
+// Requests about labels, one after the other: a label and its withdrawal must not change places.
+let sending = Promise.resolve();
+
+async function fetchImages() {
+  if (state.fetching) return;
+  state.fetching = true;
+  const turn = state.turn;
+  // In turn with the labels: its figures count those that were sent before it.
+  const asked = sending.then(() => ask(address()));
+  sending = asked;
+  const answer = await asked;
+  state.fetching = false;
+  if (turn !== state.turn) return void fetchImages();
+  if (answer === null) return;
+  const { images, ...facts } = answer;
+  state.facts = facts;
+  for (const { image, change } of state.unsent) count(image, change);
+  const known = new Set([...excluded(), ...state.done.filter((one) => one.label !== null).map((one) => one.image.id)]);
+  state.images.push(...images.filter((image) => !known.has(image.id)));
+  state.more = images.length === FETCHED;
+  show();
+  if (state.images.length === 0) fetchLater(POLL_MS);
+}
+
+function fetchLater(milliseconds) {
+  clearTimeout(state.timer);
+  state.timer = setTimeout(() => (document.hidden ? fetchLater(POLL_MS) : fetchImages()), milliseconds);
+}
+
+function address() {
+  const query = new URLSearchParams({ limit: FETCHED, exclude: excluded().join(",") });
+  if (state.queue) query.set("queue", state.queue);
+  return `/label_queue?${query}`;
+}
+
+function excluded() {
+  return [...state.images.map((image) => image.id), ...state.unsent.map((one) => one.image.id), ...state.skipped.slice(-MAX_SKIPPED)];
+}
+
+// The answer to a GET; null where it is tried again later, or a key is asked for.
+async function ask(address) {
+  let response, answer;
+  try {
+    response = await key.fetchWithKey(address);
+    answer = await response.json();
+  } catch {
+    say(NO_ANSWER);
+    fetchLater(RETRY_MS);
+    return null;
+  }
+  if (response.ok) return answer;
+  say(sentence(answer.error));
+  // Another key may have the role.
+  if (response.status === 403) element("key-form").hidden = false;
+  else if (response.status !== 401) fetchLater(RETRY_MS);
+  return null;
+}
+
+function show() {
+  const image = state.images[0];
+  const paper = element("image").getContext("2d");
+  element("image").hidden = !image;
+  element("empty").hidden = Boolean(image);
+  if (image) paper.putImageData(toImageData(image.image, (ink) => 255 - ink), 0, 0);
+  element("reason").textContent = image ? `${QUEUES[image.queue][0]}, ${counted(image.queue)} left` : "";
+  element("empty").textContent = emptyText();
+  for (const button of [...element("digits").children, element("none"), element("skip")]) button.disabled = !image;
+  element("undo").disabled = state.done.length === 0;
+  showProgress();
+  showQueues();
+  showHistory();
+}
+
+// The number of images that wait in a queue; the service counts to 500.
+function counted(queue) {
+  const waiting = state.facts.waiting[queue];
+  return waiting >= 500 ? "500 or more" : waiting;
+}
+
+function emptyText() {
+  if (state.facts === null) return "";
+  const skipped = state.skipped.length ? ` You skipped ${state.skipped.length}; reload the page to see them again.` : "";
+  return `Nothing waits ${state.queue ? "in this queue" : "for a label"}. New answers appear here by themselves.${skipped}`;
+}
+
+function showProgress() {
+  const facts = state.facts;
+  if (facts === null) return;
+  const labelled = state.done.filter((one) => one.label !== null).length;
+  element("tally").textContent = labelled ? `${labelled} by you` : "";
+  const missing = facts.min_audit_labels - facts.audit_labels;
+  const version = facts.model_version === null ? "the version" : `version ${facts.model_version}`;
+  element("audit-text").textContent =
+    missing > 0
+      ? `${facts.audit_labels} of ${facts.min_audit_labels} audit labels, until the accuracy of ${version} is reported`
+      : `${facts.audit_labels} audit labels: the accuracy of ${version} is reported, and more make it more exact`;
+  fill("audit", facts.audit_labels, facts.min_audit_labels);
+  element("retrain-text").textContent =
+    facts.new_labels < facts.retrain_labels
+      ? `${facts.new_labels} of ${facts.retrain_labels} new labels, until a retraining starts by itself`
+      : `${facts.new_labels} new labels: a retraining starts with the next monitoring`;
+  fill("retrain", facts.new_labels, facts.retrain_labels);
+  element("standing").textContent = facts.is_auditor
+    ? "You label as an auditor: your labels are trusted, and those of the audit sample measure accuracy."
+    : "Your key is not the one named audit: models learn from your labels, but accuracy is not measured with them.";
+}
+
+function fill(name, value, max) {
+  const bar = element(`${name}-progress`);
+  bar.max = max;
+  bar.value = Math.min(value, max);
+}
+
+function showQueues() {
+  if (state.facts === null) return;
+  const total = Object.values(state.facts.waiting).reduce((sum, count) => sum + count, 0);
+  for (const line of element("queues").children) {
+    const name = line.dataset.queue;
+    line.querySelector(".count").textContent = name === "all" ? total : counted(name);
+    line.hidden = !state.facts.is_auditor && ["audit", "quarantine", "suspected"].includes(name);
+  }
+}
+
+function showHistory() {
+  const shown = state.done.filter((one) => one.label !== null).slice(-MAX_SHOWN).reverse();
+  element("session").hidden = shown.length === 0;
+  element("history").replaceChildren(
+    ...shown.map(({ image, label }) => {
+      const line = document.createElement("li");
+      const picture = document.createElement("canvas");
+      [picture.width, picture.height] = [28, 28];
+      picture.getContext("2d").putImageData(toImageData(image.image, (ink) => 255 - ink), 0, 0);
+      line.append(picture, label);
+      return line;
+    }),
+  );
+}
+
+function say(text) {
+  element("said").textContent = text;
+}
+
+function sentence(text) {
+  return `${text[0].toUpperCase()}${text.slice(1)}.`;
+}
+
+// Labels the image that is shown, and goes on without waiting for the service.
+function label(answer) {
+  const image = state.images.shift();
+  if (!image) return;
+  state.done.push({ image, label: answer });
+  say(`Labelled: ${answer}.`);
+  const meaning = answer === NO_DIGIT ? { is_digit: false } : { digit: Number(answer) };
+  send(image, 1, "/feedback", meaning, () => {
+    const place = state.done.findLastIndex((one) => one.image === image);
+    // It may have been taken back meanwhile.
+    if (place < 0) return;
+    state.done.splice(place, 1);
+    state.images.unshift(image);
+  });
+  goOn();
+}
+
+function skip() {
+  const image = state.images.shift();
+  if (!image) return;
+  state.done.push({ image, label: null });
+  state.skipped.push(image.id);
+  say("Skipped.");
+  goOn();
+}
+
+function goOn() {
+  show();
+  if (state.images.length === 0 || (state.more && state.images.length < FEW)) fetchImages();
+}
+
+// Takes the last answer back, and shows its image again.
+function undo() {
+  const last = state.done.pop();
+  if (!last) return;
+  const { image } = last;
+  state.images.unshift(image);
+  if (last.label === null) state.skipped = state.skipped.filter((id) => id !== image.id);
+  else send(image, -1, "/withdraw", {}, () => (state.images = state.images.filter((one) => one !== image)));
+  say("Taken back.");
+  show();
+}
+
+// The figures that the service would give after a label; the next answer brings its own.
+function count(image, change) {
+  const { facts } = state;
+  facts.waiting[image.queue] = Math.max(0, facts.waiting[image.queue] - change);
+  if (image.queue !== "suspected") facts.new_labels = Math.max(0, facts.new_labels + change);
+  if (image.queue === "audit") facts.audit_labels = Math.max(0, facts.audit_labels + change);
+}
+
+// Sends what was said of an image after all that was said before; where it is refused, says why and calls `undone`.
+function send(image, change, address, more, undone) {
+  const entry = { image, change };
+  state.unsent.push(entry);
+  count(image, change);
+  sending = sending.then(async () => {
+    const body = JSON.stringify({ id: image.id, source: "audit", ...more });
+    const problem = await post(address, body);
+    state.unsent.splice(state.unsent.indexOf(entry), 1);
+    if (problem === null) return;
+    count(image, -change);
+    undone();
+    show();
+    say(problem);
+  });
+}
+
+// The sentence of what is wrong; null where the service took it.
+async function post(address, body) {
+  try {
+    const response = await key.fetchWithKey(address, { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    return response.ok ? null : `Not stored: ${(await response.json()).error}.`;
+  } catch {
+    return "Not stored: the service does not answer. Say it again in a moment.";
+  }
+}
+
+function choose(name) {
+  state.queue = name === "all" ? null : name;
+  state.images = [];
+  state.turn += 1;
+  show();
+  fetchImages();
+}
+
+function button(text, listener) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.textContent = text;
+  onPress(made, listener);
+  return made;
+}
+
+// After a click, Space must not press the button again for the next image.
+function onPress(pressed, listener) {
+  pressed.addEventListener("click", (event) => {
+    if (event.detail > 0) pressed.blur();
+    listener();
+  });
+}
+
+function queueLine(name, title, explanation) {
+  const line = document.createElement("label");
+  line.dataset.queue = name;
+  const input = document.createElement("input");
+  Object.assign(input, { type: "radio", name: "queue", value: name, checked: name === "all" });
+  input.addEventListener("change", () => choose(name));
+  const parts = [["", title], ["count", ""], ["quiet", explanation]].map(([className, text]) => {
+    const part = document.createElement("span");
+    Object.assign(part, { className, textContent: text });
+    return part;
+  });
+  line.append(input, ...parts);
+  return line;
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.target.matches("input[type=password]")) return;
+  // There Space presses what has the focus.
+  const isControl = event.target.matches("button, summary, a, input");
+  const pressed = event.key.toLowerCase();
+  if (/^[0-9]$/.test(pressed)) label(pressed);
+  else if (pressed === "n") label(NO_DIGIT);
+  else if (pressed === "backspace" || pressed === "u") undo();
+  else if (pressed === "s" || (pressed === " " && !isControl)) skip();
+  else return;
+  // Otherwise Space scrolls.
+  event.preventDefault();
+});
+
+for (let digit = 0; digit < 10; digit += 1) element("digits").append(button(String(digit), () => label(String(digit))));
+onPress(element("none"), () => label(NO_DIGIT));
+onPress(element("undo"), undo);
+onPress(element("skip"), skip);
+element("queues").append(
+  queueLine("all", "All", "the most informative first"),
+  ...Object.entries(QUEUES).map(([name, texts]) => queueLine(name, ...texts)),
+);
+key.onKey(() => {
+  say("");
+  choose(state.queue ?? "all");
+});
+show();
+fetchImages();
