@@ -1,6 +1,6 @@
 """Alembic's entry point: on the connection of `digits.storage.database`, or by hand on the database from the settings.
 
-To change the schema, change the tables in the code; `uv run alembic revision --autogenerate --rev-id 0004 -m "what changed"` then
+To change the schema, change the tables in the code; `uv run alembic revision --autogenerate --rev-id NUMBER -m "what changed"` then
 writes the migration, to be reviewed before it is committed. `uv run alembic check` reports a missing one. There are no downgrades:
 restore the backup from before the upgrade instead.
 """
