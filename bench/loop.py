@@ -2,6 +2,7 @@
 
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.loop
     python -m bench.loop --data bundled --recipe sigmoid --requests 350 --audit 1    # scikit-learn's digits, shorter
+    python -m bench.loop --approval approved    # DIGITS_PROMOTION=ask, and a person approves in Prefect; or `declined`, in a terminal
 
 The script starts a platform on free ports, in a temporary folder. It shuffles all digits and divides them into training, test,
 traffic and held-out digits; accuracy is measured on the held-out ones, which are never sent as traffic. The traffic then changes
@@ -119,9 +120,9 @@ class Platform:
     def version(self) -> str:
         return str(self.client.get("/about").json()["model_version"])
 
-    def wait_for_version(self, wanted: Callable[[str], bool]) -> bool:
-        """Whether the endpoint serves such a version within 30 s."""
-        deadline = time.monotonic() + 30
+    def wait_for_version(self, wanted: Callable[[str], bool], seconds: float = 30) -> bool:
+        """Whether the endpoint serves such a version within so many seconds."""
+        deadline = time.monotonic() + seconds
         while not (follows := wanted(self.version())) and time.monotonic() < deadline:
             time.sleep(0.2)
         return follows
@@ -169,6 +170,21 @@ class Platform:
         if failed:
             raise Failed(f"a retraining failed: {failed}")
 
+    def waiting_runs(self) -> list[dict[str, Any]]:
+        """The runs that ask a person for approval and are suspended."""
+        wanted = {"flows": {"name": {"any_": ["approve"]}}, "flow_runs": {"state": {"name": {"any_": ["Suspended"]}}}}
+        return self._prefect("flow_runs/filter", wanted)
+
+    def answer(self, run: dict[str, Any], **fields: str) -> None:
+        """Resume a run that asks, as its form in the Prefect UI does."""
+        answered: Any = self._prefect(f"flow_runs/{run['id']}/resume", {"run_input": fields})
+        check(answered["status"] == "ACCEPT", f"Prefect does not accept the answer: {answered}")
+
+    def decisions(self) -> list[ledger.Entry]:
+        """Promotions, rollbacks and what was declined, oldest first."""
+        entries = ledger.entries(database.connect(f"sqlite:///{self.home}/digits.db"))
+        return [entry for entry in entries if entry.replaces_champion or entry.action == "decline"]
+
     def monitor(self, since: datetime) -> tuple[str, dict[str, Any]]:
         """Output of `digits monitor` for the time since then, and its verdict.json."""
         printed = self.run("monitor", "--since", since.isoformat())
@@ -186,7 +202,9 @@ class Platform:
 
 
 @contextmanager
-def running_platform(home: Path, recipe: str, data: Path, audit_sample_rate: float) -> Iterator[Platform]:
+def running_platform(
+    home: Path, recipe: str, data: Path, audit_sample_rate: float, promotion: str
+) -> Iterator[Platform]:
     """A platform on free ports, up and with a first champion trained on the data."""
     ports = {f"DIGITS_{name}_PORT": str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
     outside = ("MLFLOW_", "PREFECT_", "DIGITS_", "BENTOML_")
@@ -194,6 +212,7 @@ def running_platform(home: Path, recipe: str, data: Path, audit_sample_rate: flo
         "DIGITS_HOME": str(home),
         "DIGITS_FIRST_RECIPE": recipe,
         "DIGITS_RECIPE": recipe,
+        "DIGITS_PROMOTION": promotion,
         "DIGITS_AUDIT_SAMPLE_RATE": str(audit_sample_rate),
         "DIGITS_BULK_LOG_SAMPLE_RATE": "0",
         "DIGITS_RETRAIN_COOLDOWN_HOURS": "0",
@@ -256,8 +275,30 @@ def check_that_the_alarm_ends(platform: Platform, population: Split, requests: i
     platform.report(f"{verdict['count']} changed predictions: {verdict['message']}")
 
 
-def close(platform: Platform, digits: Digits, requests: int) -> None:
-    """Run the loop step by step; raises Failed at the first step that fails."""
+def decide(platform: Platform, approval: str) -> bool:
+    """Answer the run that asks for approval: approve in Prefect, or decline in a terminal. Returns whether the version is promoted."""
+    champion = platform.version()
+    platform.wait("a run that asks for approval", platform.waiting_runs)
+    (run,) = platform.waiting_runs()
+    candidate = run["parameters"]["version"]
+    check(platform.version() == champion, "the champion changed before anybody approved")
+    platform.report(f"{run['name']} digits v{champion} answers until somebody decides")
+    if approval == "approved":
+        platform.answer(run, decision="approve", name="Anna", reason="the new forms are here to stay")
+        return True
+    platform.report(platform.run("approve", candidate, "--decline", "--reason", "the new forms end on Friday").strip())
+    platform.wait("the end of the run that asked", lambda: not platform.waiting_runs())
+    printed = platform.run("retrain")
+    check("was declined by" in printed, f"what was declined is judged again: {printed}")
+    platform.report(re.findall(r"digits v.* was declined by .*", printed)[-1])
+    last = platform.decisions()[-1]
+    check((last.action, last.subject) == ("decline", f"digits v{candidate}"), "the ledger does not know of it")
+    check(platform.version() == champion, "a version that was declined answers")
+    return False
+
+
+def close(platform: Platform, digits: Digits, requests: int, approval: str | None) -> None:
+    """Run the loop step by step; raises Failed at the first step that fails. What a person declines ends it."""
     written = changed(digits.held_out)
     first = platform.version()
     test_before, plain = platform.accuracy(digits.test), platform.accuracy(digits.held_out)
@@ -291,13 +332,14 @@ def close(platform: Platform, digits: Digits, requests: int) -> None:
     check(verdict["accuracy"]["verdict"] == "worse", f"the loss of accuracy is not noticed: {printed}")
     platform.report(f"{labelled} audited: {verdict['message']}")
     platform.wait_for_retraining(2)
-    check(platform.wait_for_version(lambda version: version != first), f"not promoted: {platform.gate_message()}")
+    if approval and not decide(platform, approval):
+        return
+    check(platform.wait_for_version(lambda version: version != first, 90), f"not promoted: {platform.gate_message()}")
     second = platform.version()
     after, test_after = platform.accuracy(written), platform.accuracy(digits.test)
     recovered = (after - before) / (plain - before)
-    recorded = ledger.replacements(database.connect(f"sqlite:///{platform.home}/digits.db"))
-    reason = recorded[-1].reason
-    platform.report(f"digits v{second} was promoted: {reason}")
+    last = platform.decisions()[-1]
+    platform.report(f"digits v{second} was promoted by {last.by}: {last.reason}")
     platform.report(f"on held-out changed digits {before:.2%} → {after:.2%}, {recovered:.0%} of the loss recovered")
     platform.report(f"on test images {test_before:.2%} → {test_after:.2%}")
     check(recovered >= MIN_RECOVERED, f"only {recovered:.0%} of the loss came back")
@@ -325,14 +367,16 @@ def main() -> None:
     parser.add_argument("--recipe", default="compact")
     parser.add_argument("--requests", type=int, default=3000, help="predictions in each window")
     parser.add_argument("--audit", type=float, default=0.8, help="share of the predictions drawn for labelling")
+    parser.add_argument("--approval", choices=("approved", "declined"), help="ask, and answer the question so")
     arguments = parser.parse_args()
+    promotion = "ask" if arguments.approval else "automatic"
     digits = divide(arguments.data, arguments.requests)
     with tempfile.TemporaryDirectory(prefix="digits-loop-") as folder:
         home = Path(folder)
         data = write_npz(home / "digits.npz", digits)
         try:
-            with running_platform(home, arguments.recipe, data, arguments.audit) as platform:
-                close(platform, digits, arguments.requests)
+            with running_platform(home, arguments.recipe, data, arguments.audit, promotion) as platform:
+                close(platform, digits, arguments.requests, arguments.approval)
         except Failed as failure:
             sys.exit(f"the loop does not close: {failure}")
 

@@ -196,6 +196,13 @@ class Settings(BaseSettings):
         description="Recipe of the scheduled retraining; `digits up` trains it once in the background, unless it is the first one.",
     )
     gate: dict[str, float] = Field({}, description='Changes to the gate\'s policy, like {"min_error_reduction": 0.25}.')
+    promotion: Literal["automatic", "ask"] = Field(
+        "automatic",
+        description="Whether a version that the gate would promote is promoted at once, or when a person has approved it.",
+    )
+    approval_hours: float = Field(
+        72.0, gt=0, description="Hours until a promotion that waits for approval is held, because nobody decided."
+    )
     challenger_days: float = Field(14.0, gt=0, description="Days until an undecided candidate is given up.")
     feedback: dict[str, float] = Field({}, description='Changes to the feedback policy, like {"hold_out": 0.5}.')
     retrain_labels: int = Field(200, ge=1, description="Number of new labels that starts a retraining.")
@@ -291,6 +298,10 @@ class Settings(BaseSettings):
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """URL of a run in MLflow's UI."""
         return f"{self.mlflow_public_url}/#/experiments/{experiment_id}/runs/{run_id}"
+
+    def version_url(self, version: str) -> str:
+        """URL of a version in MLflow's UI."""
+        return f"{self.mlflow_public_url}/#/models/digits/versions/{version}"
 
     @property
     def credentials(self) -> dict[str, str]:

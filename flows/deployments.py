@@ -17,7 +17,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
 from prefect.deployments import run_deployment
 from prefect.events import DeploymentEventTrigger, EventTrigger
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState, ResumeFlowRun
 from prefect.events.schemas.automations import Posture
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron
@@ -26,6 +26,8 @@ from prefect.workers.utilities import get_default_base_job_template_for_infrastr
 
 from digits.settings import Settings, load_settings
 from flows import crashed_runs
+from flows.approve import DEPLOYMENT as APPROVAL
+from flows.approve import approve
 from flows.backfill import backfill
 from flows.ingest import ingest
 from flows.monitor import DRIFT_EVENT, LABELS_EVENT, monitor
@@ -36,8 +38,67 @@ from flows.sweep import sweep
 from flows.terminal import is_up
 from flows.train import train
 
+RETRAINING, MONITORING = "Retrain daily", "Monitor hourly"
+# By the name on the page of the deployments: the flow, what it is about, and what starts it and what it does, in Markdown.
+DEPLOYED: dict[str, tuple[Any, str, str]] = {
+    RETRAINING: (
+        retrain,
+        "training",
+        "Takes in the inbox and labelled feedback, trains `DIGITS_RECIPE`, and promotes the version if the gate finds it better than "
+        "the champion, or asks (`DIGITS_PROMOTION`). Starts **daily at 03:00 UTC**, and when monitoring reports **drift** or enough "
+        "**new labels**, unless a retraining ended within `DIGITS_RETRAIN_COOLDOWN_HOURS`. One at a time.",
+    ),
+    MONITORING: (
+        monitor,
+        "monitoring",
+        "Compares the champion's answers of the last 24 hours with its baseline and reports drift, accuracy and traffic. Starts **every "
+        "hour**; sends alerts, and starts a retraining where the images changed or labels arrived.",
+    ),
+    APPROVAL: (
+        approve,
+        "approval",
+        "Asks whether a version that the gate would promote becomes the champion. A retraining starts it where `DIGITS_PROMOTION=ask`; "
+        "its run is **suspended until somebody resumes it** with an answer, for `DIGITS_APPROVAL_HOURS` at most.",
+    ),
+    "Report on past days": (
+        backfill,
+        "monitoring",
+        "Computes the reports of past windows again. By hand, as `digits monitor --from … --to …`.",
+    ),
+    "Train a recipe": (
+        train,
+        "training",
+        "Trains a recipe once and registers the version as a candidate. By hand, as `digits train`.",
+    ),
+    "Search a recipe": (
+        sweep,
+        "training",
+        "Searches recipes within a time budget, and lets the gate judge the best. By hand, as `digits sweep`.",
+    ),
+    "Train a run again": (
+        replay,
+        "training",
+        "Trains a run again from its recipe, data and seed, and compares the weights. By hand, as `digits replay`.",
+    ),
+    "Ingest a data set": (
+        ingest,
+        "data",
+        "Reads, checks and stores a data set, from which the next retraining starts. By hand, as `digits ingest`.",
+    ),
+    "Answer a file": (
+        score,
+        "data",
+        "Answers every row of a Kaggle `test.csv` or a Parquet file. By hand, as `digits score`.",
+    ),
+}
+# Deployments of earlier versions; their schedules would start the same flows.
+FORMER_NAMES = (
+    *("retrain/daily", "monitor/hourly"),
+    *(f"{name}/{name}" for name in ("backfill", "train", "ingest", "score", "replay", "sweep")),
+)
 MAX_CONCURRENT_RUNS = "2"  # of one worker
 MAX_HEARTBEAT_GAP = timedelta(minutes=10)  # Prefect sends a heartbeat every three minutes
+SUSPENDED_EVENT = "prefect.flow-run.Suspended"
 HEARTBEAT_EVENT = "prefect.flow-run.heartbeat"
 FINAL_EVENTS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 # Prefect's client waits 2, 4, 8 … seconds between its attempts: 510 s in all. With its own 5 a server that restarts for more
@@ -51,22 +112,25 @@ def deployments(settings: Settings) -> list[Any]:  # of Prefect's RunnerDeployme
     Of retraining and of monitoring one run at a time; events start no retraining during its cooldown.
     """
     one_run = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+    low_priority = {"job_variables": job_variables(settings, is_low_priority=True)}
+    special: dict[str, dict[str, Any]] = {
+        RETRAINING: {
+            "schedule": Cron("0 3 * * *", timezone="UTC"),
+            "parameters": {"reason": "schedule"},
+            "triggers": [_retraining_trigger()],
+            "concurrency_limit": one_run,
+            **low_priority,
+        },
+        MONITORING: {"schedule": Cron("0 * * * *", timezone="UTC"), "concurrency_limit": one_run},
+    }
     pool: dict[str, Any] = {
         "work_pool_name": settings.work_pool,
         "job_variables": job_variables(settings),
         "entrypoint_type": EntrypointType.MODULE_PATH,  # importable wherever the package is installed: nothing is pulled
     }
     return [
-        retrain.to_deployment(
-            "daily",
-            schedule=Cron("0 3 * * *", timezone="UTC"),
-            parameters={"reason": "schedule"},
-            triggers=[_retraining_trigger()],
-            concurrency_limit=one_run,
-            **pool | {"job_variables": job_variables(settings, is_low_priority=True)},
-        ),
-        monitor.to_deployment("hourly", schedule=Cron("0 * * * *", timezone="UTC"), concurrency_limit=one_run, **pool),
-        *[flow.to_deployment(flow.name, **pool) for flow in (backfill, train, ingest, score, replay, sweep)],
+        flow.to_deployment(name, tags=["digits", tag], description=text, **pool | special.get(name, {}))
+        for name, (flow, tag, text) in DEPLOYED.items()
     ]
 
 
@@ -95,7 +159,7 @@ def _retraining_trigger() -> DeploymentEventTrigger:
 
 
 def register(settings: Settings) -> None:
-    """Create or update the work pool, the deployments and the automation for missing heartbeats in Prefect.
+    """Create or update the work pool, the deployments and the automations in Prefect.
 
     Raises ValueError when the pool is of another type. The base job template of an existing pool is kept.
     """
@@ -110,10 +174,18 @@ def register(settings: Settings) -> None:
                 f"the work pool {settings.work_pool!r} is of type {existing.type}, not {settings.work_pool_type}; "
                 "set DIGITS_WORK_POOL to another name"
             )
-        automation = missing_heartbeats()
-        known = client.read_automations_by_name(automation.name)
+        for name in FORMER_NAMES:
+            with suppress(ObjectNotFound):
+                client.delete_deployment(client.read_deployment_by_name(name).id)
     for deployment in deployments(settings):
         deployment.apply()
+    for automation in (missing_heartbeats(), missing_answers(timedelta(hours=settings.approval_hours))):
+        _create_or_update(automation)
+
+
+def _create_or_update(automation: Automation) -> None:
+    with get_client(sync_client=True) as client:
+        known = client.read_automations_by_name(automation.name)
     if known:
         automation.id = known[0].id
     automation.update() if known else automation.create()
@@ -136,13 +208,32 @@ def missing_heartbeats(gap: timedelta = MAX_HEARTBEAT_GAP) -> Automation:
     )
 
 
+def missing_answers(gap: timedelta) -> Automation:
+    """The automation that resumes a run which asks for approval when nobody has answered in time, for it to hold the version."""
+    related = {"prefect.resource.role": "flow", "prefect.resource.name": approve.name}
+    return Automation(
+        name="no approval in time: hold",
+        trigger=EventTrigger(
+            after={SUSPENDED_EVENT},
+            expect={"prefect.flow-run.Resuming", *FINAL_EVENTS},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related=related,
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=max(gap, timedelta(seconds=10)),  # the shortest that Prefect takes
+        ),
+        actions=[ResumeFlowRun()],
+    )
+
+
 def run_retraining(reason: str, recipe: str, data: str | None = None, timeout_seconds: float | None = None) -> str:
     """Run the deployed retraining once it is registered, and wait for its end, at most `timeout_seconds`; returns its state and message."""
     parameters = {"reason": reason, "recipe": recipe, "data": data}
     options: dict[str, Any] = {"timeout": timeout_seconds, "as_subflow": False, "poll_interval": 2}
     while True:
         with suppress(ObjectNotFound):
-            run: Any = run_deployment("retrain/daily", parameters=parameters, **options)
+            run: Any = run_deployment(f"retrain/{RETRAINING}", parameters=parameters, **options)
             return f"{run.state.name}, {run.state.message or 'no message'}" if run.state else "no state"
         time.sleep(2)
 

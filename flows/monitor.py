@@ -136,7 +136,37 @@ def publish(settings: Settings, version: str, verdict: MonitoringVerdict, path: 
     if images.exists():
         png = f"data:image/png;base64,{base64.b64encode(images.read_bytes()).decode()}"
     text = reports.markdown(version, verdict, path, history)
-    tasks.publish("drift", f"digits v{version}: {verdict.drift.verdict}", text, png)
+    links = {
+        "evidently": ("report in the Evidently UI", f"{history}{reports.ui_path(path.parent, settings.workspace)}"),
+        "mlflow": (f"digits v{version} in MLflow", settings.version_url(version)),
+    }
+    tasks.publish("drift", f"digits v{version}: {verdict.drift.verdict}", text, png, figures(verdict), links)
+
+
+def figures(verdict: MonitoringVerdict) -> list[dict[str, str]]:
+    """What a person looks at first, as a table: each verdict with its figures."""
+    found, traffic = verdict.accuracy, verdict.traffic
+    measured = {"audit sample": found.audited, "labelled answers": found.labelled, "expected": found.expected}
+    drifted = sum(column.drifted for column in verdict.drift.columns)
+    rows = {
+        "drift": (
+            verdict.drift.verdict,
+            f"{drifted} of {len(verdict.drift.columns)} columns, {verdict.drift.severity}",
+        ),
+        "different from training": (verdict.training_drift.verdict, verdict.training_drift.severity),
+        "accuracy": (found.verdict, ", ".join(f"{name} {share}" for name, share in measured.items() if share)),
+        "traffic": (
+            ", ".join(problem.event for problem in traffic.problems) or "as usual",
+            f"{traffic.requests:,} requests in 24 hours",
+        )
+        if traffic
+        else ("", ""),
+        "answers": (
+            f"{verdict.count:,}",
+            f"{verdict.since:%Y-%m-%d %H:%M} to {verdict.until:%Y-%m-%d %H:%M} UTC" if verdict.since else "",
+        ),
+    }
+    return [{"question": name, "verdict": says, "figures": figure} for name, (says, figure) in rows.items() if says]
 
 
 def record(platform: Platform, version: str, verdict: MonitoringVerdict) -> None:

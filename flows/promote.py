@@ -16,8 +16,9 @@ def by_hand(platform: Platform, version: str, reason: str) -> None:
 
 
 def settle(platform: Platform, version: str, replaced: str | None) -> None:
-    """Pin the first champion's anchor, and record the baseline of a version that has just become the champion."""
-    from models import evaluation_sets
+    """Pin the first champion's anchor, record the baseline of a version that has just become the champion, and close what waited for it."""
+    from models import approvals, evaluation_sets
 
     evaluation_sets.pin_first_anchor(platform.models, platform.engine)
     baseline.at_promotion(platform.engine, version, replaced)
+    approvals.review(platform)

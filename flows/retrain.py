@@ -14,11 +14,12 @@ from digits.data import datasets, inbox
 from digits.data.datasets import Dataset
 from digits.settings import Settings
 from digits.storage import cooldowns, database, feedback
-from flows import alerts, crashed_runs, promote
+from flows import alerts, approve, crashed_runs, promote
 from flows.alerts import Alert
 from flows.ingest import champion_predictions, extend, read_source, with_feedback
-from flows.tasks import publish, server_task
+from flows.tasks import server_task
 from flows.train import train_on
+from flows.verdict_page import publish_verdict
 from models import gate, recipes
 from models.connections import Platform
 from models.gate import GateVerdict
@@ -39,7 +40,7 @@ def retrain(
     cooldown: bool = False,
     wait_seconds: float = 0,
 ) -> str:
-    """Take in new data, train a candidate, and promote it or say why not. Returns the decision in a sentence.
+    """Take in new data, train a candidate, and promote it, ask for approval, or say why not. Returns the decision in a sentence.
 
     The recipe is the setting `DIGITS_RECIPE` and the data set the current one unless given. With `cooldown`, as for events,
     nothing is done for a while after the last retraining. It waits up to `wait_seconds` for another retraining to end.
@@ -54,6 +55,7 @@ def retrain(
             server_task(repair_crashed)(platform)
             seeded = recipes.find(recipe or platform.settings.recipe).model_copy(update={"seed": seed})
             dataset = server_task(assemble_dataset)(platform, data)
+            server_task(approve.review)(platform)
             server_task(review_challengers)(platform)
             version = server_task(platform.registry.trained_before)(dataset.fingerprint, seeded)
             if version is None:
@@ -189,29 +191,25 @@ def decide(platform: Platform, version: str) -> str:
     if sentence := decided or server_task(judging.queue_behind)(platform, version):
         return sentence
     champion, verdict = server_task(judging.judge)(platform, version)
-    server_task(apply_verdict)(platform, version, champion, verdict)
-    return f"digits v{version}: {verdict.sentence}"
+    waits = server_task(apply_verdict)(platform, version, champion, verdict)
+    return f"digits v{version}: {verdict.sentence}" + (f"; it waits for approval: `digits approve {version}`" * waits)
 
 
-def apply_verdict(platform: Platform, version: str, champion: str | None, verdict: GateVerdict) -> None:
-    """Show the verdict on the page of the flow run, promote the version or let an undecided one wait, and appoint the challenger."""
-    from models import judging, promotion
+def apply_verdict(platform: Platform, version: str, champion: str | None, verdict: GateVerdict) -> bool:
+    """Show the verdict on the page of the flow run, promote the version, ask for approval or let it wait, and appoint the challenger.
+
+    Returns whether it asked for approval.
+    """
+    from models import approvals, judging, promotion
 
     log.info("digits v%s: %s", version, verdict.sentence)
-    publish("gate", f"digits v{version}: {verdict.decision}", gate_page(version, verdict))
-    store = platform.models
-    promotion.apply_verdict(platform.registry, store, platform.engine, version, champion, verdict)
+    publish_verdict(platform, version, verdict)
+    store, is_asked = platform.models, approvals.is_needed(platform.settings, champion, verdict)
+    if is_asked:
+        approve.ask(platform, version, verdict)
+    else:
+        promotion.apply_verdict(platform.registry, store, platform.engine, version, champion, verdict)
     if store.registry.version() == version != champion:
         promote.settle(platform, version, champion)
     judging.appoint_challenger(platform, version, verdict)
-
-
-def gate_page(version: str, verdict: GateVerdict) -> str:
-    """The verdict as Markdown: its reasons, a table of the evaluation sets, and all evidence."""
-    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
-    lines = gate.table(verdict.evidence)
-    cells = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)] if lines else []
-    sets = "\n".join(f"| {' | '.join(row)} |" for row in cells)
-    evidence = "\n".join(f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in verdict.evidence.items())
-    table = f"{sets}\n\n" if lines else ""
-    return f"# digits v{version}: {verdict.decision}\n\n{reasons}\n\n{table}| evidence | |\n|---|---|\n{evidence}\n"
+    return is_asked

@@ -1,12 +1,17 @@
 """What all flows share of Prefect: tasks with the project's defaults, and the page of a flow run."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
 import httpx
 import prefect
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
@@ -39,11 +44,25 @@ def server_task(function: Callable[P, R]) -> Callable[P, R]:
     return task(function, retries=RETRIES, retry_delay_seconds=delays, retry_condition_fn=is_unreachable)
 
 
-def publish(key: str, description: str, markdown: str, png: str | None = None) -> None:
-    """Show a text, and an image given as a data URL, on the page of the flow run; without Prefect the results stand."""
+def publish(
+    key: str,
+    description: str,
+    markdown: str,
+    png: str | None = None,
+    table: Sequence[Mapping[str, str]] = (),
+    links: Mapping[str, tuple[str, str]] | None = None,
+) -> None:
+    """Show a text, an image given as a data URL, the rows of a table, and links on the page of the flow run.
+
+    The links are text and address by the end of their key. Without Prefect the results stand.
+    """
     try:
         create_markdown_artifact(markdown, key=key, description=description)
         if png is not None:
             create_image_artifact(png, key=f"{key}-pictures", description=description)
+        if table:
+            create_table_artifact([dict(row) for row in table], key=f"{key}-table", description=description)
+        for name, (text, url) in (links or {}).items():
+            create_link_artifact(url, text, key=f"{key}-{name}", description=description)
     except httpx.HTTPError as error:
         log.warning("Prefect does not answer (%s); %s is not on its page", error, description)

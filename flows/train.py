@@ -11,13 +11,16 @@ from digits.data import datasets
 from digits.data.datasets import Dataset
 from digits.storage import registrations
 from flows.ingest import load_dataset
+from flows.progress import progress_of
 from flows.tasks import publish, server_task, task
 from models.connections import Platform
 from models.recipes import COMPACT
-from models.training import Recipe
+from models.training import EpochMetrics, Recipe
 
 if TYPE_CHECKING:  # TensorFlow takes 11 s to import, MLflow 4 s
     from models.candidates import Candidate
+    from models.registry import RegistryWriter
+    from models.training import TrainingResult
 
 log = logging.getLogger("digits.train")
 
@@ -32,12 +35,12 @@ def train(recipe: Recipe = COMPACT, data: str | None = None) -> str:
 
 def train_on(platform: Platform, dataset: Dataset, recipe: Recipe, tags: Mapping[str, str] | None = None) -> str:
     """Train the recipe on a stored data set inside the current flow. Returns the version of the candidate."""
-    from models import candidates, training
+    from models import candidates
 
     registry, engine, fingerprint = platform.registry, platform.engine, dataset.fingerprint
     prepared, manifest = task(candidates.split)(dataset, recipe), datasets.manifest(platform.datasets, fingerprint)
     with registry.run(recipe, manifest, prepared, {**prefect_run(), **(tags or {})}) as run_id:
-        trained = task(training.fit)(recipe, prepared, registry.log_epoch)
+        trained = task(fit)(registry, recipe, prepared)
         candidate = task(candidates.evaluate)(recipe, fingerprint, prepared, trained)
         server_task(candidates.log_results)(registry, candidate)
         # First, so that every version of this platform is recorded where the process dies in between.
@@ -45,8 +48,25 @@ def train_on(platform: Platform, dataset: Dataset, recipe: Recipe, tags: Mapping
         version = server_task(candidates.register)(registry, candidate, run_id)
     accuracy = candidate.evaluation.accuracy
     log.info("registered digits v%s: recipe %s, test accuracy %.4f", version, recipe.name, accuracy)
-    publish("candidate", f"digits v{version}", _markdown(platform, version, run_id, candidate))
+    links = {
+        "run": ("run in MLflow", platform.settings.run_url(registry.experiment_id, run_id)),
+        "mlflow": (f"digits v{version} in MLflow", platform.settings.version_url(version)),
+    }
+    publish("candidate", f"digits v{version}", _markdown(version, candidate), links=links)
     return version
+
+
+def fit(registry: "RegistryWriter", recipe: Recipe, dataset: Dataset) -> "TrainingResult":
+    """Train, with a point on the curves in MLflow and progress in Prefect for each epoch."""
+    from models import training
+
+    with progress_of(recipe) as progress:
+
+        def on_epoch(epoch: int, metrics: EpochMetrics) -> None:
+            registry.log_epoch(epoch, metrics)
+            progress.report(epoch, metrics)
+
+        return training.fit(recipe, dataset, on_epoch)
 
 
 def prefect_run() -> dict[str, str]:
@@ -54,8 +74,7 @@ def prefect_run() -> dict[str, str]:
     return {"prefect_run": flow_run.ui_url or flow_run.id or ""}
 
 
-def _markdown(platform: Platform, version: str, run_id: str, candidate: "Candidate") -> str:
-    link = platform.settings.run_url(platform.registry.experiment_id, run_id)
+def _markdown(version: str, candidate: "Candidate") -> str:
     metrics = candidate.evaluation.metrics.items()
     rows = "".join(f"| {name} | {value:.4f} |\n" for name, value in metrics if name.startswith("test_"))
-    return f"# digits v{version}\n\n[MLflow run]({link})\n\n| metric | value |\n|---|---|\n{rows}"
+    return f"# digits v{version}: {candidate.recipe.name}\n\n| metric | value |\n|---|---|\n{rows}"

@@ -29,7 +29,7 @@ log = logging.getLogger("digits.challengers")
 
 ALIAS = "challenger"
 TAG, SINCE = "challenger", "challenger_since"
-Outcome = Literal["promoted", "held", "expired", "replaced", "unreadable"]
+Outcome = Literal["promoted", "held", "expired", "replaced", "unreadable", "up for approval"]
 
 
 class Waiting(NamedTuple):

@@ -8,7 +8,7 @@ from functools import partial
 from digits.data import datasets
 from digits.data.datasets import BadData
 from digits.storage import feedback, ledger, registrations
-from models import candidate_comparison, challengers, evaluation_sets, gate, model_store, promotion, recipes
+from models import approvals, candidate_comparison, challengers, evaluation_sets, gate, model_store, promotion, recipes
 from models.challengers import Question
 from models.connections import Platform
 from models.gate import GatePolicy, GateVerdict
@@ -22,7 +22,7 @@ MAX_COUNTED_IMAGES = 20_000  # of labelled traffic, 16 MB
 
 
 def decided_before(platform: Platform, version: str) -> str | None:
-    """Why a version is not judged again: it is the champion, or was, or has been a challenger; None otherwise.
+    """Why a version is not judged again: it is the champion, or was, waits for approval, or has been a challenger; None otherwise.
 
     A version that was rolled back must not return through the next retraining on the same data.
     """
@@ -34,6 +34,8 @@ def decided_before(platform: Platform, version: str) -> str | None:
             f"digits v{version} was the champion until the {entry.action} of v{entry.after} ({entry.reason}) and is not "
             f"promoted again without new data; `digits promote {version}` brings it back"
         )
+    elif became := approvals.status(platform, version):
+        message = became
     elif outcome := challengers.given_up(platform.registry, version):
         message = f"digits v{version} was a challenger ({outcome}) and is not judged again without new data"
     else:

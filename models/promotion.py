@@ -51,6 +51,7 @@ def replace_champion(
     evidence: Mapping[str, Any] | None = None,
     judged_digest: str = "",
     action: ledger.Action = "promotion",
+    by: str | None = None,
 ) -> ledger.Entry:
     """Verify a version, then make it the champion in the place of the current one; called again, it finishes what failed.
 
@@ -67,7 +68,7 @@ def replace_champion(
         entry = _last_champion(engine)
         if entry is None or (entry.after, entry.digest) != (version, model.digest):
             before = entry.after if entry and current == version else current
-            entry = ledger.append(engine, action, before, version, reason, evidence or {}, digest=model.digest)
+            entry = ledger.append(engine, action, before, version, reason, evidence or {}, digest=model.digest, by=by)
         _move_aliases(registry, current, version)
     challengers.close(registry, version, "promoted")
     _update_cards(registry, store, engine, version, current)

@@ -185,6 +185,13 @@ def write(
     return verdict, html
 
 
+def ui_path(folder: Path, workspace: Path) -> str:
+    """The path of a folder's report in the Evidently UI; of the project's dashboard where the window has no report."""
+    marker = folder / _RUN
+    with _project(workspace) as (_, project):
+        return f"/projects/{project.id}" + (f"/reports/{marker.read_text()}" if marker.exists() else "")
+
+
 def remove_old(reports: Path, workspace: Path, before: datetime) -> list[str]:
     """Remove the reports on windows that ended before this time, with their runs in the workspace; returns their names.
 

@@ -207,7 +207,7 @@ def test_a_container_writes_nowhere_but_where_it_should_and_its_health_is_asked_
 
 def test_a_worker_killed_in_a_training_comes_back_and_leaves_no_run_behind(stack: Stack) -> None:
     stack.wait_ready()
-    daily = stack.api.get("/deployments/name/retrain/daily").json()["id"]
+    daily = stack.api.get("/deployments/name/retrain/Retrain daily").json()["id"]
     # Its training lasts longer than the kill takes on a busy machine.
     long = {"parameters": {"seed": 1, "recipe": "ensemble"}}
     run = stack.api.post(f"/deployments/{daily}/create_flow_run", json=long).json()["id"]
@@ -218,7 +218,7 @@ def test_a_worker_killed_in_a_training_comes_back_and_leaves_no_run_behind(stack
     subprocess.run([stack.engine, "exec", stack.container("flows"), "python", "-c", kill], timeout=60)
     stack.wait_for(lambda: stack.api.get(f"/flow_runs/{run}").json()["state_type"] == "CRASHED", 120)
     assert "died with its worker" in stack.api.get(f"/flow_runs/{run}").json()["state"]["message"]
-    monitor = stack.api.get("/deployments/name/monitor/hourly").json()["id"]
+    monitor = stack.api.get("/deployments/name/monitor/Monitor hourly").json()["id"]
     next_run = stack.api.post(f"/deployments/{monitor}/create_flow_run", json={}).json()["id"]
     stack.wait_for(lambda: stack.api.get(f"/flow_runs/{next_run}").json()["state_type"] == "COMPLETED", 180)
 

@@ -14,6 +14,7 @@ from conftest import get, post
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events import emit_event
+from prefect.schedules import Cron
 from prefect.states import Pending, Running
 
 from digits.settings import Settings
@@ -40,26 +41,40 @@ def test_registering_twice_leaves_each_thing_once(prefect: str) -> None:
     deployments.register(settings)
     after = registered(prefect)
     assert {row["id"] for row in after.values()} == {row["id"] for row in before.values()}
-    assert set(after) == {"daily", "hourly", "backfill", "train", "ingest", "score", "replay", "sweep"}
+    assert set(after) == set(deployments.DEPLOYED)
+    assert all(row["description"] and row["tags"] for row in after.values())
     assert {row["work_pool_name"] for row in after.values()} == {"digits"}
     assert {row["job_variables"]["working_dir"] for row in after.values()} == {str(ROOT)}
     low = {name for name, row in after.items() if row["job_variables"]["command"].count("flows.low_priority")}
-    assert low == {"daily"}
+    assert low == {"Retrain daily"}
     schedules = {name: [one["schedule"]["cron"] for one in row["schedules"]] for name, row in after.items()}
     assert {name: crons for name, crons in schedules.items() if crons} == {
-        "daily": ["0 3 * * *"],
-        "hourly": ["0 * * * *"],
+        "Retrain daily": ["0 3 * * *"],
+        "Monitor hourly": ["0 * * * *"],
     }
-    for name in ("daily", "hourly"):
+    for name in ("Retrain daily", "Monitor hourly"):
         assert after[name]["global_concurrency_limit"]["limit"] == 1
         assert after[name]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     automations = [row["name"] for row in post(f"{prefect}/automations/filter", json={}).json()]
-    assert sorted(automations) == ["drift or new labels: retrain", "no heartbeat: crashed"]
+    assert sorted(automations) == [
+        "drift or new labels: retrain",
+        "no approval in time: hold",
+        "no heartbeat: crashed",
+    ]
+
+
+def test_deployments_of_an_earlier_version_do_not_start_the_same_flows(prefect: str) -> None:
+    settings = settings_of(prefect)
+    deployments.register(settings)
+    deployments.retrain.to_deployment("daily", schedule=Cron("0 3 * * *"), work_pool_name="digits").apply()
+    assert "daily" in registered(prefect)
+    deployments.register(settings)
+    assert set(registered(prefect)) == set(deployments.DEPLOYED)
 
 
 def test_the_scheduler_plans_runs_of_both_schedules(prefect: str) -> None:
     deployments.register(settings_of(prefect))
-    ids = {registered(prefect)[name]["id"] for name in ("daily", "hourly")}
+    ids = {registered(prefect)[name]["id"] for name in ("Retrain daily", "Monitor hourly")}
     planned: dict[str, Any] = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "limit": 200}
     deadline = time.monotonic() + 150  # the scheduler looks once a minute
     while True:
@@ -113,7 +128,7 @@ def test_what_the_worker_and_its_runs_write_is_for_its_user_only(monkeypatch: py
 
 def test_a_starting_worker_marks_what_died_with_the_one_before_it(prefect: str) -> None:
     deployments.register(settings_of(prefect))
-    train = registered(prefect)["train"]["id"]
+    train = registered(prefect)["Train a recipe"]["id"]
     with get_client(sync_client=True) as client:
         dead, pending, alive, queued = [client.create_flow_run_from_deployment(train) for _ in range(4)]
         for run, state in ((dead, Running()), (pending, Pending()), (alive, Running())):

@@ -309,9 +309,9 @@ def test_promote_and_rollback_are_followed_by_the_service_and_recorded(platform:
 def test_the_schedules_are_in_prefect_and_a_deployment_runs(platform: Platform) -> None:
     found = post(f"{platform.prefect}/deployments/filter", json={}, auth=platform.prefect_login).json()
     schedules = {row["name"]: [one["schedule"]["cron"] for one in row["schedules"]] for row in found}
-    assert schedules["daily"] == ["0 3 * * *"]
-    assert schedules["hourly"] == ["0 * * * *"]
-    monitor = next(row for row in found if row["name"] == "hourly")
+    assert schedules["Retrain daily"] == ["0 3 * * *"]
+    assert schedules["Monitor hourly"] == ["0 * * * *"]
+    monitor = next(row for row in found if row["name"] == "Monitor hourly")
     assert monitor["parameter_openapi_schema"]["properties"]["since"]["default"] == "24h"
     deadline = time.monotonic() + 300
     while (state := _end_of_run(platform, monitor["id"], deadline))["type"] == "CANCELLED":

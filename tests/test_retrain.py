@@ -19,7 +19,7 @@ from digits.settings import Settings
 from digits.storage import database, feedback, predictions
 from digits.storage.labels import AUDITOR
 from digits.storage.predictions import PredictionBatch, new_ids
-from flows import retrain
+from flows import retrain, verdict_page
 from flows.ingest import set_source
 from flows.retrain import assemble_dataset, check_policies, cooldown_message, report_end
 from models import evaluation_sets, gate, promotion
@@ -256,7 +256,7 @@ def test_a_champion_that_came_meanwhile_is_not_replaced(
     settings = settings.model_copy(update={"mlflow_tracking_uri": registry.uri})
     monkeypatch.setattr(registries, "RegistryWriter", lambda uri: VersionRegistry(registry))
     monkeypatch.setattr(promotion, "replace_champion", lambda *arguments: done.append(arguments[4]))
-    monkeypatch.setattr(retrain, "publish", lambda *_: None)
+    monkeypatch.setattr(verdict_page, "publish", lambda *_, **__: None)
     monkeypatch.setattr(evaluation_sets, "pin_first_anchor", lambda *_: None)
     retrain.apply_verdict(Platform(settings), "3", "1", gate.GateVerdict("promote", ["better"], {}))
     assert done == promoted
@@ -267,13 +267,13 @@ def test_the_page_of_a_verdict_shows_a_table_of_the_evaluation_sets() -> None:
     worse = np.where(np.arange(1000) < 100, (labels + 1) % 10, labels).astype(np.uint8)
     facts, policy = gate.ModelFacts(400_000, 0.05), gate.GatePolicy()
     samples = [gate.EvaluationSample("anchor", labels, worse, labels, left_out=7)]
-    page = retrain.gate_page("3", gate.judge(samples, facts, facts, policy, policy.significance))
+    page = verdict_page.in_full("3", gate.judge(samples, facts, facts, policy, policy.significance))
     assert page.startswith(
         "# digits v3: hold\n\n- anchor: accuracy falls from 1.0000 to 0.9000, 100 errors more than 0"
     )
     assert "\n| set | images | left out | champion | candidate | p | bound of more errors | allowed |\n| --- |" in page
     assert "\n| anchor | 1,000 | 7 | 1.0000 | 0.9000 | 1 | 100.0 | 3.0 |\n" in page
-    first = retrain.gate_page("1", gate.judge_first(0.9, 0.8, facts, policy))
+    first = verdict_page.in_full("1", gate.judge_first(0.9, 0.8, facts, policy))
     assert "| accuracy | 0.9 |" in first and "| set |" not in first
 
 
@@ -292,7 +292,7 @@ def test_a_promotion_records_the_traffic_that_it_was_judged_on_as_normal(
     monkeypatch.setattr(registries, "RegistryWriter", lambda uri: VersionRegistry(registry))
     monkeypatch.setattr(promotion, "replace_champion", lambda writer, *others: writer.set_alias("champion", others[3]))
     monkeypatch.setattr(evaluation_sets, "pin_first_anchor", lambda *_: None)
-    monkeypatch.setattr(retrain, "publish", lambda *_: None)
+    monkeypatch.setattr(verdict_page, "publish", lambda *_, **__: None)
     retrain.apply_verdict(platform, "3", "1", gate.GateVerdict("promote", ["better"], {}))
     accepted = baseline.current(platform.engine, "3")
     assert accepted is not None and accepted.since <= at < accepted.until

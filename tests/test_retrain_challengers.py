@@ -22,7 +22,7 @@ from digits.settings import Settings
 from digits.storage import feedback, judgements, ledger, predictions, registrations
 from digits.storage.labels import AUDITOR
 from digits.storage.predictions import PredictionBatch, new_ids
-from flows import crashed_runs, retrain
+from flows import crashed_runs, retrain, verdict_page
 from models import challengers, evaluation_sets, gate, judging, model_store, promotion
 from models import registry as registries
 from models.connections import Platform
@@ -100,13 +100,20 @@ class Loop:
 
 @pytest.fixture
 def loop(registry: Memory, bundled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
+    return make_loop(registry, bundled, tmp_path, monkeypatch)
+
+
+def make_loop(
+    registry: Memory, bundled: Dataset, home: Path, monkeypatch: pytest.MonkeyPatch, **changes: str | float
+) -> Loop:
+    """The platform with its first champion, v1."""
     # A linear model that learns shifted digits reads the others a little worse.
     limits = {"min_sample": 30, "error_tolerance": 20, "max_corruption_loss": 0.05}
-    settings = Settings(home=tmp_path, MLFLOW_TRACKING_URI=registry.uri, gate=limits)  # type: ignore[call-arg]
+    settings = Settings(home=home, MLFLOW_TRACKING_URI=registry.uri, gate=limits, **changes)  # type: ignore[call-arg]
     platform, versions = Platform(settings), VersionRegistry(registry)
     vars(platform)["registry"] = versions
     datasets.save(bundled, settings.datasets)
-    monkeypatch.setattr(retrain, "publish", lambda *_: None)
+    monkeypatch.setattr(verdict_page, "publish", lambda *_, **__: None)
     monkeypatch.setattr(retrain, "server_task", lambda step: step)
     loop = Loop(platform, versions, bundled)
     loop.register("1", share_shifted=0.0)

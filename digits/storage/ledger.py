@@ -13,7 +13,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from digits.errors import first_line
 from digits.storage.database import Base, DatabaseUnavailable
 
-Action = Literal["promotion", "rollback", "pin", "retirement", "reinstatement", "baseline"]
+Action = Literal["promotion", "rollback", "decline", "pin", "retirement", "reinstatement", "baseline"]
 # The subject of promotions and rollbacks, and of the retirement of the evaluation set of this name.
 CHAMPION = "champion"
 
@@ -54,10 +54,11 @@ def append(
     evidence: Mapping[str, Any],
     subject: str = CHAMPION,
     digest: str | None = None,
+    by: str | None = None,
 ) -> Entry:
-    """Record a decision that the user of this process made just now. Returns the entry; raises ConnectionError where it cannot be recorded."""
+    """Record a decision made just now, by the user of this process unless given. Returns the entry; raises ConnectionError where it cannot be recorded."""
     entry = Entry(at=datetime.now(UTC), action=action, subject=subject, before=before, after=after, reason=reason)
-    entry.by, entry.evidence, entry.digest = _user(), dict(evidence), digest
+    entry.by, entry.evidence, entry.digest = by or user(), dict(evidence), digest
     try:
         with Session(engine, expire_on_commit=False) as session, session.begin():
             session.add(entry)
@@ -116,7 +117,8 @@ def last_replacement(entries: Sequence[Entry], version: str) -> Entry | None:
     return next((entry for entry in reversed(entries) if entry.before == version), None)
 
 
-def _user() -> str:
+def user() -> str:
+    """The user of this process, `name@host`."""
     try:
         name = getpass.getuser()
     # A container may run under a user id without a name.

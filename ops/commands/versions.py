@@ -1,8 +1,12 @@
-"""`digits promote`, `rollback`, `ledger`, `leaderboard`, `diff` and `replay-traffic`: versions and the runs that trained them."""
+"""`digits promote`, `approve`, `rollback`, `ledger`, `leaderboard`, `diff` and `replay-traffic`: versions and the runs that trained them."""
 
+from typing import Annotated
+
+import typer
 from rich.table import Column
 
 from ops.commands.options import Reason, Since
+from ops.flow_runs import prepare
 from ops.tables import format_time, print_table
 
 LEADERBOARD: list[str | Column] = [
@@ -19,6 +23,28 @@ def promote(version: str, reason: Reason = "manual") -> None:
     from models.connections import Platform
 
     promote.by_hand(Platform(), version, reason)
+
+
+def approve(
+    version: Annotated[str | None, typer.Argument(show_default="the only one that waits")] = None,
+    decline: Annotated[bool, typer.Option("--decline", help="Hold the version instead.")] = False,
+    reason: Reason = "manual",
+) -> None:
+    """Promote VERSION, which waits for approval, or list what waits, unless it is one version (DIGITS_PROMOTION=ask)."""
+    prepare()
+    from digits.storage import ledger
+    from flows import approve
+    from models.connections import Platform
+    from models.registry_reader import version_number
+
+    platform = Platform()
+    rows = approve.waiting(platform)
+    if version is None and len(rows) != 1:
+        columns = ("version", "instead of", "since (UTC)", "until (UTC)", "because")
+        print_table(columns, rows) if rows else print("no version waits for approval")
+        return
+    chosen = version_number(version or rows[0][0])
+    print(approve.decide(platform, chosen, not decline, ledger.user(), reason))
 
 
 def rollback(reason: Reason = "manual") -> None:

@@ -1,0 +1,200 @@
+"""Approval of promotions: the flow `approve` waits for a person's answer in the Prefect UI, and `digits approve` decides in a terminal.
+
+Its run is suspended rather than paused: without a process and a worker's slot, the wait outlives workers and restarts, and retrainings go on.
+"""
+
+import logging
+from itertools import count
+from typing import Any, Literal
+
+import httpx
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas import filters
+from prefect.client.schemas.objects import TERMINAL_STATES
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+from prefect.runtime import flow_run
+from prefect.states import Completed
+from prefect.utilities.urls import url_for
+from pydantic import Field
+
+from digits.storage import ledger
+from flows import alerts, promote, verdict_page
+from flows.alerts import Alert
+from flows.tasks import server_task
+from models.connections import Platform
+from models.gate import GateVerdict
+from monitoring import baseline
+
+log = logging.getLogger("digits.approve")
+
+DEPLOYMENT = "Approve a promotion"
+
+
+class Approval(RunInput):
+    """The form of a run that waits; the fields have defaults because the automation that ends the wait resumes it without an answer."""
+
+    decision: Literal["approve", "decline"] = Field(
+        "decline", description="approve: the version becomes the champion. decline: nothing changes."
+    )
+    name: str = Field("", min_length=1, max_length=100, description="Who decides; for the ledger.")
+    reason: str = Field("", min_length=1, max_length=1000, description="Why; for the ledger.")
+
+
+@flow(name="approve")
+def approve(version: str) -> str:
+    """Ask a person whether a version that the gate would promote becomes the champion, and do so. Returns what happened in a sentence.
+
+    The run is suspended until somebody resumes it with an answer, or until the time for approval is over; then the version is held.
+    """
+    platform = Platform()
+    for number in count():
+        if (page := server_task(question)(platform, version)) is None:
+            break
+        form = Approval.with_initial_data(description=page)
+        answer = suspend_flow_run(wait_for_input=form, timeout=None, key=f"answer-{number}")
+        if answer.name and answer.reason:
+            return server_task(act_on)(platform, version, answer)
+    return server_task(outcome)(platform, version)
+
+
+def question(platform: Platform, version: str) -> str | None:
+    """What the person is asked, as Markdown; None for a version that waits for no approval."""
+    from models import approvals
+
+    approvals.review(platform)
+    waiting, found = dict(approvals.queue(platform.registry)), approvals.judgement(platform, version)
+    if version not in waiting or found is None:
+        return None
+    until = approvals.deadline(platform.settings, waiting[version])
+    asked = f"Shall digits v{version} replace v{found.champion} as the champion? Without an answer until {until:%Y-%m-%d %H:%M} UTC it is held."
+    links = f"[digits v{version} in MLflow]({platform.settings.version_url(version)})"
+    return f"{asked}\n\n{verdict_page.summary(found.reasons, found.evidence)}{links}\n"
+
+
+def waiting(platform: Platform) -> list[tuple[str, ...]]:
+    """Of each version that waits: itself, the champion, since and until when, UTC, and the reasons of the gate."""
+    from models import approvals
+
+    approvals.review(platform)
+    rows: list[tuple[str, ...]] = []
+    for version, since in approvals.queue(platform.registry):
+        if found := approvals.judgement(platform, version):
+            times = (f"{at:%Y-%m-%d %H:%M}" for at in (since, approvals.deadline(platform.settings, since)))
+            rows.append((version, f"v{found.champion}", *times, "; ".join(found.reasons)))
+    return rows
+
+
+def decide(platform: Platform, version: str, is_approved: bool, by: str, reason: str) -> str:
+    """Do as this person decided about a version that waits. Returns what happened in a sentence.
+
+    Raises NotWaiting, or as `promotion.replace_champion` does.
+    """
+    from models import approvals
+
+    try:
+        answer = approvals.approve if is_approved else approvals.decline
+        answer(platform, version, by, reason)
+    except approvals.NotWaiting:
+        # An earlier attempt may have died after it promoted the version.
+        if baseline.current(platform.engine, version) is None:
+            _settle(platform, version)
+        raise
+    if is_approved:
+        _settle(platform, version)
+    end_runs(platform)
+    return f"digits v{version}: {'approved' if is_approved else 'declined'} by {by}: {reason}"
+
+
+def _settle(platform: Platform, version: str) -> None:
+    if platform.models.registry.version() == version:
+        promote.settle(platform, version, ledger.replacements(platform.engine)[-1].before)
+
+
+def act_on(platform: Platform, version: str, answer: Approval) -> str:
+    """Do as the form says; returns what happened in a sentence, also where the version no longer waits."""
+    from models import approvals
+
+    try:
+        return decide(platform, version, answer.decision == "approve", answer.name, answer.reason)
+    except approvals.NotWaiting as error:
+        return str(error)
+
+
+def outcome(platform: Platform, version: str) -> str:
+    """What became of a version that waits no longer."""
+    from models import approvals
+
+    tags = platform.registry.version_tags(version)
+    return f"digits v{version}: {tags.get(approvals.TAG, 'nobody asked')}: {tags.get(approvals.REASON, '')}"
+
+
+def ask(platform: Platform, version: str, verdict: GateVerdict) -> None:
+    """Let a version wait for approval, open a run that asks for it, and send an alert."""
+    from models import approvals
+
+    approvals.request(platform, version)
+    page = open_runs(platform).get(version, "")
+    message = f"digits v{version} waits for approval: `digits approve {version}`" + (f", or {page}" if page else "")
+    log.info("%s", message)
+    details = {"reasons": verdict.reasons, "page": page}
+    alerts.send(platform.settings, Alert("approval", f"digits v{version}", message, details))
+
+
+def review(platform: Platform) -> None:
+    """Close what no longer waits for approval, here and in Prefect, and open the runs that Prefect lacks since an outage."""
+    from models import approvals
+
+    approvals.review(platform)
+    end_runs(platform)
+    open_runs(platform)
+
+
+def open_runs(platform: Platform) -> dict[str, str]:
+    """Open a run for each version that waits, unless it has had one. Returns the pages of the runs by version, as far as Prefect answers."""
+    from models import approvals
+
+    pages = {}
+    for version, since in approvals.queue(platform.registry):
+        try:
+            pages[version] = _open_run(version, f"digits v{version} {since.isoformat()}")
+        except (httpx.HTTPError, ObjectNotFound) as error:
+            log.warning("Prefect opens no run to ask for approval of digits v%s: %s", version, error)
+    return pages
+
+
+def _open_run(version: str, key: str) -> str:
+    """Create the run with this key, or find it. Returns the address of its page."""
+    run: Any = run_deployment(
+        f"approve/{DEPLOYMENT}",
+        parameters={"version": version},
+        flow_run_name=f"Promote digits v{version}?",
+        tags=["approval", f"digits v{version}"],
+        idempotency_key=key,
+        timeout=0,
+        as_subflow=False,
+    )
+    return url_for("flow-run", obj_id=run.id) or ""
+
+
+def end_runs(platform: Platform) -> None:
+    """Complete the runs about versions that wait no longer, except the current one; while Prefect does not answer, they stay."""
+    from models import approvals
+
+    waiting = {version for version, _ in approvals.queue(platform.registry)}
+    try:
+        with get_client(sync_client=True) as client:
+            state = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(not_any_=list(TERMINAL_STATES)))
+            runs = client.read_flow_runs(
+                flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=[approve.name])),
+                flow_run_filter=filters.FlowRunFilter(state=state),
+            )
+            for run in runs:
+                version = str(run.parameters["version"])
+                if version not in waiting and str(run.id) != flow_run.id:
+                    client.set_flow_run_state(run.id, Completed(message=outcome(platform, version)), force=True)
+    except httpx.HTTPError as error:
+        log.warning("Prefect does not answer (%s); its runs that ask for approval stay open", error)

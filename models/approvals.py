@@ -1,0 +1,134 @@
+"""Approvals: versions that the gate would promote, and that wait until a person decides (`DIGITS_PROMOTION=ask`).
+
+Their state is in the registry: the tag `approval` of a version says whether it waits or how that ended, `approval_since` since when. The
+evidence is the judgement in the database, which also says of which files and beside which champion. Every function can be repeated.
+"""
+
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import Final, Literal
+
+from digits.settings import Settings
+from digits.storage import judgements, ledger
+from digits.storage.judgements import Judgement
+from models import challengers, promotion
+from models.challengers import Waiting
+from models.connections import Platform
+from models.gate import GateVerdict
+from models.registry import RegistryWriter
+
+log = logging.getLogger("digits.approvals")
+
+TAG, SINCE, BY, REASON = "approval", "approval_since", "approval_by", "approval_reason"
+WAITING: Final = "waiting"
+# Held: nobody decided in time. Superseded: the champion changed meanwhile.
+Outcome = Literal["approved", "declined", "held", "superseded"]
+
+
+class NotWaiting(LookupError):
+    """The version waits for no approval, or no longer."""
+
+
+def is_needed(settings: Settings, champion: str | None, verdict: GateVerdict) -> bool:
+    """Whether a person is asked before the version is promoted; the first champion of a platform needs no approval."""
+    return settings.promotion == "ask" and champion is not None and verdict.decision == "promote"
+
+
+def request(platform: Platform, version: str) -> None:
+    """Let a version wait for approval; one that waits already keeps its deadline."""
+    registry = platform.registry
+    if registry.version_tags(version).get(TAG) != WAITING:
+        registry.tag_version(version, {SINCE: datetime.now(UTC).isoformat(timespec="seconds")})
+        # The state last: a version that waits has a time.
+        registry.tag_version(version, {TAG: WAITING})
+    challengers.close(registry, version, "up for approval")
+
+
+def queue(registry: RegistryWriter) -> list[Waiting]:
+    """The versions that wait for approval, those that wait longest first."""
+    found = registry.tagged(TAG, WAITING).items()
+    waiting = [Waiting(version, datetime.fromisoformat(tags[SINCE])) for version, tags in found]
+    return sorted(waiting, key=lambda one: (one.since, int(one.version)))
+
+
+def deadline(settings: Settings, since: datetime) -> datetime:
+    """Until when somebody may decide about a version that waits since then."""
+    return since + timedelta(hours=settings.approval_hours)
+
+
+def review(platform: Platform) -> None:
+    """Close what no longer waits: versions that became the champion, that were judged beside another one, or whose time is over.
+
+    A version that was judged beside another champion becomes a challenger, which retrainings judge beside the present one.
+    """
+    champion, hours = platform.models.registry.version(), platform.settings.approval_hours
+    for version, since in queue(platform.registry):
+        if version == champion:
+            entry = ledger.replacements(platform.engine)[-1]
+            _close(platform, version, "approved", entry.by, entry.reason)
+        elif judgement(platform, version) is None:
+            _close(platform, version, "superseded", "", f"digits v{champion} became the champion after it was judged")
+            challengers.enqueue(platform.registry, version, datetime.now(UTC))
+        elif datetime.now(UTC) >= deadline(platform.settings, since):
+            _close(platform, version, "held", "", f"nobody decided within {hours:g} hours")
+
+
+def status(platform: Platform, version: str) -> str | None:
+    """What became of the question whether to promote a version, for one that waits or was not approved; None for others."""
+    tags = platform.registry.version_tags(version)
+    state, by, reason = (tags.get(name, "") for name in (TAG, BY, REASON))
+    again = f"is not judged again without new data; `digits promote {version}` promotes it"
+    return {
+        WAITING: f"digits v{version} waits for approval: `digits approve {version}`",
+        "declined": f"digits v{version} was declined by {by} ({reason}) and {again}",
+        "held": f"digits v{version} is held, {reason}, and {again}",
+    }.get(state)
+
+
+def judgement(platform: Platform, version: str) -> Judgement | None:
+    """The judgement by which the gate would promote a version in the place of the present champion; None without one."""
+    champion = platform.models.registry.version()
+    found = judgements.last(platform.engine, version, champion) if champion else None
+    return found if found and found.decision == "promote" else None
+
+
+def approve(platform: Platform, version: str, by: str, reason: str) -> ledger.Entry:
+    """Promote a version that waits, as this person decided. Returns the entry in the ledger.
+
+    Raises NotWaiting, also where the champion has changed since the version was judged, or as `promotion.replace_champion` does.
+    """
+    found, champion = _judgement_of_waiting(platform, version), platform.models.registry.version()
+    why, digest = "; ".join([f"approved: {reason}", *found.reasons]), found.digest or ""
+    writer, store, engine = platform.registry, platform.models, platform.engine
+    entry = promotion.replace_champion(writer, store, engine, champion, version, why, found.evidence, digest, by=by)
+    _close(platform, version, "approved", by, reason)
+    return entry
+
+
+def decline(platform: Platform, version: str, by: str, reason: str) -> None:
+    """Hold a version that waits, as this person decided; raises NotWaiting or ConnectionError."""
+    found, subject = _judgement_of_waiting(platform, version), f"digits v{version}"
+    recorded = ledger.entries(platform.engine, subject)
+    # An earlier attempt may have died before the registry knew of it.
+    if not recorded or recorded[-1].at < found.at:
+        ledger.append(platform.engine, "decline", None, None, reason, found.evidence, subject=subject, by=by)
+    _close(platform, version, "declined", by, reason)
+
+
+def _judgement_of_waiting(platform: Platform, version: str) -> Judgement:
+    """The judgement of a version that waits; raises NotWaiting for others, saying what became of them, or VersionNotFound."""
+    platform.models.card(version)
+    review(platform)
+    tags = platform.registry.version_tags(version)
+    found = judgement(platform, version) if tags.get(TAG) == WAITING else None
+    if found is None:
+        became = f"is {tags[TAG]}: {tags.get(REASON, '')}" if TAG in tags else "waits for no approval"
+        raise NotWaiting(f"digits v{version} {became}; `digits approve` lists what waits")
+    return found
+
+
+def _close(platform: Platform, version: str, outcome: Outcome, by: str, reason: str) -> None:
+    """Record on the version how the wait ended, the state last."""
+    platform.registry.tag_version(version, {BY: by, REASON: reason[:5000]})
+    platform.registry.tag_version(version, {TAG: outcome})
+    log.info("digits v%s is %s%s: %s", version, outcome, f" by {by}" if by else "", reason)

@@ -1,0 +1,256 @@
+"""A person approves promotions, with a real Prefect server: a run asks and is suspended, an answer there or in a terminal decides."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Registry as Memory
+from conftest import find_free_port, get, wait_for
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from test_deployments import settings_of
+from test_retrain_challengers import Loop, logged, make_loop
+from typer.testing import CliRunner
+
+from digits.data.datasets import Dataset
+from digits.storage import ledger
+from flows import approve, deployments, promote, retrain
+from models import approvals, challengers, gate, promotion
+from monitoring import baseline
+from ops import flow_runs
+from ops.cli import app
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+ANSWER = {"decision": "approve", "name": "Anna", "reason": "the new forms"}
+
+
+@pytest.fixture(scope="module")
+def registered(prefect: str) -> str:
+    deployments.register(settings_of(prefect))
+    return prefect
+
+
+@pytest.fixture
+def loop(
+    registered: str, registry: Memory, bundled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Loop]:
+    """A platform that asks; v2, which learned what traffic looks like, would be promoted."""
+    monkeypatch.setenv("DIGITS_PROMOTION", "ask")
+    monkeypatch.setenv("DIGITS_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    monkeypatch.setenv("DIGITS_GATE", '{"min_sample": 30, "error_tolerance": 20, "max_corruption_loss": 0.05}')
+    loop = make_loop(registry, bundled, tmp_path, monkeypatch)
+    monkeypatch.setattr(approve, "Platform", lambda: loop.platform)
+    monkeypatch.setattr("models.connections.Platform", lambda: loop.platform)
+    monkeypatch.setattr(flow_runs, "prepare", lambda: None)
+    loop.register("2", share_shifted=0.5, seed=2)
+    loop.label(40)
+    yield loop
+    with get_client(sync_client=True) as client:
+        for run in runs():
+            client.delete_flow_run(run.id)
+
+
+def runs() -> list[FlowRun]:
+    """The runs that ask, oldest first."""
+    with get_client(sync_client=True) as client:
+        found = [run for run in client.read_flow_runs() if "approval" in run.tags]
+    return sorted(found, key=lambda run: str(run.created))
+
+
+def work(version: str = "2") -> FlowRun:
+    """Execute the run that asks about the version, as the worker of the pool does; returns it with its new state."""
+    with get_client(sync_client=True) as client:
+        (run,) = [run for run in runs() if run.parameters == {"version": version}]
+        # How a suspended run ends its process.
+        with suppress(Pause):
+            run_flow(approve.approve, flow_run=run, parameters=run.parameters, return_type="state")
+        return client.read_flow_run(run.id)
+
+
+def answer(run: FlowRun, **fields: str) -> Any:
+    """Resume a run as its form in the Prefect UI does."""
+    with get_client(sync_client=True) as client:
+        return client.resume_flow_run(run.id, run_input=fields)
+
+
+def entries(loop: Loop, action: str) -> list[tuple[str, str, str]]:
+    """By whom, about what and why something was decided."""
+    found = [entry for entry in ledger.entries(loop.platform.engine) if entry.action == action]
+    return [(entry.by, entry.after or entry.subject, entry.reason) for entry in found]
+
+
+def test_nothing_changes_until_a_person_approves_in_prefect(loop: Loop, registered: str) -> None:
+    assert loop.decide("2").endswith("; it waits for approval: `digits approve 2`")
+    run = work()
+    assert run.name == "Promote digits v2?" and run.state_name == "Suspended"
+    assert loop.aliases == {"champion": "1"} and not entries(loop, "decline")
+    asked = get(f"{registered}/flow_runs/{run.id}/input/suspended-answer-0-description").text
+    assert "Shall digits v2 replace v1 as the champion?" in asked and "| traffic | 40 | 0 |" in asked
+    assert "/#/models/digits/versions/2" in asked
+    assert loop.decide("2") == "digits v2 waits for approval: `digits approve 2`" and len(runs()) == 1
+    answer(run, **ANSWER)
+    run = work()
+    assert run.state_name == "Completed"
+    assert loop.aliases == {"champion": "2", "previous": "1"}
+    ((by, version, reason),) = entries(loop, "promotion")[1:]
+    assert (by, version) == ("Anna", "2") and reason.startswith("approved: the new forms; traffic: only the candidate")
+    tags = loop.versions.version_tags("2")
+    assert (tags["approval"], tags["approval_by"], tags["approval_reason"]) == ("approved", "Anna", "the new forms")
+    last = ledger.replacements(loop.platform.engine)[-1]
+    assert last.evidence["traffic: images"] == 40 and last.digest
+
+
+def test_what_a_person_declines_stays_declined(loop: Loop) -> None:
+    loop.decide("2")
+    answer(work(), decision="decline", name="Anna", reason="no holiday deployments")
+    assert work().state_name == "Completed"
+    assert loop.aliases == {"champion": "1"}
+    assert entries(loop, "decline") == [("Anna", "digits v2", "no holiday deployments")]
+    said = loop.decide("2")
+    assert said.startswith("digits v2 was declined by Anna (no holiday deployments) and is not judged again")
+    assert "`digits promote 2`" in said
+    promote.by_hand(loop.platform, "2", "after the holidays")
+    assert loop.aliases["champion"] == "2"
+
+
+def test_a_form_without_a_name_is_asked_for_again(loop: Loop) -> None:
+    loop.decide("2")
+    run = work()
+    for refused in ({**ANSWER, "name": ""}, {**ANSWER, "decision": "perhaps"}):
+        assert "REJECT" in str(answer(run, **refused).status)
+    answer(run, decision="approve")
+    run = work()
+    assert run.state_name == "Suspended" and loop.aliases == {"champion": "1"}
+    answer(run, **ANSWER)
+    assert work().state_name == "Completed" and loop.aliases["champion"] == "2"
+
+
+@pytest.mark.parametrize("is_suspended", [True, False])
+@pytest.mark.parametrize(
+    ("arguments", "champion", "said"),
+    [
+        (["--reason", "good"], "2", "digits v2: approved by me@here: good"),
+        (["v2", "--decline", "--reason", "late"], "1", "digits v2: declined by me@here: late"),
+    ],
+)
+def test_a_person_decides_in_a_terminal(
+    arguments: list[str], champion: str, said: str, is_suspended: bool, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "user", lambda: "me@here")
+    assert CliRunner().invoke(app, ["approve"]).output == "no version waits for approval\n"
+    loop.decide("2")
+    if is_suspended:
+        work()
+    done = CliRunner().invoke(app, ["approve", *arguments])
+    assert done.exit_code == 0 and done.output.strip() == said
+    assert loop.aliases["champion"] == champion
+    (run,) = runs()
+    assert run.state is not None and run.state.type == StateType.COMPLETED
+    assert run.state.message == f"digits v2: {said.split()[2]}: {arguments[-1]}"
+    again = CliRunner().invoke(app, ["approve", "2"])
+    assert isinstance(again.exception, approvals.NotWaiting)
+    assert str(again.exception).startswith(f"digits v2 is {said.split()[2]}: ")
+
+
+def test_when_nobody_answers_in_time_the_version_is_held(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = 18
+    automation = deployments.missing_answers(timedelta(seconds=seconds))
+    automation.name = "soon"
+    automation.create()
+    settings = loop.platform.settings.model_copy(update={"approval_hours": seconds / 3600})
+    monkeypatch.setattr(loop.platform, "settings", settings)
+    loop.decide("2")
+    assert work().state_name == "Suspended"
+    wait_for(lambda: runs()[0].state_name != "Suspended", seconds=120)
+    run = work()
+    assert run.state_name == "Completed" and loop.aliases == {"champion": "1"}
+    tags = loop.versions.version_tags("2")
+    assert (tags["approval"], tags["approval_by"]) == ("held", "")
+    with pytest.raises(approvals.NotWaiting, match=r"digits v2 is held: nobody decided within 0\.005 hours"):
+        approve.decide(loop.platform, "2", True, "Anna", "late")
+    assert loop.decide("2").startswith("digits v2 is held, nobody decided")
+
+
+@pytest.mark.parametrize("by", ["approval", "hand"])
+def test_a_version_that_was_judged_beside_another_champion_is_not_promoted(by: str, loop: Loop) -> None:
+    loop.decide("2")
+    loop.register("3", share_shifted=0.4, seed=3)
+    assert loop.decide("3").endswith("`digits approve 3`")
+    waiting = [work("2"), work("3")]
+    listed = CliRunner().invoke(app, ["approve"]).output.splitlines()
+    assert [line.split()[:2] for line in listed[1:]] == [["2", "v1"], ["3", "v1"]]
+    if by == "approval":
+        answer(waiting[1], **ANSWER)
+        assert work("3").state_name == "Completed"
+    else:
+        promote.by_hand(loop.platform, "3", "by hand")
+        answer(waiting[0], **ANSWER)
+        assert work("2").state_name == "Completed"
+    assert loop.aliases["champion"] == "3"
+    assert loop.versions.version_tags("2")["approval"] == "superseded"
+    assert loop.versions.version_tags("3")["approval"] == "approved"
+    assert {one.version for one in challengers.queue(loop.versions)} == {"2"}  # type: ignore[arg-type]
+    approve.review(loop.platform)
+    assert {run.state_name for run in runs()} == {"Completed"}
+    retrain.review_challengers(loop.platform)
+    assert loop.asked()[-1][:2] == ("2", "3")
+
+
+def test_a_challenger_that_labels_decide_waits_for_approval_too(loop: Loop) -> None:
+    loop.sent = 0
+    engine = loop.platform.engine
+    challengers.enqueue(loop.versions, "2", ledger.entries(engine)[0].at)  # type: ignore[arg-type]
+    retrain.review_challengers(loop.platform)
+    assert loop.aliases == {"champion": "1"} and [row[0] for row in approve.waiting(loop.platform)] == ["2"]
+    assert not challengers.queue(loop.versions)  # type: ignore[arg-type]
+
+
+def test_the_wait_begins_without_prefect_and_its_run_is_opened_later(loop: Loop) -> None:
+    nobody = f"http://127.0.0.1:{find_free_port()}/api"
+    with temporary_settings({PREFECT_API_URL: nobody, PREFECT_CLIENT_MAX_RETRIES: 0}):
+        assert loop.decide("2").endswith("; it waits for approval: `digits approve 2`")
+    assert not runs()
+    approve.review(loop.platform)
+    approve.review(loop.platform)
+    answer(work(), **ANSWER)
+    assert work().state_name == "Completed" and loop.aliases["champion"] == "2"
+
+
+@pytest.mark.parametrize("step", [(promotion, "_move_aliases"), (approvals, "_close"), (promote, "settle")])
+def test_killed_while_it_promotes_the_next_attempt_ends_the_same(
+    step: tuple[Any, str], loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baseline.accept(loop.platform.engine, "1", *logged(loop, 200), "the new form is normal")
+    loop.decide("2")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    attempt: Callable[[], str] = lambda: approve.decide(loop.platform, "2", True, "Anna", "good")  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(*step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            attempt()
+    if loop.versions.version_tags("2")["approval"] == "approved" or loop.aliases["champion"] == "2":
+        with pytest.raises(approvals.NotWaiting, match="digits v2 is approved"):
+            attempt()
+    else:
+        attempt()
+    assert loop.aliases == {"champion": "2", "previous": "1"} and len(entries(loop, "promotion")) == 2
+    assert loop.versions.version_tags("2")["approval_by"] == "Anna"
+    assert baseline.current(loop.platform.engine, "2") is not None
+
+
+def test_the_first_champion_needs_no_approval(loop: Loop) -> None:
+    settings, verdict = loop.platform.settings, gate.GateVerdict("promote", [], {})
+    assert not approvals.is_needed(settings, None, verdict) and approvals.is_needed(settings, "1", verdict)
+    assert not approvals.is_needed(settings.model_copy(update={"promotion": "automatic"}), "1", verdict)
+    assert not approvals.is_needed(settings, "1", gate.GateVerdict("hold", [], {}))
