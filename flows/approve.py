@@ -4,7 +4,6 @@ Its run is suspended rather than paused: without a process and a worker's slot, 
 """
 
 import logging
-from itertools import count
 from typing import Any, Literal
 
 import httpx
@@ -24,41 +23,47 @@ from pydantic import Field
 from digits.storage import ledger
 from flows import alerts, promote, verdict_page
 from flows.alerts import Alert
-from flows.tasks import server_task
+from flows.tasks import publish, server_task
 from models.connections import Platform
 from models.gate import GateVerdict
 from monitoring import baseline
 
 log = logging.getLogger("digits.approve")
 
-DEPLOYMENT = "Approve a promotion"
+DEPLOYMENT, EXPIRY = "Approve a promotion", "Hold what nobody approved"
 
 
 class Approval(RunInput):
-    """The form of a run that waits; the fields have defaults because the automation that ends the wait resumes it without an answer."""
+    """The form of a run that waits."""
 
     decision: Literal["approve", "decline"] = Field(
-        "decline", description="approve: the version becomes the champion. decline: nothing changes."
+        description="approve: the version becomes the champion. decline: nothing changes."
     )
-    name: str = Field("", min_length=1, max_length=100, description="Who decides; for the ledger.")
-    reason: str = Field("", min_length=1, max_length=1000, description="Why; for the ledger.")
+    name: str = Field(min_length=1, max_length=100, description="Who decides; for the ledger.")
+    reason: str = Field(min_length=1, max_length=1000, description="Why; for the ledger.")
 
 
 @flow(name="approve")
 def approve(version: str) -> str:
     """Ask a person whether a version that the gate would promote becomes the champion, and do so. Returns what happened in a sentence.
 
-    The run is suspended until somebody resumes it with an answer, or until the time for approval is over; then the version is held.
+    The run is suspended until somebody resumes it with an answer, or `hold` completes it.
     """
     platform = Platform()
-    for number in count():
-        if (page := server_task(question)(platform, version)) is None:
-            break
-        form = Approval.with_initial_data(description=page)
-        answer = suspend_flow_run(wait_for_input=form, timeout=None, key=f"answer-{number}")
-        if answer.name and answer.reason:
-            return server_task(act_on)(platform, version, answer)
-    return server_task(outcome)(platform, version)
+    page = server_task(question)(platform, version)
+    if page is None:
+        return server_task(outcome)(platform, version)
+    if flow_run.run_count == 1:
+        publish("approval", f"digits v{version}: approve or decline", page)
+    # The second time, Prefect returns the answer.
+    answer = suspend_flow_run(wait_for_input=Approval.with_initial_data(description=page), timeout=None, key="answer")
+    return server_task(act_on)(platform, version, answer)
+
+
+@flow(name="hold")
+def hold() -> None:
+    """Hold the versions that waited too long for approval."""
+    server_task(review)(Platform())
 
 
 def question(platform: Platform, version: str) -> str | None:

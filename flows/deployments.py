@@ -17,7 +17,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
 from prefect.deployments import run_deployment
 from prefect.events import DeploymentEventTrigger, EventTrigger
-from prefect.events.actions import ChangeFlowRunState, ResumeFlowRun
+from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import Posture
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron
@@ -27,7 +27,7 @@ from prefect.workers.utilities import get_default_base_job_template_for_infrastr
 from digits.settings import Settings, load_settings
 from flows import crashed_runs
 from flows.approve import DEPLOYMENT as APPROVAL
-from flows.approve import approve
+from flows.approve import EXPIRY, approve, hold
 from flows.backfill import backfill
 from flows.ingest import ingest
 from flows.monitor import DRIFT_EVENT, LABELS_EVENT, monitor
@@ -59,6 +59,12 @@ DEPLOYED: dict[str, tuple[Any, str, str]] = {
         "approval",
         "Asks whether a version that the gate would promote becomes the champion. A retraining starts it where `DIGITS_PROMOTION=ask`; "
         "its run is **suspended until somebody resumes it** with an answer, for `DIGITS_APPROVAL_HOURS` at most.",
+    ),
+    EXPIRY: (
+        hold,
+        "approval",
+        "Holds the versions that waited for approval longer than `DIGITS_APPROVAL_HOURS`. Starts when a run that asks was **not resumed in "
+        "time**.",
     ),
     "Report on past days": (
         backfill,
@@ -121,6 +127,7 @@ def deployments(settings: Settings) -> list[Any]:  # of Prefect's RunnerDeployme
             "concurrency_limit": one_run,
             **low_priority,
         },
+        EXPIRY: {"triggers": [expiry_trigger(timedelta(hours=settings.approval_hours))]},
         MONITORING: {"schedule": Cron("0 * * * *", timezone="UTC"), "concurrency_limit": one_run},
     }
     pool: dict[str, Any] = {
@@ -158,8 +165,23 @@ def _retraining_trigger() -> DeploymentEventTrigger:
     )
 
 
+def expiry_trigger(gap: timedelta) -> DeploymentEventTrigger:
+    """Hold a version when nobody has resumed the run that asks for its approval in time."""
+    return DeploymentEventTrigger(
+        name="no approval in time: hold",
+        after={SUSPENDED_EVENT},
+        expect={"prefect.flow-run.Resuming", *FINAL_EVENTS},
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related={"prefect.resource.role": "flow", "prefect.resource.name": approve.name},
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=max(gap, timedelta(seconds=10)),  # the shortest that Prefect takes
+    )
+
+
 def register(settings: Settings) -> None:
-    """Create or update the work pool, the deployments and the automations in Prefect.
+    """Create or update the work pool, the deployments and the automation for missing heartbeats in Prefect.
 
     Raises ValueError when the pool is of another type. The base job template of an existing pool is kept.
     """
@@ -174,18 +196,13 @@ def register(settings: Settings) -> None:
                 f"the work pool {settings.work_pool!r} is of type {existing.type}, not {settings.work_pool_type}; "
                 "set DIGITS_WORK_POOL to another name"
             )
+        automation = missing_heartbeats()
+        known = client.read_automations_by_name(automation.name)
         for name in FORMER_NAMES:
             with suppress(ObjectNotFound):
                 client.delete_deployment(client.read_deployment_by_name(name).id)
     for deployment in deployments(settings):
         deployment.apply()
-    for automation in (missing_heartbeats(), missing_answers(timedelta(hours=settings.approval_hours))):
-        _create_or_update(automation)
-
-
-def _create_or_update(automation: Automation) -> None:
-    with get_client(sync_client=True) as client:
-        known = client.read_automations_by_name(automation.name)
     if known:
         automation.id = known[0].id
     automation.update() if known else automation.create()
@@ -205,25 +222,6 @@ def missing_heartbeats(gap: timedelta = MAX_HEARTBEAT_GAP) -> Automation:
             within=gap,
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {gap}: its process died")],
-    )
-
-
-def missing_answers(gap: timedelta) -> Automation:
-    """The automation that resumes a run which asks for approval when nobody has answered in time, for it to hold the version."""
-    related = {"prefect.resource.role": "flow", "prefect.resource.name": approve.name}
-    return Automation(
-        name="no approval in time: hold",
-        trigger=EventTrigger(
-            after={SUSPENDED_EVENT},
-            expect={"prefect.flow-run.Resuming", *FINAL_EVENTS},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=related,
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=max(gap, timedelta(seconds=10)),  # the shortest that Prefect takes
-        ),
-        actions=[ResumeFlowRun()],
     )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from conftest import Registry as Memory
 from conftest import find_free_port, get, wait_for
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
@@ -58,10 +58,10 @@ def loop(
             client.delete_flow_run(run.id)
 
 
-def runs() -> list[FlowRun]:
-    """The runs that ask, oldest first."""
+def runs(flow: str = "approve") -> list[FlowRun]:
+    """The runs of a flow, by default those that ask, oldest first."""
     with get_client(sync_client=True) as client:
-        found = [run for run in client.read_flow_runs() if "approval" in run.tags]
+        found = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])))
     return sorted(found, key=lambda run: str(run.created))
 
 
@@ -92,7 +92,7 @@ def test_nothing_changes_until_a_person_approves_in_prefect(loop: Loop, register
     run = work()
     assert run.name == "Promote digits v2?" and run.state_name == "Suspended"
     assert loop.aliases == {"champion": "1"} and not entries(loop, "decline")
-    asked = get(f"{registered}/flow_runs/{run.id}/input/suspended-answer-0-description").text
+    asked = get(f"{registered}/flow_runs/{run.id}/input/suspended-answer-description").text
     assert "Shall digits v2 replace v1 as the champion?" in asked and "| traffic | 40 | 0 |" in asked
     assert "/#/models/digits/versions/2" in asked
     assert loop.decide("2") == "digits v2 waits for approval: `digits approve 2`" and len(runs()) == 1
@@ -121,16 +121,12 @@ def test_what_a_person_declines_stays_declined(loop: Loop) -> None:
     assert loop.aliases["champion"] == "2"
 
 
-def test_a_form_without_a_name_is_asked_for_again(loop: Loop) -> None:
+def test_an_answer_without_a_name_or_a_decision_is_refused(loop: Loop) -> None:
     loop.decide("2")
     run = work()
-    for refused in ({**ANSWER, "name": ""}, {**ANSWER, "decision": "perhaps"}):
+    for refused in ({**ANSWER, "name": ""}, {**ANSWER, "decision": "perhaps"}, {"decision": "approve"}, {}):
         assert "REJECT" in str(answer(run, **refused).status)
-    answer(run, decision="approve")
-    run = work()
-    assert run.state_name == "Suspended" and loop.aliases == {"champion": "1"}
-    answer(run, **ANSWER)
-    assert work().state_name == "Completed" and loop.aliases["champion"] == "2"
+    assert runs()[0].state_name == "Suspended" and loop.aliases == {"champion": "1"}
 
 
 @pytest.mark.parametrize("is_suspended", [True, False])
@@ -162,16 +158,20 @@ def test_a_person_decides_in_a_terminal(
 
 def test_when_nobody_answers_in_time_the_version_is_held(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = 18
-    automation = deployments.missing_answers(timedelta(seconds=seconds))
-    automation.name = "soon"
-    automation.create()
-    settings = loop.platform.settings.model_copy(update={"approval_hours": seconds / 3600})
-    monkeypatch.setattr(loop.platform, "settings", settings)
+    settings = settings_of(PREFECT_API_URL.value(), approval_hours=seconds / 3600)
+    deployments.register(settings)
+    monkeypatch.setattr(
+        loop.platform, "settings", loop.platform.settings.model_copy(update={"approval_hours": seconds / 3600})
+    )
     loop.decide("2")
     assert work().state_name == "Suspended"
-    wait_for(lambda: runs()[0].state_name != "Suspended", seconds=120)
-    run = work()
-    assert run.state_name == "Completed" and loop.aliases == {"champion": "1"}
+    wait_for(lambda: runs("hold"), seconds=120)
+    (expiry,) = runs("hold")
+    run_flow(approve.hold, flow_run=expiry, parameters={})
+    assert loop.aliases == {"champion": "1"}
+    (run,) = runs()
+    assert run.state is not None and run.state.type == StateType.COMPLETED
+    assert run.state.message == "digits v2: held: nobody decided within 0.005 hours"
     tags = loop.versions.version_tags("2")
     assert (tags["approval"], tags["approval_by"]) == ("held", "")
     with pytest.raises(approvals.NotWaiting, match=r"digits v2 is held: nobody decided within 0\.005 hours"):
