@@ -1,7 +1,8 @@
-"""Drift as an image: the mean images of reference and window, where ink was gained and lost, and the most unusual digits."""
+"""Drift as a picture: the mean images of then and now, of each digit too, their difference, and the most unusual digits."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,52 @@ from numpy.typing import NDArray
 
 from digits.images import SIZE, Images
 from monitoring.image_statistics import STATISTICS, Columns, Values
+from monitoring.samples import Sample
 
 MAX_UNUSUAL = 16
+MIN_IMAGES = 30  # of a digit on both sides, for a difference
+MIN_FULL_COLOUR = 32  # grey levels; a smaller change is not drawn in the full colour
+CHANCE = 4  # standard errors, up to which a difference is left out: then half a pixel of all is drawn by chance
 
-_PER_ROW = MAX_UNUSUAL // 2
-_CELL = 40  # px
+_GAP = 4  # px between images
+_NONE = np.full((SIZE, SIZE), np.nan)  # is drawn in the colour of the gaps
 
 
-def drift_map(reference: Images, current: Images) -> Values:
+@dataclass(frozen=True, eq=False)
+class MeanImage:
+    """The mean of n images and its standard error, in grey levels, both of shape (28, 28)."""
+
+    count: int
+    mean: Values
+    error: Values
+
+
+def mean_image(images: Images) -> MeanImage:
+    """Of no images, 0 everywhere."""
+    count, pixels = max(len(images), 1), images.reshape(-1, SIZE * SIZE).astype(np.float32)
+    mean = pixels.sum(axis=0, dtype=np.float64) / count
+    variance = np.einsum("ij,ij->j", pixels, pixels, dtype=np.float64) / count - mean**2
+    error = np.sqrt(np.maximum(variance, 0) / count)
+    return MeanImage(len(images), mean.reshape(SIZE, SIZE), error.reshape(SIZE, SIZE))
+
+
+def mean_images(sample: Sample) -> list[MeanImage]:
+    """The mean of all images, then of those that the version reads as 0 to 9."""
+    digits = sample.probabilities.argmax(axis=1)
+    return [mean_image(sample.images), *(mean_image(sample.images[digits == digit]) for digit in range(10))]
+
+
+def change(expected: MeanImage, current: MeanImage) -> Values:
     """The grey levels of ink that each pixel gained (positive) or lost in the mean, shape (28, 28)."""
-    return current.mean(axis=0) - reference.mean(axis=0)
+    return current.mean - expected.mean
+
+
+def visible_change(expected: MeanImage, current: MeanImage) -> Values:
+    """The change where it exceeds what chance does, elsewhere 0; not a number where there are too few images."""
+    if min(expected.count, current.count) < MIN_IMAGES:
+        return _NONE
+    found = change(expected, current)
+    return np.where(np.abs(found) > CHANCE * np.hypot(expected.error, current.error), found, 0.0)
 
 
 def unusual(reference: Columns, current: Columns) -> NDArray[np.int64]:
@@ -36,48 +73,65 @@ def unusual(reference: Columns, current: Columns) -> NDArray[np.int64]:
     return np.argsort(-distances, kind="stable")[:MAX_UNUSUAL]
 
 
-def render(reference: Images, current: Images, titles: Mapping[int, str], name: str = "reference") -> bytes:
-    """The mean images, their difference and some current images, given by index, with their titles; as a PNG.
+def render(
+    expected: Sequence[MeanImage],
+    current: Sequence[MeanImage],
+    images: Images,
+    titles: Mapping[int, str],
+    name: str = "reference",
+) -> bytes:
+    """The mean images, their differences, and some of the current images, given by index, with their titles; as a PNG.
 
-    `name` is what the first images are called.
+    `name` is what the expected images are called.
     """
-    from matplotlib.figure import Figure  # 1 s
+    from matplotlib import colormaps  # 1 s
+    from matplotlib.figure import Figure
 
-    change = drift_map(reference, current)
-    largest = np.abs(change).max()
-    # A change of fewer grey levels is not drawn in the full colour.
-    full = max(largest, 32.0)
-    ink: dict[str, Any] = {"cmap": "gray_r", "vmin": 0, "vmax": 255}
-    means = [
-        (f"mean of the {name}", reference.mean(axis=0), ink),
-        ("mean of the window", current.mean(axis=0), ink),
-        (f"ink gained (red), lost (blue), at most {largest:.0f}", change, {"cmap": "bwr", "vmin": -full, "vmax": full}),
-    ]
-    figure = Figure(figsize=(9, 6))
-    layout = figure.add_gridspec(2, 1, height_ratios=(3, 2))
-    above, below = (figure.add_subfigure(layout[row]) for row in (0, 1))
-    below.suptitle(f"least like the {name}, with the predicted digits", y=1.1)
-    for axes, (title, image, colours) in zip(above.subplots(1, 3), means, strict=True):
-        axes.imshow(image, **colours)
-        axes.set_title(title, fontsize=9)
-    # One picture of all examples, because each pair of axes takes Matplotlib 50 ms.
-    grid = below.subplots()
-    grid.imshow(_contact_sheet(current, list(titles)), **ink)
+    figure = Figure(figsize=(12, 5))
+    # A grid of images is drawn as one, because every pair of axes takes Matplotlib 50 ms.
+    means, differences, examples = (
+        figure.add_axes((0.1, bottom, 0.815, height)) for bottom, height in ((0.49, 0.4), (0.27, 0.2), (0.03, 0.15))
+    )
+    changes = [visible_change(*pair) for pair in zip(expected, current, strict=True)]
+    full = max(MIN_FULL_COLOUR, *(np.abs(one[np.isfinite(one)]).max(initial=0) for one in changes))
+    ink, signed = (colormaps[name].with_extremes(bad="#e8e8e8") for name in ("gray_r", "bwr"))
+    looks: dict[str, Any] = {"interpolation": "nearest", "cmap": ink, "vmin": 0, "vmax": 255}
+    drawn = means.imshow(
+        _grid([[one.mean if one.count else _NONE for one in row] for row in (expected, current)]), **looks
+    )
+    figure.colorbar(drawn, cax=figure.add_axes((0.925, 0.5, 0.01, 0.38)), label="mean grey level")
+    examples.imshow(_grid([[*images[list(titles)]]]), **looks)
+    drawn = differences.imshow(_grid([changes]), **(looks | {"cmap": signed, "vmin": -full, "vmax": full}))
+    figure.colorbar(drawn, cax=figure.add_axes((0.925, 0.275, 0.01, 0.19)), label="less     more")
+    for place, (before, now) in enumerate(zip(expected, current, strict=True)):
+        shares = [one.count / max(all.count, 1) for one, all in ((before, expected[0]), (now, current[0]))]
+        title = f"{place - 1}\n{shares[0]:.0%} → {shares[1]:.0%}" if place else "all"
+        means.text(_centre(place), -_GAP, title, fontsize=9, ha="center", va="bottom")
     for place, title in enumerate(titles.values()):
-        row, column = divmod(place, _PER_ROW)
-        grid.text((column + 0.5) * _CELL, row * _CELL + _CELL - SIZE - 2, title, fontsize=9, ha="center")
-    for axes in figure.axes:
+        examples.text(_centre(place), -_GAP / 2, title, fontsize=9, ha="center", va="bottom")
+    captions = (
+        (means, 0, f"{name}\n{expected[0].count:,}"),
+        (means, 1, f"window\n{current[0].count:,}"),
+        (differences, 0, f"window minus\n{name},\nbeyond chance"),
+        (examples, 0, f"least like\nthe {name},\nread as"),
+    )
+    for axes, row, caption in captions:
+        axes.text(-_GAP, _centre(row), caption, fontsize=9, ha="right", va="center")
         axes.axis("off")
     buffer = io.BytesIO()
     figure.savefig(buffer)
     return buffer.getvalue()
 
 
-def _contact_sheet(images: Images, rows: list[int]) -> Images:
-    """These images side by side, each at the bottom of a square cell with room for its title."""
-    sheet = np.zeros((MAX_UNUSUAL // _PER_ROW * _CELL, _PER_ROW * _CELL), np.uint8)
-    for place, row in enumerate(rows):
-        top, left = (_CELL * position for position in divmod(place, _PER_ROW))
-        right, bottom = left + (_CELL + SIZE) // 2, top + _CELL
-        sheet[bottom - SIZE : bottom, right - SIZE : right] = images[row]
-    return sheet
+def _centre(place: int) -> float:
+    """Of a row or column of the grid."""
+    return place * (SIZE + _GAP) + SIZE / 2 - 0.5
+
+
+def _grid(rows: Sequence[Sequence[NDArray[Any]]]) -> Values:
+    """Images of equally long rows as one image, with gaps that are not drawn."""
+    padded = [
+        [np.pad(image.astype(np.float64), ((0, _GAP), (0, _GAP)), constant_values=np.nan) for image in row]
+        for row in rows
+    ]
+    return np.block(padded)[:-_GAP, :-_GAP]

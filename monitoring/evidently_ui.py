@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from digits.settings import Settings, load_settings
+from monitoring import dashboard
 
 # Evidently's page asks for the points of one panel of a dashboard, in about 150 bytes for each line of the panel.
 POINTS = re.compile(r"/api/v2/snapshots/[0-9a-f-]+/data_series_batch")
@@ -54,7 +55,7 @@ def _asks_for_points(scope: Scope, headers: Headers) -> bool:
 
 
 def main() -> None:
-    """Serve the workspace until SIGTERM or SIGINT."""
+    """Serve the workspace, with our project in it, until SIGTERM or SIGINT."""
     settings = load_settings()
     parser = argparse.ArgumentParser(prog="python -m monitoring.evidently_ui", description=__doc__)
     parser.add_argument("--host", default=settings.private_host)
@@ -66,6 +67,8 @@ def main() -> None:
     from evidently.ui.service.app import create_app, get_config
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    # The project is there before any traffic, with the panels of this version.
+    dashboard.open_project(settings.workspace)
     # Only writing over HTTP needs this secret, and the platform writes reports into the folder: nobody has to know it.
     secret = os.environ.setdefault("EVIDENTLY_SECRET", "") or token_urlsafe(32)
     application = ReadOnly(create_app(get_config(workspace=str(settings.workspace), secret=secret)), secret)

@@ -1,41 +1,31 @@
 """Monitoring reports: a verdict for programs, Evidently's report for people, and its history as a dashboard."""
 
 import shutil
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any
-from uuid import UUID
 
+import numpy as np
 from pydantic import BaseModel
 
 from digits.files import replacing, write_atomically
 from digits.images import NO_DIGIT
 from digits.reference import Reference
 from digits.storage.predictions import PredictionWindow
-from monitoring import _evidently, accuracy, drift, drift_images, image_statistics, samples
+from monitoring import accuracy, dashboard, drift, drift_images, evidently_report, samples
 from monitoring.accuracy import History
 from monitoring.drift import Drift, Tables
-from monitoring.image_statistics import STATISTICS, Columns
 from monitoring.samples import Repeats, Sample
 from monitoring.traffic import Traffic
 
-PROJECT = "digits"  # in the Evidently workspace
 REPORT = "report.html"
 VERDICT = "verdict.json"
 IMAGES = "drift_images.png"
-MAX_OTHER_FIGURES = 5  # of drifted blocks and axes in the report
 MIN_REPEATED_SHARE = 0.05  # of all answers, from which the message tells of one image that is sent again and again
 
 _RUN = "workspace_run"  # the file in a report's folder that names its run in the workspace
 _TIME = "%Y-%m-%dT%H-%M-%SZ"
-_SCORE = "digits_score"  # the name under which Evidently knows our scores
-# Columns with the same value in every row, of which the dashboard shows the mean.
-_CORRECT, _AUDITED, _DRIFTED = "correct", "audit_correct", "drifted_share"
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,25 +161,31 @@ def write(
     write_atomically(path, verdict.model_dump_json(indent=2).encode())
     if tables is None or not verdict.drift.columns:
         return verdict, path
-    digits = current.probabilities.argmax(axis=1)
-    unusual = {int(index): str(digits[index]) for index in drift_images.unusual(*tables)}
-    write_atomically(folder / IMAGES, drift_images.render(before.images, current.images, unusual, verdict.against))
-    with _project(workspace) as (opened, project):
-        _delete_runs([marker], opened, project)
-        snapshot = _run(*tables, verdict)
-        with replacing(html) as part:
-            snapshot.save_html(str(part))
-        _add_panels(opened, project)
-        run = opened.add_run(project.id, snapshot, include_data=False).id
+    picture, pixel_change = _picture(before, current, tables, verdict.against)
+    write_atomically(folder / IMAGES, picture)
+    opened, project = dashboard.open_project(workspace)
+    dashboard.delete_runs([marker], opened, project)
+    snapshot = evidently_report.run(tables, verdict, picture, pixel_change)
+    with replacing(html) as part:
+        snapshot.save_html(str(part))
+    run = opened.add_run(project.id, snapshot, include_data=False).id
     write_atomically(marker, str(run).encode())
     return verdict, html
 
 
 def ui_path(folder: Path, workspace: Path) -> str:
     """The path of a folder's report in the Evidently UI; of the project's dashboard where the window has no report."""
-    marker = folder / _RUN
-    with _project(workspace) as (_, project):
-        return f"/projects/{project.id}" + (f"/reports/{marker.read_text()}" if marker.exists() else "")
+    marker, (_, project) = folder / _RUN, dashboard.open_project(workspace)
+    return f"/projects/{project.id}" + (f"/reports/{marker.read_text()}" if marker.exists() else "")
+
+
+def _picture(before: Sample, current: Sample, tables: Tables, against: str) -> tuple[bytes, float]:
+    """The mean images, their differences and the most unusual images as a PNG, and the largest change of a pixel in grey levels."""
+    expected, found = drift_images.mean_images(before), drift_images.mean_images(current)
+    digits = current.probabilities.argmax(axis=1)
+    unusual = {int(index): str(digits[index]) for index in drift_images.unusual(*tables)}
+    largest = float(np.abs(drift_images.change(expected[0], found[0])).max())
+    return drift_images.render(expected, found, current.images, unusual, against), largest
 
 
 def remove_old(reports: Path, workspace: Path, before: datetime) -> list[str]:
@@ -200,8 +196,8 @@ def remove_old(reports: Path, workspace: Path, before: datetime) -> list[str]:
     names = sorted(path.name for path in reports.glob("*Z--*Z-v*"))
     old = [name for name in names if name.partition("--")[2] < f"{before.astimezone(UTC):{_TIME}}"]
     if old:
-        with _project(workspace) as (opened, project):
-            _delete_runs([reports / name / _RUN for name in old], opened, project)
+        opened, project = dashboard.open_project(workspace)
+        dashboard.delete_runs([reports / name / _RUN for name in old], opened, project)
     for name in old:
         shutil.rmtree(reports / name)
     return old
@@ -258,104 +254,3 @@ def _traffic(found: Traffic) -> list[tuple[str, str]]:
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows))
-
-
-@contextmanager
-def _project(workspace: Path) -> Iterator[tuple[Any, Any]]:
-    """Open the Evidently workspace and our project in it, which is created where it is missing.
-
-    The block runs without warnings, of which Evidently's own imports cause many, and without Plotly's theme, which is repeated in
-    every figure: with two figures for each column it adds 0.5 MB of HTML.
-    """
-    with warnings.catch_warnings(action="ignore"):
-        import plotly.io  # type: ignore[import-untyped]  # ships no types; comes with Evidently
-        from evidently.ui.workspace import Workspace  # 3 to 8 s with its own imports
-
-        opened = Workspace.create(str(workspace))
-        found = opened.search_project(PROJECT) or [opened.create_project(PROJECT, "Digits in production")]
-        theme, plotly.io.templates.default = plotly.io.templates.default, "none"
-        try:
-            yield opened, found[0]
-        finally:
-            plotly.io.templates.default = theme
-
-
-def _run(expected: Columns, current: Columns, verdict: MonitoringVerdict) -> Any:
-    """Evidently's snapshot of the window; it sends nothing anywhere.
-
-    The dashboard's numbers come first, then the drift of each column by score over threshold. Each run has its own thresholds,
-    and Evidently draws one line per set of parameters; the dashboard therefore plots MeanValue, which has none.
-    """
-    import pandas as pd  # 1.4 s
-    from evidently import DataDefinition, Dataset, Report  # 3 to 8 s
-    from evidently.metrics import DriftedColumnsCount, MeanValue, RowCount, ValueDrift
-
-    title = "Kolmogorov-Smirnov distance; for `digit`, the largest change of a share"
-    _evidently.register_score(_SCORE, title, image_statistics.distance, partial(drift.score, drift.DIGIT))
-    known = verdict.accuracy
-    shares = {_CORRECT: known.labelled, _AUDITED: known.audited}
-    measured = {name: share.value for name, share in shares.items() if share}
-    frame = pd.DataFrame({**current, **measured, _DRIFTED: verdict.drift.drifted_share})
-    tested = pd.DataFrame({**expected, **dict.fromkeys(measured, known.expected.value), _DRIFTED: 0.0})
-    numeric = [name for name in frame if name != drift.DIGIT]
-    definition = DataDefinition(numerical_columns=numeric, categorical_columns=[drift.DIGIT])
-    frames = (table.astype({drift.DIGIT: int}).astype({drift.DIGIT: str}) for table in (frame, tested))
-    limits = {column.name: column.threshold for column in verdict.drift.columns}
-    parameters = {"columns": list(limits), "method": _SCORE, "per_column_threshold": limits}
-    # One drifted column is drift, because the thresholds hold for all columns together: half of its share is the limit.
-    count = DriftedColumnsCount(**parameters, drift_share=0.5 / len(limits))
-    shown = _columns_shown(verdict.drift)
-    drifts = [ValueDrift(column=name, method=_SCORE, threshold=limits[name]) for name in limits if name in shown]
-    means = [MeanValue(column=column, tests=[]) for *_, column in _panels() if column in frame]
-    metadata = {"versions": ", ".join(verdict.versions), "verdict": verdict.drift.verdict, "message": verdict.message}
-    report = Report([count, RowCount(tests=[]), *drifts, *means], include_tests=True)
-    datasets = (Dataset.from_pandas(table, data_definition=definition) for table in frames)
-    return report.run(*datasets, timestamp=verdict.until, metadata=metadata, tags=["monitor"])
-
-
-def _columns_shown(found: Drift) -> set[str]:
-    """The columns with a figure of their own: those with a unit, and of the others those that drifted most.
-
-    Each figure takes Evidently 0.1 s and 0.1 MB; the count of drifted columns is about all of them.
-    """
-    named = [*STATISTICS, *drift.ANSWER_UNITS, drift.DIGIT]
-    others = [column.name for column in found.columns if column.drifted and column.name not in named]
-    return {*named, *others[:MAX_OTHER_FIGURES]}
-
-
-def _panels() -> list[tuple[str, str, str]]:
-    """The dashboard's panels: tab, title, and the column whose mean is shown, or "" for the number of rows."""
-    return [
-        ("Monitoring", "Share of drifted columns", _DRIFTED),
-        ("Monitoring", "Accuracy on labelled predictions", _CORRECT),
-        ("Monitoring", "Accuracy on the audit sample", _AUDITED),
-        ("Monitoring", "Mean confidence", drift.CONFIDENCE),
-        ("Monitoring", "Share of images that show no digit", drift.NO_DIGIT),
-        ("Monitoring", "Predictions in the window", ""),
-        *(("Images", f"{name}: {statistic.unit}", name) for name, statistic in STATISTICS.items()),
-    ]
-
-
-def _delete_runs(markers: Iterable[Path], opened: Any, project: Any) -> None:
-    """Delete the runs that these files name, where they are still there."""
-    runs = {UUID(marker.read_text()) for marker in markers if marker.exists()}
-    for run in runs.intersection(opened.list_runs(project.id)):
-        opened.delete_run(project.id, run)
-
-
-def _add_panels(opened: Any, project: Any) -> None:
-    """Add to the dashboard every panel that it lacks; panels are known by their titles, and those of a user stay."""
-    from evidently.sdk.models import DashboardTabModel, PanelMetric
-    from evidently.sdk.panels import line_plot_panel
-
-    dashboard = project.dashboard.model()
-    tabs = {tab.title: tab for tab in dashboard.tabs}
-    titles = {panel.title for panel in dashboard.panels}
-    for tab, title, column in _panels():
-        if title not in titles:
-            metric, labels = ("MeanValue", {"column": column}) if column else ("RowCount", {})
-            value = PanelMetric(metric=metric, metric_labels=labels, legend=title)
-            dashboard.panels.append(line_plot_panel(title=title, size="half", values=[value]))
-            tabs.setdefault(tab, DashboardTabModel(title=tab, panels=[])).panels.append(dashboard.panels[-1].id)
-    dashboard.tabs = list(tabs.values())
-    opened.save_dashboard(project.id, dashboard)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from test_page import CHROMEDRIVER, CHROMIUM, start
 from bench import harness
 from digits.data import perturbations
 from digits.settings import Settings
-from monitoring import reports
+from monitoring import dashboard, reports
 from ops import process_environment, processes
 
 SECRET = {"evidently-secret": "known to this test"}
@@ -43,7 +44,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ui(report: Path) -> Iterator[str]:
     """The URL of the running UI."""
-    settings = Settings(home=report.parent.parent, reports_port=find_free_port())
+    with started(report.parent.parent) as url:
+        yield url
+
+
+@contextmanager
+def started(home: Path) -> Iterator[str]:
+    """The URL of the UI of a DIGITS_HOME, as `digits up` starts it."""
+    settings = Settings(home=home, reports_port=find_free_port())
     (process,) = (process for process in processes.processes(settings) if process.name == "reports")
     environment = {**process_environment.of_servers(settings), "EVIDENTLY_SECRET": SECRET["evidently-secret"]}
     ready = partial(harness.answers, process.health)
@@ -108,8 +116,36 @@ def test_a_request_for_points_has_a_known_and_limited_length(ui: str, points: st
     assert post(f"{ui}{points}/more", content=body).status_code == 403
 
 
+in_chromium = pytest.mark.skipif(
+    not (CHROMIUM and CHROMEDRIVER), reason="there is no chromium with chromedriver on the PATH"
+)
+
+
 @pytest.mark.browser
-@pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="there is no chromium with chromedriver on the PATH")
+@in_chromium
+def test_before_any_traffic_the_dashboard_says_what_it_waits_for(tmp_path: Path) -> None:
+    with started(tmp_path) as url:
+        (project,) = get(f"{url}/api/projects").json()
+        assert project["name"] == dashboard.PROJECT
+        browser = start(tmp_path, 1300, 1000)
+        try:
+            browser.get(f"{url}/projects/{project['id']}")
+            panels = [panel for panel in dashboard.panels() if panel.tab == "Monitoring"]
+            body = partial(browser.find_element, By.TAG_NAME, "body")
+            wait_for(lambda: all(panel.title in body().text for panel in panels))
+            assert all(panel.description in body().text for panel in panels)
+        finally:
+            browser.quit()
+        images, _ = held_out()
+        reports.write(tmp_path / "first", tmp_path / "workspace", reference(), window(images[:150]))
+        # The running UI sees the first report without a restart.
+        wait_for(lambda: len(get(f"{url}/api/projects/{project['id']}/snapshots").json()) == 1)
+        series = post(f"{url}/api/v2/snapshots/{project['id']}/data_series_batch", json=filters()).json()["series"]
+        assert series
+
+
+@pytest.mark.browser
+@in_chromium
 def test_the_dashboard_and_a_report_are_drawn(ui: str, points: str, report: Path, tmp_path: Path) -> None:
     run, project = report.with_name("workspace_run").read_text(), points.split("/")[4]
     browser = start(tmp_path, 1300, 1000)
@@ -119,6 +155,9 @@ def test_the_dashboard_and_a_report_are_drawn(ui: str, points: str, report: Path
         assert "Share of drifted columns" in browser.find_element(By.TAG_NAME, "body").text
         browser.get(f"{ui}/projects/{project}/reports/{run}")
         wait_for(lambda: "stroke_width" in browser.find_element(By.TAG_NAME, "body").text)
+        wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "svg image"))
+        picture = browser.find_element(By.CSS_SELECTOR, "svg image")
+        assert picture.size["width"] > 900 and picture.size["height"] > 300
         messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     finally:
         browser.quit()
