@@ -1,14 +1,15 @@
-"""The pictures in docs/, taken in Chromium: of the page while digits are drawn on it, and of a platform that has seen drift.
+"""The pictures in docs/, taken in Chromium: of the page while digits are drawn on it, of MLflow, and of a platform that has seen drift.
 
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures page --recipe augmented
+    DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures mlflow
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures platform
 
-`page` writes docs/page.png (1300 pixels wide, light) and docs/page-phone.png (dark); `platform` trains three recipes, sends traffic
-that changes, and writes docs/mlflow.png, docs/drift.png and docs/prefect.png. Needs Debian's chromium and chromium-driver.
+`page` writes docs/page.png (1300 pixels wide, light) and docs/page-phone.png (dark); `mlflow` trains the recipes of
+the five projects for ten epochs at most and writes docs/mlflow.png; `platform` trains one recipe, sends traffic that changes, and writes
+docs/drift.png and docs/prefect.png. Needs Debian's chromium and chromium-driver.
 """
 
 import argparse
-import json
 import shutil
 import tempfile
 import time
@@ -16,16 +17,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
 
-import httpx
 import numpy as np
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService, Keys
 from selenium.webdriver.common.by import By
 
 from bench import harness, loop
-from digits.settings import load_settings, without_password
-from models import recipes
+from digits.settings import load_settings
+from models import recipes, saved_view
+from models.registry_reader import RegistryReader
 from models.training import Recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -33,6 +33,9 @@ FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+
+SEED_RECIPES = ("kaggle-sgd", "classic", "adam", "compact", "sigmoid")
+MAX_EPOCHS = 10
 
 Stroke = list[tuple[float, float]]  # through these points, across and down, from 0 to 1
 
@@ -44,13 +47,15 @@ TWO: list[Stroke] = [[(0.34, 0.33), (0.4, 0.21), (0.53, 0.17), (0.63, 0.28), (0.
 
 
 def main() -> None:
-    """Take the pictures of the page or of the platform."""
+    """Take the pictures of the page, of MLflow or of the platform."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("page", "platform"))
+    parser.add_argument("what", choices=("page", "mlflow", "platform"))
     parser.add_argument("--recipe", default="compact", choices=recipes.RECIPES)
     arguments = parser.parse_args()
     if arguments.what == "page":
         photograph_page(recipes.find(arguments.recipe))
+    elif arguments.what == "mlflow":
+        photograph_mlflow()
     else:
         photograph_platform(arguments.recipe)
 
@@ -68,15 +73,32 @@ def photograph_page(recipe: Recipe) -> None:
                 save_screenshot(browser, "page-phone.png")
 
 
+def photograph_mlflow() -> None:
+    """The saved view that compares recipes."""
+    with harness.home() as settings, harness.mlflow(settings):
+        for name in SEED_RECIPES:
+            recipe = recipes.find(name)
+            short = recipe.model_copy(update={"epochs": min(recipe.epochs, MAX_EPOCHS)})
+            harness.register(settings, short, harness.data())
+        experiment = RegistryReader(settings.registry_uri).experiment_id()
+        view = f"&viewStateShareKey={saved_view.KEY}&compareRunsMode=CHART"
+        # The browser keeps the login; a page whose own address holds one may not fetch anything.
+        with page(settings.registry_uri, 1300, 800, 1, "light") as browser:
+            browser.get(f"{settings.experiment_url(str(experiment))}{view}")
+            time.sleep(8)
+            click(browser, "Close")
+            browser.refresh()
+            time.sleep(8)
+            save_screenshot(browser, "mlflow.png")
+
+
 def photograph_platform(recipe: str) -> None:
-    """MLflow's comparison of three runs, the drift report and Prefect's runs."""
+    """The drift report and Prefect's runs."""
     digits = loop.divide("mnist" if load_settings().mnist else "bundled", requests=1000)
     with tempfile.TemporaryDirectory(prefix="digits-pictures-") as folder:
         home = Path(folder)
         data = loop.write_npz(home / "digits.npz", digits)
         with loop.running_platform(home, recipe, data, audit_sample_rate=1) as platform:
-            for other in ("classic", "adam"):
-                platform.run("train", "--recipe", other, "--data", str(data))
             platform.send(digits.traffic, 1000, seed=1)
             platform.run("monitor", "--since", "1h")
             since = datetime.now(UTC)
@@ -86,39 +108,25 @@ def photograph_platform(recipe: str) -> None:
             platform.run("monitor", "--since", since.isoformat())
             report = max((home / "reports").glob("*--*/report.html"))
             platform.wait_for_retraining(1)
-            login = (home / "mlflow" / "login").read_text()
-            server = f"http://{login}@127.0.0.1:{platform.environment['DIGITS_MLFLOW_PORT']}"
             for name, url, height, button in (
-                ("mlflow", comparison(server), 950, "Close"),
                 ("drift", report.as_uri(), 1220, "DATA DISTRIBUTION"),
                 ("prefect", f"http://127.0.0.1:{platform.environment['DIGITS_PREFECT_PORT']}/runs", 950, None),
             ):
                 with page(url, 1300, height, 1, "light") as browser:
-                    if name == "mlflow":
-                        # The browser keeps the login; a page whose own address holds one may not fetch anything.
-                        browser.get(server)
-                        browser.get(url)
                     time.sleep(8)
                     if name == "prefect":
                         browser.find_element(By.TAG_NAME, "input").send_keys(platform.prefect_login, Keys.ENTER)
                         time.sleep(8)
                     if button:
-                        found = browser.find_element(By.XPATH, f"//button[@aria-label='{button}' or .='{button}']")
-                        browser.execute_script("arguments[0].click()", found)
-                        time.sleep(2)
+                        click(browser, button)
                     save_screenshot(browser, f"{name}.png")
 
 
-def comparison(server: str) -> str:
-    """The address of the view of all runs side by side of an MLflow server whose URL holds the login; without it."""
-    (experiment,) = httpx.post(
-        f"{server}/api/2.0/mlflow/experiments/search", json={"filter": "name = 'digits'", "max_results": 1}
-    ).json()["experiments"]
-    found = httpx.post(
-        f"{server}/api/2.0/mlflow/runs/search", json={"experiment_ids": [experiment["experiment_id"]]}
-    ).json()["runs"]
-    runs, experiments = json.dumps([run["info"]["run_id"] for run in found]), json.dumps([experiment["experiment_id"]])
-    return f"{without_password(server)}/#/compare-runs?runs={quote(runs)}&experiments={quote(experiments)}"
+def click(browser: Chrome, button: str) -> None:
+    """Click the button with this text or name."""
+    found = browser.find_element(By.XPATH, f"//button[@aria-label='{button}' or .='{button}']")
+    browser.execute_script("arguments[0].click()", found)
+    time.sleep(2)
 
 
 @contextmanager

@@ -85,6 +85,10 @@ Login = Annotated[str, AfterValidator(_login)]
 BucketUrl = Annotated[str, _url(r"s3://[a-z0-9][a-z0-9.-]+(/\S*)?", "a bucket like s3://digits/datasets")]
 
 
+# Without it, MLflow opens its pages for language models.
+_MLFLOW_MODE = "workflowType=machine_learning"
+
+
 def without_password(url: str) -> str:
     """A URL without the user name and password that it may hold, for display."""
     return re.sub(r"//[^/]*@", "//", url).rstrip("/")
@@ -295,13 +299,17 @@ class Settings(BaseSettings):
         """URL under which this machine reaches the service."""
         return local_url(self.host, self.service_port)
 
+    def experiment_url(self, experiment_id: str) -> str:
+        """URL of the runs of an experiment in MLflow's UI."""
+        return f"{self.mlflow_public_url}/#/experiments/{experiment_id}/runs?{_MLFLOW_MODE}"
+
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """URL of a run in MLflow's UI."""
-        return f"{self.mlflow_public_url}/#/experiments/{experiment_id}/runs/{run_id}"
+        return f"{self.mlflow_public_url}/#/experiments/{experiment_id}/runs/{run_id}?{_MLFLOW_MODE}"
 
     def version_url(self, version: str) -> str:
-        """URL of a version in MLflow's UI."""
-        return f"{self.mlflow_public_url}/#/models/digits/versions/{version}"
+        """URL of a version in MLflow's UI, with its model card."""
+        return f"{self.mlflow_public_url}/#/models/digits/versions/{version}?{_MLFLOW_MODE}"
 
     @property
     def credentials(self) -> dict[str, str]:

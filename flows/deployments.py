@@ -156,12 +156,16 @@ def job_variables(settings: Settings, is_low_priority: bool = False) -> dict[str
 
 
 def _retraining_trigger() -> DeploymentEventTrigger:
-    """Retrain when monitoring finds drift or enough new labels, for the reason that the event carries."""
+    """Retrain when monitoring finds drift or enough new labels, for the reason and with the report that the event names."""
     return DeploymentEventTrigger(
         name="drift or new labels: retrain",
         expect={DRIFT_EVENT, LABELS_EVENT},
         match={"prefect.resource.id": "digits.version.*"},
-        parameters={"reason": "{{ event.payload.reason }}", "cooldown": True},
+        parameters={
+            "reason": "{{ event.payload.reason }}",
+            "report": "{{ event.payload.report }}",
+            "cooldown": True,
+        },
     )
 
 

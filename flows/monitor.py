@@ -44,7 +44,7 @@ def monitor(since: str = "24h") -> str:
     server_task(record)(platform, version, verdict)
     for alert in alerts_of(version, verdict, path):
         task(alerts.send)(platform.settings, alert)
-    server_task(emit_events)(platform, version, verdict)
+    server_task(emit_events)(platform, version, verdict, path)
     task(remove_old_reports)(platform.settings)
     return verdict.message
 
@@ -188,15 +188,15 @@ def record(platform: Platform, version: str, verdict: MonitoringVerdict) -> None
     monitoring_results.put(platform.engine, result)
 
 
-def emit_events(platform: Platform, version: str, verdict: MonitoringVerdict) -> None:
-    """Emit the events that start a retraining: drift, and enough labels that no retraining has ingested."""
+def emit_events(platform: Platform, version: str, verdict: MonitoringVerdict, path: Path) -> None:
+    """Emit the events that start a retraining: drift, with the name of its report, and enough labels that no retraining has ingested."""
     resource = {"prefect.resource.id": f"digits.version.{version}", "prefect.resource.name": f"digits v{version}"}
     if verdict.drift.verdict == "drift":
-        payload = {"reason": f"drift: {verdict.drift.message}", **_facts(verdict)}
+        payload = {"reason": f"drift: {verdict.drift.message}", "report": path.parent.name, **_facts(verdict)}
         emit_event(DRIFT_EVENT, resource=resource, payload=payload)
     waiting = feedback.waiting(platform.engine)
     if waiting >= platform.settings.retrain_labels:
-        payload = {"reason": f"labels: {waiting} new ones", "waiting": waiting}
+        payload = {"reason": f"labels: {waiting} new ones", "report": "", "waiting": waiting}
         emit_event(LABELS_EVENT, resource=resource, payload=payload)
 
 

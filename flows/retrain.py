@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 from prefect import flow
@@ -23,6 +24,7 @@ from flows.verdict_page import publish_verdict
 from models import gate, recipes
 from models.connections import Platform
 from models.gate import GateVerdict
+from monitoring import reports
 
 log = logging.getLogger("digits.retrain")
 
@@ -39,11 +41,13 @@ def retrain(
     reason: str = "manual",
     cooldown: bool = False,
     wait_seconds: float = 0,
+    report: str = "",
 ) -> str:
     """Take in new data, train a candidate, and promote it, ask for approval, or say why not. Returns the decision in a sentence.
 
     The recipe is the setting `DIGITS_RECIPE` and the data set the current one unless given. With `cooldown`, as for events,
-    nothing is done for a while after the last retraining. It waits up to `wait_seconds` for another retraining to end.
+    nothing is done for a while after the last retraining. It waits up to `wait_seconds` for another retraining to end. The
+    drift report of this name becomes an artifact of the training.
     """
     platform = Platform()
     with retraining_slot(wait_seconds):
@@ -59,8 +63,16 @@ def retrain(
             server_task(review_challengers)(platform)
             version = server_task(platform.registry.trained_before)(dataset.fingerprint, seeded)
             if version is None:
-                version = train_on(platform, dataset, seeded, {"reason": reason})
+                version = train_on(platform, dataset, seeded, {"reason": reason}, drift_report(platform, report))
             return decide(platform, version)
+
+
+def drift_report(platform: Platform, name: str) -> Path | None:
+    """The folder of the report that an event names; None where there is none on this machine."""
+    found = reports.find(platform.settings.home / "reports", name)
+    if name and found is None:
+        log.warning("the report %r is not on this machine, so the training has no copy of it", name)
+    return found
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect import flow
@@ -33,13 +34,24 @@ def train(recipe: Recipe = COMPACT, data: str | None = None) -> str:
     return train_on(platform, dataset, recipe)
 
 
-def train_on(platform: Platform, dataset: Dataset, recipe: Recipe, tags: Mapping[str, str] | None = None) -> str:
-    """Train the recipe on a stored data set inside the current flow. Returns the version of the candidate."""
+def train_on(
+    platform: Platform,
+    dataset: Dataset,
+    recipe: Recipe,
+    tags: Mapping[str, str] | None = None,
+    drift_report: Path | None = None,
+) -> str:
+    """Train the recipe on a stored data set inside the current flow, for the drift that the report in the folder shows.
+
+    Returns the version of the candidate.
+    """
     from models import candidates
 
     registry, engine, fingerprint = platform.registry, platform.engine, dataset.fingerprint
     prepared, manifest = task(candidates.split)(dataset, recipe), datasets.manifest(platform.datasets, fingerprint)
     with registry.run(recipe, manifest, prepared, {**prefect_run(), **(tags or {})}) as run_id:
+        if drift_report:
+            server_task(registry.log_folder)(drift_report, "drift_report")
         trained = task(fit)(registry, recipe, prepared)
         candidate = task(candidates.evaluate)(recipe, fingerprint, prepared, trained)
         server_task(candidates.log_results)(registry, candidate)

@@ -87,7 +87,9 @@ def _data(card: Mapping[str, Any]) -> str:
     lines = [f"{source} `{card.get('dataset', 'unknown')}`."]
     if counts:
         images = ", ".join(f"{count:,} {part}" for part, count in counts.items())
-        lines.append(f"Images: {images}; {data['overlap_removed']:,} that are also test images were left out.")
+        lines.append(f"Images: {images}.")
+    if data.get("overlap_removed"):
+        lines.append(f"{data['overlap_removed']:,} images that are also test images were left out.")
     if data.get("near_duplicates"):
         lines.append(f"{data['near_duplicates']:,} test images nearly equal an image of another part.")
     return " ".join(lines)
@@ -101,7 +103,9 @@ def _training(card: Mapping[str, Any]) -> str:
         f"{name.replace('_', ' ')} {metrics[name]:{form}}" for name, form in costs.items() if name in metrics
     )
     fields = ", ".join(
-        f"{name} {value}" for name, value in recipe.items() if name != "name" and "augmentation" not in name
+        f"{name.removeprefix('architecture.')} {value}"
+        for name, value in recipe.items()
+        if name != "name" and "augmentation" not in name
     )
     augmented = "; augmented in every epoch" if any("augmentation" in name for name in recipe) else ""
     return f"Recipe `{recipe.get('name', 'unknown')}`: {fields}{augmented}.{f' Cost: {cost}.' if cost else ''}"
@@ -216,7 +220,9 @@ def _corruption_accuracies(card: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    # MLflow's UI puts no space between columns.
+    lines = [f"| {' &emsp;| '.join(row)} |" for row in (head, *rows)]
+    lines.insert(1, "|---" * len(head) + "|")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 

@@ -18,9 +18,9 @@ import httpx
 from digits.data.datasets import Dataset
 from digits.errors import first_line
 from digits.settings import without_password
-from models import flavors
+from models import flavors, saved_view
 from models.provenance import environment, git_commit, inputs_hash
-from models.registry_reader import MODEL_NAME, RegistryUnreachable
+from models.registry_reader import EXPERIMENT_NAME, MODEL_NAME, RegistryUnreachable
 from models.training import Recipe
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("digits.registry")
 
-EXPERIMENT_NAME = "digits"
 # Without it MLflow's UI opens its pages for language models.
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 CONTEXTS = ("training", "validation", "test")  # in which MLflow says that the parts of a data set are used
@@ -94,6 +93,9 @@ class RegistryWriter:
                 experiment = mlflow.set_experiment(EXPERIMENT_NAME)
                 if EXPERIMENT_KIND[0] not in experiment.tags:
                     self.client.set_experiment_tag(experiment.experiment_id, *EXPERIMENT_KIND)
+                # A view that somebody changed in the UI stays as it is.
+                if saved_view.TAG not in experiment.tags:
+                    self.client.set_experiment_tag(experiment.experiment_id, saved_view.TAG, saved_view.content())
         except mlflow.exceptions.MlflowException as error:
             # The experiment was deleted, or access is denied.
             reason = first_line(error)
@@ -176,6 +178,11 @@ class RegistryWriter:
         for name, content in files.items():
             log_file = self.client.log_text if isinstance(content, str) else self.client.log_figure
             log_file(self.run_id, content, name)
+
+    @_translate_errors()
+    def log_folder(self, folder: Path, name: str) -> None:
+        """Log the files of a folder as artifacts of the current run, below this name."""
+        self.client.log_artifacts(self.run_id, str(folder), name)
 
     def _metrics(
         self, points: Iterable[tuple[int, Mapping[str, float]]], at: int | None = None, model_id: str | None = None

@@ -13,7 +13,7 @@ from digits.errors import first_line
 from digits.settings import without_password
 from models.onnx_model import InvalidArtifact
 
-MODEL_NAME = "digits"
+EXPERIMENT_NAME, MODEL_NAME = "digits", "digits"
 TIMEOUT = httpx.Timeout(10, connect=3)  # seconds
 # A card is read before anything is known of its version; ours have 2 kB.
 MAX_CARD_BYTES = 1_000_000
@@ -77,6 +77,15 @@ class RegistryReader:
         except (ValueError, KeyError, TypeError) as error:
             problem = f"{self._http.base_url} answered {response.status_code}, and not as MLflow does"
             raise RegistryUnreachable(f"{problem}; set MLFLOW_TRACKING_URI to its server") from error
+
+    def experiment_id(self) -> str | None:
+        """The id of our experiment; None before the first run."""
+        response, content = self._read(
+            "/api/2.0/mlflow/experiments/get-by-name", MAX_CARD_BYTES, experiment_name=EXPERIMENT_NAME
+        )
+        with suppress(ValueError, KeyError, TypeError):
+            return str(json.loads(content)["experiment"]["experiment_id"]) if response.is_success else None
+        return None
 
     def datasets_of(self, recipe: str) -> set[str]:
         """The fingerprints of the data sets on which versions of this recipe were trained, of at most 1,000 versions."""

@@ -1,5 +1,6 @@
 """Monitoring reports: a verdict for programs, Evidently's report for people, and its history as a dashboard."""
 
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -132,6 +133,13 @@ def folder_name(since: datetime, until: datetime, version: str) -> str:
     """The name of a window's folder, UTC: the same for the same window; names sort by time."""
     start, end = (f"{time.astimezone(UTC):{_TIME}}" for time in (since, until))
     return f"{start}--{end}-v{version}"
+
+
+def find(reports: Path, name: str) -> Path | None:
+    """The folder of the report with this name; None where the name is not one of a report, or its report is not here."""
+    folder = reports / name
+    is_name = re.fullmatch(r"[\w-]+Z--[\w-]+Z-v\d+", name, re.ASCII)
+    return folder if is_name and (folder / REPORT).is_file() else None
 
 
 def write(

@@ -22,9 +22,6 @@ from models.registry_reader import RegistryReader, RegistryUnreachable
 from ops import background_training, endpoint, process_environment, processes
 from ops.tables import print_table
 
-# The page of runs and versions; MLflow opens on its pages for language models.
-PAGES = {"mlflow": "/#/experiments?workflowType=machine_learning"}
-
 console = Console(highlight=False)
 
 
@@ -121,7 +118,8 @@ def print_status(settings: Settings) -> bool:
         # What answers on the ports of a platform that is down is another one.
         healthy[process.name] = state != "down" and processes.is_healthy(settings, process)
         text = Text("up", "green") if healthy[process.name] else Text(state, "red")
-        rows.append((process.description, process.url + PAGES.get(process.name, ""), text))
+        page = _runs_page(settings) if process.name == "mlflow" and healthy[process.name] else None
+        rows.append((process.description, page or process.url, text))
         if process.name == "prefect" and (login := process_environment.prefect_login(settings)):
             rows.append(("  password to paste there", login))
         if process.name == "mlflow" and (account := process_environment.mlflow_login(settings)):
@@ -129,6 +127,14 @@ def print_status(settings: Settings) -> bool:
     serving = _serving_version(settings) if healthy["service"] else ("unknown", "the endpoint is down")
     print_table((), [*rows, ("serving version", *serving), *background_training.rows(settings)])
     return all(healthy.values())
+
+
+def _runs_page(settings: Settings) -> str | None:
+    """The page of the runs in MLflow; None before the first run, or where the server does not answer."""
+    with suppress(RegistryUnreachable):
+        experiment = RegistryReader(settings.registry_uri).experiment_id()
+        return experiment and settings.experiment_url(experiment)
+    return None
 
 
 def _serving_version(settings: Settings) -> tuple[str, str]:

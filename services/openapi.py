@@ -190,7 +190,8 @@ ANSWER_EXAMPLES: dict[str, Any] = {
         "digit_threshold": 1.5,
         "created_at": "2026-01-02T11:58:00+00:00",
         "run_id": "5f3c",
-        "run_url": "http://127.0.0.1:5000/#/experiments/1/runs/5f3c",
+        "run_url": "http://127.0.0.1:5000/#/experiments/1/runs/5f3c?workflowType=machine_learning",
+        "version_url": "http://127.0.0.1:5000/#/models/digits/versions/7?workflowType=machine_learning",
         "log": {"waiting": 0, "sealed_segments": 0, "damaged_segments": 0, "lost": 0},
     },
     "stored_prediction": {

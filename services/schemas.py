@@ -162,6 +162,7 @@ class About(BaseModel):
     created_at: str | None = Field(description="Time of its registration.")
     run_id: str | None = Field(description="Id of its MLflow run.")
     run_url: str | None = Field(description="Address of its run in MLflow's UI.")
+    version_url: str | None = Field(description="Address of its model card in MLflow's UI.")
     log: dict[str, int] = Field(
         description="Prediction log: predictions waiting, sealed and damaged segments, predictions lost."
     )

@@ -385,14 +385,15 @@ class ServingContext:
     def about(self) -> Content:
         """The served version, where it comes from, and what is wrong if anything is."""
         state, log = self._watcher.state, self.prediction_log
-        card = state.champion.card if state.champion else {}
+        card, served = (state.champion.card, state.champion.version) if state.champion else ({}, None)
         # a release has no MLflow
         has_run = not self._is_release and {"run_id", "experiment_id"} <= card.keys()
         return {
-            "model_version": state.champion and state.champion.version,
+            "model_version": served,
             "since": state.since,
             "warning": state.warning or log.problem,
             **{name: card.get(name) for name in _CARD_FIELDS},
+            "version_url": self.settings.version_url(str(served)) if has_run else None,
             "run_url": self.settings.run_url(card["experiment_id"], card["run_id"]) if has_run else None,
             "log": {
                 "waiting": log.depth,

@@ -98,7 +98,7 @@ def test_the_bento_answers_without_a_registry(released: Service, champion_files:
     answer = released.client.post("/classify_file", content=png(sample.images[0])).json()
     assert answer["digit"] == int(sample.probabilities[0].argmax())
     about = released.client.get("/about").json()
-    assert (about["warning"], about["run_url"]) == (None, None)
+    assert (about["warning"], about["run_url"], about["version_url"]) == (None, None, None)
     assert len(released.client.get("/samples").json()["samples"]) == 20
     released.wait_for(lambda: released.status(f"/predictions/{answer['id']}") == 200)  # its tables are made meanwhile
     assert released.status("/") == released.status("/docs") == released.status("/page/page.js") == 200

@@ -198,7 +198,9 @@ def test_about_names_the_version_its_recipe_metrics_and_run(service: Service) ->
     about = service.client.get("/about").json()
     assert (about["model_version"], about["recipe"]["name"], about["warning"]) == ("1", "linear", None)
     assert about["metrics"]["test_accuracy"] > 0.8
-    assert about["run_url"] == f"{service.registry.uri}/#/experiments/1/runs/5f3c"
+    mode = "workflowType=machine_learning"
+    assert about["run_url"] == f"{service.registry.uri}/#/experiments/1/runs/5f3c?{mode}"
+    assert about["version_url"] == f"{service.registry.uri}/#/models/digits/versions/1?{mode}"
 
 
 BLANK = [[0] * 28 for _ in range(28)]

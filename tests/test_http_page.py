@@ -71,7 +71,7 @@ def test_every_field_of_a_reading_is_there(service: Service) -> None:
 
 def test_the_new_names_of_about_are_there(service: Service) -> None:
     about = service.client.get("/about").json()
-    for name in ("model_version", "warning", "run_url", "conformal"):
+    for name in ("model_version", "warning", "run_url", "version_url", "conformal"):
         assert name in about and f"`{name}`" in PAGE, name
 
 

@@ -40,11 +40,14 @@ def test_a_new_version_says_what_it_reached(writer: RegistryWriter, trained_runs
     expected = ("Purpose", "Data", "Training", "Figures", "Per digit", "Corruptions", "Calibration", "Limits")
     assert titles == [*expected]
     low, high = (run.metrics[f"test_accuracy_{side}"] for side in ("low", "high"))
-    assert f"| {run.metrics['test_accuracy']:.2%} ({low:.2%} to {high:.2%}) |" in text
+    assert f"&emsp;| {run.metrics['test_accuracy']:.2%} ({low:.2%} to {high:.2%}) |" in text
     count, recall = dataset.test.counts()[3], run.metrics["recall_3"]
     low, high = wilson(recall, count)
-    assert f"| 3 | {count} | {recall:.2%} ({low:.2%} to {high:.2%}) | {run.metrics['precision_3']:.2%} |" in text
-    assert f"| inverted | {run.metrics['corruption_inverted']:.2%} |" in text
+    assert (
+        f"| 3 &emsp;| {count} &emsp;| {recall:.2%} ({low:.2%} to {high:.2%}) &emsp;| {run.metrics['precision_3']:.2%} |"
+        in text
+    )
+    assert f"| inverted &emsp;| {run.metrics['corruption_inverted']:.2%} |" in text
     train = candidates.split(dataset, SIGMOID).train
     assert f"Source `bundled`, data set `{dataset.fingerprint}`. Images: {len(train):,} train" in text
 

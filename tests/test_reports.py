@@ -275,3 +275,15 @@ def test_an_accepted_baseline_unlike_training_brings_no_estimate_back() -> None:
     verdict = reports.assess(reference(), window(images[1::2]), expected=expected)
     assert (verdict.drift.verdict, verdict.training_drift.verdict) == ("no drift", "drift")
     assert verdict.accuracy.estimate is not None and "estimate" not in verdict.message
+
+
+def test_a_report_is_found_by_its_name_and_nothing_else_is(tmp_path: Path) -> None:
+    """The name comes with an event, which whoever reaches Prefect can emit."""
+    folder = tmp_path / "reports" / reports.folder_name(START, START + timedelta(hours=1), "7")
+    assert reports.find(tmp_path / "reports", folder.name) is None
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("<h1>drift</h1>")
+    assert reports.find(tmp_path / "reports", folder.name) == folder
+    (tmp_path / "report.html").write_text("not a report")
+    for name in ("", ".", "..", "../reports", str(tmp_path), f"../{folder.name}", f"{folder.name}/..", "{{ event }}"):
+        assert reports.find(tmp_path / "reports", name) is None

@@ -177,15 +177,23 @@ def test_runs_of_a_dead_process_are_closed_and_living_ones_are_not(
     assert found == {"dead": "FAILED", "starting": "RUNNING", "ended": "FAILED", "by hand": "RUNNING"}
 
 
-def test_an_event_starts_nothing_within_the_cooldown_and_the_reason_is_a_tag(settings: Settings) -> None:
+def test_an_event_starts_nothing_within_the_cooldown_and_the_reason_and_the_report_are_with_the_run(
+    settings: Settings,
+) -> None:
     from flows.retrain import retrain
 
-    assert "promote" in retrain(reason="drift: strokes thicker", cooldown=True)
+    name = "2026-01-05T08-00-00Z--2026-01-06T08-00-00Z-v1"
+    report = settings.home / "reports" / name / "report.html"
+    report.parent.mkdir(parents=True)
+    report.write_text("<h1>strokes are thicker</h1>")
+    assert "promote" in retrain(reason="drift: strokes thicker", report=name, cooldown=True)
     assert "events start the next from" in retrain(reason="drift: strokes thicker", cooldown=True)
     assert "there is nothing new to learn" in retrain(reason="labels: 300 new ones")
     registry = RegistryWriter(settings.mlflow_tracking_uri)
     (run,) = registry.client.search_runs([registry.experiment_id])
     assert run.data.tags["reason"] == "drift: strokes thicker"
+    copy = registry.client.download_artifacts(run.info.run_id, "drift_report/report.html", str(settings.home))
+    assert Path(copy).read_bytes() == report.read_bytes()
     with get_client(sync_client=True) as client:
         tags = {tag for run in client.read_flow_runs() for tag in run.tags}
     assert {"drift", "labels"} <= tags

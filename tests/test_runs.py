@@ -10,6 +10,7 @@ from digits.data import datasets
 from models import candidates, runs
 from models.recipes import SIGMOID
 from models.registry import RegistryWriter
+from models.registry_reader import RegistryReader
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,10 @@ def test_a_run_is_found_by_version_and_by_id(registry: RegistryWriter, trained_r
     assert run.title == f"digits v{run.version} (run {run.id[:8]})"
     for text in (f"v{run.version}", run.id, run.id[:12]):
         assert runs.find(registry, text) == run
+
+
+def test_the_experiment_is_found_without_mlflow(registry: RegistryWriter) -> None:
+    assert RegistryReader(registry.uri).experiment_id() == registry.experiment_id
 
 
 @pytest.mark.parametrize("text", ["v99999", "99999", "not-a-run", "", "ABCDEF", "0" * 40])

@@ -58,7 +58,9 @@ def test_mlflow_is_found_under_its_own_name_too(monkeypatch: pytest.MonkeyPatch,
 
 def test_links_to_a_run_tell_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://admin:hush@mlflow:5000")
-    assert Settings().run_url("1", "5f3c") == "http://mlflow:5000/#/experiments/1/runs/5f3c"
+    assert (
+        Settings().run_url("1", "5f3c") == "http://mlflow:5000/#/experiments/1/runs/5f3c?workflowType=machine_learning"
+    )
     assert "hush" not in repr(Settings())
     monkeypatch.setenv("DIGITS_MLFLOW_PUBLIC_URL", "https://mlflow.example.org")
     assert Settings().run_url("1", "5f3c").startswith("https://mlflow.example.org/#/")

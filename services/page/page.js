@@ -263,10 +263,11 @@ async function showVersion() {
   const accuracy = about.metrics?.test_accuracy;
   line.textContent = `version ${about.model_version}${about.recipe?.name ? `, ${about.recipe.name}` : ""}`;
   if (accuracy) line.append(`, ${(100 * accuracy).toFixed(2)} % right on test images`);
-  if (about.run_url) {
+  for (const [text, url] of [["its model card", about.version_url], ["its training run", about.run_url]]) {
+    if (!url) continue;
     const link = document.createElement("a");
-    link.href = about.run_url;
-    link.textContent = "its training run";
+    link.href = url;
+    link.textContent = text;
     line.append(" · ", link);
   }
   session.showSamples(trySample);
