@@ -14,6 +14,7 @@ from pydantic import AfterValidator, AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from digits import files
+from digits.logs import LogFormat
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,9 @@ class Settings(BaseSettings):
     )
     log_limit: int = Field(50_000, ge=1, description="Maximum number of unstored predictions; others are not logged.")
     access_log: bool = Field(False, description="Whether the service logs every request.")
+    log_format: LogFormat = Field(
+        "text", description="Form of the log lines of service, flows and commands: text, or json (one object a line)."
+    )
     bulk_log_sample_rate: Share = Field(1.0, description="Share of the `/classify_bulk` predictions that is logged.")
     audit_sample_rate: Share = Field(0.02, description="Share of the logged predictions drawn at random for labelling.")
     retention_days: float = Field(

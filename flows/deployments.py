@@ -24,6 +24,7 @@ from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
+from digits import logs
 from digits.settings import Settings, load_settings
 from flows import crashed_runs
 from flows.approve import DEPLOYMENT as APPROVAL
@@ -147,7 +148,8 @@ def job_variables(settings: Settings, is_low_priority: bool = False) -> dict[str
     Without the command Prefect's worker would copy its own working directory over that of the process. The priority is for
     processes only: the resources of a container are those that the pool gives it.
     """
-    given = {**settings.job_variables, "env": {**CLIENT_RETRIES, **settings.job_variables.get("env", {})}}
+    environment = {**CLIENT_RETRIES, **logs.prefect_variables(settings.log_format)}
+    given = {**settings.job_variables, "env": {**environment, **settings.job_variables.get("env", {})}}
     if settings.work_pool_type != "process":
         return {"image": settings.flows_image, **given}
     root, python = Path(__file__).parent.parent, quote(sys.executable)
@@ -249,6 +251,7 @@ def main() -> None:
     register(settings)
     if settings.work_pool_type == "process":
         crashed_runs.mark_orphans(settings.work_pool, name)
+    os.environ.update(logs.prefect_variables(settings.log_format))
     worker = ["prefect", "worker", "start", "--pool", settings.work_pool, "--name", name, "--install-policy", "never"]
     os.execv(sys.executable, [sys.executable, "-m", *worker, "--limit", MAX_CONCURRENT_RUNS])
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import typer
 from pydantic import ValidationError
 
+from digits import logs
 from digits.errors import first_line
+from digits.logs import LogFormat
 from digits.settings import SECRETS, load_settings
 from ops.commands import alerts, answers, evaluations, keys, local_platform, monitoring, training, versions
 
@@ -54,7 +56,10 @@ def main() -> None:
     log = logging.getLogger("digits")
     log.setLevel(logging.INFO)
     # Not the root logger, because Prefect's log lines go to its server.
-    log.addHandler(logging.StreamHandler())
+    handler, log_format = logging.StreamHandler(), _log_format()
+    if log_format == "json":
+        handler.setFormatter(logs.formatter(log_format))
+    log.addHandler(handler)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A shell has background jobs ignore SIGINT; only nohup is to have an effect.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -64,16 +69,31 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.stderr.write("digits: interrupted\n")
+        _complain("interrupted", log_format)
         raise SystemExit(130) from None
     # The outermost handler: a user sees a sentence, never a traceback.
     except Exception as error:
-        sys.stderr.write(f"digits: {_sentence(error)}\n")
+        _complain(_sentence(error), log_format)
         raise SystemExit(1) from None
     finally:
         # Only the commands that run flows have imported it, which takes 2 s.
         if terminal := sys.modules.get("flows.terminal"):
             terminal.exit_without_prefect()
+
+
+def _log_format() -> LogFormat:
+    """That of the settings; text where they are wrong, which the command reports."""
+    with suppress(ValueError, OSError):
+        return load_settings().log_format
+    return "text"
+
+
+def _complain(sentence: str, log_format: LogFormat) -> None:
+    """Tell the user what went wrong."""
+    if log_format == "json":
+        logging.getLogger("digits").error("%s", sentence)
+    else:
+        sys.stderr.write(f"digits: {sentence}\n")
 
 
 def _sentence(error: Exception) -> str:

@@ -14,6 +14,8 @@ from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
 from granian.http import HTTP1Settings
 
+from digits import logs
+from digits.logs import LogFormat
 from digits.settings import Settings, load_settings
 from services.metrics import FOLDER_VARIABLE
 
@@ -34,30 +36,16 @@ MEMORY_SAMPLES, MEMORY_SAMPLE_SECONDS = 6, 30
 MALLOC_OPTIONS = {"M_MMAP_THRESHOLD": (-3, 4 * 2**20), "M_TRIM_THRESHOLD": (-1, 16 * 2**20)}
 
 
-class PrintableFormatter(logging.Formatter):
-    """Escapes what is not printable: a path could contain the line of another request, or control a terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
-# BentoML configures its loggers only under `bentoml serve`.
-LOGGING: dict[str, Any] = {
-    "formatters": {
-        "generic": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
-        "access": {"()": PrintableFormatter, "format": "%(asctime)s %(message)s"},
-    },
-    "loggers": {
-        name: {"handlers": [handler], "level": "INFO", "propagate": False}
-        for name, handler in (
-            ("_granian", "console"),
-            ("bentoml", "console"),
-            ("digits", "console"),
-            ("granian.access", "access"),
-        )
-    },
-}
+def logging_of(log_format: LogFormat) -> dict[str, Any]:
+    """Granian's logging configuration; BentoML configures its loggers only under `bentoml serve`."""
+    loggers = ("_granian", "bentoml", "digits")
+    return {
+        "formatters": {"generic": {"()": logs.formatter, "log_format": log_format}},
+        "handlers": {
+            "console": {"class": "logging.StreamHandler", "formatter": "generic", "stream": "ext://sys.stdout"}
+        },
+        "loggers": {name: {"handlers": ["console"], "level": "INFO", "propagate": False} for name in loggers},
+    }
 
 
 def main() -> None:
@@ -108,9 +96,9 @@ def _serve(settings: Settings) -> None:
         rss_samples=MEMORY_SAMPLES,
         # longer than the log may take to write what waits, shorter than Supervisor and Kubernetes wait
         workers_kill_timeout=15,
-        log_access=settings.access_log,
-        log_access_format='%(addr)s "%(method)s %(path)s %(protocol)s" %(status)d %(dt_ms).1f ms',
-        log_dictconfig=LOGGING,
+        # the middleware logs them, with their ids
+        log_access=False,
+        log_dictconfig=logging_of(settings.log_format),
     ).serve()
 
 

@@ -31,7 +31,8 @@ _settings = load_settings()
     workers=_settings.service_workers,
     # longer than a body may take, so that a late body is answered by its sentence
     traffic={"timeout": _settings.body_timeout_seconds + 5},
-    logging={"access": {"enabled": _settings.access_log}},
+    # the middleware logs them, with their ids
+    logging={"access": {"enabled": False}},
     tracing={"excluded_urls": ".*"},
     metrics={"enabled": False},
 )

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from digits import logs
 from digits.errors import quote
 from digits.settings import Settings
 from services.access import CLIENT_HEADER, REQUIRED_ROLES, first_segment
@@ -22,7 +23,7 @@ from services.request_body import BodyMemory, RequestBody
 from services.routes import QUERY_PARAMETERS, ORJSONResponse, check_query, router
 from services.serving_context import ServingContext
 
-log = logging.getLogger("digits.service")
+log, access_log = logging.getLogger("digits.service"), logging.getLogger("digits.access")
 
 # Routes of BentoML's own application; all others are answered by the Starlette routes, at five times its speed.
 BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/schema.json", "/static_content"}
@@ -51,6 +52,7 @@ class RequestMiddleware:
         self._counted = {self._paths[first] for first in REQUIRED_ROLES if first != "/metrics"}
         self._hosts, self._memory, self._in_flight = Hosts(settings), BodyMemory(settings), 0
         self._body_limits = body_limits(settings)
+        self._log_request = log_request if settings.access_log else None
         self._checked: ASGIApp = self._dispatch
         if settings.cors_origins:
             self._checked = CORSMiddleware(
@@ -74,6 +76,7 @@ class RequestMiddleware:
         started, headers = time.perf_counter(), dict(scope["headers"])
         body = RequestBody(receive, headers, self._memory, self._settings.body_timeout_seconds)
         exchange = Exchange(scope, headers, body, send)
+        request = logs.request_id.set(exchange.id.decode())
         scope["state"] = {
             **scope.get("state", {}),
             "context": context,
@@ -91,11 +94,14 @@ class RequestMiddleware:
         finally:
             body.release()
             # unknown paths share a label, because Prometheus never forgets one
-            route = self._paths.get(first_segment(scope["path"]), "other")
-            context.metrics.count_request(route, exchange.status, time.perf_counter() - started)
+            route, seconds = self._paths.get(first_segment(scope["path"]), "other"), time.perf_counter() - started
+            context.metrics.count_request(route, exchange.status, seconds)
             is_traffic = scope["method"] != "OPTIONS" and not scope["state"].get("is_preview")
             if route in self._counted and is_traffic:
                 context.prediction_log.counter.count(route, exchange.status, requests=1)
+            if self._log_request is not None:
+                self._log_request(scope, exchange.status, seconds)
+            logs.request_id.reset(request)
             # the exchange refers to the scope, and the scope to the body: this cycle would keep it until a garbage collection
             scope["state"].clear()
 
@@ -171,16 +177,22 @@ class Exchange:
         """Answer with the sentence of an error, unless the response has begun."""
         response = problem(self._scope, error)
         if response.status_code == 500:
-            log.error(
-                "%s %s failed (request %s)",
-                *(self._scope["method"], self._scope["path"], self.id.decode()),
-                exc_info=error,
-            )
+            log.error("%s %s failed", self._scope["method"], logs.printable(self._scope["path"]), exc_info=error)
         clear_frames(error)
         if not self.status:
             self.body.release()
             await self.body.drain()
             await response(self._scope, self.body.receive, send)
+
+
+def log_request(scope: Scope, status: int, seconds: float) -> None:
+    """A line of the access log."""
+    client, path = (scope.get("client") or ("unknown",))[0], logs.printable(scope["path"])
+    milliseconds = round(1_000 * seconds, 1)
+    fields = {"client": client, "method": scope["method"], "path": path, "status": status, "milliseconds": milliseconds}
+    text = '%s "%s %s HTTP/%s" %d %.1f ms'
+    values = client, scope["method"], path, scope["http_version"], status, milliseconds
+    access_log.info(text, *values, extra={"http": fields})
 
 
 def clear_frames(error: BaseException | None) -> None:

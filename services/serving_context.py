@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 
 from digits import images as pixels
+from digits import logs
 from digits.errors import quote
 from digits.images import NO_DIGIT, PIXELS, SIZE, Images
+from digits.logs import LogFormat
 from digits.pictures import pages, rectification
 from digits.pictures.pages import Page
 from digits.settings import Settings
@@ -64,11 +66,22 @@ _CARD_FIELDS = ("recipe", "dataset", "metrics", "conformal", "digit_threshold", 
 _SETS = [[digit for digit in range(10) if bits >> digit & 1] for bits in range(1024)]
 
 
+def set_up_logging(log_format: LogFormat) -> None:
+    """Give our log lines their form also where Granian's configuration does not: under `bentoml serve`."""
+    logger = logging.getLogger("digits")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logs.formatter(log_format))
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
 class ServingContext:
     """Created when the service starts and closed when it stops."""
 
     def __init__(self, settings: Settings) -> None:
-        logging.getLogger("digits").setLevel(logging.INFO)
+        set_up_logging(settings.log_format)
         # about damaged metadata: Python would remember each different text for ever, and a picture of 64 kB can cause 5,000
         warnings.filterwarnings("ignore", module=r"PIL\.")
         rectification.use_one_thread()

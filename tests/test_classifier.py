@@ -576,8 +576,9 @@ def test_without_registry_and_database_it_answers_from_its_copy_and_keeps_what_i
 
 def test_the_access_log_has_a_line_for_each_request_where_it_is_asked_for(registry: Registry, tmp_path: Path) -> None:
     with serving(tmp_path, registry, DIGITS_ACCESS_LOG="true") as service:
-        service.client.post("/classify", json={})
-        line = re.compile(r'^[\d-]+ [\d:,]+ 127\.0\.0\.1 "POST /classify HTTP/1\.1" 422 \d+\.\d ms$', re.M)
+        service.client.post("/classify", json={}, headers={"X-Request-ID": "a-1"})
+        request = r'127\.0\.0\.1 "POST /classify HTTP/1\.1" 422 \d+\.\d ms \(request a-1\)'
+        line = re.compile(rf"^[\d-]+ [\d:,]+ INFO digits\.access: {request}$", re.M)
         log = tmp_path / "service.log"
         service.wait_for(lambda: line.search(log.read_text()), seconds=10)
         assert len(line.findall(log.read_text())) == 1
@@ -585,6 +586,31 @@ def test_the_access_log_has_a_line_for_each_request_where_it_is_asked_for(regist
         service.wait_for(lambda: "/nothing" in log.read_text(), seconds=10)
         (forged,) = (text for text in log.read_text().splitlines() if "/nothing" in text)
         assert r"/nothing\n2026-01-02 serving\x1b[31m" in forged
+
+
+@pytest.mark.parametrize("bentoml", [None, "services.classifier:DigitClassifier"])
+def test_every_line_of_ours_is_one_json_object_that_names_its_request(
+    registry: Registry, champion_files: Files, tmp_path: Path, bentoml: str | None
+) -> None:
+    registry.versions["1"] = champion_files
+    registry.aliases["champion"] = "1"
+    wanted = {"DIGITS_ACCESS_LOG": "true", "DIGITS_LOG_FORMAT": "json"}
+    with serving(tmp_path, registry, bentoml, **wanted) as service:
+        service.wait_for(lambda: service.status("/readyz") == 200)
+        service.client.get("/about", headers={"X-Request-ID": "a-1"})
+        service.client.post("/classify", json={"images": 3}, headers={"X-Request-ID": "a-2"})
+        log = tmp_path / "service.log"
+        service.wait_for(lambda: "a-2" in log.read_text(), seconds=10)
+        lines = log.read_text().splitlines()
+        # those of BentoML's own supervisor are not
+        entries = [json.loads(line) for line in lines if bentoml is None or line.startswith("{")]
+    assert all({"time", "level", "logger", "message"} <= entry.keys() for entry in entries)
+    by_request = {entry["request_id"]: entry for entry in entries if "request_id" in entry}
+    asked = by_request["a-2"]
+    assert (asked["method"], asked["path"], asked["status"], asked["client"]) == ("POST", "/classify", 422, "127.0.0.1")
+    assert by_request["a-1"]["status"] == 200 and by_request["a-1"]["milliseconds"] > 0
+    (served,) = (entry for entry in entries if entry["message"].startswith("serving digits v1"))
+    assert served["logger"] == "digits.champion" and "request_id" not in served
 
 
 def test_two_workers_share_log_feedback_and_metrics(

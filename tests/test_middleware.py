@@ -1,6 +1,7 @@
 """What every response has in common: an id, an error as JSON that nobody keeps, HEAD, and no query parameter of the API that is ignored."""
 
 import asyncio
+import json
 import logging
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from serving import Service
 
+from digits import logs
 from digits.settings import Settings
 from services.middleware import Exchange, request_id
 from services.request_body import BodyMemory, RequestBody
@@ -123,7 +125,11 @@ def test_the_error_log_has_the_id(caplog: pytest.LogCaptureFixture) -> None:
         await exchange.refuse(ZeroDivisionError(), exchange.send)
 
     logging.getLogger("digits").propagate = True
+    logs.request_id.set("a-1")
     asyncio.run(refuse())
-    assert "GET /about failed (request a-1)" in caplog.text and "ZeroDivisionError" in caplog.text
+    line, *traceback = logs.formatter("text").format(caplog.records[0]).splitlines()
+    assert line.endswith("GET /about failed (request a-1)") and traceback[-1] == "ZeroDivisionError"
+    entry = json.loads(logs.formatter("json").format(caplog.records[0]))
+    assert entry["request_id"] == "a-1" and entry["exception"].endswith("ZeroDivisionError")
     assert sent[0]["status"] == 500 and (b"x-request-id", b"a-1") in sent[0]["headers"]
     assert sent[1]["body"] == b'{"error":"the service failed at this request"}'
