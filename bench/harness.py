@@ -64,6 +64,13 @@ def mlflow(settings: Settings) -> Iterator[None]:
 
 
 @contextmanager
+def prefect(settings: Settings) -> Iterator[None]:
+    """A running Prefect server."""
+    with _of_platform(settings, "prefect", lambda process: processes.is_healthy(settings, process)):
+        yield
+
+
+@contextmanager
 def service(settings: Settings, **more: str) -> Iterator[psutil.Process]:
     """The running service; `more` are further environment variables."""
     url = f"{settings.service_url}/readyz"

@@ -14,10 +14,10 @@ PROJECT = "digits"  # in the Evidently workspace
 # Columns with the same value in every row, of which the dashboard shows the mean.
 CORRECT, AUDITED, DRIFTED, PIXEL_CHANGE = "correct", "audit_correct", "drifted_share", "pixel_change"
 
-_EMPTY = "Empty until the first report."
+_FIRST = "Points come with the first report."
 _GUIDE = (
-    f"Each point is a report on the champion's answers. The first one needs {drift.MIN_COUNT} different images; then the flow `monitor` writes one "
-    "every hour, and `digits monitor` at any time. Each report shows the mean images of then and now, their difference, and the distributions."
+    f"Each point is a report on the champion's answers. The first one needs {drift.MIN_COUNT} different images; then the flow monitor writes one "
+    "every hour, and the command digits monitor at any time. Each report shows the mean images of then and now, their difference, and the distributions."
 )
 
 
@@ -32,18 +32,22 @@ class Panel(NamedTuple):
 
 def panels() -> list[Panel]:
     """The dashboard's panels in their order."""
-    pixel = f"Of its mean grey level, 0 to 255, in a window; the reports show where. {_EMPTY}"
+    pixel = f"In mean grey levels, 0 to 255; the reports show where. {_FIRST}"
     monitoring = (
         ("What the panels show", _GUIDE),
-        ("Share of drifted columns", f"0 unless a column differs by more than chance. {_EMPTY}", DRIFTED),
+        ("Share of drifted columns", f"0 unless a column differs by more than chance. {_FIRST}", DRIFTED),
         ("Largest change of a pixel", pixel, PIXEL_CHANGE),
-        ("Accuracy on labelled predictions", "Empty until a window has labels.", CORRECT),
-        ("Accuracy on the audit sample", "Empty until a window has labels of the audit sample.", AUDITED),
-        ("Mean confidence", _EMPTY, drift.CONFIDENCE),
-        ("Share of images that show no digit", "Empty for versions that have no digit score.", drift.NO_DIGIT),
-        ("Predictions in the window", f"Each different image once. {_EMPTY}", ""),
+        ("Accuracy on labelled predictions", "Points come with the first labels in a window.", CORRECT),
+        ("Accuracy on the audit sample", "Points come with the first labels of the audit sample in a window.", AUDITED),
+        ("Mean confidence", _FIRST, drift.CONFIDENCE),
+        (
+            "Share of images that show no digit",
+            "Points come with reports on versions that have a digit score.",
+            drift.NO_DIGIT,
+        ),
+        ("Predictions in the window", f"Each different image once. {_FIRST}", ""),
     )
-    statistics = ((f"{name}: {one.unit}", f"Mean of a window. {_EMPTY}", name) for name, one in STATISTICS.items())
+    statistics = ((f"{name}: {one.unit}", f"Mean of a window. {_FIRST}", name) for name, one in STATISTICS.items())
     return [*(Panel("Monitoring", *panel) for panel in monitoring), *(Panel("Images", *panel) for panel in statistics)]
 
 

@@ -17,6 +17,10 @@ MAX_OTHER_FIGURES = 5  # of drifted blocks and axes
 BINS = 30  # of a histogram
 RANGE = 0.001, 0.999  # quantiles of both samples between which the bins lie; what is outside counts in the outer ones
 
+_SCORE = (
+    "The score of a column is the Kolmogorov-Smirnov distance of its distributions, of `digit` the largest change of a digit's share. "
+    "A score above its threshold is drift."
+)
 _COLOURS = {"expected": "#a0a8b0", "window": "#ed0400"}
 
 
@@ -77,10 +81,10 @@ def _widgets(tables: Tables, verdict: "MonitoringVerdict", picture: bytes) -> li
         for one in verdict.drift.columns
     ]
     return [
-        _evidently.text(f"## {verdict.drift.verdict.capitalize()}\n\n{verdict.message}\n{advice}"),
+        _evidently.text(f"## {verdict.drift.verdict.capitalize()}\n\n{verdict.message}\n{advice}\n\n{_SCORE}"),
         _evidently.picture(f"Mean images of the {verdict.against} and of the window, and their difference", url),
         _evidently.table(
-            "All columns by score over threshold; the score is the Kolmogorov-Smirnov distance, of `digit` the largest change of a share",
+            "All columns, those that drifted most first",
             ["column", f"mean of the {verdict.against}", "mean of the window", "unit", "score", "threshold"],
             rows,
         ),
@@ -118,6 +122,7 @@ def _figure(column: Column, tables: Tables, against: str) -> Any:
         "yaxis": {"title": {"text": "share of the images"}, "tickformat": ".0%"},
         "legend": {"orientation": "h", "y": 1.1},
         "bargap": 0.1,
+        "margin": {"l": 60, "r": 20, "t": 30, "b": 60},
     }
     return _evidently.figure(title, bars, layout, half=True)
 
