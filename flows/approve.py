@@ -4,13 +4,14 @@ Its run is suspended rather than paused: without a process and a worker's slot, 
 """
 
 import logging
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import httpx
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import TERMINAL_STATES
+from prefect.context import get_run_context
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import suspend_flow_run
@@ -30,7 +31,7 @@ from monitoring import baseline
 
 log = logging.getLogger("digits.approve")
 
-DEPLOYMENT, EXPIRY = "Approve a promotion", "Hold what nobody approved"
+DEPLOYMENT, EXPIRY = "Approve a promotion", "Hold unapproved"
 
 
 class Approval(RunInput):
@@ -53,9 +54,9 @@ def approve(version: str) -> str:
     page = server_task(question)(platform, version)
     if page is None:
         return server_task(outcome)(platform, version)
-    if flow_run.run_count == 1:
+    if not cast(Any, get_run_context()).flow_run.empirical_policy.pause_keys:
         publish("approval", f"digits v{version}: approve or decline", page)
-    # The second time, Prefect returns the answer.
+    # Prefect ends the run here and, once it is resumed, starts it again and returns the answer.
     answer = suspend_flow_run(wait_for_input=Approval.with_initial_data(description=page), timeout=None, key="answer")
     return server_task(act_on)(platform, version, answer)
 

@@ -137,7 +137,7 @@ def deployments(settings: Settings) -> list[Any]:  # of Prefect's RunnerDeployme
         "entrypoint_type": EntrypointType.MODULE_PATH,  # importable wherever the package is installed: nothing is pulled
     }
     return [
-        flow.to_deployment(name, tags=["digits", tag], description=text, **pool | special.get(name, {}))
+        flow.to_deployment(name, tags=[tag], description=text, **pool | special.get(name, {}))
         for name, (flow, tag, text) in DEPLOYED.items()
     ]
 

@@ -148,25 +148,18 @@ def figures(verdict: MonitoringVerdict) -> list[dict[str, str]]:
     found, traffic = verdict.accuracy, verdict.traffic
     measured = {"audit sample": found.audited, "labelled answers": found.labelled, "expected": found.expected}
     drifted = sum(column.drifted for column in verdict.drift.columns)
+    changed = f"{drifted} of {len(verdict.drift.columns)} columns, {verdict.drift.severity}" if drifted else ""
+    period = f"{verdict.since:%Y-%m-%d %H:%M} to {verdict.until:%Y-%m-%d %H:%M} UTC" if verdict.since else ""
     rows = {
-        "drift": (
-            verdict.drift.verdict,
-            f"{drifted} of {len(verdict.drift.columns)} columns, {verdict.drift.severity}",
-        ),
-        "different from training": (verdict.training_drift.verdict, verdict.training_drift.severity),
+        "drift": (verdict.drift.verdict, changed),
+        "different from training": (verdict.training_drift.verdict, ""),
         "accuracy": (found.verdict, ", ".join(f"{name} {share}" for name, share in measured.items() if share)),
-        "traffic": (
-            ", ".join(problem.event for problem in traffic.problems) or "as usual",
-            f"{traffic.requests:,} requests in 24 hours",
-        )
-        if traffic
-        else ("", ""),
-        "answers": (
-            f"{verdict.count:,}",
-            f"{verdict.since:%Y-%m-%d %H:%M} to {verdict.until:%Y-%m-%d %H:%M} UTC" if verdict.since else "",
-        ),
+        "answers": (f"{verdict.count:,}", period),
     }
-    return [{"question": name, "verdict": says, "figures": figure} for name, (says, figure) in rows.items() if says]
+    if traffic:
+        problems = ", ".join(problem.event for problem in traffic.problems)
+        rows["traffic"] = (problems or "as usual", f"{traffic.requests:,} requests in 24 hours")
+    return [{"question": name, "verdict": says, "figures": figure} for name, (says, figure) in rows.items()]
 
 
 def record(platform: Platform, version: str, verdict: MonitoringVerdict) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import Registry as Memory
-from conftest import find_free_port, get, wait_for
+from conftest import find_free_port, get, post, wait_for
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -104,6 +104,9 @@ def test_nothing_changes_until_a_person_approves_in_prefect(loop: Loop, register
     assert (by, version) == ("Anna", "2") and reason.startswith("approved: the new forms; traffic: only the candidate")
     tags = loop.versions.version_tags("2")
     assert (tags["approval"], tags["approval_by"], tags["approval_reason"]) == ("approved", "Anna", "the new forms")
+    wanted = {"flow_runs": {"id": {"any_": [str(run.id)]}}}
+    (page,) = post(f"{registered}/artifacts/filter", json=wanted).json()
+    assert page["key"] == "approval" and page["data"].startswith("Shall digits v2")
     last = ledger.replacements(loop.platform.engine)[-1]
     assert last.evidence["traffic: images"] == 40 and last.digest
 
