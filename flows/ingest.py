@@ -9,8 +9,9 @@ from prefect import flow
 from digits.data import datasets, inbox, near_duplicates, sources
 from digits.data.datasets import BadData, Dataset
 from digits.images import PredictProba, Split
-from digits.storage import feedback
-from flows.tasks import server_task
+from digits.storage import feedback, suspected_labels
+from flows.check_labels import check_labels
+from flows.tasks import server_task, task
 from models.connections import Platform
 
 log = logging.getLogger("digits.ingest")
@@ -19,7 +20,10 @@ log = logging.getLogger("digits.ingest")
 @flow(name="ingest")
 def ingest(data: str = "mnist") -> str:
     """Read, check and store SOURCE, and let the next retraining start from it. Returns the fingerprint of the data set."""
-    return server_task(set_source)(Platform(), data)
+    platform = Platform()
+    fingerprint = server_task(set_source)(platform, data)
+    task(check_labels)(platform, datasets.load(platform.datasets, fingerprint))
+    return fingerprint
 
 
 def set_source(platform: Platform, data: str) -> str:
@@ -81,11 +85,20 @@ def champion_predictions(platform: Platform) -> PredictProba | None:
 
 
 def with_feedback(platform: Platform, dataset: Dataset) -> Dataset:
-    """The data set with the labels of feedback as they are now; not stored.
+    """The data set with the labels of feedback, and auditors' corrections, as they are now; not stored.
 
     These labels never become part of the data set that retraining starts from, so that a corrected label is replaced.
     """
-    return extend(dataset, feedback.training(platform.engine), "feedback")
+    return _corrected(platform, extend(dataset, feedback.training(platform.engine), "feedback"))
+
+
+def _corrected(platform: Platform, dataset: Dataset) -> Dataset:
+    corrections = suspected_labels.corrections(platform.engine)
+    corrected = datasets.correct(dataset, corrections) if corrections else dataset
+    if corrected is not dataset:
+        left_out = len(dataset.train) + len(dataset.validation) - len(corrected.train) - len(corrected.validation)
+        log.info("corrected labels as auditors decided; left out %d images without a digit", left_out)
+    return corrected
 
 
 def extend(dataset: Dataset, labelled: Split | None, source: str) -> Dataset:

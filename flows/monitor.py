@@ -41,10 +41,11 @@ def monitor(since: str = "24h") -> str:
     counted = server_task(version_history.count_traffic)(platform, version, created_at(model), until)
     verdict, path = server_task(report)(platform, model, window, notes, counted)
     publish(platform.settings, version, verdict, path)
-    server_task(record)(platform, version, verdict)
     for alert in alerts_of(version, verdict, path):
         task(alerts.send)(platform.settings, alert)
     server_task(emit_events)(platform, version, verdict, path)
+    server_task(update_disagreements)(platform)
+    server_task(record)(platform, version, verdict)
     task(remove_old_reports)(platform.settings)
     return verdict.message
 
@@ -179,6 +180,13 @@ def record(platform: Platform, version: str, verdict: MonitoringVerdict) -> None
         least=accuracy.least,
     )
     monitoring_results.put(platform.engine, result)
+
+
+def update_disagreements(platform: Platform) -> None:
+    """Queue the answers that the challenger would have given otherwise for labelling."""
+    from models import disagreement
+
+    disagreement.update(platform)
 
 
 def emit_events(platform: Platform, version: str, verdict: MonitoringVerdict, path: Path) -> None:

@@ -17,8 +17,9 @@ from digits.settings import Settings
 from digits.storage import cooldowns, database, feedback
 from flows import alerts, approve, crashed_runs, promote
 from flows.alerts import Alert
+from flows.check_labels import check_labels, log_on_run
 from flows.ingest import champion_predictions, extend, read_source, with_feedback
-from flows.tasks import server_task
+from flows.tasks import server_task, task
 from flows.train import train_on
 from flows.verdict_page import publish_verdict
 from models import gate, recipes
@@ -64,6 +65,7 @@ def retrain(
             version = server_task(platform.registry.trained_before)(dataset.fingerprint, seeded)
             if version is None:
                 version = train_on(platform, dataset, seeded, {"reason": reason}, drift_report(platform, report))
+                server_task(log_on_run)(platform, task(check_labels)(platform, dataset))
             return decide(platform, version)
 
 

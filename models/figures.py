@@ -1,5 +1,6 @@
 """Figures of a run: learning curves, confusion matrix, training samples, predictions, most confident mistakes."""
 
+import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from digits.images import SIZE, Images, Split
+from digits.images import SIZE, Images, Labels, Split
 
 if TYPE_CHECKING:  # matplotlib takes 1 s, and only a training draws
     from matplotlib.axes import Axes
@@ -66,6 +67,22 @@ def mistakes(split: Split, probabilities: NDArray[np.float32], most: int = 32) -
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != split.labels)
     surest_first = wrong[np.argsort(-probabilities[wrong].max(axis=1))]
     return _answered(split, probabilities, surest_first[:most])
+
+
+def suspected(
+    images: Images, labels: Labels, predicted: Labels, probabilities: NDArray[np.float32], most: int = 48
+) -> "Figure":
+    """Images whose label is probably wrong: the label, the out-of-sample prediction, and the probability of the label."""
+    shown = range(min(most, len(predicted)))
+    titles = [f"{labels[i]} → {predicted[i]}? ({probabilities[i]:.1%})" for i in shown]
+    return _gallery(images[: len(shown)], titles, [WRONG] * len(shown), columns=8)
+
+
+def png(figure: "Figure") -> bytes:
+    """The figure as a file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _answered(split: Split, probabilities: NDArray[np.float32], chosen: NDArray[np.int64]) -> "Figure":

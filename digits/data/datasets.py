@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from digits import files
 from digits.data import bucket, splitting
 from digits.errors import READ_ERRORS, first_line
-from digits.images import Images, Split
+from digits.images import NO_DIGIT, Images, Split
 from digits.settings import Bucket
 
 log = logging.getLogger("digits.data.datasets")
@@ -145,6 +145,22 @@ def extend(dataset: Dataset, more: Split, *, validation_fraction: float, seed: i
     grown: dict[str, Any] = {name: join(splits[name], splitting.pick(more, new)) for name, new in rows.items() if new}
     parent = dataset.fingerprint if grown else dataset.parent
     return replace(dataset, **grown, overlap_removed=dataset.overlap_removed + int(in_test.sum()), parent=parent)
+
+
+def correct(dataset: Dataset, corrections: Mapping[bytes, int]) -> Dataset:
+    """The data set with these labels by image in train and validation, without the images that show NO_DIGIT.
+
+    The test part stays as it is: versions are compared on it.
+    """
+    corrected: dict[str, Any] = {}
+    for name in ("train", "validation"):
+        split = dataset.splits()[name]
+        rows = zip(split.images, split.labels.tolist(), strict=True)
+        given = np.array([corrections.get(image.tobytes(), label) for image, label in rows], np.uint8)
+        if (given != split.labels).any():
+            kept = given != NO_DIGIT
+            corrected[name] = Split(split.images[kept], given[kept])
+    return replace(dataset, **corrected, parent=dataset.fingerprint) if corrected else dataset
 
 
 def digests(images: Images) -> NDArray[np.uint64]:

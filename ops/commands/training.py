@@ -10,12 +10,17 @@ from ops.tables import print_table
 
 
 def ingest(data: Source = "mnist") -> None:
-    """Read, check and store a data set, and make it the current one, which the next retraining uses."""
+    """Read, check and store a data set, make it the current one, which the next retraining uses, and report labels that are probably wrong."""
     prepare()
+    from digits.data import datasets
+    from flows.check_labels import check_labels
     from flows.ingest import set_source
     from models.connections import Platform
 
-    print(set_source(Platform(), data))
+    platform = Platform()
+    fingerprint = set_source(platform, data)
+    print(fingerprint, flush=True)
+    check_labels(platform, datasets.load(platform.datasets, fingerprint))
 
 
 def train(
