@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
 
 from digits.settings import Settings
 from digits.storage import cooldowns, database
@@ -57,7 +58,9 @@ def send(settings: Settings, alert: Alert) -> bool:
 
 def deliver(settings: Settings, alert: Alert) -> list[Delivery]:
     """Send the alert to all channels now."""
-    details = {**alert.details, **({"run_url": url} if (url := flow_run.ui_url) else {})}
+    # Not `flow_run.ui_url`, whose path Prefect's pages do not have.
+    run_url = url_for("flow-run", flow_run.id) if flow_run.id else None
+    details = {**alert.details, **({"run_url": run_url} if run_url else {})}
     at = datetime.now(UTC).isoformat(timespec="seconds")
     facts = {"event": alert.event, "about": alert.about, "reason": alert.message, "at": at, **details}
     return channels.deliver(settings.alert_urls, text_of(alert, details), facts)

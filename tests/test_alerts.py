@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import find_free_port
+from prefect.settings import PREFECT_UI_URL, temporary_settings
 from typer.testing import CliRunner
 
 from digits.settings import Settings
@@ -248,3 +249,14 @@ def test_a_wrong_setting_is_explained_and_not_quoted(tmp_path: Path, value: str,
     assert len(done.stderr.splitlines()) == 1
     assert "hush" not in done.stderr + done.stdout
     assert "hush" not in repr(Settings(_env_file=None, alert_urls=["json://hush"]))  # type: ignore[call-arg]
+
+
+def test_an_alert_of_a_flow_run_links_to_its_page(
+    webhook: Webhook, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "0984f872-f014-4307-bea0-2a041e8e3f5b")
+    with temporary_settings({PREFECT_UI_URL: "http://127.0.0.1:4200"}):
+        assert send([webhook.url], database_url)
+    (body,) = webhook.bodies
+    assert body["run_url"] == "http://127.0.0.1:4200/runs/flow-run/0984f872-f014-4307-bea0-2a041e8e3f5b"
+    assert f"Run: {body['run_url']}\n" in body["message"]
