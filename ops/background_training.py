@@ -41,7 +41,8 @@ def rows(settings: Settings) -> list[tuple[RenderableType, ...]]:
     found = processes.process_info(settings).get(process.name, {})
     if found.get("statename") in ("STARTING", "RUNNING"):
         about = f"{settings.recipe}, about {minutes(settings)} min; off with DIGITS_RECIPE={settings.first_recipe}"
-        return [(process.description, f"{settings.prefect_api_url.removesuffix('/api')}/runs", about)]
+        then = process.description if settings.promotion == "automatic" else "in training, waits for approval if better"
+        return [(then, f"{settings.prefect_api_url.removesuffix('/api')}/runs", about)]
     if found.get("statename") == "EXITED" and found["exitstatus"]:
         return [("training in the background", str(processes.log_path(settings, process.name)), Text("failed", "red"))]
     return []

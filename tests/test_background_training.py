@@ -69,6 +69,10 @@ def test_the_table_has_a_line_while_it_runs_and_after_it_has_failed(
     ):
         monkeypatch.setattr(processes, "process_info", lambda _, state=state: {"training": state})
         assert [row[1] for row in background_training.rows(settings)] == ([shown] if shown else [])
+    monkeypatch.setattr(processes, "process_info", lambda _: {"training": {"statename": "RUNNING", "exitstatus": 0}})
+    for promotion, then in (("automatic", "promoted if better"), ("ask", "waits for approval if better")):
+        asked = settings.model_copy(update={"promotion": promotion})
+        assert background_training.rows(asked)[0][0] == f"in training, {then}"
 
 
 def make_current(dataset: Dataset, settings: Settings) -> None:

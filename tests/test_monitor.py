@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy import insert
 
 from digits.data import datasets, perturbations
 from digits.images import Split
+from digits.reference import from_bytes
 from digits.settings import Settings
 from digits.storage import feedback, labels, ledger, monitoring_results, predictions, request_counts
 from digits.storage.feedback import FeedbackPolicy
@@ -177,6 +179,32 @@ def test_silence_and_refusals_are_alerts_without_any_answer_in_the_window(platfo
     assert events == ["no traffic", "refusals"] and "(422 Unprocessable" in verdict.message
     page = reports.markdown("1", verdict, REPORT, "http://127.0.0.1:8000")
     assert "| requests | 48 |" in page and "| hours since the last answer | 24 |" in page
+    figures = {row["question"]: (row["verdict"], row["figures"]) for row in monitor.figures(verdict)}
+    assert figures["traffic"] == ("no traffic, refusals", "48 requests in 24 hours")
+    assert figures["drift"] == ("not enough data", "") and figures["answers"] == ("0", "")
+
+
+def test_the_page_of_a_run_has_the_figures_and_leads_to_the_report_and_the_version(
+    platform: Platform, champion_files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(monitor.tasks, "publish", lambda *arguments: shown.append(arguments))
+    sample, until = from_bytes(champion_files["reference.npz"]), CREATED + timedelta(days=1)
+    at, ids = until - timedelta(hours=1), new_ids(len(sample.images))
+    batch = PredictionBatch(ids, at, "1", sample.images, sample.probabilities, "/classify")
+    predictions.append(platform.engine, [batch], audit_sample_rate=0)
+    model = monitor.load(platform)
+    verdict, path = monitor.report(platform, model, (until - timedelta(hours=24), until))
+    monitor.publish(platform.settings, "1", verdict, path)
+    ((*_, figures, links),) = shown
+    expected = f"expected {verdict.accuracy.expected}"
+    assert figures[0] == {"question": "drift", "verdict": "no drift", "figures": ""}
+    assert figures[2] == {"question": "accuracy", "verdict": "not enough labels", "figures": expected}
+    assert links["mlflow"][1].endswith("/#/models/digits/versions/1")
+    page = links["evidently"][1].removeprefix("http://127.0.0.1:8000/projects/")
+    project, report = page.split("/reports/")
+    workspace = platform.settings.workspace
+    assert any(report in file.name for file in workspace.glob(f"{project}/**/*"))
 
 
 def test_a_fresh_platform_has_no_alert(platform: Platform) -> None:
