@@ -24,17 +24,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+from sqlalchemy import Engine
 
 from digits.data import datasets, perturbations, sources
 from digits.images import Split
 from digits.settings import load_settings
 from digits.storage import database, feedback, ledger
-from digits.storage.labels import AUDITOR
+from ops import traffic
 
 ROOT = Path(__file__).parent.parent
 PORTS = ("SERVICE", "MLFLOW", "PREFECT", "REPORTS")
@@ -88,6 +90,10 @@ class Platform:
     client: httpx.Client
     started: float
 
+    @cached_property
+    def engine(self) -> Engine:
+        return database.connect(f"sqlite:///{self.home}/digits.db")
+
     def report(self, message: str) -> None:
         print(f"{time.monotonic() - self.started:6.0f} s  {message}", flush=True)
 
@@ -101,14 +107,11 @@ class Platform:
 
     def send(self, split: Split, count: int, seed: int) -> None:
         """Send `count` of the digits, drawn without replacement where there are enough."""
-        random = np.random.default_rng(seed)
+        random, since = np.random.default_rng(seed), datetime.now(UTC)
         chosen = random.choice(len(split), count, replace=count > len(split))
         for start in range(0, count, IMAGES_PER_REQUEST):
-            images = split.images[chosen[start : start + IMAGES_PER_REQUEST]]
-            self.client.post("/classify", json={"images": images.tolist()}).raise_for_status()
-        # The log writes in batches.
-        while self.client.get("/about").json()["log"]["waiting"]:
-            time.sleep(0.1)
+            traffic.classify_batch(self.client, split.images[chosen[start : start + IMAGES_PER_REQUEST]])
+        traffic.wait_until_logged(self.engine, since, count)
 
     def accuracy(self, split: Split) -> float:
         """Accuracy of the endpoint on images that are not logged."""
@@ -194,10 +197,8 @@ class Platform:
     def label(self, digits: Split, since: datetime) -> int:
         """Label the audit sample correctly; returns how many predictions were labelled."""
         known = {image.tobytes(): int(digit) for image, digit in zip(digits.images, digits.labels, strict=True)}
-        waiting = feedback.unlabelled_audit(database.connect(f"sqlite:///{self.home}/digits.db"), since)
-        for id, image in waiting:
-            body = {"id": id, "digit": known[image.tobytes()], "source": AUDITOR}
-            self.client.post("/feedback", json=body).raise_for_status()
+        waiting = feedback.unlabelled_audit(self.engine, since)
+        traffic.give_labels(self.client, {id: known[image.tobytes()] for id, image in waiting})
         return len(waiting)
 
 

@@ -1,6 +1,7 @@
 """The training of the recipe of the scheduled retraining in the background, once a first champion serves."""
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -28,6 +29,25 @@ def is_needed(settings: Settings) -> bool:
     return all(known.isdisjoint(datasets.lineage(storage, other)) for other in trained)
 
 
+def is_running(settings: Settings) -> bool:
+    """Whether the platform on this machine trains in the background."""
+    return processes.state(settings, processes.background_training().name) in ("STARTING", "RUNNING")
+
+
+@contextmanager
+def paused(settings: Settings) -> Iterator[None]:
+    """Stop the training in the background, if it runs, and start it anew after the block."""
+    was_running, process = is_running(settings), processes.background_training()
+    if was_running:
+        processes.end(settings, process)
+    try:
+        yield
+    finally:
+        # Nothing is started on a platform that was stopped meanwhile.
+        if was_running and processes.process_info(settings):
+            processes.start(settings, process)
+
+
 def minutes(settings: Settings) -> int:
     """About how long a training on the current data set takes on two cores."""
     preset, current = recipes.RECIPES[settings.recipe], datasets.current(settings.datasets)
@@ -39,7 +59,7 @@ def rows(settings: Settings) -> list[tuple[RenderableType, ...]]:
     """The line of the address table while the training runs or after it has failed; otherwise none."""
     process = processes.background_training()
     found = processes.process_info(settings).get(process.name, {})
-    if found.get("statename") in ("STARTING", "RUNNING"):
+    if is_running(settings):
         about = f"{settings.recipe}, about {minutes(settings)} min; off with DIGITS_RECIPE={settings.first_recipe}"
         then = process.description if settings.promotion == "automatic" else "in training, waits for approval if better"
         return [(then, f"{settings.prefect_api_url.removesuffix('/api')}/runs", about)]

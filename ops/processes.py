@@ -106,6 +106,12 @@ def start(settings: Settings, process: Process) -> None:
         server.supervisor.startProcess(process.name, False)
 
 
+def end(settings: Settings, process: Process) -> None:
+    """Let Supervisor end a process that runs, and wait for its end."""
+    with getRPCInterface(_supervisor(settings)) as server:
+        server.supervisor.stopProcess(process.name)
+
+
 def refuse_foreign_home(settings: Settings) -> None:
     """Raises PermissionError for a DIGITS_HOME of another user, or one with logins, databases or folders of another user than root."""
     home, logins = settings.home, (settings.prefect_login_path, settings.mlflow_login_path)

@@ -1,21 +1,28 @@
 """`digits traffic`: sends real test digits, plain or perturbed, to the endpoint; for demonstrations and tests."""
 
 import io
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import httpx
 import numpy as np
 from PIL import Image
+from sqlalchemy import Engine
 from tqdm import tqdm
 
 from digits.data import datasets, sources
 from digits.data.perturbations import PERTURBATIONS
 from digits.images import Images, Split
 from digits.settings import Settings
+from digits.storage import predictions
+from digits.storage.labels import AUDITOR
 from ops import endpoint
 
 # The forms in which an image is sent.
 Route = Literal["classify", "classify_file"]
+LOG_TIMEOUT_SECONDS = 60
 
 
 def test_images(data: str | None, settings: Settings) -> Split:
@@ -71,3 +78,25 @@ def _classify(client: httpx.Client, route: Route, image: Images, headers: dict[s
     Image.fromarray(image).save(file, "PNG")
     picture = {"Content-Type": "image/png", **headers}
     return endpoint.call(client, "POST", "/classify_file", content=file.getvalue(), headers=picture)
+
+
+def classify_batch(client: httpx.Client, images: Images, client_id: str = "") -> dict[str, int]:
+    """Send images (n, 28, 28) in one request, from this client where one is named; returns each answer's digit by its id, in order."""
+    headers = {"X-Client-ID": client_id} if client_id else {}
+    answer = endpoint.call(client, "POST", "/classify", json={"images": images.tolist()}, headers=headers)
+    return {one["id"]: one["digit"] for one in answer["predictions"]}
+
+
+def wait_until_logged(engine: Engine, since: datetime, count: int) -> None:
+    """Wait until so many answers since then are in the database, into which the service writes in batches; raises TimeoutError."""
+    deadline = time.monotonic() + LOG_TIMEOUT_SECONDS
+    while (logged := sum(predictions.counts(engine, since, datetime.now(UTC)).values())) < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"only {logged:,} of {count:,} answers are logged after {LOG_TIMEOUT_SECONDS} s")
+        time.sleep(0.1)
+
+
+def give_labels(client: httpx.Client, digits: Mapping[str, int]) -> None:
+    """Send the true digits of answers, by their ids, as an auditor does."""
+    for id, digit in digits.items():
+        endpoint.call(client, "POST", "/feedback", json={"id": id, "digit": int(digit), "source": AUDITOR})

@@ -75,6 +75,26 @@ def test_the_table_has_a_line_while_it_runs_and_after_it_has_failed(
         assert background_training.rows(asked)[0][0] == f"in training, {then}"
 
 
+def test_it_stops_for_a_while_and_starts_again_on_a_platform_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, calls = settings_of(tmp_path), list[str]()
+    info = {"training": {"statename": "RUNNING", "exitstatus": 0}}
+    monkeypatch.setattr(processes, "process_info", lambda _: info)
+    monkeypatch.setattr(processes, "end", lambda _, process: calls.append(f"end {process.name}"))
+    monkeypatch.setattr(processes, "start", lambda _, process: calls.append(f"start {process.name}"))
+    with pytest.raises(KeyboardInterrupt), background_training.paused(settings):
+        assert calls == ["end training"]
+        raise KeyboardInterrupt
+    assert calls == ["end training", "start training"]
+    with background_training.paused(settings):
+        info.clear()  # `digits down` in another terminal
+    assert calls == ["end training", "start training", "end training"]
+    with background_training.paused(settings):
+        pass
+    assert len(calls) == 3
+
+
 def make_current(dataset: Dataset, settings: Settings) -> None:
     datasets.save(dataset, settings.datasets)
     datasets.set_current(settings.datasets, dataset.fingerprint)

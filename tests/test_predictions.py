@@ -147,6 +147,13 @@ def test_the_audit_sample_is_drawn_at_random(database_url: str, engine: Engine, 
     assert 120 < len(predictions.read_audit_sample(engine, NOON)) < 280  # six standard deviations around 200
 
 
+def test_predictions_are_counted_by_client(engine: Engine) -> None:
+    single, mixed = answers(3, seed=4), answers(4, seed=5)._replace(clients=["ann", "", "ann", "bob"])
+    unknown = answers(2, seed=6)._replace(clients=[])
+    predictions.append(engine, [single, mixed, unknown], audit_sample_rate=0)
+    assert predictions.counts_by_client(engine) == {"writer 4": 3, "ann": 2, "bob": 1, "": 3}
+
+
 def test_old_predictions_are_deleted_with_their_feedback(database_url: str, engine: Engine, tmp_path: Path) -> None:
     # the clock is trusted once there was an answer a day ago
     old, new = answers(1500), answers(2, datetime.now(UTC) - timedelta(hours=25), seed=1)

@@ -6,7 +6,7 @@ import os
 import random
 import re
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -393,6 +393,17 @@ def counts(engine: Engine, since: datetime, until: datetime) -> dict[str, int]:
     query = select(batches.c.version, func.sum(_COUNT)).where(batches.c.at >= since, batches.c.at < until)
     with engine.connect() as connection:
         return {version: int(count) for version, count in connection.execute(query.group_by(batches.c.version))}
+
+
+def counts_by_client(engine: Engine) -> Counter[str]:
+    """The number of all logged predictions by who sent the image, "" where unknown."""
+    query, found = select(batches.c.clients, func.sum(_COUNT)).group_by(batches.c.clients), Counter[str]()
+    with engine.connect() as connection:
+        for text, count in connection.execute(query):
+            # One name for all images of a row, or one for each.
+            names = orjson.loads(text)
+            found.update({name: number * int(count) // len(names) for name, number in Counter(names).items()})
+    return found
 
 
 def start_of_newest(engine: Engine, count: int, until: datetime, version: str | None = None) -> datetime | None:
