@@ -42,13 +42,15 @@ def retrain(
     reason: str = "manual",
     cooldown: bool = False,
     wait_seconds: float = 0,
+    n_models: int | None = None,
     report: str = "",
 ) -> str:
     """Take in new data, train a candidate, and promote it, ask for approval, or say why not. Returns the decision in a sentence.
 
     The recipe is the setting `DIGITS_RECIPE` and the data set the current one unless given. With `cooldown`, as for events,
     nothing is done for a while after the last retraining. It waits up to `wait_seconds` for another retraining to end. The
-    drift report of this name becomes an artifact of the training.
+    drift report of this name becomes an artifact of the training. With `n_models` so many networks are averaged, whatever the
+    recipe says.
     """
     platform = Platform()
     with retraining_slot(wait_seconds):
@@ -58,7 +60,8 @@ def retrain(
         with report_end(platform):
             check_policies(platform.settings)
             server_task(repair_crashed)(platform)
-            seeded = recipes.find(recipe or platform.settings.recipe).model_copy(update={"seed": seed})
+            changes = {"seed": seed} | ({"n_models": n_models} if n_models else {})
+            seeded = recipes.find(recipe or platform.settings.recipe).model_copy(update=changes)
             dataset = server_task(assemble_dataset)(platform, data)
             server_task(approve.review)(platform)
             server_task(review_challengers)(platform)

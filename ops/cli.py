@@ -28,7 +28,8 @@ app = typer.Typer(
 )
 # In the order of the help text.
 COMMANDS = (
-    *(local_platform.up, local_platform.down, local_platform.status, local_platform.backup, local_platform.restore),
+    *(local_platform.up, local_platform.down, local_platform.status, local_platform.demo),
+    *(local_platform.backup, local_platform.restore),
     *(training.ingest, training.train, training.retrain, training.sweep, training.replay, training.recipes),
     *(versions.promote, versions.approve, versions.rollback, versions.ledger, versions.leaderboard, versions.diff),
     versions.replay_traffic,

@@ -1,4 +1,4 @@
-"""`digits up`, `down`, `status`, `backup` and `restore`: the platform on this machine and its state."""
+"""`digits up`, `down`, `status`, `demo`, `backup` and `restore`: the platform on this machine and its state."""
 
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +31,15 @@ def status() -> None:
 
     if not bootstrap.print_status(load_settings()):
         raise SystemExit(1)
+
+
+def demo(
+    force: Annotated[bool, typer.Option("--force", help="Also on a platform with traffic of its own.")] = False,
+) -> None:
+    """Tell a true story through every tool, in about five minutes: recipes, a champion, a drift and its healing."""
+    from ops import demo
+
+    demo.run(load_settings(), force)
 
 
 def backup(target: BackupPath) -> None:

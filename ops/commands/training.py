@@ -43,9 +43,13 @@ def retrain(
     seed: Seed = 0,
     reason: Annotated[str, typer.Option(help="Tag of the runs.")] = "manual",
     wait: Annotated[float, typer.Option(min=0, help="Seconds in which another retraining may end first.")] = 0,
+    n_models: Annotated[
+        int | None,
+        typer.Option(min=1, help="Networks that are trained and averaged.", show_default="the recipe's number"),
+    ] = None,
 ) -> None:
     """Ingest new data, train a candidate, and promote it if the gate finds it better than the champion."""
-    run_flow("retrain", recipe, data, seed, reason, False, wait)
+    run_flow("retrain", recipe, data, seed, reason, False, wait, n_models)
 
 
 def sweep(
