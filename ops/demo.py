@@ -102,7 +102,7 @@ def train_recipes(stage: "Stage") -> "list[Run]":
 
 def promote_best(stage: "Stage", runs: "list[Run]") -> None:
     """Make the best of the five the champion, by hand, and wait until it answers."""
-    from flows import promote, retrain
+    from flows import promote
 
     best = runs[0]
     stage.begin("The best of them becomes the champion")
@@ -112,7 +112,7 @@ def promote_best(stage: "Stage", runs: "list[Run]") -> None:
             promote.by_hand(stage.platform, str(best.version), reason)
     stage.wait_until_serving(str(best.version))
     # The alarm's event retrains DIGITS_RECIPE, by default for a quarter of an hour. As after any training, it waits.
-    cooldowns.put(stage.platform.engine, retrain.COOLDOWN, datetime.now(UTC))
+    cooldowns.put(stage.platform.engine, cooldowns.RETRAINED, datetime.now(UTC))
     stage.say(f"digits v{best.version} ({best.params['name']}) answers now at {stage.settings.service_url}")
     stage.note(f"digits v{best.version} ({best.params['name']}) promoted", stage.version_url(str(best.version)))
 
