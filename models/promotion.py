@@ -11,7 +11,8 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from digits.storage import ledger, locks
+from digits.errors import first_line
+from digits.storage import database, ledger, locks
 from models import challengers, gate, model_card, model_store
 from models.gate import GateVerdict
 from models.model_store import ModelStore
@@ -84,9 +85,12 @@ def _move_aliases(registry: RegistryWriter, current: str | None, version: str) -
 
 
 def _update_cards(registry: RegistryWriter, store: ModelStore, engine: Engine, *versions: str | None) -> None:
-    """Describe the new champion and the one before it."""
+    """Describe the new champion and the one before it; the promotion is done, so a failure is a warning."""
     for version in filter(None, dict.fromkeys(versions)):
-        model_card.update(registry, store, engine, version)
+        try:
+            model_card.update(registry, store, engine, version)
+        except (*database.ERRORS, ConnectionError, LookupError, TypeError, ValueError) as error:
+            log.warning("the model card of digits v%s is out of date: %s", version, first_line(error))
 
 
 def _is_registered(store: ModelStore, version: str, digest: str | None) -> bool:

@@ -127,8 +127,11 @@ class RegistryWriter:
         finally:
             try:
                 with _translate_errors():
-                    self._send_all()
-                    self.mlflow.end_run(status)
+                    try:
+                        self._send_all()
+                    finally:
+                        # It also ends the thread that sends the system metrics.
+                        self.mlflow.end_run(status)
             except RegistryUnreachable as error:
                 log.warning("the end of run %s (%s) is not recorded: %s", self.run_id, status, error)
 

@@ -63,11 +63,16 @@ class PlatformPoller:
 
 
 def read(engine: Engine, version: str | None) -> PlatformState:
-    """The state of the platform that serves this version."""
+    """The state of the platform that serves this version.
+
+    A new registry counts from 1 again, so results from before the version's promotion are of another one.
+    """
+    promoted_at = ledger.promoted_at(engine, version) if version else None
+    result = monitoring_results.of_version(engine, version) if version else None
     return PlatformState(
         version,
-        monitoring_results.of_version(engine, version) if version else None,
-        ledger.promoted_at(engine, version) if version else None,
+        result if result and (promoted_at is None or result.at >= promoted_at) else None,
+        promoted_at,
         monitoring_results.last_at(engine),
         cooldowns.at(engine, cooldowns.RETRAINED),
         feedback.waiting(engine),

@@ -1,11 +1,15 @@
 """What the database tells of the platform becomes metrics; what is not known is no metric."""
 
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import pytest
+from conftest import wait_for
 from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import Engine
 
-from digits.storage import cooldowns, ledger, monitoring_results
+from digits.storage import cooldowns, database, ledger, monitoring_results
 from digits.storage.monitoring_results import MonitoringResult
 from services import platform_state
 from services.platform_state import PlatformCollector, PlatformPoller, PlatformState
@@ -54,11 +58,12 @@ def test_nothing_is_told_of_what_is_not_known(engine: Engine) -> None:
 
 
 def test_the_results_of_the_served_version_are_told_and_no_others(engine: Engine) -> None:
-    monitoring_results.put(engine, result(**KNOWN, **MEASURED))
     cooldowns.put(engine, cooldowns.RETRAINED, NOON)
     ledger.append(engine, "promotion", None, "3", "better", {})
     ledger.append(engine, "promotion", "3", "4", "better", {})
     promoted = ledger.append(engine, "rollback", "4", "3", "by hand", {})
+    monitored = promoted.at + timedelta(hours=1)
+    monitoring_results.put(engine, result(**KNOWN, **MEASURED, at=monitored))
     told = metrics(platform_state.read(engine, "3"))
     assert told == {
         'digits_champion_promoted_timestamp_seconds{version="3"}': promoted.at.timestamp(),
@@ -71,7 +76,7 @@ def test_the_results_of_the_served_version_are_told_and_no_others(engine: Engine
         'digits_accuracy_expected{version="3"}': 0.97,
         'digits_accuracy_labels{version="3"}': 70,
         'digits_accuracy_worse{version="3"}': 1,
-        "digits_last_monitoring_timestamp_seconds": NOON.timestamp(),
+        "digits_last_monitoring_timestamp_seconds": monitored.timestamp(),
         "digits_last_retraining_timestamp_seconds": NOON.timestamp(),
         "digits_labels_waiting": 0,
     }
@@ -86,3 +91,23 @@ def test_the_poller_starts_without_a_database_and_stops_at_once() -> None:
     started = datetime.now(UTC)
     poller.stop()
     assert (datetime.now(UTC) - started).total_seconds() < 4
+
+
+def test_a_result_from_before_the_promotion_is_of_another_version_of_that_number(engine: Engine) -> None:
+    monitoring_results.put(engine, result(**KNOWN, **MEASURED))
+    ledger.append(engine, "promotion", None, "3", "of a new registry", {})
+    assert not any("accuracy" in name or "drift" in name for name in metrics(platform_state.read(engine, "3")))
+
+
+def test_the_poller_reads_and_keeps_what_it_read_during_an_outage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform_state, "POLL_SECONDS", 0.05)
+    path = tmp_path / "digits.db"
+    monitoring_results.put(database.connect(f"sqlite:///{path}"), result())
+    poller = PlatformPoller(f"sqlite:///{path}", lambda: "3")
+    wait_for(lambda: poller.state.monitored_at == NOON)
+    path.write_bytes(b"no database any more" * 1000)
+    time.sleep(0.5)
+    poller.stop()
+    assert poller.state.monitored_at == NOON
