@@ -182,6 +182,9 @@ class Platform:
         """Resume a run that asks, as its form in the Prefect UI does."""
         answered: Any = self._prefect(f"flow_runs/{run['id']}/resume", {"run_input": fields})
         check(answered["status"] == "ACCEPT", f"Prefect does not accept the answer: {answered}")
+        # It ends after the version answers: what is normal for it is recorded last.
+        ended = {"flow_runs": {"id": {"any_": [run["id"]]}, "state": {"type": {"any_": ["COMPLETED"]}}}}
+        self.wait("the end of the run that asked", lambda: self._prefect("flow_runs/filter", ended))
 
     def decisions(self) -> list[ledger.Entry]:
         """Promotions, rollbacks and what was declined, oldest first."""
