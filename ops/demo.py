@@ -48,7 +48,7 @@ LABELS = 2_000
 N_MODELS = 3
 # Mean and standard deviation of the new hands' slant, degrees, and of what a pen adds to the strokes, px.
 SLANT, PEN = (38, 4), (1.0, 0.25)
-SERVING_TIMEOUT_SECONDS = 60
+SERVING_TIMEOUT_SECONDS = 120
 # An event may have started a retraining, with the recipe of the settings.
 SLOT_WAIT_SECONDS = 3600
 
@@ -69,8 +69,8 @@ def run(settings: Settings, force: bool) -> None:
 def tell(stage: "Stage") -> None:
     """The story, chapter by chapter."""
     runs = train_recipes(stage)
-    promote_best(stage, runs)
     with better_champion_kept(stage):
+        promote_best(stage, runs)
         receive_ordinary_digits(stage)
         changed = receive_other_hands(stage)
         label_as_auditor(stage, changed)
@@ -175,6 +175,8 @@ def label_as_auditor(stage: "Stage", sent: "Sent") -> None:
     with stage.busy("labels are sent"):
         traffic.give_labels(stage.client, {id: sent.labels[id] for id in chosen})
     stage.say(f"{len(chosen):,} labels, {min(len(drawn), len(chosen)):,} of them for the audit sample, drawn at random")
+    if len(drawn) < MIN_AUDITED:
+        stage.say(f"The gate needs about {MIN_AUDITED} of these; DIGITS_AUDIT_SAMPLE_RATE says which share is drawn.")
     verdict, report = stage.monitor(sent.since)
     stage.say(f"Monitoring: {_accuracy_message(verdict)}")
     stage.note(f"{len(chosen):,} labels of an auditor; accuracy: {verdict.accuracy.verdict}", report)

@@ -69,8 +69,8 @@ class Plan:
             "people's handwriting arrives, monitoring raises the alarm, an auditor labels, and a retraining heals the platform.",
             "",
             f"It adds to {self.settings.home} and to the servers of the platform, for good:",
-            f"- six trainings on {data.source} ({count:,} digits, {len(data.test):,} more for tests), each a run and a version in MLflow",
-            f"- about 20,000 answers to the client {CLIENT}, and 2,000 labels of an auditor",
+            f"- up to six trainings on {data.source} ({count:,} digits, {len(data.test):,} more for tests), each a run and a version in MLflow",
+            f"- 15,000 to 20,000 answers to the client {CLIENT}, and 2,000 labels of an auditor",
             "- four reports in Evidently, and the runs of all flows in Prefect",
             f"- a new champion: the best of the five, later the healed version ({champion})",
         ]

@@ -83,6 +83,7 @@ def test_only_digits_that_the_demo_sent_are_labelled_by_an_auditor(platform: Pla
 def test_the_retraining_heals(platform: Platform, story: str) -> None:
     healed = champions(platform)[2]
     assert healed.reason.startswith("traffic: only the candidate is right on ")
+    assert [run["n_models"] for run in mlflow_runs(platform) if run["version"] == healed.after] == ["3"]
     (found,) = re.findall(r"answers, ([\d.]+) % \[.*?\] right; digits v\d+ reads ([\d.]+) %", story)
     after, before = map(float, found)
     assert after > before + 20

@@ -49,7 +49,7 @@ def test_a_platform_with_traffic_of_its_own_is_left_alone_and_one_with_that_of_d
 def test_it_says_what_it_adds(platform: Platform) -> None:
     text = "\n".join(demo_plan.read(platform).lines)
     assert f"adds to {platform.settings.home} " in text and f"the client {CLIENT}" in text
-    assert "six trainings on bundled (1,527 digits, 270 more for tests)" in text
+    assert "up to six trainings on bundled (1,527 digits, 270 more for tests)" in text
     assert "(now none)" in text and "in the background" not in text
 
 
