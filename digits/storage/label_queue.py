@@ -132,10 +132,12 @@ def _uncertain(engine: Engine, since: datetime, uncertain_below: float) -> list[
             if len(ids) >= MAX_ANSWERS:
                 break
     probabilities = np.concatenate(parts)
-    _, distinct = np.unique(probabilities, axis=0, return_index=True)
-    confidence = probabilities[distinct].max(axis=1)
-    ordered = distinct[np.argsort(confidence, kind="stable")]
-    return [ids[row] for row in ordered[: int((confidence < uncertain_below).sum())]]
+    confidence = probabilities.max(axis=1)
+    rows = np.flatnonzero(confidence < uncertain_below)
+    distinct: dict[bytes, str] = {}
+    for row in rows[np.argsort(confidence[rows], kind="stable")]:
+        distinct.setdefault(probabilities[row].tobytes(), ids[row])
+    return list(distinct.values())
 
 
 def _disagreements(engine: Engine) -> list[str]:
