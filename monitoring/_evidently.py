@@ -88,7 +88,7 @@ def picture(title: str, url: str) -> Any:
 
 
 class UnreadWorkspace(Workspace):  # type: ignore[misc]
-    """A workspace of files for projects, dashboards and runs; Evidently's own reads every run first: 0.1 s each, minutes for a month."""
+    """A workspace of files for projects, dashboards and runs; Evidently's own reads every run first, the 720 of a month in 10 s or more."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.state = str(path), LocalState(str(path))
