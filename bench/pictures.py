@@ -5,7 +5,7 @@
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures platform
 
 `page` writes docs/page.png (1300 pixels wide, light) and docs/page-phone.png (dark); `mlflow` trains the recipes of
-the five projects for ten epochs at most and writes docs/mlflow.png; `platform` trains one recipe, sends traffic that changes, and writes
+the five projects for five epochs at most and writes docs/mlflow.png; `platform` trains one recipe, sends traffic that changes, and writes
 docs/drift.png and docs/prefect.png. Needs Debian's chromium and chromium-driver.
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService, Keys
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from bench import harness, loop
 from digits.settings import load_settings
@@ -35,7 +36,7 @@ FLAGS = (
 )
 
 SEED_RECIPES = ("kaggle-sgd", "classic", "adam", "compact", "sigmoid")
-MAX_EPOCHS = 10
+MAX_EPOCHS = 5
 
 Stroke = list[tuple[float, float]]  # through these points, across and down, from 0 to 1
 
@@ -85,10 +86,12 @@ def photograph_mlflow() -> None:
         # The browser keeps the login; a page whose own address holds one may not fetch anything.
         with page(settings.registry_uri, 1300, 800, 1, "light") as browser:
             browser.get(f"{settings.experiment_url(str(experiment))}{view}")
+            WebDriverWait(browser, 60).until(lambda page: page.find_elements(By.CLASS_NAME, "barlayer"))
             time.sleep(8)
-            click(browser, "Close")
-            browser.refresh()
-            time.sleep(8)
+            # MLflow's assistant, and the note that the view is shared.
+            for button in browser.find_elements(By.XPATH, "//button[@aria-label='Close']"):
+                browser.execute_script("arguments[0].click()", button)
+            time.sleep(4)
             save_screenshot(browser, "mlflow.png")
 
 

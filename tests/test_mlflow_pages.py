@@ -63,7 +63,7 @@ def test_the_saved_view_shows_the_figures_and_charts_that_compare_recipes(
     assert {"test_accuracy", "corruption_accuracy", "parameters"} <= columns and "Dataset" not in columns
     browser.get("about:blank")
     browser.get(f"{url}&compareRunsMode=CHART")
-    shown(browser, "Recipes (3)", "test_accuracy", "corruption_accuracy", "val_accuracy")
+    shown(browser, "Recipes\n(3)", "test_accuracy", "corruption_accuracy", "val_accuracy")
 
 
 def test_a_run_opens_with_its_metrics_and_data(
