@@ -19,7 +19,7 @@ from flows import alerts, approve, crashed_runs, promote
 from flows.alerts import Alert
 from flows.check_labels import check_labels, log_on_run
 from flows.ingest import champion_predictions, extend, read_source, with_feedback
-from flows.tasks import server_task, task
+from flows.tasks import server_task
 from flows.train import train_on
 from flows.verdict_page import publish_verdict
 from models import gate, recipes
@@ -68,7 +68,7 @@ def retrain(
             version = server_task(platform.registry.trained_before)(dataset.fingerprint, seeded)
             if version is None:
                 version = train_on(platform, dataset, seeded, {"reason": reason}, drift_report(platform, report))
-                server_task(log_on_run)(platform, task(check_labels)(platform, dataset))
+                server_task(log_on_run)(platform, server_task(check_labels)(platform, dataset))
             return decide(platform, version)
 
 
@@ -178,7 +178,7 @@ def _ingest_feedback(platform: Platform) -> None:
         parts = ", ".join(f"{count} {part}" for part, count in counts.items())
         log.info("ingested %d labels from feedback: %s", counts.total(), parts)
     if counts["quarantine"]:
-        log.info("`digits audit --quarantine` shows the labels in quarantine")
+        log.info("an auditor decides on the labels in quarantine at %s/label", platform.settings.service_url)
 
 
 def review_challengers(platform: Platform) -> None:

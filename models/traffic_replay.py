@@ -66,7 +66,7 @@ def replay(store: ModelStore, engine: Engine, version: str, since: datetime) -> 
     store.fetch_version(version)
     window = predictions.read_window(engine, since, labelled=True)
     if not (window.labels != NO_DIGIT).any():
-        fix = "label some with `digits audit`, or give an earlier --since"
+        fix = "label some at /label, or give an earlier --since"
         raise LookupError(f"no answer since {since:%Y-%m-%d %H:%M} UTC has a label; {fix}")
     newest = _newest(window)
     seen = {one: challengers.trained_on(store, window.images, one) for one in (version, champion)}

@@ -273,4 +273,4 @@ def _unlabelled(counted: Hours, until: datetime, last_label: datetime | None) ->
     if not images:
         return None
     age = f"No label of the audit sample came for {(until - last_label).days} days"
-    return Problem(event="no labels", message=f"{age}, in which {images:,} images were answered; see `digits audit`.")
+    return Problem(event="no labels", message=f"{age}, in which {images:,} images were answered; label some at /label.")

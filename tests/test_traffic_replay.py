@@ -90,7 +90,7 @@ def test_images_of_one_client_are_less_evidence_than_images_of_many(
 
 
 def test_what_cannot_be_compared_is_said(store: ModelStore, engine: Engine, bundled: Dataset) -> None:
-    with pytest.raises(LookupError, match=r"no answer since 20.* UTC has a label; label some with `digits audit`"):
+    with pytest.raises(LookupError, match=r"no answer since 20.* UTC has a label; label some at /label"):
         traffic_replay.replay(store, engine, "2", LAST_WEEK)
     label(engine, bundled.train.images[:5], bundled.train.labels[:5], AUDITOR, audit=1.0)
     with pytest.raises(LookupError, match=r"all 5 labelled images since .* were trained on by v2 or v1"):
