@@ -1,6 +1,6 @@
 """Labels of training images that are probably wrong: those that out-of-sample probabilities contradict, by confident learning.
 
-Each image is judged by a network that was not trained on it, one of `FOLDS` small ones that take some ten seconds each. Confident
+Each image is judged by a network that was not trained on it, one of `FOLDS` small ones that take a quarter of a minute each for MNIST. Confident
 learning (Northcutt, Jiang and Chuang 2021, "Confident learning: estimating uncertainty in dataset labels", as implemented by cleanlab)
 estimates from these probabilities how many labels are wrong; so many of the least probable ones are suspected. Among labels that are almost
 all right it finds too few, so every label whose calibrated probability is below `IMPROBABLE` is suspected, too.
@@ -30,8 +30,7 @@ MIN_IMAGES = 5_000  # with fewer, small networks are wrong more often than label
 MIN_ACCURACY = 0.9  # out of sample; below it, the probabilities say little about labels
 IMPROBABLE = 0.05
 HELD_OUT = 500  # images of each training part, to calibrate on
-# 98.5 % of MNIST's images out of sample after one epoch (`python -m bench.label_issues`).
-STEPS_IMAGES, MAX_EPOCHS = 40_000, 12
+MIN_SEEN, MAX_EPOCHS = 40_000, 12  # images that a network sees at least, again and again; epochs at most
 RECIPE = Recipe(
     name="label-check",
     architecture=Convolutional(filters=(16, 32), kernels=(5, 5), strides=(2, 2), dense=96, batch_norm=True),
@@ -124,7 +123,7 @@ def predictions_on_test(dataset: Dataset, seed: int) -> NDArray[np.float32]:
     """Probabilities (n, 10) of the test images from a small network that was trained on the others."""
     from models import training
 
-    epochs = min(MAX_EPOCHS, math.ceil(STEPS_IMAGES / len(dataset.train)))
+    epochs = min(MAX_EPOCHS, math.ceil(MIN_SEEN / len(dataset.train)))
     trained = training.fit(RECIPE.model_copy(update={"seed": seed, "epochs": epochs}), dataset)
     return training.predict_proba(trained.model, dataset.test.images)
 

@@ -100,6 +100,7 @@ def test_dns_rebinding_reaches_nothing(browser: Chrome, service: Service, sample
     pixels = sample.images[0].tobytes()
     for path, body, kind in (
         ("/feedback", word, "application/json"),
+        ("/withdraw", word, "application/json"),
         ("/classify_bulk", pixels, "application/octet-stream"),
     ):
         address = f"http://rebound.example:{port}{path}"
