@@ -84,7 +84,9 @@ def right(printed: str) -> float:
 
 
 def test_every_command_of_the_tutorial_does_what_the_page_says(terminal: Terminal) -> None:
-    setup, settings, key, up, status, plain, drift, healed, diff, rollback, down = BLOCKS
+    demo, setup, settings, key, up, status, plain, drift, healed, diff, rollback, down = BLOCKS
+    # tests/test_demo.py runs it
+    assert demo == "digits demo\n"
     assert setup == "make setup\n"
     assert up == "make up\n"
     assert re.search(r"^up: setup.*\n\t@?\.venv/bin/digits up$", (ROOT / "Makefile").read_text(), re.MULTILINE)
