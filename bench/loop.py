@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ from sqlalchemy import Engine
 
 from digits.data import datasets, perturbations, sources
 from digits.images import Split
-from digits.settings import load_settings
+from digits.settings import Settings, load_settings
 from digits.storage import database, feedback, ledger
 from ops import traffic
 
@@ -89,6 +89,12 @@ class Platform:
     environment: dict[str, str]
     client: httpx.Client
     started: float
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The platform's, as far as addresses need them."""
+        ports = {f"{name.lower()}_port": self.environment[f"DIGITS_{name}_PORT"] for name in PORTS}
+        return Settings(_env_file=None, home=self.home, **ports)  # type: ignore[call-arg, arg-type]
 
     @cached_property
     def engine(self) -> Engine:
@@ -207,9 +213,14 @@ class Platform:
 
 @contextmanager
 def running_platform(
-    home: Path, recipe: str, data: Path, audit_sample_rate: float, promotion: str
+    home: Path,
+    recipe: str,
+    data: str | Path,
+    audit_sample_rate: float,
+    promotion: str,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Platform]:
-    """A platform on free ports, up and with a first champion trained on the data."""
+    """A platform on free ports with these environment variables, up and with a first champion trained on the data."""
     ports = {f"DIGITS_{name}_PORT": str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
     outside = ("MLFLOW_", "PREFECT_", "DIGITS_", "BENTOML_")
     own = {
@@ -222,6 +233,7 @@ def running_platform(
         "DIGITS_RETRAIN_COOLDOWN_HOURS": "0",
         # Only drift starts a retraining here.
         "DIGITS_RETRAIN_LABELS": "1000000",
+        **(variables or {}),
     }
     environment = {name: value for name, value in os.environ.items() if not name.startswith(outside)} | own | ports
     client = httpx.Client(base_url=f"http://127.0.0.1:{ports['DIGITS_SERVICE_PORT']}", timeout=60)

@@ -5,17 +5,17 @@
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures platform
 
 `page` writes docs/page.png (1300 pixels wide, light) and docs/page-phone.png (dark); `mlflow` trains the recipes of
-the five projects for five epochs at most and writes docs/mlflow.png; `platform` trains one recipe, sends traffic that changes, and writes
-docs/drift.png and docs/prefect.png. Needs Debian's chromium and chromium-driver.
+the five projects for five epochs at most and writes docs/mlflow.png; `platform` runs `digits demo` and writes docs/label.png,
+docs/drift.png, docs/dashboard.png, docs/prefect.png and docs/card.png. Needs Debian's chromium and chromium-driver.
 """
 
 import argparse
+import json
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from bench import harness, loop
-from digits.settings import load_settings
+from digits.settings import load_settings, local_url
 from models import recipes, saved_view
 from models.registry_reader import RegistryReader
 from models.training import Recipe
@@ -58,7 +58,7 @@ def main() -> None:
     elif arguments.what == "mlflow":
         photograph_mlflow()
     else:
-        photograph_platform(arguments.recipe)
+        photograph_platform()
 
 
 def photograph_page(recipe: Recipe) -> None:
@@ -95,41 +95,64 @@ def photograph_mlflow() -> None:
             save_screenshot(browser, "mlflow.png")
 
 
-def photograph_platform(recipe: str) -> None:
-    """The drift report and Prefect's runs."""
-    digits = loop.divide("mnist" if load_settings().mnist else "bundled", requests=1000)
+def photograph_platform() -> None:
+    """A platform on which `digits demo` has told its story."""
+    mnist = load_settings().mnist
     with tempfile.TemporaryDirectory(prefix="digits-pictures-") as folder:
-        home = Path(folder)
-        data = loop.write_npz(home / "digits.npz", digits)
-        with loop.running_platform(home, recipe, data, audit_sample_rate=1) as platform:
-            platform.send(digits.traffic, 1000, seed=1)
-            platform.run("monitor", "--since", "1h")
-            since = datetime.now(UTC)
-            written = loop.changed(digits.traffic)
-            platform.send(written, 1000, seed=2)
-            platform.label(written, since)
-            platform.run("monitor", "--since", since.isoformat())
-            report = max((home / "reports").glob("*--*/report.html"))
-            platform.wait_for_retraining(1)
-            for name, url, height, button in (
-                ("drift", report.as_uri(), 1220, "DATA DISTRIBUTION"),
-                ("prefect", f"http://127.0.0.1:{platform.environment['DIGITS_PREFECT_PORT']}/runs", 950, None),
-            ):
-                with page(url, 1300, height, 1, "light") as browser:
-                    time.sleep(8)
-                    if name == "prefect":
-                        browser.find_element(By.TAG_NAME, "input").send_keys(platform.prefect_login, Keys.ENTER)
-                        time.sleep(8)
-                    if button:
-                        click(browser, button)
-                    save_screenshot(browser, f"{name}.png")
+        home, source = Path(folder), "mnist" if mnist else "bundled"
+        # An event that retrains meanwhile is another story.
+        own = {"DIGITS_RETRAIN_COOLDOWN_HOURS": "12", "DIGITS_MNIST": str(mnist or "")}
+        with loop.running_platform(home, "compact", source, 0.02, "automatic", own) as platform:
+            print(platform.run("demo"), flush=True)
+            photograph_service(platform)
+            photograph_evidently(platform)
+            photograph_prefect(platform)
+            photograph_card(platform)
 
 
-def click(browser: Chrome, button: str) -> None:
-    """Click the button with this text or name."""
-    found = browser.find_element(By.XPATH, f"//button[@aria-label='{button}' or .='{button}']")
-    browser.execute_script("arguments[0].click()", found)
-    time.sleep(2)
+def photograph_service(platform: loop.Platform) -> None:
+    """The page on which answers are labelled."""
+    with page(f"{platform.settings.service_url}/label", 1300, 830, 1, "light") as browser:
+        time.sleep(2)
+        save_screenshot(browser, "label.png")
+
+
+def photograph_evidently(platform: loop.Platform) -> None:
+    """The report of the changed handwriting, and the dashboard."""
+    from monitoring import dashboard  # Evidently takes 7 s to import
+
+    found = sorted((platform.home / "reports").glob("*--*/verdict.json"))
+    drifted = next(path for path in found if json.loads(path.read_bytes())["drift"]["verdict"] == "drift")
+    with page(drifted.with_name("report.html").as_uri(), 1300, 1000, 1, "light") as browser:
+        time.sleep(8)
+        save_screenshot(browser, "drift.png")
+    _, project = dashboard.open_project(platform.settings.workspace)
+    url = local_url(platform.settings.private_host, platform.settings.reports_port)
+    with page(f"{url}/projects/{project.id}", 1300, 1100, 1, "light") as browser:
+        time.sleep(8)
+        save_screenshot(browser, "dashboard.png")
+
+
+def photograph_prefect(platform: loop.Platform) -> None:
+    """The runs of all flows."""
+    with page(f"{platform.settings.prefect_api_url.removesuffix('/api')}/runs", 1300, 950, 1, "light") as browser:
+        time.sleep(8)
+        browser.find_element(By.TAG_NAME, "input").send_keys(platform.prefect_login, Keys.ENTER)
+        time.sleep(8)
+        save_screenshot(browser, "prefect.png")
+
+
+def photograph_card(platform: loop.Platform) -> None:
+    """The model card of the champion in MLflow."""
+    # The browser keeps the login; a page whose own address holds one may not fetch anything.
+    with page(platform.settings.registry_uri, 1300, 1150, 1, "light") as browser:
+        browser.get(platform.settings.version_url(platform.version()))
+        time.sleep(8)
+        # MLflow's assistant.
+        for button in browser.find_elements(By.XPATH, "//button[@aria-label='Close']"):
+            browser.execute_script("arguments[0].click()", button)
+        time.sleep(2)
+        save_screenshot(browser, "card.png")
 
 
 @contextmanager
