@@ -64,8 +64,8 @@ DEPLOYED: dict[str, tuple[Any, str, str]] = {
     EXPIRY: (
         hold,
         "approval",
-        "Holds the versions that waited for approval longer than `DIGITS_APPROVAL_HOURS`. Starts when a run that asks was **not resumed in "
-        "time**.",
+        "Holds the versions that waited for approval longer than `DIGITS_APPROVAL_HOURS`, and opens the runs that ask where one is missing. "
+        "Starts **every hour** where `DIGITS_PROMOTION=ask`.",
     ),
     "Report on past days": (
         backfill,
@@ -105,18 +105,18 @@ FORMER_NAMES = (
 )
 MAX_CONCURRENT_RUNS = "2"  # of one worker
 MAX_HEARTBEAT_GAP = timedelta(minutes=10)  # Prefect sends a heartbeat every three minutes
-SUSPENDED_EVENT = "prefect.flow-run.Suspended"
 HEARTBEAT_EVENT = "prefect.flow-run.heartbeat"
-FINAL_EVENTS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+# A suspended run has no process that could send a heartbeat; once it is resumed, it sends them again.
+LAST_EVENTS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Suspended")}
 # Prefect's client waits 2, 4, 8 … seconds between its attempts: 510 s in all. With its own 5 a server that restarts for more
 # than a minute fails the runs that end meanwhile, and cancels those whose concurrency lease it cannot renew.
 CLIENT_RETRIES = {"PREFECT_CLIENT_MAX_RETRIES": "8"}
 
 
 def deployments(settings: Settings) -> list[Any]:  # of Prefect's RunnerDeployment, typed as if it might be a coroutine
-    """Every flow that can be started in the Prefect UI; retraining daily and on events of monitoring, monitoring hourly.
+    """Every flow that can be started in the Prefect UI; retraining daily and on events of monitoring, monitoring and the end of approvals hourly.
 
-    Of retraining and of monitoring one run at a time; events start no retraining during its cooldown.
+    Of each of these one run at a time; events start no retraining during its cooldown.
     """
     one_run = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
     low_priority = {"job_variables": job_variables(settings, is_low_priority=True)}
@@ -128,8 +128,12 @@ def deployments(settings: Settings) -> list[Any]:  # of Prefect's RunnerDeployme
             "concurrency_limit": one_run,
             **low_priority,
         },
-        EXPIRY: {"triggers": [expiry_trigger(timedelta(hours=settings.approval_hours))]},
         MONITORING: {"schedule": Cron("0 * * * *", timezone="UTC"), "concurrency_limit": one_run},
+        # A trigger would forget the runs that wait: Prefect creates it anew with every start of a worker.
+        EXPIRY: {
+            "schedule": Cron("30 * * * *", timezone="UTC", active=settings.promotion == "ask"),
+            "concurrency_limit": one_run,
+        },
     }
     pool: dict[str, Any] = {
         "work_pool_name": settings.work_pool,
@@ -171,21 +175,6 @@ def _retraining_trigger() -> DeploymentEventTrigger:
     )
 
 
-def expiry_trigger(gap: timedelta) -> DeploymentEventTrigger:
-    """Hold a version when nobody has resumed the run that asks for its approval in time."""
-    return DeploymentEventTrigger(
-        name="no approval in time: hold",
-        after={SUSPENDED_EVENT},
-        expect={"prefect.flow-run.Resuming", *FINAL_EVENTS},
-        match={"prefect.resource.id": "prefect.flow-run.*"},
-        match_related={"prefect.resource.role": "flow", "prefect.resource.name": approve.name},
-        for_each={"prefect.resource.id"},
-        posture=Posture.Proactive,
-        threshold=1,
-        within=max(gap, timedelta(seconds=10)),  # the shortest that Prefect takes
-    )
-
-
 def register(settings: Settings) -> None:
     """Create or update the work pool, the deployments and the automation for missing heartbeats in Prefect.
 
@@ -215,12 +204,12 @@ def register(settings: Settings) -> None:
 
 
 def missing_heartbeats(gap: timedelta = MAX_HEARTBEAT_GAP) -> Automation:
-    """The automation that marks a run as crashed when it sent heartbeats and then neither sends more nor ends, on any machine."""
+    """The automation that marks a run as crashed when it sent heartbeats and then neither sends more nor ends or is suspended, on any machine."""
     return Automation(
         name="no heartbeat: crashed",
         trigger=EventTrigger(
             after={HEARTBEAT_EVENT},
-            expect={HEARTBEAT_EVENT, *FINAL_EVENTS},
+            expect={HEARTBEAT_EVENT, *LAST_EVENTS},
             match={"prefect.resource.id": "prefect.flow-run.*"},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,

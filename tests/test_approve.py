@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from conftest import find_free_port, get, post, wait_for
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.events import emit_event
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Running
 from test_deployments import settings_of
 from test_retrain_challengers import Loop, logged, make_loop
 from typer.testing import CliRunner
@@ -160,17 +163,14 @@ def test_a_person_decides_in_a_terminal(
 
 
 def test_when_nobody_answers_in_time_the_version_is_held(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = 18
-    settings = settings_of(PREFECT_API_URL.value(), approval_hours=seconds / 3600)
-    deployments.register(settings)
-    monkeypatch.setattr(
-        loop.platform, "settings", loop.platform.settings.model_copy(update={"approval_hours": seconds / 3600})
-    )
     loop.decide("2")
     assert work().state_name == "Suspended"
-    wait_for(lambda: runs("hold"), seconds=120)
-    (expiry,) = runs("hold")
-    run_flow(approve.hold, flow_run=expiry, parameters={})
+    approve.hold()
+    assert work().state_name == "Suspended" and loop.versions.version_tags("2")["approval"] == "waiting"
+    changed = loop.platform.settings.model_copy(update={"approval_hours": 0.005})
+    monkeypatch.setattr(loop.platform, "settings", changed)
+    wait_for(lambda: datetime.now(UTC) >= approvals.deadline(changed, approvals.queue(loop.platform.registry)[0].since))
+    approve.hold()
     assert loop.aliases == {"champion": "1"}
     (run,) = runs()
     assert run.state is not None and run.state.type == StateType.COMPLETED
@@ -180,6 +180,26 @@ def test_when_nobody_answers_in_time_the_version_is_held(loop: Loop, monkeypatch
     with pytest.raises(approvals.NotWaiting, match=r"digits v2 is held: nobody decided within 0\.005 hours"):
         approve.decide(loop.platform, "2", True, "Anna", "late")
     assert loop.decide("2").startswith("digits v2 is held, nobody decided")
+
+
+def test_a_run_that_waits_is_not_taken_for_a_dead_one(loop: Loop) -> None:
+    """Although, like that of a run whose process died, its heartbeats end."""
+    automation = deployments.missing_heartbeats(timedelta(seconds=10))
+    automation.name = "soon"
+    automation.create()
+    heartbeat: Callable[[FlowRun], object] = lambda run: emit_event(  # noqa: E731
+        deployments.HEARTBEAT_EVENT, resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"}
+    )
+    loop.decide("2")
+    heartbeat(runs()[0])
+    assert work().state_name == "Suspended"
+    with get_client(sync_client=True) as client:
+        dead = client.create_flow_run(retrain.retrain, state=Running())
+        heartbeat(dead)
+        wait_for(lambda: client.read_flow_run(dead.id).state_name == "Crashed", seconds=120)
+        assert runs()[0].state_name == "Suspended"
+        client.delete_automation(automation.id)
+        client.delete_flow_run(dead.id)
 
 
 @pytest.mark.parametrize("by", ["approval", "hand"])

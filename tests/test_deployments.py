@@ -51,16 +51,20 @@ def test_registering_twice_leaves_each_thing_once(prefect: str) -> None:
     assert {name: crons for name, crons in schedules.items() if crons} == {
         "Retrain daily": ["0 3 * * *"],
         "Monitor hourly": ["0 * * * *"],
+        "Hold unapproved": ["30 * * * *"],
     }
-    for name in ("Retrain daily", "Monitor hourly"):
+    for name in ("Retrain daily", "Monitor hourly", "Hold unapproved"):
         assert after[name]["global_concurrency_limit"]["limit"] == 1
         assert after[name]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     automations = [row["name"] for row in post(f"{prefect}/automations/filter", json={}).json()]
-    assert sorted(automations) == [
-        "drift or new labels: retrain",
-        "no approval in time: hold",
-        "no heartbeat: crashed",
-    ]
+    assert sorted(automations) == ["drift or new labels: retrain", "no heartbeat: crashed"]
+
+
+def test_unapproved_versions_are_held_hourly_where_a_person_is_asked(prefect: str) -> None:
+    for promotion, is_active in (("automatic", False), ("ask", True), ("automatic", False)):
+        deployments.register(settings_of(prefect, promotion=promotion))
+        (schedule,) = registered(prefect)[deployments.EXPIRY]["schedules"]
+        assert schedule["active"] == is_active
 
 
 def test_deployments_of_an_earlier_version_do_not_start_the_same_flows(prefect: str) -> None:
@@ -72,9 +76,9 @@ def test_deployments_of_an_earlier_version_do_not_start_the_same_flows(prefect: 
     assert set(registered(prefect)) == set(deployments.DEPLOYED)
 
 
-def test_the_scheduler_plans_runs_of_both_schedules(prefect: str) -> None:
-    deployments.register(settings_of(prefect))
-    ids = {registered(prefect)[name]["id"] for name in ("Retrain daily", "Monitor hourly")}
+def test_the_scheduler_plans_runs_of_all_schedules(prefect: str) -> None:
+    deployments.register(settings_of(prefect, promotion="ask"))
+    ids = {registered(prefect)[name]["id"] for name in ("Retrain daily", "Monitor hourly", "Hold unapproved")}
     planned: dict[str, Any] = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "limit": 200}
     deadline = time.monotonic() + 150  # the scheduler looks once a minute
     while True:
