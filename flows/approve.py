@@ -21,7 +21,6 @@ from prefect.states import Completed
 from prefect.utilities.urls import url_for
 from pydantic import Field
 
-from digits.storage import ledger
 from flows import alerts, promote, verdict_page
 from flows.alerts import Alert
 from flows.tasks import publish, server_task
@@ -71,7 +70,7 @@ def question(platform: Platform, version: str) -> str | None:
     """What the person is asked, as Markdown; None for a version that waits for no approval."""
     from models import approvals
 
-    approvals.review(platform)
+    close_ended(platform)
     waiting, found = dict(approvals.queue(platform.registry)), approvals.judgement(platform, version)
     if version not in waiting or found is None:
         return None
@@ -85,7 +84,7 @@ def waiting(platform: Platform) -> list[tuple[str, ...]]:
     """Of each version that waits: itself, the champion, since and until when, UTC, and the reasons of the gate."""
     from models import approvals
 
-    approvals.review(platform)
+    close_ended(platform)
     rows: list[tuple[str, ...]] = []
     for version, since in approvals.queue(platform.registry):
         if found := approvals.judgement(platform, version):
@@ -116,8 +115,11 @@ def decide(platform: Platform, version: str, is_approved: bool, by: str, reason:
 
 
 def _settle(platform: Platform, version: str) -> None:
-    if platform.models.registry.version() == version:
-        promote.settle(platform, version, ledger.replacements(platform.engine)[-1].before)
+    from models import promotion
+
+    entry = promotion.last_champion(platform.engine)
+    if entry and entry.after == version == platform.models.registry.version():
+        promote.settle(platform, version, entry.before)
 
 
 def act_on(platform: Platform, version: str, answer: Approval) -> str:
@@ -125,7 +127,8 @@ def act_on(platform: Platform, version: str, answer: Approval) -> str:
     from models import approvals
 
     try:
-        return decide(platform, version, answer.decision == "approve", answer.name, answer.reason)
+        # The form takes any name; a terminal knows its user.
+        return decide(platform, version, answer.decision == "approve", f"{answer.name} (in Prefect)", answer.reason)
     except approvals.NotWaiting as error:
         return str(error)
 
@@ -152,11 +155,17 @@ def ask(platform: Platform, version: str, verdict: GateVerdict) -> None:
 
 def review(platform: Platform) -> None:
     """Close what no longer waits for approval, here and in Prefect, and open the runs that Prefect lacks since an outage."""
-    from models import approvals
-
-    approvals.review(platform)
+    close_ended(platform)
     end_runs(platform)
     open_runs(platform)
+
+
+def close_ended(platform: Platform) -> None:
+    """Close what no longer waits for approval, and do what follows a promotion that this finished."""
+    from models import approvals
+
+    if finished := approvals.review(platform):
+        promote.settle(platform, str(finished.after), finished.before)
 
 
 def open_runs(platform: Platform) -> dict[str, str]:

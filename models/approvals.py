@@ -6,10 +6,11 @@ evidence is the judgement in the database, which also says of which files and be
 
 import logging
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final, Literal
 
 from digits.settings import Settings
-from digits.storage import judgements, ledger
+from digits.storage import judgements, ledger, locks
 from digits.storage.judgements import Judgement
 from models import challengers, promotion
 from models.challengers import Waiting
@@ -56,21 +57,49 @@ def deadline(settings: Settings, since: datetime) -> datetime:
     return since + timedelta(hours=settings.approval_hours)
 
 
-def review(platform: Platform) -> None:
+def review(platform: Platform) -> ledger.Entry | None:
     """Close what no longer waits: versions that became the champion, that were judged beside another one, or whose time is over.
 
-    A version that was judged beside another champion becomes a challenger, which retrainings judge beside the present one.
+    A version that was judged beside another champion becomes a challenger, which retrainings judge beside the present one. Returns the
+    promotion that this finished, as `promotion.finish_promotion` does, of a version whose time would be over otherwise.
     """
-    champion, hours = platform.models.registry.version(), platform.settings.approval_hours
-    for version, since in queue(platform.registry):
-        if version == champion:
-            entry = ledger.replacements(platform.engine)[-1]
-            _close(platform, version, "approved", entry.by, entry.reason)
-        elif judgement(platform, version) is None:
-            _close(platform, version, "superseded", "", f"digits v{champion} became the champion after it was judged")
-            challengers.enqueue(platform.registry, version, datetime.now(UTC))
-        elif datetime.now(UTC) >= deadline(platform.settings, since):
-            _close(platform, version, "held", "", f"nobody decided within {hours:g} hours")
+    if not queue(platform.registry):
+        return None
+    finished = None
+    with locks.decision(platform.engine):
+        for version, since in queue(platform.registry):
+            is_over = datetime.now(UTC) >= deadline(platform.settings, since)
+            if is_over and _promotion_of(platform, version):
+                finished = promotion.finish(platform.registry, platform.models, platform.engine) or finished
+            _review(platform, version, is_over)
+    return finished
+
+
+def _review(platform: Platform, version: str, is_over: bool) -> None:
+    champion, entry = platform.models.registry.version(), _promotion_of(platform, version)
+    if version == champion and entry:
+        _close(platform, version, "approved", entry.by, entry.reason)
+    elif version == champion:
+        log.error(
+            "digits v%s, which waits for approval, is the champion in the registry: %s", version, _record(version)
+        )
+    elif champion and judgement(platform, version) is None:
+        # First, because a version that is closed and in no queue would be lost.
+        challengers.enqueue(platform.registry, version, datetime.now(UTC))
+        _close(platform, version, "superseded", "", f"digits v{champion} became the champion after it was judged")
+    elif is_over and not entry:
+        hours = platform.settings.approval_hours
+        _close(platform, version, "held", "", f"nobody decided within {hours:g} hours")
+
+
+def _promotion_of(platform: Platform, version: str) -> ledger.Entry | None:
+    """The last entry about the champion where it made this version the champion, in the registry perhaps not yet."""
+    entry = promotion.last_champion(platform.engine)
+    return entry if entry and entry.after == version else None
+
+
+def _record(version: str) -> str:
+    return f"the ledger does not say so; `digits promote {version}` records it"
 
 
 def status(platform: Platform, version: str) -> str | None:
@@ -89,7 +118,8 @@ def judgement(platform: Platform, version: str) -> Judgement | None:
     """The judgement by which the gate would promote a version in the place of the present champion; None without one."""
     champion = platform.models.registry.version()
     found = judgements.last(platform.engine, version, champion) if champion else None
-    return found if found and found.decision == "promote" else None
+    # Judgements from before migration 0003 do not say of which files they are.
+    return found if found and found.decision == "promote" and found.digest else None
 
 
 def approve(platform: Platform, version: str, by: str, reason: str) -> ledger.Entry:
@@ -97,34 +127,55 @@ def approve(platform: Platform, version: str, by: str, reason: str) -> ledger.En
 
     Raises NotWaiting, also where the champion has changed since the version was judged, or as `promotion.replace_champion` does.
     """
-    found, champion = _judgement_of_waiting(platform, version), platform.models.registry.version()
-    why, digest = "; ".join([f"approved: {reason}", *found.reasons]), found.digest or ""
+    found = _judgement_of_waiting(platform, version)
     writer, store, engine = platform.registry, platform.models, platform.engine
-    entry = promotion.replace_champion(writer, store, engine, champion, version, why, found.evidence, digest, by=by)
+    why, judged = "; ".join([f"approved: {reason}", *found.reasons]), (found.evidence, found.digest or "")
+    check = partial(_check_undecided, platform, version)
+    entry = promotion.replace_champion(writer, store, engine, found.champion, version, why, *judged, by=by, check=check)
     _close(platform, version, "approved", by, reason)
     return entry
 
 
 def decline(platform: Platform, version: str, by: str, reason: str) -> None:
-    """Hold a version that waits, as this person decided; raises NotWaiting or ConnectionError."""
+    """Hold a version that waits, as this person decided; raises NotWaiting or ConnectionError.
+
+    An approval that was recorded before, but did not reach the registry, is finished instead.
+    """
     found, subject = _judgement_of_waiting(platform, version), f"digits v{version}"
-    recorded = ledger.entries(platform.engine, subject)
-    # An earlier attempt may have died before the registry knew of it.
-    if not recorded or recorded[-1].at < found.at:
-        ledger.append(platform.engine, "decline", None, None, reason, found.evidence, subject=subject, by=by)
-    _close(platform, version, "declined", by, reason)
+    with locks.decision(platform.engine):
+        if _promotion_of(platform, version):
+            promotion.finish(platform.registry, platform.models, platform.engine)
+        _check_undecided(platform, version)
+        recorded = ledger.entries(platform.engine, subject)
+        # An earlier attempt may have died before the registry knew of it.
+        if not recorded or recorded[-1].at < found.at:
+            ledger.append(platform.engine, "decline", None, None, reason, found.evidence, subject=subject, by=by)
+        _close(platform, version, "declined", by, reason)
 
 
 def _judgement_of_waiting(platform: Platform, version: str) -> Judgement:
-    """The judgement of a version that waits; raises NotWaiting for others, saying what became of them, or VersionNotFound."""
+    """The judgement of a version that waits; raises NotWaiting for others, or VersionNotFound."""
     platform.models.card(version)
     review(platform)
+    _check_waiting(platform, version)
+    if found := judgement(platform, version):
+        return found
+    raise NotWaiting(f"digits v{version} cannot be approved: {_record(version)}")
+
+
+def _check_waiting(platform: Platform, version: str) -> None:
+    """Raise NotWaiting for a version that waits no longer, or never did, saying what became of it."""
     tags = platform.registry.version_tags(version)
-    found = judgement(platform, version) if tags.get(TAG) == WAITING else None
-    if found is None:
+    if tags.get(TAG) != WAITING:
         became = f"is {tags[TAG]}: {tags.get(REASON, '')}" if TAG in tags else "waits for no approval"
         raise NotWaiting(f"digits v{version} {became}; `digits approve` lists what waits")
-    return found
+
+
+def _check_undecided(platform: Platform, version: str) -> None:
+    """Raise NotWaiting for a version about which somebody else has decided meanwhile; the caller holds the lock of decisions."""
+    _check_waiting(platform, version)
+    _review(platform, version, is_over=False)
+    _check_waiting(platform, version)
 
 
 def _close(platform: Platform, version: str, outcome: Outcome, by: str, reason: str) -> None:

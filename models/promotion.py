@@ -5,7 +5,7 @@ The ledger comes first: it decides, and the alias follows. What a process left u
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,7 +26,7 @@ log = logging.getLogger("digits.promotion")
 def promote(registry: RegistryWriter, store: ModelStore, engine: Engine, version: str, reason: str) -> ledger.Entry:
     """Make a version the champion as a person decided. Returns the entry; raises ValueError where it is, or as `replace_champion` does."""
     version, current = version_number(version), store.registry.version()
-    last = _last_champion(engine)
+    last = last_champion(engine)
     if last and version == current == last.after and _is_registered(store, version, last.digest):
         raise ValueError(f"digits v{version} is the champion already")
     return replace_champion(registry, store, engine, current, version, reason)
@@ -53,20 +53,23 @@ def replace_champion(
     judged_digest: str = "",
     action: ledger.Action = "promotion",
     by: str | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> ledger.Entry:
     """Verify a version, then make it the champion in the place of the current one; called again, it finishes what failed.
 
-    Returns the entry in the ledger. Raises VersionNotFound, InvalidArtifact also where other files were judged, RuntimeError where the champion changed meanwhile, or
+    Returns the entry in the ledger. `check` is called when nothing else can decide any more; what it raises ends the promotion. Raises
+    VersionNotFound, InvalidArtifact also where other files were judged, RuntimeError where the champion changed meanwhile, or
     ConnectionError.
     """
     model = store.fetch_version(version)
     if judged_digest and model.digest != judged_digest:
         raise InvalidArtifact(f"digits v{version}: its files are not those that were judged; register it again")
     with locks.decision(engine):
+        check()
         if (champion := store.registry.version()) != current:
             change = f"the champion changed from {_named(current)} to {_named(champion)} meanwhile"
             raise RuntimeError(f"{change}; see `digits ledger`, then promote again")
-        entry = _last_champion(engine)
+        entry = last_champion(engine)
         if entry is None or (entry.after, entry.digest) != (version, model.digest):
             before = entry.after if entry and current == version else current
             entry = ledger.append(engine, action, before, version, reason, evidence or {}, digest=model.digest, by=by)
@@ -101,7 +104,7 @@ def _is_registered(store: ModelStore, version: str, digest: str | None) -> bool:
         return False
 
 
-def _last_champion(engine: Engine) -> ledger.Entry | None:
+def last_champion(engine: Engine) -> ledger.Entry | None:
     """The last promotion or rollback in the ledger; None before the first."""
     entries = ledger.replacements(engine)
     return entries[-1] if entries else None
@@ -124,14 +127,19 @@ def finish_promotion(registry: RegistryWriter, store: ModelStore, engine: Engine
     An alias that was moved by anything else stays, and the service does not follow it.
     """
     with locks.decision(engine):
-        current, last = store.registry.version(), _last_champion(engine)
-        if last is None or last.after in (None, current):
-            return None
-        if current != last.before or not _is_registered(store, last.after, last.digest):
-            fix = f"`digits promote {current or last.after}` records a decision"
-            log.error("the champion is %s in the registry, but v%s in the ledger; %s", _named(current), last.after, fix)
-            return None
-        _move_aliases(registry, current, last.after)
+        return finish(registry, store, engine)
+
+
+def finish(registry: RegistryWriter, store: ModelStore, engine: Engine) -> ledger.Entry | None:
+    """As `finish_promotion`, for a caller that holds the lock of decisions."""
+    current, last = store.registry.version(), last_champion(engine)
+    if last is None or last.after in (None, current):
+        return None
+    if current != last.before or not _is_registered(store, last.after, last.digest):
+        fix = f"`digits promote {current or last.after}` records a decision"
+        log.error("the champion is %s in the registry, but v%s in the ledger; %s", _named(current), last.after, fix)
+        return None
+    _move_aliases(registry, current, last.after)
     _update_cards(registry, store, engine, last.after, current)
     log.warning(
         "digits v%s is the champion now; the process that promoted it died before it moved the alias", last.after

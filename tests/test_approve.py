@@ -17,14 +17,18 @@ from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Running
+from sqlalchemy import delete
 from test_deployments import settings_of
 from test_retrain_challengers import Loop, logged, make_loop
 from typer.testing import CliRunner
+from versions import VersionRegistry
 
 from digits.data.datasets import Dataset
 from digits.storage import ledger
 from flows import approve, deployments, promote, retrain
 from models import approvals, challengers, gate, promotion
+from models.model_store import ModelStore, VerifiedModel
+from models.registry_reader import RegistryUnreachable
 from monitoring import baseline
 from ops import flow_runs
 from ops.cli import app
@@ -104,9 +108,12 @@ def test_nothing_changes_until_a_person_approves_in_prefect(loop: Loop, register
     assert run.state_name == "Completed"
     assert loop.aliases == {"champion": "2", "previous": "1"}
     ((by, version, reason),) = entries(loop, "promotion")[1:]
-    assert (by, version) == ("Anna", "2") and reason.startswith("approved: the new forms; traffic: only the candidate")
+    assert (by, version) == ("Anna (in Prefect)", "2") and reason.startswith(
+        "approved: the new forms; traffic: only the candidate"
+    )
     tags = loop.versions.version_tags("2")
-    assert (tags["approval"], tags["approval_by"], tags["approval_reason"]) == ("approved", "Anna", "the new forms")
+    decided = (tags["approval"], tags["approval_by"], tags["approval_reason"])
+    assert decided == ("approved", "Anna (in Prefect)", "the new forms")
     wanted = {"flow_runs": {"id": {"any_": [str(run.id)]}}}
     (page,) = post(f"{registered}/artifacts/filter", json=wanted).json()
     assert page["key"] == "approval" and page["data"].startswith("Shall digits v2")
@@ -119,9 +126,11 @@ def test_what_a_person_declines_stays_declined(loop: Loop) -> None:
     answer(work(), decision="decline", name="Anna", reason="no holiday deployments")
     assert work().state_name == "Completed"
     assert loop.aliases == {"champion": "1"}
-    assert entries(loop, "decline") == [("Anna", "digits v2", "no holiday deployments")]
+    assert entries(loop, "decline") == [("Anna (in Prefect)", "digits v2", "no holiday deployments")]
     said = loop.decide("2")
-    assert said.startswith("digits v2 was declined by Anna (no holiday deployments) and is not judged again")
+    assert said.startswith(
+        "digits v2 was declined by Anna (in Prefect) (no holiday deployments) and is not judged again"
+    )
     assert "`digits promote 2`" in said
     promote.by_hand(loop.platform, "2", "after the holidays")
     assert loop.aliases["champion"] == "2"
@@ -139,7 +148,7 @@ def test_an_answer_without_a_name_or_a_decision_is_refused(loop: Loop) -> None:
 @pytest.mark.parametrize(
     ("arguments", "champion", "said"),
     [
-        (["--reason", "good"], "2", "digits v2: approved by me@here: good"),
+        (["2", "--reason", "good"], "2", "digits v2: approved by me@here: good"),
         (["v2", "--decline", "--reason", "late"], "1", "digits v2: declined by me@here: late"),
     ],
 )
@@ -151,6 +160,8 @@ def test_a_person_decides_in_a_terminal(
     loop.decide("2")
     if is_suspended:
         work()
+    listed = CliRunner().invoke(app, ["approve"]).output.splitlines()
+    assert listed[1].split()[:2] == ["2", "v1"] and loop.aliases == {"champion": "1"}
     done = CliRunner().invoke(app, ["approve", *arguments])
     assert done.exit_code == 0 and done.output.strip() == said
     assert loop.aliases["champion"] == champion
@@ -270,6 +281,92 @@ def test_killed_while_it_promotes_the_next_attempt_ends_the_same(
     assert loop.aliases == {"champion": "2", "previous": "1"} and len(entries(loop, "promotion")) == 2
     assert loop.versions.version_tags("2")["approval_by"] == "Anna"
     assert baseline.current(loop.platform.engine, "2") is not None
+
+
+@pytest.mark.parametrize("then", ["decline", "expiry"])
+def test_an_approval_that_did_not_reach_the_registry_stands(
+    then: str, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baseline.accept(loop.platform.engine, "1", *logged(loop, 200), "the new form is normal")
+    loop.decide("2")
+
+    def unreachable(*_: object) -> None:
+        raise RegistryUnreachable("MLflow is down")
+
+    with monkeypatch.context() as patch, pytest.raises(RegistryUnreachable):
+        patch.setattr(promotion, "_move_aliases", unreachable)
+        approve.decide(loop.platform, "2", True, "Anna", "good")
+    assert loop.aliases == {"champion": "1"}
+    if then == "decline":
+        with pytest.raises(approvals.NotWaiting, match="digits v2 is approved: approved: good"):
+            approve.decide(loop.platform, "2", False, "Ben", "bad")
+    else:
+        changed = loop.platform.settings.model_copy(update={"approval_hours": 1e-9})
+        monkeypatch.setattr(loop.platform, "settings", changed)
+        approve.review(loop.platform)
+    assert loop.aliases == {"champion": "2", "previous": "1"} and not entries(loop, "decline")
+    tags = loop.versions.version_tags("2")
+    assert (tags["approval"], tags["approval_by"]) == ("approved", "Anna")
+    assert baseline.current(loop.platform.engine, "2") is not None
+
+
+@pytest.mark.parametrize("other", ["approve", "decline", "by hand"])
+def test_of_two_decisions_at_once_the_first_counts(other: str, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other person decides while the files of the version are read, after the check that it waits."""
+    loop.decide("2")
+    loop.register("3", share_shifted=0.4, seed=3)
+    fetch = ModelStore.fetch_version
+
+    def slow(store: ModelStore, version: str) -> VerifiedModel:
+        monkeypatch.setattr(ModelStore, "fetch_version", fetch)
+        if other == "by hand":
+            promotion.promote(loop.platform.registry, loop.platform.models, loop.platform.engine, "3", "by hand")
+        else:
+            approve.decide(loop.platform, "2", other == "approve", "Anna", "I was faster")
+        return fetch(store, version)
+
+    monkeypatch.setattr(ModelStore, "fetch_version", slow)
+    outcome = {"approve": "approved", "decline": "declined", "by hand": "superseded"}[other]
+    with pytest.raises(approvals.NotWaiting, match=f"digits v2 is {outcome}"):
+        approve.decide(loop.platform, "2", True, "Ben", "I was slower")
+    assert loop.aliases["champion"] == {"approve": "2", "decline": "1", "by hand": "3"}[other]
+    assert [entry[:2] for entry in entries(loop, "promotion")[1:] if entry[0] == "Ben"] == []
+    assert bool(entries(loop, "decline")) == (other == "decline")
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_an_alias_that_was_moved_by_hand_is_nobodys_approval(is_recorded: bool, loop: Loop) -> None:
+    loop.decide("2")
+    if not is_recorded:
+        with loop.platform.engine.begin() as connection:
+            connection.execute(delete(ledger.Entry))
+    loop.versions.set_alias("champion", "2")
+    approve.review(loop.platform)
+    assert loop.versions.version_tags("2")["approval"] == "waiting"
+    with pytest.raises(approvals.NotWaiting, match="the ledger does not say so; `digits promote 2` records it"):
+        approve.decide(loop.platform, "2", True, "Anna", "good")
+    promote.by_hand(loop.platform, "2", "it is good")
+    tags = loop.versions.version_tags("2")
+    assert (tags["approval"], tags["approval_reason"]) == ("approved", "it is good")
+
+
+def test_a_superseded_version_is_not_lost_when_its_closing_is_killed(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.decide("2")
+    loop.register("3", share_shifted=0.4, seed=3)
+    tag = VersionRegistry.tag_version
+
+    def killed(registry: VersionRegistry, version: str, tags: dict[str, str]) -> None:
+        tag(registry, version, tags)
+        if tags.get("approval") == "superseded":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(VersionRegistry, "tag_version", killed)
+        promote.by_hand(loop.platform, "3", "by hand")
+    approve.review(loop.platform)
+    assert {one.version for one in challengers.queue(loop.versions)} == {"2"}  # type: ignore[arg-type]
 
 
 def test_the_first_champion_needs_no_approval(loop: Loop) -> None:

@@ -26,11 +26,11 @@ def promote(version: str, reason: Reason = "manual") -> None:
 
 
 def approve(
-    version: Annotated[str | None, typer.Argument(show_default="the only one that waits")] = None,
+    version: Annotated[str | None, typer.Argument(show_default="list what waits")] = None,
     decline: Annotated[bool, typer.Option("--decline", help="Hold the version instead.")] = False,
     reason: Reason = "manual",
 ) -> None:
-    """Promote VERSION, which waits for approval, or list what waits, unless it is one version (DIGITS_PROMOTION=ask)."""
+    """Promote VERSION, which waits for approval; without it, list what waits, and why (DIGITS_PROMOTION=ask)."""
     prepare()
     from digits.storage import ledger
     from flows import approve
@@ -38,13 +38,11 @@ def approve(
     from models.registry_reader import version_number
 
     platform = Platform()
-    rows = approve.waiting(platform)
-    if version is None and len(rows) != 1:
-        columns = ("version", "instead of", "since (UTC)", "until (UTC)", "because")
+    if version is None:
+        rows, columns = approve.waiting(platform), ("version", "instead of", "since (UTC)", "until (UTC)", "because")
         print_table(columns, rows) if rows else print("no version waits for approval")
         return
-    chosen = version_number(version or rows[0][0])
-    print(approve.decide(platform, chosen, not decline, ledger.user(), reason))
+    print(approve.decide(platform, version_number(version), not decline, ledger.user(), reason))
 
 
 def rollback(reason: Reason = "manual") -> None:
