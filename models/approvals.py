@@ -43,6 +43,7 @@ def request(platform: Platform, version: str) -> None:
         # The state last: a version that waits has a time.
         registry.tag_version(version, {TAG: WAITING})
     challengers.close(registry, version, "up for approval")
+    promotion.update_cards(registry, platform.models, platform.engine, version)
 
 
 def queue(registry: RegistryWriter) -> list[Waiting]:
@@ -182,4 +183,5 @@ def _close(platform: Platform, version: str, outcome: Outcome, by: str, reason: 
     """Record on the version how the wait ended, the state last."""
     platform.registry.tag_version(version, {BY: by, REASON: reason[:5000]})
     platform.registry.tag_version(version, {TAG: outcome})
+    promotion.update_cards(platform.registry, platform.models, platform.engine, version)
     log.info("digits v%s is %s%s: %s", version, outcome, f" by {by}" if by else "", reason)

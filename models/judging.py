@@ -94,6 +94,10 @@ def judge(platform: Platform, version: str) -> tuple[str | None, GateVerdict]:
     judged = partial(compare, platform, version, champion)
     if champion is None:
         verdict = judged(policy.significance)
+        # Without the alias nothing says what it would have to beat.
+        if lost := promotion.without_champion(platform.models, platform.engine):
+            log.error("%s", lost)
+            verdict = GateVerdict("hold", [lost, *verdict.reasons], verdict.evidence, verdict.digest)
     else:
         question = _question(platform, version, champion, policy)
         verdict = challengers.judge(platform.engine, question, policy.significance, judged)

@@ -24,6 +24,8 @@ log = logging.getLogger("digits.model_card")
 MAX_CHARACTERS = 5_000  # of a description in MLflow's database; PostgreSQL refuses longer ones
 MAX_REASON = 200  # characters
 MAX_DECISIONS = 4
+# By the tag `approval`; the others say how a wait ended that another line tells.
+APPROVALS = {"waiting": "Waits for approval", "declined": "Declined", "held": "Held"}
 PURPOSE = (
     "Says which digit, 0 to 9, a raw `uint8` image of 28 × 28 pixels shows (0 is paper, 255 is ink), with ten probabilities "
     "and a score that tells digits from other images. Meant for single handwritten digits that are centred as in MNIST; "
@@ -73,11 +75,23 @@ def _status(version: str, tags: Mapping[str, str], entries: Sequence[Entry]) -> 
         if last.after == version:
             return f"**Champion** since {_time(last)}."
         return f"**Former champion**: the {last.action} of v{last.after} replaced it at {_time(last)}."
+    if tags.get("approval") in APPROVALS:
+        return f"**{APPROVALS[tags['approval']]}**{_approval(tags)}."
     if tags.get("challenger") == "waiting":
         return f"**Undecided**: it waits for labelled traffic since {tags.get('challenger_since', 'its judgement')}."
     if "challenger" in tags:
         return f"**Not promoted**: it waited as a challenger ({tags['challenger']})."
+    if tags.get("gate") == "promote":
+        return "**Candidate**: the gate would promote it."
     return "**Held** by the gate." if "gate" in tags else "**Candidate**: the gate has not judged it."
+
+
+def _approval(tags: Mapping[str, str]) -> str:
+    """Since when a version waits for approval, or by whom and why that ended."""
+    if tags["approval"] == "waiting":
+        return f" since {tags.get('approval_since', 'its judgement')}"
+    by, reason = (_cell(tags.get(name, "")) for name in ("approval_by", "approval_reason"))
+    return (f" by {by}" if by else "") + (f": {reason}" if reason else "")
 
 
 def _data(card: Mapping[str, Any]) -> str:
@@ -191,6 +205,8 @@ def _decisions(version: str, tags: Mapping[str, str], entries: Sequence[Entry]) 
             found = gate.table(json.loads(tags["gate_evidence"]))
             if found:
                 lines.append(_table(tuple(found[0]), [tuple(row.values()) for row in found]))
+    if "approval" in tags:
+        lines.append(f"Approval: {tags['approval']}{_approval(tags)}")
     lines += [
         f"- {_time(entry)}: {entry.action} of v{entry.after} (before: {_before(entry)}) by {_cell(entry.by)}: {_cell(entry.reason)}"
         for entry in entries[-MAX_DECISIONS:]

@@ -75,7 +75,7 @@ def replace_champion(
             entry = ledger.append(engine, action, before, version, reason, evidence or {}, digest=model.digest, by=by)
         _move_aliases(registry, current, version)
     challengers.close(registry, version, "promoted")
-    _update_cards(registry, store, engine, version, current)
+    update_cards(registry, store, engine, version, current)
     log.info("%s: digits v%s is the champion (before: %s): %s", action, version, _named(current), reason)
     return entry
 
@@ -85,15 +85,6 @@ def _move_aliases(registry: RegistryWriter, current: str | None, version: str) -
     if current not in (None, version):
         registry.set_alias("previous", current)
     registry.set_alias("champion", version)
-
-
-def _update_cards(registry: RegistryWriter, store: ModelStore, engine: Engine, *versions: str | None) -> None:
-    """Describe the new champion and the one before it; the promotion is done, so a failure is a warning."""
-    for version in filter(None, dict.fromkeys(versions)):
-        try:
-            model_card.update(registry, store, engine, version)
-        except (*database.ERRORS, ConnectionError, LookupError, TypeError, ValueError) as error:
-            log.warning("the model card of digits v%s is out of date: %s", version, first_line(error))
 
 
 def _is_registered(store: ModelStore, version: str, digest: str | None) -> bool:
@@ -110,8 +101,29 @@ def last_champion(engine: Engine) -> ledger.Entry | None:
     return entries[-1] if entries else None
 
 
+def without_champion(store: ModelStore, engine: Engine) -> str | None:
+    """Why a version cannot be judged as the first one: the registry has lost the champion's alias; None where it is the first.
+
+    A new registry does not have the champion's version either.
+    """
+    last = last_champion(engine)
+    if last is None or not last.after or store.registry.version() or not _is_registered(store, last.after, last.digest):
+        return None
+    problem = f"v{last.after} is the champion in the ledger, but the registry has no alias `champion`"
+    return f"{problem}; `digits promote {last.after}` sets it"
+
+
 def _named(version: str | None) -> str:
     return f"v{version}" if version else "no version"
+
+
+def update_cards(registry: RegistryWriter, store: ModelStore, engine: Engine, *versions: str | None) -> None:
+    """Describe versions about which something was decided; that is done, so a failure is a warning."""
+    for version in filter(None, dict.fromkeys(versions)):
+        try:
+            model_card.update(registry, store, engine, version)
+        except (*database.ERRORS, ConnectionError, LookupError, TypeError, ValueError) as error:
+            log.warning("the model card of digits v%s is out of date: %s", version, first_line(error))
 
 
 def record_verdict(registry: RegistryWriter, version: str, champion: str | None, verdict: GateVerdict) -> None:
@@ -140,7 +152,7 @@ def finish(registry: RegistryWriter, store: ModelStore, engine: Engine) -> ledge
         log.error("the champion is %s in the registry, but v%s in the ledger; %s", _named(current), last.after, fix)
         return None
     _move_aliases(registry, current, last.after)
-    _update_cards(registry, store, engine, last.after, current)
+    update_cards(registry, store, engine, last.after, current)
     log.warning(
         "digits v%s is the champion now; the process that promoted it died before it moved the alias", last.after
     )

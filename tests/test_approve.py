@@ -102,6 +102,7 @@ def test_nothing_changes_until_a_person_approves_in_prefect(loop: Loop, register
     asked = get(f"{registered}/flow_runs/{run.id}/input/suspended-answer-description").text
     assert "Shall digits v2 replace v1 as the champion?" in asked and "| traffic | 40 | 0 |" in asked
     assert "/#/models/digits/versions/2" in asked
+    assert "\n\n**Waits for approval** since 20" in loop.versions.descriptions["2"]
     assert loop.decide("2") == "digits v2 waits for approval: `digits approve 2`" and len(runs()) == 1
     answer(run, **ANSWER)
     run = work()
@@ -119,6 +120,8 @@ def test_nothing_changes_until_a_person_approves_in_prefect(loop: Loop, register
     assert page["key"] == "approval" and page["data"].startswith("Shall digits v2")
     last = ledger.replacements(loop.platform.engine)[-1]
     assert last.evidence["traffic: images"] == 40 and last.digest
+    assert "**Champion** since" in loop.versions.descriptions["2"]
+    assert "Approval: approved by Anna (in Prefect): the new forms" in loop.versions.descriptions["2"]
 
 
 def test_what_a_person_declines_stays_declined(loop: Loop) -> None:
@@ -188,6 +191,7 @@ def test_when_nobody_answers_in_time_the_version_is_held(loop: Loop, monkeypatch
     assert run.state.message == "digits v2: held: nobody decided within 0.005 hours"
     tags = loop.versions.version_tags("2")
     assert (tags["approval"], tags["approval_by"]) == ("held", "")
+    assert "**Held**: nobody decided within 0.005 hours." in loop.versions.descriptions["2"]
     with pytest.raises(approvals.NotWaiting, match=r"digits v2 is held: nobody decided within 0\.005 hours"):
         approve.decide(loop.platform, "2", True, "Anna", "late")
     assert loop.decide("2").startswith("digits v2 is held, nobody decided")

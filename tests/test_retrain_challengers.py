@@ -451,3 +451,22 @@ def test_corruptions_that_nobody_sends_hold_no_candidate_that_reads_the_traffic(
     loop.label(labels, upside_down)
     said = loop.decide("2")
     assert f": {decision}: " in said and ("weighted accuracy on corrupted images" in said) == (labels == 0), said
+
+
+@pytest.mark.parametrize("mode", ["automatic", "ask"])
+def test_a_candidate_does_not_become_the_champion_because_the_alias_is_lost(
+    mode: str, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = loop.platform.settings.model_copy(update={"promotion": mode})
+    monkeypatch.setattr(loop.platform, "settings", changed)
+    promotion.promote(loop.platform.registry, loop.platform.models, loop.platform.engine, "1", "recorded")
+    loop.register("2", share_shifted=0.5, seed=2)
+    del loop.aliases["champion"]
+    said = loop.decide("2")
+    assert said.startswith(
+        "digits v2: hold: v1 is the champion in the ledger, but the registry has no alias `champion`"
+    )
+    assert "`digits promote 1`" in said and loop.aliases == {}
+    # A new registry has another version of that number.
+    loop.register("1", share_shifted=0.2, seed=3)
+    assert loop.decide("2").startswith("digits v2: promote") and loop.aliases == {"champion": "2"}
