@@ -351,6 +351,14 @@ class Settings(BaseSettings):
 SECRETS = {name for name, field in Settings.model_fields.items() if not field.repr}
 
 
+class _FormerSettings(BaseSettings):
+    """Settings of earlier versions, which would be ignored in silence."""
+
+    model_config = SettingsConfigDict(env_prefix="DIGITS_", env_file=".env", extra="ignore")
+
+    alert_url: str = ""
+
+
 def load_settings() -> Settings:
     """The present settings; entry points read them once and pass values on. Raises ValueError naming the wrong setting.
 
@@ -362,6 +370,9 @@ def load_settings() -> Settings:
             f"{env_file.absolute()} belongs to {owner}, so its settings are not read; "
             "work in another folder, or replace it by a copy of your own"
         )
+    if _FormerSettings().alert_url:
+        webhook = 'DIGITS_ALERT_URLS=["jsons://host/path"] for a webhook at https://host/path'
+        raise ValueError(f"DIGITS_ALERT_URL is not read any more; replace it by {webhook}")
     try:
         return Settings()
     except SettingsError as error:

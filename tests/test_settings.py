@@ -129,3 +129,17 @@ def test_a_folder_of_that_name_is_no_env_file(tmp_path: Path, monkeypatch: pytes
     (tmp_path / ".env").mkdir()
     give_away(tmp_path / ".env", monkeypatch)
     assert load_settings().mlflow_port == 5000
+
+
+@pytest.mark.parametrize("is_in_file", [True, False])
+def test_the_former_setting_of_alerts_is_refused(
+    is_in_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if is_in_file:
+        (tmp_path / ".env").write_text("DIGITS_ALERT_URL=https://example.org/secret\n")
+    else:
+        monkeypatch.setenv("DIGITS_ALERT_URL", "https://example.org/secret")
+    with pytest.raises(ValueError, match=r"DIGITS_ALERT_URL is not read any more; .*DIGITS_ALERT_URLS=") as caught:
+        load_settings()
+    assert "secret" not in str(caught.value)
