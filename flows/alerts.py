@@ -25,7 +25,7 @@ KINDS = {"retraining failed": "failure", "accuracy": "failure", "test": "info"}
 class Alert:
     """One alert; another one with the same `event` and `about` is not sent within the cooldown."""
 
-    event: str  # "drift", "accuracy", "no traffic", "refusals", "uncertainty", "no labels", "retraining failed", "test"
+    event: str  # "drift", "accuracy", "no traffic", "refusals", "uncertainty", "no labels", "approval", "retraining failed", "test"
     about: str  # the version and the explanations of its drift, or the type of the error
     message: str
     details: Mapping[str, Any] = field(default_factory=dict)  # JSON values

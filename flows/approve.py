@@ -10,7 +10,7 @@ import httpx
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import filters
-from prefect.client.schemas.objects import TERMINAL_STATES
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from prefect.context import get_run_context
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
@@ -25,7 +25,6 @@ from flows import alerts, promote, verdict_page
 from flows.alerts import Alert
 from flows.tasks import publish, server_task
 from models.connections import Platform
-from models.gate import GateVerdict
 from monitoring import baseline
 
 log = logging.getLogger("digits.approve")
@@ -141,16 +140,12 @@ def outcome(platform: Platform, version: str) -> str:
     return f"digits v{version}: {tags.get(approvals.TAG, 'nobody asked')}: {tags.get(approvals.REASON, '')}"
 
 
-def ask(platform: Platform, version: str, verdict: GateVerdict) -> None:
+def ask(platform: Platform, version: str) -> None:
     """Let a version wait for approval, open a run that asks for it, and send an alert."""
     from models import approvals
 
     approvals.request(platform, version)
-    page = open_runs(platform).get(version, "")
-    message = f"digits v{version} waits for approval: `digits approve {version}`" + (f", or {page}" if page else "")
-    log.info("%s", message)
-    details = {"reasons": verdict.reasons, "page": page}
-    alerts.send(platform.settings, Alert("approval", f"digits v{version}", message, details))
+    open_runs(platform)
 
 
 def review(platform: Platform) -> None:
@@ -168,27 +163,45 @@ def close_ended(platform: Platform) -> None:
         promote.settle(platform, str(finished.after), finished.before)
 
 
-def open_runs(platform: Platform) -> dict[str, str]:
-    """Open a run for each version that waits, unless it has had one. Returns the pages of the runs by version, as far as Prefect answers."""
+def open_runs(platform: Platform) -> None:
+    """Open a run for each version that waits, unless it has one, as far as Prefect answers, and send an alert about the version.
+
+    A run that failed or crashed is replaced by a new one, one that somebody cancelled is not. The cooldown of alerts holds back those
+    that were sent before.
+    """
     from models import approvals
 
-    pages = {}
     for version, since in approvals.queue(platform.registry):
+        found, page = approvals.judgement(platform, version), ""
+        if found is None:
+            continue
         try:
-            pages[version] = _open_run(version, f"digits v{version} {since.isoformat()}")
+            page = _open_run(version, f"digits v{version} {since.isoformat()}")
         except (httpx.HTTPError, ObjectNotFound) as error:
             log.warning("Prefect opens no run to ask for approval of digits v%s: %s", version, error)
-    return pages
+        message = f"digits v{version} waits for approval: `digits approve {version}`" + (f", or {page}" if page else "")
+        log.info("%s", message)
+        details = {"reasons": found.reasons, "page": page}
+        alerts.send(platform.settings, Alert("approval", f"digits v{version}", message, details))
 
 
 def _open_run(version: str, key: str) -> str:
     """Create the run with this key, or find it. Returns the address of its page."""
+    tags = ["approval", f"digits v{version}"]
+    dead = filters.FlowRunFilter(
+        tags=filters.FlowRunFilterTags(all_=tags),
+        state=filters.FlowRunFilterState(
+            type=filters.FlowRunFilterStateType(any_=[StateType.CRASHED, StateType.FAILED])
+        ),
+    )
+    with get_client(sync_client=True) as client:
+        count = len(client.read_flow_runs(flow_run_filter=dead))
     run: Any = run_deployment(
         f"approve/{DEPLOYMENT}",
         parameters={"version": version},
         flow_run_name=f"Promote digits v{version}?",
-        tags=["approval", f"digits v{version}"],
-        idempotency_key=key,
+        tags=tags,
+        idempotency_key=f"{key} {count}",
         timeout=0,
         as_subflow=False,
     )

@@ -223,7 +223,7 @@ def apply_verdict(platform: Platform, version: str, champion: str | None, verdic
     publish_verdict(platform, version, verdict)
     store, is_asked = platform.models, approvals.is_needed(platform.settings, champion, verdict)
     if is_asked:
-        approve.ask(platform, version, verdict)
+        approve.ask(platform, version)
     else:
         promotion.apply_verdict(platform.registry, store, platform.engine, version, champion, verdict)
     if store.registry.version() == version != champion:

@@ -16,7 +16,7 @@ from prefect.events import emit_event
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from prefect.states import Running
+from prefect.states import Cancelled, Crashed, Failed, Running
 from sqlalchemy import delete
 from test_deployments import settings_of
 from test_retrain_challengers import Loop, logged, make_loop
@@ -24,8 +24,11 @@ from typer.testing import CliRunner
 from versions import VersionRegistry
 
 from digits.data.datasets import Dataset
+from digits.settings import Settings
 from digits.storage import ledger
-from flows import approve, deployments, promote, retrain
+from flows import alerts, approve, deployments, promote, retrain
+from flows.alerts import Alert
+from flows.channels import Delivery
 from models import approvals, challengers, gate, promotion
 from models.model_store import ModelStore, VerifiedModel
 from models.registry_reader import RegistryUnreachable
@@ -213,6 +216,7 @@ def test_a_run_that_waits_is_not_taken_for_a_dead_one(loop: Loop) -> None:
         heartbeat(dead)
         wait_for(lambda: client.read_flow_run(dead.id).state_name == "Crashed", seconds=120)
         assert runs()[0].state_name == "Suspended"
+        assert automation.id is not None
         client.delete_automation(automation.id)
         client.delete_flow_run(dead.id)
 
@@ -269,9 +273,6 @@ def test_killed_while_it_promotes_the_next_attempt_ends_the_same(
     baseline.accept(loop.platform.engine, "1", *logged(loop, 200), "the new form is normal")
     loop.decide("2")
 
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
     attempt: Callable[[], str] = lambda: approve.decide(loop.platform, "2", True, "Anna", "good")  # noqa: E731
     with monkeypatch.context() as patch:
         patch.setattr(*step, killed)
@@ -285,6 +286,36 @@ def test_killed_while_it_promotes_the_next_attempt_ends_the_same(
     assert loop.aliases == {"champion": "2", "previous": "1"} and len(entries(loop, "promotion")) == 2
     assert loop.versions.version_tags("2")["approval_by"] == "Anna"
     assert baseline.current(loop.platform.engine, "2") is not None
+
+
+def test_a_run_that_died_is_opened_again_and_the_alert_is_sent_once(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    changed = loop.platform.settings.model_copy(update={"alert_urls": ["json://127.0.0.1:1"]})
+    monkeypatch.setattr(loop.platform, "settings", changed)
+
+    def deliver(_: Settings, alert: Alert) -> list[Delivery]:
+        sent.append(alert.message)
+        return [Delivery("json://")]
+
+    monkeypatch.setattr(alerts, "deliver", deliver)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(approve, "open_runs", killed)
+        loop.decide("2")
+    assert not sent and not runs()
+    with get_client(sync_client=True) as client:
+        for state in (Crashed(), Failed(), Cancelled()):
+            approve.review(loop.platform)
+            client.set_flow_run_state(runs()[-1].id, state, force=True)
+    approve.review(loop.platform)
+    # A person who cancels the run does not want to be asked again.
+    assert [run.state_name for run in runs()] == ["Crashed", "Failed", "Cancelled"]
+    assert len(sent) == 1 and sent[0].startswith("digits v2 waits for approval: `digits approve 2`, or http")
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("then", ["decline", "expiry"])
