@@ -29,7 +29,10 @@ class DigitsModel:
 def as_images(data: Any) -> NDArray[np.uint8]:
     """Images, (n, 28, 28), of data in the shape (28, 28), (n, 28, 28), (784,) or (n, 784); raises ValueError for anything else."""
     pixels = np.asarray(data[INPUT] if isinstance(data, Mapping) and INPUT in data else data)
-    is_square, is_row = pixels.ndim in (2, 3) and pixels.shape[-2:] == (28, 28), pixels.shape[-1:] == (784,)
+    is_square, is_row = (
+        pixels.ndim in (2, 3) and pixels.shape[-2:] == (28, 28),
+        pixels.ndim in (1, 2) and pixels.shape[-1] == 784,
+    )
     if pixels.size == 0 or not (is_square or is_row):
         raise ValueError(f"expected images of shape (n, 28, 28) or (28, 28), got {pixels.dtype} {pixels.shape}")
     if pixels.dtype.kind not in "uif":

@@ -85,6 +85,7 @@ def test_pyfunc_answers(given: Any, images: Images, served: Output) -> None:
     ("wrong", "message"),
     [
         (np.zeros((2, 28, 27), np.uint8), r"expected images of shape .*, got uint8 \(2, 28, 27\)"),
+        (np.zeros((2, 3, 784), np.uint8), r"expected images of shape .*, got uint8 \(2, 3, 784\)"),
         (np.zeros((0, 28, 28), np.uint8), r"got uint8 \(0, 28, 28\)"),
         (np.full((1, 28, 28), 0.5), r"expected whole numbers from 0 to 255, got float64 from 0.5 to 0.5"),
         (np.full((28, 28), 256), r"got int64 from 256 to 256"),

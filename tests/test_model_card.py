@@ -104,3 +104,18 @@ def test_a_challenger_is_undecided(trained_runs: Runs, tmp_path: Path) -> None:
     card = ModelStore(trained_runs.uri, tmp_path).fetch_version(trained_runs.first).card
     text = model_card.render("3", card, {challengers.TAG: "waiting", challengers.SINCE: "2026-01-05T12:00:00+00:00"})
     assert "**Undecided**: it waits for labelled traffic since 2026-01-05T12:00:00+00:00." in text
+
+
+@pytest.mark.parametrize(
+    ("tags", "status"),
+    [
+        ({"approval": "waiting", "approval_since": "2026-01-05"}, "**Waits for approval** since 2026-01-05."),
+        ({"approval": "declined", "approval_by": "Anna", "approval_reason": "late"}, "**Declined** by Anna: late."),
+        ({"approval": "held", "approval_by": "", "approval_reason": "nobody decided"}, "**Held**: nobody decided."),
+        ({"approval": "superseded", "challenger": "waiting", "challenger_since": "now"}, "**Undecided**: it waits"),
+        ({}, "**Candidate**: the gate would promote it."),
+    ],
+)
+def test_a_version_that_the_gate_would_promote_is_not_called_held_by_it(tags: dict[str, str], status: str) -> None:
+    text = model_card.render("3", {}, {"gate": "promote", "gate_champion": "1", **tags})
+    assert text.startswith(f"# digits v3\n\n{status}") and "Gate beside v1: **promote**." in text
