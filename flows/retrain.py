@@ -65,11 +65,13 @@ def retrain(
             dataset = server_task(assemble_dataset)(platform, data)
             server_task(approve.review)(platform)
             server_task(review_challengers)(platform)
-            version = server_task(platform.registry.trained_before)(dataset.fingerprint, seeded)
-            if version is None:
-                version = train_on(platform, dataset, seeded, {"reason": reason}, drift_report(platform, report))
+            known = server_task(platform.registry.trained_before)(dataset.fingerprint, seeded)
+            version = known or train_on(platform, dataset, seeded, {"reason": reason}, drift_report(platform, report))
+            decision = decide(platform, version)
+            # Last, because it takes a minute and decides nothing.
+            if known is None:
                 server_task(log_on_run)(platform, server_task(check_labels)(platform, dataset))
-            return decide(platform, version)
+            return decision
 
 
 def drift_report(platform: Platform, name: str) -> Path | None:
