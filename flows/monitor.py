@@ -97,8 +97,7 @@ def report(
     )
     expected = expectation(platform, model, answers, window[1], notes)
     log.info("comparing %d answers of digits v%s with what is normal …", len(answers), model.version)
-    facts = model.version, created_at(model), window[1], model.digit_threshold
-    history = version_history.audited_answers(platform, *facts)
+    history = version_history.audited_answers(platform, model.version, created_at(model), window[1])
     folder = platform.settings.home / "reports" / reports.folder_name(*window, model.version)
     workspace = platform.settings.workspace
     return reports.write(folder, workspace, model.reference, answers, labelled, expected, history, counted)

@@ -19,11 +19,9 @@ def count_traffic(platform: Platform, version: str, created_at: datetime, until:
     return traffic.assess(traffic.hours(counts), until, serving_since, audit.last_label(platform.engine))
 
 
-def audited_answers(
-    platform: Platform, version: str, created_at: datetime, until: datetime, digit_threshold: float | None = None
-) -> History:
+def audited_answers(platform: Platform, version: str, created_at: datetime, until: datetime) -> History:
     """The labelled audit sample of all the version's answers, and its accuracy on the traffic that the gate judged it on."""
-    answers = audit.answers(platform.engine, version, created_at, until, digit_threshold)
+    answers = audit.answers(platform.engine, version, created_at, until)
     judged = (_traffic_accuracy(entry) for entry in reversed(_promotions(platform, version, created_at)))
     return History(answers, created_at, next((accuracy for accuracy in judged if accuracy), None))
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from digits import intervals
+from digits.images import NO_DIGIT
 from digits.intervals import Proportion
 from digits.reference import Reference
 from digits.storage import audit
@@ -66,7 +67,7 @@ class Accuracy(BaseModel, frozen=True):
     evidence: float  # the logarithm (base 10) of the e-value against an accuracy of at least that; *worse* from 2.3 on
     newest: Stretch | None  # None without labels
     worse_since: date | None  # the most likely day; None unless it is worse
-    labelled: Proportion | None  # of the window's labelled predictions; None without labels
+    labelled: Proportion | None  # of the window's predictions whose label is a digit; None without labels
     audited: Proportion | None  # of the window's labelled audit sample, which was drawn at random; None without any
     per_digit: dict[int, Proportion]  # of the window's labelled predictions, by true digit; NO_DIGIT for none
     estimate: float | None  # the mean calibrated confidence of the window's predictions; None when there are none
@@ -121,15 +122,19 @@ def assess(
 
     `labelled` holds all labelled predictions of the window's time where the window is a sample; without a `history` its audit
     sample is all that is known. Only the audit sample decides the verdict: labels that users choose to send are mostly complaints.
-    Below the threshold an image was answered as no digit, which is right where the label says the same.
+    Below the threshold an image was answered as no digit, which is right where the label says the same; such labels are a figure
+    of their own, because what is expected of a version is its accuracy on digits.
     """
     known = window if labelled is None else labelled
     right = audit.is_right(known.digits, known.labels, known.digit_scores, digit_threshold)
-    history = history or _history(known, right)
+    shows_digit = known.labels != NO_DIGIT
+    audited = known.audited & shows_digit
+    history = history or _history(known, right, audited)
     expected, least = _expected(reference, history.accuracy_at_promotion)
     observed = observations(history)
     stretch, answers = _newest(observed, history)
     has_label = known.labels >= 0
+    of_digits = has_label & shows_digit
     verdict, log_e_value = judge(observed, least)
     return Accuracy(
         verdict=verdict,
@@ -138,8 +143,8 @@ def assess(
         evidence=log_e_value / np.log(10),
         newest=stretch,
         worse_since=_worse_since(observed, least, history) if verdict == "worse" else None,
-        labelled=_accuracy(right[has_label]) if has_label.any() else None,
-        audited=_accuracy(right[known.audited]) if known.audited.any() else None,
+        labelled=_accuracy(right[of_digits]) if of_digits.any() else None,
+        audited=_accuracy(right[audited]) if audited.any() else None,
         per_digit={int(d): _accuracy(right[known.labels == d]) for d in np.unique(known.labels[has_label])},
         estimate=_estimate(reference, window.probabilities.max(axis=1, initial=0)),
         estimate_error=_estimate_error(reference, answers),
@@ -248,8 +253,8 @@ def _expected(reference: Reference, accuracy_at_promotion: Proportion | None) ->
     return expected, min(intervals.lower_bound(one.right, one.count, ALPHA / 2) for one in known)
 
 
-def _history(window: PredictionWindow, right: NDArray[np.bool_]) -> History:
-    chosen, probabilities = np.flatnonzero(window.audited), window.probabilities.max(axis=1, initial=0)
+def _history(window: PredictionWindow, right: NDArray[np.bool_], audited: NDArray[np.bool_]) -> History:
+    chosen, probabilities = np.flatnonzero(audited), window.probabilities.max(axis=1, initial=0)
     answers = [
         AuditedAnswer(window.ids[n], window.at[n], window.clients[n], bool(right[n]), float(probabilities[n]))
         for n in chosen

@@ -7,6 +7,7 @@ from monitored import START, held_out, reference, window
 
 from digits import intervals
 from digits.data import perturbations
+from digits.images import NO_DIGIT
 from digits.storage.audit import AuditedAnswer
 from monitoring import accuracy
 from monitoring.accuracy import Accuracy, History
@@ -149,6 +150,20 @@ def test_a_difference_within_chance_is_as_expected() -> None:
     wrong = round(60 * (1 - expected + 0.03))
     told = np.where(np.arange(60) < wrong, (traffic.digits + 1) % 10, traffic.digits).astype(np.int8)
     assert accuracy.assess(reference(), replace(traffic, labels=told)).verdict == "as expected"
+
+
+@pytest.mark.parametrize(("threshold", "refused"), [(None, 0), (0.5, 6)])
+def test_images_of_no_digit_are_a_figure_of_their_own(threshold: float | None, refused: int) -> None:
+    """What is expected of a version is its accuracy on digits: a few per cent of other images must not make it worse."""
+    images, labels = held_out()
+    told = labels.astype(int)
+    told[:12] = NO_DIGIT
+    traffic = replace(window(images, told), digit_scores=np.where(np.arange(len(labels)) < 6, 0, 1).astype(np.float32))
+    found = accuracy.assess(reference(), traffic, digit_threshold=threshold)
+    plain = accuracy.assess(reference(), window(images[12:], labels[12:]))
+    assert (found.verdict, found.audited, found.labelled) == (plain.verdict, plain.audited, plain.labelled)
+    assert found.newest is not None and found.newest.labels == len(labels) - 12
+    assert (found.per_digit[NO_DIGIT].right, found.per_digit[NO_DIGIT].count) == (refused, 12)
 
 
 def test_an_empty_window() -> None:

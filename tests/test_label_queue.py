@@ -86,24 +86,32 @@ def test_what_is_labelled_leaves_the_queue_and_returns_when_the_label_is_taken_b
     assert predictions.find(engine, drawn).labels.tolist() == [8]
 
 
-def test_the_label_no_digit_measures_accuracy_and_is_never_trained_on(engine: Engine) -> None:
+def test_the_label_no_digit_neither_measures_accuracy_nor_is_trained_on(engine: Engine) -> None:
     ids = answered(engine, [0.99, 0.98, 0.97], audit_sample_rate=1)
     for id in ids[:2]:
         label_queue.label(engine, id, NO_DIGIT, AUDITOR)
     label_queue.label(engine, ids[2], 3, AUDITOR)
 
-    def right(threshold: float | None) -> list[bool]:
-        return [one.is_right for one in audit.answers(engine, "7", SINCE, NOW + timedelta(days=1), threshold)]
+    def measured_on() -> list[tuple[str, bool]]:
+        return [(one.id, one.is_right) for one in audit.answers(engine, "7", SINCE, NOW + timedelta(days=1))]
 
-    expected = {None: [False, False, True], 4.0: [False, False, True], 6.0: [True, True, True]}
-    assert {threshold: right(threshold) for threshold in expected} == expected
+    assert measured_on() == [(ids[2], True)]
     assert feedback.ingest_feedback(engine, FeedbackPolicy(hold_out=0)) == {"train": 1, "left out": 2}
-    assert {threshold: right(threshold) for threshold in expected} == expected
+    assert measured_on() == [(ids[2], True)]
     predictions.delete_before(engine, NOW + timedelta(days=1))  # the ingested labels remain
-    assert {threshold: right(threshold) for threshold in expected} == expected
+    assert measured_on() == [(ids[2], True)]
     split, traffic = feedback.training(engine), feedback.audited_traffic(engine)
     assert split is not None and split.labels.tolist() == [3]
     assert traffic is not None and traffic.labels.tolist() == [3]
+
+
+def test_a_digit_that_an_auditor_corrects_to_no_digit_leaves_the_accuracy(engine: Engine) -> None:
+    (id,) = answered(engine, [0.99], audit_sample_rate=1)
+    label_queue.label(engine, id, 4, AUDITOR)
+    feedback.ingest_feedback(engine, FeedbackPolicy())
+    assert [one.is_right for one in audit.answers(engine, "7", SINCE, NOW + timedelta(days=1))] == [False]
+    label_queue.label(engine, id, NO_DIGIT, AUDITOR)
+    assert audit.answers(engine, "7", SINCE, NOW + timedelta(days=1)) == []
 
 
 def test_an_auditors_no_digit_replaces_what_others_called_a_digit(engine: Engine) -> None:

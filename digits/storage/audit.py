@@ -26,6 +26,12 @@ class AuditedAnswer(NamedTuple):
     probability: float  # of the predicted digit
 
 
+class _Labelled(NamedTuple):
+    image: bytes
+    label: int
+    answer: AuditedAnswer
+
+
 def is_right(
     digits: NDArray[Any], labels: NDArray[Any], digit_scores: NDArray[Any], digit_threshold: float | None
 ) -> NDArray[np.bool_]:
@@ -38,40 +44,37 @@ def is_right(
     return agrees
 
 
-def answers(
-    engine: Engine, version: str, since: datetime, until: datetime, digit_threshold: float | None = None
-) -> Sequence[AuditedAnswer]:
+def answers(engine: Engine, version: str, since: datetime, until: datetime) -> Sequence[AuditedAnswer]:
     """The labelled audit sample of the version's answers from `since` up to but not including `until`, oldest answer first.
 
     Labels that a retraining ingested are known for longer than the prediction log keeps their answers. Of answers to the same
-    image, as an uptime probe sends it, the oldest one counts.
+    image, as an uptime probe sends it, the oldest one counts. Images of no digit are left out: the accuracy that is expected of a
+    version is one on digits.
     """
-    label = IngestedLabel
-    kept = select(
-        label.image,
-        label.prediction_id,
-        label.predicted_at,
-        label.client,
-        label.predicted,
-        label.label,
-        label.digit_score,
-        label.probability,
-    ).where(label.audited, label.version == version, label.predicted_at >= since, label.predicted_at < until)
-    with engine.connect() as connection:
-        found = {row.prediction_id: tuple(row) for row in connection.execute(kept)}
+    found = _ingested(engine, version, since, until)
     live = predictions.read_window(engine, since, until, version=version, labelled=True)
     for n in np.flatnonzero(live.audited):
-        said = live.digits[n], live.labels[n], live.digit_scores[n], float(live.probabilities[n].max())
-        found[live.ids[n]] = live.images[n].tobytes(), live.ids[n], live.at[n], live.clients[n], *said
-    ordered = sorted(found.values(), key=lambda row: (row[2], row[1]), reverse=True)
-    oldest = {digest(row[0]): row[1:] for row in ordered}.values()
-    digits, given, scores = (np.array([row[n] for row in oldest], float) for n in (3, 4, 5))
-    right = is_right(digits, given, scores, digit_threshold)
-    known = (
-        AuditedAnswer(id, at, client, bool(agrees), probability)
-        for (id, at, client, *_, probability), agrees in zip(oldest, right, strict=True)
-    )
-    return sorted(known, key=lambda answer: (answer.at, answer.id))
+        label, agrees = int(live.labels[n]), bool(live.digits[n] == live.labels[n])
+        answer = AuditedAnswer(live.ids[n], live.at[n], live.clients[n], agrees, float(live.probabilities[n].max()))
+        found[answer.id] = _Labelled(live.images[n].tobytes(), label, answer)
+    digits = [one for one in found.values() if one.label != NO_DIGIT]
+    ordered = sorted(digits, key=lambda one: (one.answer.at, one.answer.id), reverse=True)
+    oldest = {digest(one.image): one.answer for one in ordered}.values()
+    return sorted(oldest, key=lambda answer: (answer.at, answer.id))
+
+
+def _ingested(engine: Engine, version: str, since: datetime, until: datetime) -> dict[str, _Labelled]:
+    """The ingested labels of the audit sample by the id of the prediction."""
+    row = IngestedLabel
+    columns = row.image, row.label, row.prediction_id, row.predicted_at, row.client, row.predicted, row.probability
+    of_version = row.audited, row.version == version, row.predicted_at >= since, row.predicted_at < until
+    with engine.connect() as connection:
+        return {
+            id: _Labelled(image, label, AuditedAnswer(id, at, client, predicted == label, probability))
+            for image, label, id, at, client, predicted, probability in connection.execute(
+                select(*columns).where(*of_version)
+            )
+        }
 
 
 def count(engine: Engine, version: str) -> int:
