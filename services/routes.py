@@ -216,8 +216,10 @@ async def queue(request: Request) -> Response:
     ids = {id for id in exclude.split(",") if id}
     if len(ids) > MAX_EXCLUDED:
         raise UnprocessableEntity(f"exclude has {len(ids):,} ids; send at most {MAX_EXCLUDED:,}")
+    key: ApiKey | None = request.state.key
+    client = None if key is None or is_auditor(key) else key.name
     with counted("label queues", request):
-        arguments = int(limit), name, ids, is_auditor(request.state.key)
+        arguments = int(limit), name, ids, client
         return await _in_thread(request.state.context.label_queue, *arguments, limiter=_queueing)
 
 

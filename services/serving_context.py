@@ -356,24 +356,24 @@ class ServingContext:
             raise UnprocessableEntity(f"{problem}; send the right digit to /feedback instead")
         return {"id": id, "source": source}
 
-    def label_queue(self, limit: int, queue: Queue | None, exclude: Collection[str], auditor: bool) -> Content:
-        """Images to label next, how many wait, and what labels are still missing for."""
-        return self.prediction_log.query(self._label_queue, limit, queue, exclude, auditor)
+    def label_queue(self, limit: int, queue: Queue | None, exclude: Collection[str], client: str | None) -> Content:
+        """Images to label next, how many wait, and what labels are still missing for; `client` as in `label_queue.waiting`."""
+        return self.prediction_log.query(self._label_queue, limit, queue, exclude, client)
 
     def _label_queue(
-        self, engine: Engine, limit: int, queue: Queue | None, exclude: Collection[str], auditor: bool
+        self, engine: Engine, limit: int, queue: Queue | None, exclude: Collection[str], client: str | None
     ) -> Content:
         champion, since = self._watcher.state.champion, datetime.now(UTC) - QUEUE_AGE
         version = champion.version if champion else ""
         uncertain_below = champion.conformal.uncertain_below if champion else 0.0
-        waiting = label_queue.waiting(engine, version, since, uncertain_below, auditor)
+        waiting = label_queue.waiting(engine, version, since, uncertain_below, client)
         chosen = [
             (id, name) for name, ids in waiting.items() if queue in (None, name) for id in ids if id not in exclude
         ]
         found = label_queue.read(engine, chosen[:limit])
         return {
             "model_version": version or None,
-            "is_auditor": auditor,
+            "is_auditor": client is None,
             "images": [{"id": one.id, "queue": one.queue, "image": one.image} for one in found],
             "waiting": {name: len(ids) for name, ids in waiting.items()},
             "audit_labels": audit.count(engine, version),

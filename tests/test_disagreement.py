@@ -18,7 +18,7 @@ from models.connections import Platform
 
 def queued(platform: Platform) -> list[str]:
     now = datetime.now(UTC) - disagreement.AGE
-    return sorted(label_queue.waiting(platform.engine, "1", now, 0.0, is_auditor=True)["disagreement"])
+    return sorted(label_queue.waiting(platform.engine, "1", now, 0.0, client=None)["disagreement"])
 
 
 def test_unlabelled_answers_that_differ_from_the_challengers_are_queued(

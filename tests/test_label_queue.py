@@ -22,19 +22,26 @@ def images(count: int, seed: int = 0) -> Images:
 
 
 def answered(
-    engine: Engine, confidence: list[float], audit_sample_rate: float = 0.0, version: str = "7", seed: int = 0
+    engine: Engine,
+    confidence: list[float],
+    audit_sample_rate: float = 0.0,
+    version: str = "7",
+    seed: int = 0,
+    clients: tuple[str, ...] = (),
 ) -> list[str]:
     """Answers "3" with these probabilities and the digit score 5; their ids."""
     probabilities = np.array([[(1 - p) / 9] * 3 + [p] + [(1 - p) / 9] * 6 for p in confidence], np.float32)
     count = len(confidence)
     scores = np.full(count, 5, np.float32)
-    batch = PredictionBatch(new_ids(count), NOW, version, images(count, seed), probabilities, "/classify", (), scores)
+    batch = PredictionBatch(
+        new_ids(count), NOW, version, images(count, seed), probabilities, "/classify", clients, scores
+    )
     predictions.append(engine, [batch], audit_sample_rate)
     return batch.ids
 
 
-def waiting(engine: Engine, is_auditor: bool = True) -> dict[label_queue.Queue, list[str]]:
-    return label_queue.waiting(engine, "7", SINCE, 0.9, is_auditor)
+def waiting(engine: Engine, client: str | None = None) -> dict[label_queue.Queue, list[str]]:
+    return label_queue.waiting(engine, "7", SINCE, 0.9, client)
 
 
 def test_an_auditor_gets_all_queues_and_others_those_in_which_their_labels_count(engine: Engine) -> None:
@@ -61,9 +68,59 @@ def test_an_auditor_gets_all_queues_and_others_those_in_which_their_labels_count
     ]
     assert np.array_equal(read[0].image, predictions.find(engine, found["audit"][0]).images[0])
     assert np.array_equal(read[-1].image, images(1, 9)[0])
-    others = waiting(engine, is_auditor=False)
-    assert not any(others[queue] for queue in label_queue.OF_AUDITORS)
-    assert others["uncertain"][1:] == [drawn[0], rest[1]] and others["disagreement"] == [rest[4]]
+    assert not any(waiting(engine, "nurse").values())  # no answer was given to this key
+
+
+def test_others_than_auditors_get_answers_to_their_own_key_only(engine: Engine) -> None:
+    clients = ("ward", "ward/3", "ward-2", "", "ward", "form")
+    ids = answered(engine, [0.5, 0.6, 0.4, 0.3, 0.95, 0.95], 1, clients=clients)
+    label_queue.replace_disagreements(engine, "8", ids[4:])
+    found = waiting(engine, "ward")
+    assert (found["uncertain"], found["disagreement"]) == (ids[:2], [ids[4]])
+    assert not any(found[queue] for queue in label_queue.OF_AUDITORS)
+
+
+def test_what_was_drawn_for_the_audit_sample_is_in_no_other_queue(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels of the least certain of them would make accuracy look worse than it is."""
+    monkeypatch.setattr(label_queue, "MAX_LENGTH", 2)
+    drawn = answered(engine, [0.5, 0.6, 0.4, 0.99], audit_sample_rate=1)
+    rest = answered(engine, [0.7, 0.95], seed=1)
+    label_queue.replace_disagreements(engine, "8", [drawn[3], rest[1]])
+    found = waiting(engine)
+    assert len(found["audit"]) == 2 and set(found["audit"]) < set(drawn)
+    assert (found["uncertain"], found["disagreement"]) == ([rest[0]], [rest[1]])
+
+
+def test_disagreements_that_are_labelled_or_gone_leave_room_for_others(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_queue, "MAX_LENGTH", 2)
+    ids = answered(engine, [0.99] * 5)
+    label_queue.replace_disagreements(engine, "8", [*ids, *new_ids(3)])
+    for id in ids[3:]:
+        label_queue.label(engine, id, 3, "somebody")
+    assert waiting(engine)["disagreement"] == [ids[2], ids[1]]
+
+
+def test_the_number_of_audit_labels_is_that_of_the_answers_that_count(engine: Engine) -> None:
+    ids = answered(engine, [0.99] * 3, audit_sample_rate=1)
+    (repeated,) = answered(engine, [0.99], audit_sample_rate=1)  # the same image as the first
+    (other,) = answered(engine, [0.99], audit_sample_rate=1, version="6", seed=1)
+    label_queue.label(engine, ids[0], 5, "somebody")
+    feedback.ingest_feedback(engine, FeedbackPolicy())  # as no label of an auditor
+    for id, label in zip([*ids, repeated, other], (3, NO_DIGIT, 4, 3, 3), strict=True):
+        label_queue.label(engine, id, label, AUDITOR)
+
+    def measured_on() -> int:
+        return len(audit.answers(engine, "7", SINCE, NOW + timedelta(days=1)))
+
+    assert audit.count(engine, "7") == measured_on() == 2
+    feedback.ingest_feedback(engine, FeedbackPolicy())
+    assert audit.count(engine, "7") == measured_on() == 2
+    label_queue.label(engine, ids[2], NO_DIGIT, AUDITOR)
+    assert audit.count(engine, "7") == measured_on() == 1
 
 
 def test_what_is_labelled_leaves_the_queue_and_returns_when_the_label_is_taken_back(engine: Engine) -> None:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, func, select
 
 from digits.images import NO_DIGIT
-from digits.storage import labels, predictions
-from digits.storage.feedback import IngestedLabel, digest
+from digits.storage import predictions
+from digits.storage.feedback import IngestedLabel, digest, new_labels
 from digits.storage.labels import AUDITOR, feedback
 
 MIN_LABELS = 50  # of a version; with fewer, monitoring claims nothing of its accuracy but a fall
@@ -78,13 +78,15 @@ def _ingested(engine: Engine, version: str, since: datetime, until: datetime) ->
 
 
 def count(engine: Engine, version: str) -> int:
-    """The number of the version's answers in the audit sample that auditors have labelled."""
-    label = IngestedLabel
-    kept = select(label.prediction_id).where(label.audited, label.version == version)
-    given = labels.current(feedback.c.source == AUDITOR).subquery()
-    new = select(given).outerjoin(label, label.prediction_id == given.c.prediction_id).where(label.sequence.is_(None))
+    """The number of the version's labelled answers of the audit sample, as `answers` has them."""
+    row = IngestedLabel
+    query = select(row.prediction_id, row.digest, row.label).where(row.audited, row.version == version)
     with engine.connect() as connection:
-        return len(connection.scalars(kept).all()) + predictions.count_drawn(connection, new, version)
+        found = {id: (digest, label) for id, digest, label in connection.execute(query)}
+        new = predictions.read_labelled(connection, new_labels(feedback.c.source == AUDITOR))
+    for n in np.flatnonzero(new.audited & (np.array(new.versions) == version)):
+        found[new.ids[n]] = digest(new.images[n].tobytes()), int(new.labels[n])
+    return len({image for image, label in found.values() if label != NO_DIGIT})
 
 
 def last_label(engine: Engine) -> datetime | None:

@@ -19,7 +19,21 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
-from sqlalchemy import Engine, LargeBinary, Select, SmallInteger, String, Text, bindparam, delete, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Engine,
+    Index,
+    LargeBinary,
+    Select,
+    SmallInteger,
+    String,
+    Text,
+    bindparam,
+    delete,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from digits.images import NO_DIGIT, PIXELS, SIZE, Images, Split
@@ -35,6 +49,8 @@ class IngestedLabel(Base):
     """The most recent label of a prediction, and the part that it is assigned to."""
 
     __tablename__ = "ingested_labels"
+    # covers the search for labels that are new
+    __table_args__ = (Index("ingested_labels_sequence", "prediction_id", "sequence"),)
 
     prediction_id: Mapped[str] = mapped_column(String(32), primary_key=True)
     sequence: Mapped[int]  # of the label in `feedback`; a later one is new
@@ -79,13 +95,13 @@ class FeedbackPolicy(BaseModel, frozen=True, extra="forbid", title="DIGITS_FEEDB
 def waiting(engine: Engine) -> int:
     """The number of labels that are not yet ingested."""
     with engine.connect() as connection:
-        return connection.scalar(select(func.count()).select_from(_new().subquery())) or 0
+        return connection.scalar(select(func.count()).select_from(new_labels().subquery())) or 0
 
 
 def ingest_feedback(engine: Engine, policy: FeedbackPolicy) -> Counter[Part]:
     """Decide on all new labels in one transaction. Returns the number of labels per part."""
     with Session(engine) as session, session.begin():
-        new = _new_labels(session)
+        new = _read_new(session)
         if ids := [{"id": label.prediction_id} for label in new]:
             corrected = delete(IngestedLabel).where(IngestedLabel.prediction_id == bindparam("id"))
             session.connection().execute(corrected, ids)
@@ -219,17 +235,21 @@ def digest(image: bytes) -> str:
     return hashlib.blake2b(image, digest_size=16).hexdigest()
 
 
-def _new() -> Select[Any]:
-    """The labels that count and are not ingested."""
-    current = labels.current().subquery()
-    new = select(current).outerjoin(IngestedLabel, current.c.prediction_id == IngestedLabel.prediction_id)
-    return new.where(IngestedLabel.sequence.is_distinct_from(current.c.sequence))
+def new_labels(*which: ColumnElement[bool]) -> Select[Any]:
+    """The labels that count and are not ingested; `which` selects labels in the table `feedback`."""
+    given, ingested = labels.feedback.c, IngestedLabel
+    same = ingested.prediction_id == given.prediction_id, ingested.sequence == given.sequence
+    # Most are ingested, and those are found in two indexes; only what remains is ranked.
+    remaining = select(given.prediction_id).where(~select(ingested.sequence).where(*same).exists(), *which)
+    current = labels.current(given.prediction_id.in_(remaining)).subquery()
+    new = select(current).outerjoin(ingested, current.c.prediction_id == ingested.prediction_id)
+    return new.where(ingested.sequence.is_distinct_from(current.c.sequence))
 
 
-def _new_labels(session: Session) -> list[IngestedLabel]:
+def _read_new(session: Session) -> list[IngestedLabel]:
     """The new labels with their predictions, not yet assigned to a part; raises ValueError where a record lacks an image."""
-    now, given = datetime.now(UTC), {row.prediction_id: row for row in session.execute(_new())}
-    window = predictions.read_labelled(session.connection(), _new())
+    now, given = datetime.now(UTC), {row.prediction_id: row for row in session.execute(new_labels())}
+    window = predictions.read_labelled(session.connection(), new_labels())
     return [
         IngestedLabel(
             prediction_id=id,

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, delete, insert, select
 from digits.images import SIZE
 from digits.storage import database, feedback, labels, predictions, suspected_labels
 from digits.storage.labels import AUDITOR
-from digits.storage.predictions import batches
+from digits.storage.predictions import Known, batches
 
 Queue = Literal["audit", "uncertain", "disagreement", "quarantine", "suspected"]
 QUEUES: tuple[Queue, ...] = get_args(Queue)
@@ -44,24 +44,25 @@ class QueuedImage(NamedTuple):
 
 
 def waiting(
-    engine: Engine, version: str, since: datetime, uncertain_below: float, is_auditor: bool
+    engine: Engine, version: str, since: datetime, uncertain_below: float, client: str | None
 ) -> dict[Queue, list[str]]:
     """The ids in each queue, of answers since then; at most MAX_LENGTH each, and none in two queues.
 
-    `version` is the one that is served, whose audit sample comes first. Others than auditors get the queues in which their labels count.
+    `version` is the one that is served, whose audit sample comes first. Others than auditors get the queues in which their labels
+    count, with answers to `client`, the name of their key, or to `client/…`; for auditors it is None. They label what was drawn for
+    the audit sample in random order, or accuracy would be measured on the least certain of them: no other queue has it.
     """
-    done = _labelled(engine, AUDITOR if is_auditor else None, since)
+    is_auditor = client is None
     found: dict[Queue, list[str]] = {
         "audit": _audit_sample(engine, version, since) if is_auditor else [],
-        "uncertain": _uncertain(engine, since, uncertain_below),
-        "disagreement": _disagreements(engine),
+        "uncertain": _uncertain(engine, since, uncertain_below, client),
+        "disagreement": _disagreements(engine, client),
         "quarantine": feedback.quarantined_ids(engine, MAX_LENGTH) if is_auditor else [],
         "suspected": suspected_labels.waiting(engine, MAX_LENGTH) if is_auditor else [],
     }
-    everyones = done if not is_auditor else done | _labelled(engine, None, since)
     seen: set[str] = set()
     for queue, ids in found.items():
-        skipped = seen | (done if queue in OF_AUDITORS else everyones)
+        skipped = seen | labels.labelled(engine, ids, AUDITOR if queue in OF_AUDITORS else None)
         found[queue] = [id for id in ids if id not in skipped][:MAX_LENGTH]
         seen.update(found[queue])
     return found
@@ -100,12 +101,9 @@ def replace_disagreements(engine: Engine, challenger: str, ids: Sequence[str]) -
             connection.execute(insert(disagreements), [{"prediction_id": id, "challenger": challenger} for id in ids])
 
 
-def _labelled(engine: Engine, source: str | None, since: datetime) -> set[str]:
-    """The ids of predictions since then that this source has labelled, or with None anybody."""
-    given = labels.feedback.c
-    query = select(given.prediction_id).where(given.prediction_id >= predictions.first_id_at(since)).distinct()
-    with engine.connect() as connection:
-        return set(connection.scalars(query if source is None else query.where(given.source == source)))
+def _is_offered(one: Known, client: str | None) -> bool:
+    """Whether an answer is for auditors (None), who have those of the audit sample in its own queue, or to this client."""
+    return not one.is_drawn if client is None else one.client == client or one.client.startswith(f"{client}/")
 
 
 def _audit_sample(engine: Engine, version: str, since: datetime) -> list[str]:
@@ -121,26 +119,31 @@ def _audit_sample(engine: Engine, version: str, since: datetime) -> list[str]:
     return [id for *_, id in sorted(found)]
 
 
-def _uncertain(engine: Engine, since: datetime, uncertain_below: float) -> list[str]:
+def _uncertain(engine: Engine, since: datetime, uncertain_below: float, client: str | None) -> list[str]:
     """Ids of answers with little confidence, the least first; of those with equal probabilities, which show the same image, one."""
-    query = select(batches.c.ids, batches.c.probabilities).where(batches.c.at >= since).order_by(batches.c.at.desc())
-    ids, parts = [], [np.empty((0, 10), np.float32)]
+    columns = batches.c.ids, batches.c.probabilities, batches.c.clients, batches.c.audit
+    query = select(*columns).where(batches.c.at >= since).order_by(batches.c.at.desc())
+    searched, found = 0, list[tuple[float, str, bytes]]()
     with engine.connect() as connection:
-        for of_row, probabilities in connection.execute(query.execution_options(yield_per=predictions.READ_ROWS)):
-            ids += predictions.ids_of(of_row)
-            parts.append(np.frombuffer(probabilities, np.float32).reshape(-1, 10))
-            if len(ids) >= MAX_ANSWERS:
+        for row in connection.execute(query.execution_options(yield_per=predictions.READ_ROWS)):
+            ids = predictions.ids_of(row.ids)
+            probabilities = np.frombuffer(row.probabilities, np.float32).reshape(-1, 10)
+            confidence = probabilities.max(axis=1)
+            positions = np.flatnonzero(confidence < uncertain_below).tolist()
+            found += [
+                (float(confidence[n]), ids[n], probabilities[n].tobytes())
+                for n, one in zip(positions, predictions.known_at(row, positions), strict=True)
+                if _is_offered(one, client)
+            ]
+            searched += len(ids)
+            if searched >= MAX_ANSWERS:
                 break
-    probabilities = np.concatenate(parts)
-    confidence = probabilities.max(axis=1)
-    rows = np.flatnonzero(confidence < uncertain_below)
     distinct: dict[bytes, str] = {}
-    for row in rows[np.argsort(confidence[rows], kind="stable")]:
-        distinct.setdefault(probabilities[row].tobytes(), ids[row])
+    for _, id, answer in sorted(found, key=lambda one: one[0]):
+        distinct.setdefault(answer, id)
     return list(distinct.values())
 
 
-def _disagreements(engine: Engine) -> list[str]:
-    with engine.connect() as connection:
-        query = select(disagreements.c.prediction_id).order_by(disagreements.c.prediction_id.desc())
-        return list(connection.scalars(query.limit(MAX_LENGTH)))
+def _disagreements(engine: Engine, client: str | None) -> list[str]:
+    found = predictions.known(engine, select(disagreements.c.prediction_id))
+    return sorted((id for id, one in found.items() if _is_offered(one, client)), reverse=True)

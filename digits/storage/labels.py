@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, func, ins
 from digits.storage import database
 
 AUDITOR = "audit"  # the source of all feedback from auditors
+MAX_LISTED = 500  # ids of one query
 
 feedback = sa.Table(
     "feedback",
@@ -37,9 +38,22 @@ def read(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:
     """The labels of predictions by their id."""
     if not ids:
         return {}
-    # Ids begin with the time, so there are few others between them.
-    between = feedback.c.prediction_id.between(min(ids), max(ids))
-    return {row.prediction_id: row for row in connection.execute(current(between))}
+    given = feedback.c.prediction_id
+    # Ids begin with the time, so there are few others between many of a window.
+    which = given.in_(ids) if len(ids) <= MAX_LISTED else given.between(min(ids), max(ids))
+    return {row.prediction_id: row for row in connection.execute(current(which))}
+
+
+def labelled(engine: Engine, ids: Sequence[str], source: str | None = None) -> set[str]:
+    """Those of these predictions that this source has labelled, or with None anybody."""
+    query, found = select(feedback.c.prediction_id), set[str]()
+    if source is not None:
+        query = query.where(feedback.c.source == source)
+    with engine.connect() as connection:
+        for start in range(0, len(ids), MAX_LISTED):
+            some = ids[start : start + MAX_LISTED]
+            found.update(connection.scalars(query.where(feedback.c.prediction_id.in_(some))))
+    return found
 
 
 def add(engine: Engine, id: str, digit: int, source: str) -> None:

@@ -35,6 +35,8 @@ TIME_DIGITS = 16  # at the start of an id; those that follow are random
 _MILLISECOND_DIGITS = 12  # the first of them
 _ID = re.compile(r"[0-9a-f]{32}")
 
+_DRAWN: Any = dict.fromkeys(("sqlite_where", "postgresql_where"), sa.text("audit IS NOT NULL"))
+
 # A row for each prediction took five times as long to write (`python -m bench.storage`).
 batches = sa.Table(
     "prediction_batches",
@@ -55,6 +57,7 @@ batches = sa.Table(
         "places", sa.Text
     ),  # a JSON list, for digits read from one picture: line, left, top, width, height of each
     sa.Index("prediction_batches_at", "at"),
+    sa.Index("prediction_batches_drawn", "at", **_DRAWN),  # few rows have any
 )
 
 _COLUMNS = tuple(batches.columns)
@@ -216,7 +219,7 @@ def read_window(
         places: Iterable[_Place]
         if labelled:
             found = _places_of(connection, labels.current())
-            places = (place for place, at, by in found if since <= at < until and version in (None, by))
+            places = (place for place, row in found if since <= row.at < until and version in (None, row.version))
         else:
             query = select(batches.c.first_id, batches.c.ids).where(*which).execution_options(yield_per=STATEMENT_ROWS)
             places = (place for first_id, ids in connection.execute(query) for place in _places(first_id, ids))
@@ -225,7 +228,7 @@ def read_window(
 
 def read_labelled(connection: Connection, given: Select[Any]) -> PredictionWindow:
     """The predictions that these labels, some of `labels.current`, belong to."""
-    return _read(connection, _positions(place for place, _, _ in _places_of(connection, given)))
+    return _read(connection, _positions(place for place, _ in _places_of(connection, given)))
 
 
 def read_audit_sample(engine: Engine, since: datetime) -> PredictionWindow:
@@ -236,14 +239,23 @@ def read_audit_sample(engine: Engine, since: datetime) -> PredictionWindow:
         return _read(connection, {first_id: np.frombuffer(audit, np.uint16).tolist() for first_id, audit in rows})
 
 
-def count_drawn(connection: Connection, given: Select[Any], version: str) -> int:
-    """How many of the predictions that these labels belong to are of the version and in the audit sample."""
-    positions = _positions(place for place, _, by in _places_of(connection, given) if by == version)
-    query, firsts, drawn = select(batches.c.first_id, batches.c.audit), sorted(positions), 0
-    for start in range(0, len(firsts), READ_ROWS):
-        rows = connection.execute(query.where(batches.c.first_id.in_(firsts[start : start + READ_ROWS])))
-        drawn += sum(len({*np.frombuffer(audit or b"", np.uint16).tolist()} & {*positions[id]}) for id, audit in rows)
-    return drawn
+class Known(NamedTuple):
+    """What the log knows of a prediction without reading its image."""
+
+    client: str  # who sent the image, "" where unknown
+    is_drawn: bool  # for the audit sample
+
+
+def known(engine: Engine, given: Select[Any]) -> dict[str, Known]:
+    """What the log knows of the predictions of a query with a column `prediction_id`, by id; those that it deleted are left out."""
+    with engine.connect() as connection:
+        return {place.id: known_at(row, [place.position])[0] for place, row in _places_of(connection, given)}
+
+
+def known_at(row: Row[Any], positions: Iterable[int]) -> list[Known]:
+    """The same of positions in a row with `clients` and `audit`."""
+    clients, drawn = orjson.loads(row.clients), set(np.frombuffer(row.audit or b"", np.uint16).tolist())
+    return [Known(clients[n] if len(clients) > 1 else clients[0], n in drawn) for n in positions]
 
 
 def read(engine: Engine, ids: Iterable[str]) -> PredictionWindow:
@@ -272,16 +284,17 @@ def _place(connection: Connection, id: str) -> _Place:
     raise UnknownPrediction(f"no prediction has the id {quote(id)}; send the id of a prediction")
 
 
-def _places_of(connection: Connection, given: Select[Any]) -> Iterator[tuple[_Place, datetime, str]]:
-    """The places of labelled predictions, their times and versions; those that the log no longer has are left out."""
+def _places_of(connection: Connection, given: Select[Any]) -> Iterator[tuple[_Place, Row[Any]]]:
+    """The places of labelled predictions, with time, version, clients and audit sample of their rows; without those that the log deleted."""
     label, first_id = given.subquery(), batches.c.first_id
     start = func.substr(label.c.prediction_id, 1, _MILLISECOND_DIGITS)
     near = and_(first_id <= label.c.prediction_id, first_id >= start)
-    query = select(label.c.prediction_id, first_id, batches.c.ids, batches.c.at, batches.c.version)
+    of_row = first_id, batches.c.ids, batches.c.at, batches.c.version, batches.c.clients, batches.c.audit
     # An outer join without conditions on times, because SQLite would begin an inner one with all batches of a time.
-    for id, first, ids, at, version in connection.execute(query.join_from(label, batches, near, isouter=True)):
-        if ids and (place := _place_in(first, ids, id)):
-            yield place, at, version
+    query = select(label.c.prediction_id, *of_row).join_from(label, batches, near, isouter=True)
+    for row in connection.execute(query):
+        if row.ids and (place := _place_in(row.first_id, row.ids, row.prediction_id)):
+            yield place, row
 
 
 def _place_in(first_id: str, ids: bytes, id: str) -> _Place | None:

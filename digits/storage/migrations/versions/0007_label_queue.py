@@ -27,3 +27,8 @@ def upgrade() -> None:
         sa.Column("prediction_id", sa.String(32), primary_key=True),
         sa.Column("challenger", sa.String(32), nullable=False),
     )
+    op.create_index("ingested_labels_sequence", "ingested_labels", ["prediction_id", "sequence"])
+    drawn = sa.text("audit IS NOT NULL")
+    op.create_index(
+        "prediction_batches_drawn", "prediction_batches", ["at"], sqlite_where=drawn, postgresql_where=drawn
+    )
