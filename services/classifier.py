@@ -95,9 +95,11 @@ class DigitClassifier:
         return schemas.Feedback.model_validate_json(to_json(self.context.feedback(id, digit, source, is_digit)))
 
     @bentoml.api
-    def withdraw(self, id: schemas.Id, source: schemas.Source = "api") -> schemas.Withdrawal:
-        """Take back the most recent label that this source gave to a prediction, before a retraining ingests it."""
-        return schemas.Withdrawal.model_validate_json(to_json(self.context.withdraw(id, source)))
+    def withdraw(
+        self, id: schemas.Id, source: schemas.Source = "api", label_number: schemas.LabelNumber = None
+    ) -> schemas.Withdrawal:
+        """Take back a label that this source gave to a prediction, before a retraining ingests it."""
+        return schemas.Withdrawal.model_validate_json(to_json(self.context.withdraw(id, source, label_number)))
 
     @bentoml.api
     def about(self) -> schemas.About:

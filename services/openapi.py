@@ -59,6 +59,7 @@ PROBLEMS = {
     404: "No prediction has this id.",
     405: "The route does not support this method.",
     408: "The body did not arrive in time.",
+    409: "A retraining has ingested the label, so that it cannot be taken back.",
     413: "The body is too large.",
     415: "The content type or the content encoding is not supported.",
     421: "The Host header names another service.",
@@ -74,6 +75,7 @@ PROBLEM_EXAMPLES = {
     404: f'no prediction has the id "{_ID}"; send the id of a prediction',
     405: "/classify does not support GET; send POST",
     408: "the body did not arrive within 10 s; send it faster, or less at a time",
+    409: f'a retraining has ingested the label of "{_ID}"; send the right digit to /feedback instead',
     413: "the body has 16,000,001 bytes or more; send at most 16,000,000",
     415: 'the content encoding is "gzip"; send the body uncompressed',
     421: 'the host "evil.example" is not served here; name it in DIGITS_ALLOWED_HOSTS',
@@ -84,7 +86,7 @@ PROBLEM_EXAMPLES = {
 # Any request can end with one of these; the others need a body, or the id of a prediction.
 _ALWAYS = {400, 401, 403, 405, 421, 422, 429, 503}
 _OF_BODIES = {408, 413, 415}
-_IDENTIFIED = {"/feedback", "/predictions/{id}"}
+_IDENTIFIED = {"/feedback", "/withdraw", "/predictions/{id}"}
 _HEADERS = {
     "X-Request-ID": "Id of the request: the one that it brought, or a new one.",
     "Retry-After": "Seconds after which the request can be sent again.",
@@ -133,7 +135,7 @@ BODY_EXAMPLES: dict[str, Any] = {
     "explain": {"image": _ONE},
     "classify_bulk": "784 bytes for each image",
     "feedback": {"id": _ID, "digit": 7, "source": "ward-3"},
-    "withdraw": {"id": _ID, "source": "ward-3"},
+    "withdraw": {"id": _ID, "source": "ward-3", "label_number": 12},
 }
 ANSWER_EXAMPLES: dict[str, Any] = {
     "classify": _PREDICTION,
@@ -167,7 +169,7 @@ ANSWER_EXAMPLES: dict[str, Any] = {
         "prediction_sets": [[1], [1, 7]],
         "ids": [_ID, None],
     },
-    "feedback": {"id": _ID, "digit": 7, "is_digit": True, "source": "ward-3"},
+    "feedback": {"id": _ID, "digit": 7, "is_digit": True, "source": "ward-3", "label_number": 12},
     "withdraw": {"id": _ID, "source": "ward-3"},
     "label_queue": {
         "model_version": "7",
@@ -279,6 +281,7 @@ def _add_problems(paths: dict[str, Schema]) -> None:
         for method, operation in operations.items():
             statuses = _ALWAYS | (_OF_BODIES if method == "post" else set())
             statuses |= {404} if route in _IDENTIFIED else set()
+            statuses |= {409} if route == "/withdraw" else set()
             problems = {str(status): {"$ref": f"#/components/responses/{status}"} for status in sorted(statuses)}
             operation["responses"] = operation["responses"] | problems
 

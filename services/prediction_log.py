@@ -118,9 +118,9 @@ class PredictionLog:
         """Wait until what any other worker has answered so far is in the database, as far as it is reachable."""
         await asyncio.sleep(2 * self._interval_seconds)
 
-    def label(self, id: str, label: int, source: str) -> None:
+    def label(self, id: str, label: int, source: str) -> int | None:
         """Like `label_queue.label`; raises NotFound or ServiceUnavailable."""
-        self.query(label_queue.label, id, label, source)
+        return self.query(label_queue.label, id, label, source)
 
     def find(self, id: str) -> PredictionWindow:
         """Like `predictions.find`; raises NotFound or ServiceUnavailable."""

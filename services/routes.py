@@ -188,10 +188,10 @@ async def feedback(request: Request) -> Response:
 
 
 async def withdraw(request: Request) -> Response:
-    """The most recent label of a prediction from this source is taken back."""
-    fields = _label_fields(request, set(), '{"id": "…"}')
-    with counted("logged predictions", request):
-        return await _in_thread(request.state.context.withdraw, fields["id"], fields["source"])
+    """A label of a prediction from this source is taken back: the one with this number, or the most recent one."""
+    fields = _label_fields(request, {"label_number"}, '{"id": "…"}')
+    facts = fields["source"], fields.get("label_number")
+    return await _once_stored(request, request.state.context.withdraw, fields["id"], *facts)
 
 
 def _label_fields(request: Request, more: set[str], example: str) -> dict[str, Any]:

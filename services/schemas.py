@@ -105,6 +105,9 @@ class Feedback(BaseModel):
     digit: Digit | None = Field(description="True digit; null if the image shows none.")
     is_digit: bool = Field(description="Whether the image shows a digit.")
     source: str = Field(description=LABELLED_BY)
+    label_number: int | None = Field(
+        description="Number for /withdraw; null if nothing was stored, because the same label counts already, and for a training image."
+    )
 
 
 class Withdrawal(BaseModel):
@@ -195,6 +198,8 @@ LABELLER = "Who labelled it, in printable characters; an API key's name takes it
 Source = Annotated[str, Field(min_length=1, max_length=64, description=LABELLER)]
 LABELLED_DIGIT = "True digit, unless `is_digit` is false."
 LabelledDigit = Annotated[Digit | None, Field(description=LABELLED_DIGIT)]
+NUMBER_TO_WITHDRAW = "`label_number` of the response of /feedback; without it the most recent label of this source."
+LabelNumber = Annotated[int | None, Field(ge=1, description=NUMBER_TO_WITHDRAW)]
 LabelIsDigit = Annotated[bool, Field(description="False for an image that shows no digit.")]
 Pixels = Annotated[bytes, ContentType("application/octet-stream")]
 # BentoML's schema generator follows the first entry of an anyOf; a discriminated union is a oneOf.

@@ -1,7 +1,7 @@
 """What the requests of a worker share - the served champion, the prediction log, the API keys, the metrics - and what each does.
 
 The operations return the content of the response and raise BentoML's exceptions, which carry a status: UnprocessableEntity (422) for
-invalid input, NotFound (404), and ServiceUnavailable (503) without a champion or database.
+invalid input, NotFound (404), Conflict (409), and ServiceUnavailable (503) without a champion or database.
 """
 
 import asyncio
@@ -13,11 +13,12 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from bentoml.exceptions import ServiceUnavailable, UnprocessableEntity
+from bentoml.exceptions import BentoMLException, ServiceUnavailable, UnprocessableEntity
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
@@ -75,6 +76,12 @@ def set_up_logging(log_format: LogFormat) -> None:
         handler.setFormatter(logs.formatter(log_format))
         logger.addHandler(handler)
         logger.propagate = False
+
+
+class Conflict(BentoMLException):  # type: ignore[misc]  # BentoML's exceptions have no types
+    """The state of the platform does not allow this any more."""
+
+    error_code = HTTPStatus.CONFLICT
 
 
 class ServingContext:
@@ -345,15 +352,17 @@ class ServingContext:
             raise UnprocessableEntity(f"digit is {quote(digit)} and is_digit is false; send one of them")
         if is_digit and (not isinstance(digit, int) or isinstance(digit, bool) or not 0 <= digit <= 9):
             raise UnprocessableEntity(f"digit is {quote(digit)}; expected a whole number from 0 to 9")
-        self.prediction_log.label(id, digit if is_digit else NO_DIGIT, source)
-        return {"id": id, "digit": digit, "is_digit": is_digit, "source": source}
+        number = self.prediction_log.label(id, digit if is_digit else NO_DIGIT, source)
+        return {"id": id, "digit": digit, "is_digit": is_digit, "source": source, "label_number": number}
 
-    def withdraw(self, id: Any, source: Any) -> Content:
-        """Take back the most recent label that this source gave."""
+    def withdraw(self, id: Any, source: Any, number: Any = None) -> Content:
+        """Take back this source's label with this number, or its most recent one; raises Conflict if a retraining has it."""
         _check_label_of(id, source)
-        if not self.prediction_log.query(label_queue.withdraw, id, source):
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 2**31):
+            raise UnprocessableEntity(f"label_number is {quote(number)}; expected that of a response of /feedback")
+        if not self.prediction_log.query(label_queue.withdraw, id, source, number):
             problem = f"a retraining has ingested the label of {quote(id)}"
-            raise UnprocessableEntity(f"{problem}; send the right digit to /feedback instead")
+            raise Conflict(f"{problem}; send the right digit to /feedback instead")
         return {"id": id, "source": source}
 
     def label_queue(self, limit: int, queue: Queue | None, exclude: Collection[str], client: str | None) -> Content:

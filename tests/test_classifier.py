@@ -186,12 +186,20 @@ def test_a_picture_may_come_as_a_form_field_of_any_size(service: Service, sample
 
 def test_the_last_word_of_feedback_counts(service: Service, sample: reference.Reference) -> None:
     id = classify(service, sample.images[0])["id"]
+    numbers = []
     for digit in (4, 4, 9):
-        response = service.client.post("/feedback", json={"id": id, "digit": digit, "source": "test"})
-        assert response.json() == {"id": id, "digit": digit, "is_digit": True, "source": "test"}
+        response = service.client.post("/feedback", json={"id": id, "digit": digit, "source": "test"}).json()
+        numbers.append(response.pop("label_number"))
+        assert response == {"id": id, "digit": digit, "is_digit": True, "source": "test"}
+    assert numbers[1] is None and numbers[0] < numbers[2]
     assert service.client.get(f"/predictions/{id}").json()["label"] == 9
     service.client.post("/withdraw", json={"id": id, "source": "test"}).raise_for_status()
     assert service.client.get(f"/predictions/{id}").json()["label"] == 4
+    body = {"id": id, "source": "test", "label_number": numbers[2]}
+    service.client.post("/withdraw", json=body).raise_for_status()
+    assert service.client.get(f"/predictions/{id}").json()["label"] == 4  # that one was gone
+    unknown = service.client.post("/withdraw", json={"id": "0" * 32, "source": "test"})
+    assert unknown.status_code == 404 and "no prediction has the id" in unknown.json()["error"]
 
 
 def test_about_names_the_version_its_recipe_metrics_and_run(service: Service) -> None:
@@ -279,6 +287,12 @@ BAD: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "digit and none": ("/feedback", {"json": {"id": "a", "digit": 3, "is_digit": False}}, 422, "send one of them"),
     "is_digit null": ("/feedback", {"json": {"id": "a", "is_digit": None}}, 422, "is_digit is null"),
     "a label to withdraw of a form": ("/withdraw", {"data": {"id": "a"}}, 415, "send application/json"),
+    "a number of a label to withdraw": (
+        "/withdraw",
+        {"json": {"id": "a", "label_number": "7"}},
+        422,
+        "label_number is",
+    ),
     "a digit to withdraw": ("/withdraw", {"json": {"id": "a", "digit": 3}}, 422, 'no field "digit"'),
     "feedback of a form": ("/feedback", {"data": {"id": "a", "digit": "3"}}, 415, "send application/json"),
     "nothing there": ("/nothing", {}, 404, "there is nothing at /nothing"),

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine, select
 
 from digits.images import NO_DIGIT, Images
-from digits.storage import audit, feedback, label_queue, labels, predictions, suspected_labels
+from digits.storage import audit, feedback, label_queue, predictions, suspected_labels
 from digits.storage.feedback import FeedbackPolicy, IngestedLabel
 from digits.storage.labels import AUDITOR
 from digits.storage.predictions import PredictionBatch, UnknownPrediction, new_ids
@@ -143,6 +143,23 @@ def test_what_is_labelled_leaves_the_queue_and_returns_when_the_label_is_taken_b
     assert predictions.find(engine, drawn).labels.tolist() == [8]
 
 
+def test_an_auditor_takes_back_only_the_label_of_that_number(engine: Engine) -> None:
+    """All auditors are one source: what one takes back must not be what another said."""
+    (id,) = answered(engine, [0.99], audit_sample_rate=1)
+    first = label_queue.label(engine, id, 7, AUDITOR)
+    assert label_queue.label(engine, id, 7, AUDITOR) is None  # another says the same
+    second = label_queue.label(engine, id, 8, AUDITOR)
+    assert first is not None and second is not None
+    assert label_queue.withdraw(engine, id, AUDITOR, first)
+    assert predictions.find(engine, id).labels.tolist() == [8]
+    assert label_queue.withdraw(engine, id, "somebody", second) and label_queue.withdraw(engine, id, AUDITOR, first)
+    assert predictions.find(engine, id).labels.tolist() == [8]  # neither has such a label
+    feedback.ingest_feedback(engine, FeedbackPolicy())
+    assert not label_queue.withdraw(engine, id, AUDITOR, second)
+    with pytest.raises(UnknownPrediction):
+        label_queue.withdraw(engine, "0" * 32, AUDITOR)
+
+
 def test_the_label_no_digit_neither_measures_accuracy_nor_is_trained_on(engine: Engine) -> None:
     ids = answered(engine, [0.99, 0.98, 0.97], audit_sample_rate=1)
     for id in ids[:2]:
@@ -210,4 +227,3 @@ def test_ids_begin_with_the_time(engine: Engine) -> None:
     before = datetime.now(UTC)
     (id,) = new_ids(1)
     assert predictions.first_id_at(before) <= id < predictions.first_id_at(before + timedelta(seconds=5))
-    assert labels.times(engine, AUDITOR) == {}

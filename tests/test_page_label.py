@@ -150,6 +150,52 @@ def test_no_digit_undo_and_skip(desktop: LabelPage, sample: Reference) -> None:
     assert not desktop.find("#undo").is_enabled()
 
 
+def test_what_a_failing_service_does_not_take_stays_on_the_page(desktop: LabelPage, sample: Reference) -> None:
+    """A proxy's error is JSON of another form. Labels that follow must be sent, and a label that stays must be shown."""
+    service, browser = desktop.service, desktop.browser
+    ids = send(service, sample, 3)
+    desktop.open()
+    first = desktop.shown(sample)
+    desktop.press("7")
+    desktop.wait_for(lambda: service.client.get(f"/predictions/{ids[first]}").json()["label"] == 7)
+    second = desktop.shown(sample)
+    browser.execute_script(
+        "window.working = window.fetch; window.fetch = async () => new Response('{}', { status: 502 });"
+    )
+    desktop.press("u")
+    desktop.wait_for(lambda: "the service answers 502" in desktop.text("said"))
+    assert desktop.shown(sample) == second and desktop.text("tally") == "1 by you"
+    browser.execute_script("document.querySelector('#queues input[value=uncertain]').click()")
+    desktop.wait_for(lambda: "out of order" in desktop.text("said"))
+    browser.execute_script("window.fetch = window.working; document.querySelector('#queues input[value=all]').click()")
+    desktop.wait_for(lambda: desktop.find("#image").is_displayed())
+    shown = desktop.shown(sample)
+    desktop.press("4")
+    desktop.wait_for(lambda: service.client.get(f"/predictions/{ids[shown]}").json()["label"] == 4)
+    desktop.press("u", "u")
+    desktop.wait_for(lambda: service.client.get("/label_queue").json()["waiting"]["audit"] == 3)
+
+
+def test_keys_can_be_switched_off_and_space_skips_after_a_queue_was_chosen(
+    desktop: LabelPage, sample: Reference
+) -> None:
+    send(desktop.service, sample, 3)
+    desktop.open()
+    desktop.find("#queues input[value=audit]").send_keys(Keys.SPACE)
+    desktop.wait_for(lambda: desktop.find("#image").is_displayed())
+    first = desktop.shown(sample)
+    desktop.browser.switch_to.active_element.send_keys(Keys.SPACE)
+    second = desktop.shown(sample)
+    assert second != first
+    desktop.find("summary").click()
+    desktop.find("#shortcuts").click()
+    desktop.press("7", "s", "n", Keys.SPACE)
+    assert desktop.shown(sample) == second and desktop.text("tally") == ""
+    desktop.find("#shortcuts").click()
+    desktop.press("7")
+    assert desktop.text("tally") == "1 by you"
+
+
 def test_after_a_click_space_does_not_label_the_next_image(desktop: LabelPage, sample: Reference) -> None:
     ids = send(desktop.service, sample, 3)
     desktop.open()
@@ -219,7 +265,7 @@ def test_a_key_needs_the_role_and_an_auditor_is_told_from_others(
     registry: Registry, sample: Reference, tmp_path: Path
 ) -> None:
     engine = database.connect(f"sqlite:///{tmp_path}/digits.db")
-    names = {"page": ["predict"], "nurse": ["feedback"], "audit": ["predict", "feedback"]}
+    names = {"page": ["predict"], "nurse": ["predict", "feedback"], "audit": ["predict", "feedback"]}
     keys = {name: api_keys.create(engine, name, roles) for name, roles in names.items()}
     settings = {"DIGITS_AUTH": "required", "DIGITS_AUDIT_SAMPLE_RATE": "1"}
     with serving(tmp_path, registry, **settings) as service:
@@ -229,7 +275,7 @@ def test_a_key_needs_the_role_and_an_auditor_is_told_from_others(
         service.wait_for(lambda: service.client.post("/classify", json=body, headers=header).status_code == 200)
         clear = int(np.argmax(sample.probabilities.max(axis=1)))
         body = {"images": sample.images[clear].tolist()}
-        sure = service.client.post("/classify", json=body, headers=header).json()
+        sure = service.client.post("/classify", json=body, headers={"X-API-Key": keys["nurse"]}).json()
         assert service.client.get(f"/predictions/{sure['id']}", headers=header).status_code == 200
         label_queue.replace_disagreements(engine, "2", [sure["id"]])
         browser = start(tmp_path / "chromium", *SIZES["desktop"])

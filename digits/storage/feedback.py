@@ -214,20 +214,21 @@ def _in_quarantine(*columns: Any) -> Select[Any]:
     return query.order_by(IngestedLabel.prediction_id)
 
 
-def withdraw(engine: Engine, id: str, source: str) -> bool:
-    """Delete this source's most recent label of a prediction, as if it had not been given; False where a retraining has ingested it.
+def withdraw(engine: Engine, id: str, source: str, sequence: int | None = None) -> bool:
+    """Delete this source's label with this number, or its most recent one, as if it had not been given.
 
-    True also where the source has given none.
+    False where a retraining has ingested it; True also where there is no such label. An ingestion at the same time sees the label
+    either before or after, so the check and the deletion are one statement.
     """
-    given = select(func.max(labels.feedback.c.sequence))
-    given = given.where(labels.feedback.c.prediction_id == id, labels.feedback.c.source == source)
+    given, newest = labels.feedback.c, labels.feedback.alias().c
+    by_source = newest.prediction_id == id, newest.source == source
+    which = select(func.max(newest.sequence)).where(*by_source).scalar_subquery() if sequence is None else sequence
+    chosen = given.prediction_id == id, given.source == source, given.sequence == which
+    same = IngestedLabel.prediction_id == given.prediction_id, IngestedLabel.sequence == given.sequence
+    ingested = select(IngestedLabel.sequence).where(*same).exists()
     with engine.begin() as connection:
-        newest = connection.scalar(given)
-        ingested = select(IngestedLabel.sequence).where(IngestedLabel.prediction_id == id)
-        if newest is not None and connection.scalar(ingested) == newest:
-            return False
-        connection.execute(delete(labels.feedback).where(labels.feedback.c.sequence == newest))
-    return True
+        deleted = connection.execute(delete(labels.feedback).where(*chosen, ~ingested)).rowcount
+        return deleted > 0 or not connection.execute(select(given.sequence).where(*chosen)).first()
 
 
 def digest(image: bytes) -> str:

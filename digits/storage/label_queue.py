@@ -6,6 +6,7 @@ The audit sample comes first, because accuracy is measured on it alone; then wha
 agree with what they are shown.
 """
 
+import random
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple, get_args
@@ -78,19 +79,26 @@ def read(engine: Engine, queued: Iterable[tuple[str, Queue]]) -> list[QueuedImag
     return [QueuedImage(id, queue, images[id]) for id, queue in queues.items() if id in images]
 
 
-def label(engine: Engine, id: str, label: int, source: str) -> None:
+def label(engine: Engine, id: str, label: int, source: str) -> int | None:
     """Record the label of a prediction, or of a suspected training image if the source is an auditor's.
 
-    Raises UnknownPrediction where there is neither.
+    Returns the number of the label, by which `withdraw` finds it; None where nothing was stored because the same label counts
+    already, and for a training image. Raises UnknownPrediction where there is neither.
     """
-    if not (source == AUDITOR and suspected_labels.decide(engine, id, label, source)):
-        predictions.label(engine, id, label, source)
+    if source == AUDITOR and suspected_labels.decide(engine, id, label, source):
+        return None
+    return predictions.label(engine, id, label, source)
 
 
-def withdraw(engine: Engine, id: str, source: str) -> bool:
-    """Take back this source's most recent label; False where a retraining has ingested it."""
-    is_decision = source == AUDITOR and suspected_labels.decide(engine, id, None, source)
-    return is_decision or feedback.withdraw(engine, id, source)
+def withdraw(engine: Engine, id: str, source: str, number: int | None = None) -> bool:
+    """Take back this source's label with this number, or its most recent one; False where a retraining has ingested it.
+
+    Raises UnknownPrediction where there is neither a prediction nor, for auditors, a suspected training image with this id.
+    """
+    if source == AUDITOR and suspected_labels.decide(engine, id, None, source):
+        return True
+    predictions.check(engine, id)
+    return feedback.withdraw(engine, id, source, number)
 
 
 def replace_disagreements(engine: Engine, challenger: str, ids: Sequence[str]) -> None:
@@ -107,15 +115,18 @@ def _is_offered(one: Known, client: str | None) -> bool:
 
 
 def _audit_sample(engine: Engine, version: str, since: datetime) -> list[str]:
-    """Ids of the audit sample, those of the version first, each in random order: the first in time show the digits of one hour."""
+    """Ids of the audit sample, those of the version first, each in random order: the first in time show the digits of one hour.
+
+    The order is another one each time, so that two auditors seldom label the same image.
+    """
     query = select(batches.c.version, batches.c.ids, batches.c.audit)
     query = query.where(batches.c.at >= since, batches.c.audit.is_not(None)).order_by(batches.c.at.desc())
-    found: list[tuple[bool, str, str]] = []
+    found: list[tuple[bool, float, str]] = []
     with engine.connect() as connection:
         for by, ids, audit in connection.execute(query.limit(MAX_ROWS)):
             of_row = predictions.ids_of(ids)
             drawn = (of_row[position] for position in np.frombuffer(audit, np.uint16))
-            found += [(by != version, id[predictions.TIME_DIGITS :], id) for id in drawn]
+            found += [(by != version, random.random(), id) for id in drawn]
     return [id for *_, id in sorted(found)]
 
 

@@ -1,4 +1,4 @@
-"""The labels of predictions as feedback gave them: all are kept, and one of each prediction counts."""
+"""The labels of predictions as feedback gave them: of several, one counts; those that are taken back are deleted."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -56,13 +56,14 @@ def labelled(engine: Engine, ids: Sequence[str], source: str | None = None) -> s
     return found
 
 
-def add(engine: Engine, id: str, digit: int, source: str) -> None:
-    """Add a label of a prediction. Earlier ones are kept, and repeating the one that counts changes nothing."""
+def add(engine: Engine, id: str, digit: int, source: str) -> int | None:
+    """Add a label of a prediction; returns its number. Repeating the label that counts changes nothing, then it is None."""
     with engine.begin() as connection:
         current = read(connection, [id]).get(id)
-        if current is None or (current.label, current.source) != (digit, source):
-            row = {"prediction_id": id, "label": digit, "at": datetime.now(UTC), "source": source}
-            connection.execute(insert(feedback), row)
+        if current is not None and (current.label, current.source) == (digit, source):
+            return None
+        row = {"prediction_id": id, "label": digit, "at": datetime.now(UTC), "source": source}
+        return connection.scalar(insert(feedback).returning(feedback.c.sequence), row)
 
 
 def times(engine: Engine, source: str) -> dict[str, datetime]:

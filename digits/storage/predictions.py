@@ -433,11 +433,16 @@ def start_of_newest(engine: Engine, count: int, until: datetime, version: str | 
     return None
 
 
-def label(engine: Engine, id: str, digit: int, source: str) -> None:
+def label(engine: Engine, id: str, digit: int, source: str) -> int | None:
     """Record the true digit of a prediction; see `labels.add`. Raises UnknownPrediction when no prediction has this id."""
+    check(engine, id)
+    return labels.add(engine, id, digit, source)
+
+
+def check(engine: Engine, id: str) -> None:
+    """Raises UnknownPrediction when no prediction has this id."""
     with engine.connect() as connection:
         _place(connection, id)
-    labels.add(engine, id, digit, source)
 
 
 def delete_before(engine: Engine, before: datetime) -> int:

@@ -15,18 +15,26 @@ const NO_DIGIT = "no digit";
 // Of a request; more are fetched when so few are left.
 const FETCHED = 50;
 const FEW = 15;
-// So many of the skipped images are left out of what is fetched; the service allows 500 ids in all.
-const MAX_SKIPPED = 400;
+// So many of the skipped images are left out of what is fetched: with those that are shown, an address of less than 8 kB, which proxies accept.
+const MAX_SKIPPED = 150;
 const MAX_SHOWN = 12;
 const RETRY_MS = 3000;
 const POLL_MS = 10_000;
 const NO_ANSWER = "The service does not answer; this is tried again.";
 
 const element = (id) => document.getElementById(id);
-// images: those to come, the first is shown; done: {image, label} of this session, label null for a skipped one; skipped: their ids; unsent: labels (change 1)
-// and withdrawals (change -1) under way; queue: the chosen one or null for all; facts: the last answer of the service without its images; turn: number of the
-// choice, so that an answer to an earlier one is not used; more: whether the service may have more images; timer: of the next attempt
-const state = { images: [], done: [], skipped: [], unsent: [], queue: null, facts: null, turn: 0, fetching: false, more: true, timer: 0 };
+const state = {
+  images: [], // those to come; the first is shown
+  done: [], // {image, label, number} of this session; label is null for a skipped one
+  skipped: [], // ids
+  unsent: [], // {said, change}: labels (change 1) and withdrawals (change -1) under way
+  queue: null, // the chosen one, or null for all
+  facts: null, // the last answer of the service without its images
+  turn: 0, // number of the choice, so that an answer to an earlier one is not used
+  fetching: false,
+  more: true, // whether the service may have more images
+  timer: 0, // of the next attempt
+};
 // Requests about labels, one after the other: a label and its withdrawal must not change places.
 let sending = Promise.resolve();
 
@@ -36,14 +44,19 @@ async function fetchImages() {
   const turn = state.turn;
   // In turn with the labels: its figures count those that were sent before it.
   const asked = sending.then(() => ask(address()));
-  sending = asked;
-  const answer = await asked;
-  state.fetching = false;
+  // Labels must be sent whatever became of it.
+  sending = asked.catch(() => null);
+  let answer;
+  try {
+    answer = await asked;
+  } finally {
+    state.fetching = false;
+  }
   if (turn !== state.turn) return void fetchImages();
   if (answer === null) return;
   const { images, ...facts } = answer;
   state.facts = facts;
-  for (const { image, change } of state.unsent) count(image, change);
+  for (const { said, change } of state.unsent) count(said, change);
   const known = new Set([...excluded(), ...state.done.filter((one) => one.label !== null).map((one) => one.image.id)]);
   state.images.push(...images.filter((image) => !known.has(image.id)));
   state.more = images.length === FETCHED;
@@ -57,13 +70,13 @@ function fetchLater(milliseconds) {
 }
 
 function address() {
-  const query = new URLSearchParams({ limit: FETCHED, exclude: excluded().join(",") });
-  if (state.queue) query.set("queue", state.queue);
-  return `/label_queue?${query}`;
+  // Not by URLSearchParams, which would make three characters of each comma.
+  const queue = state.queue ? `&queue=${state.queue}` : "";
+  return `/label_queue?limit=${FETCHED}${queue}&exclude=${excluded().join(",")}`;
 }
 
 function excluded() {
-  return [...state.images.map((image) => image.id), ...state.unsent.map((one) => one.image.id), ...state.skipped.slice(-MAX_SKIPPED)];
+  return [...state.images.map((image) => image.id), ...state.unsent.map((one) => one.said.image.id), ...state.skipped.slice(-MAX_SKIPPED)];
 }
 
 // The answer to a GET; null where it is tried again later, or a key is asked for.
@@ -78,7 +91,7 @@ async function ask(address) {
     return null;
   }
   if (response.ok) return answer;
-  say(sentence(answer.error));
+  say(sentence(problemOf(answer)));
   // Another key may have the role.
   if (response.status === 403) element("key-form").hidden = false;
   else if (response.status !== 401) fetchLater(RETRY_MS);
@@ -169,6 +182,11 @@ function say(text) {
   element("said").textContent = text;
 }
 
+// What is wrong, of an answer that another program than the service may have given, such as a proxy.
+function problemOf(answer) {
+  return answer?.error ? String(answer.error) : "the service is out of order; this is tried again";
+}
+
 function sentence(text) {
   return `${text[0].toUpperCase()}${text.slice(1)}.`;
 }
@@ -177,16 +195,20 @@ function sentence(text) {
 function label(answer) {
   const image = state.images.shift();
   if (!image) return;
-  state.done.push({ image, label: answer });
+  // number: of the label, by which it is taken back; null where another auditor had said the same, so that nothing was stored
+  const said = { image, label: answer, number: null };
+  state.done.push(said);
   say(`Labelled: ${answer}.`);
   const meaning = answer === NO_DIGIT ? { is_digit: false } : { digit: Number(answer) };
-  send(image, 1, "/feedback", meaning, () => {
-    const place = state.done.findLastIndex((one) => one.image === image);
+  const stored = (response) => (said.number = response.label_number);
+  const undone = () => {
+    const place = state.done.indexOf(said);
     // It may have been taken back meanwhile.
     if (place < 0) return;
     state.done.splice(place, 1);
     state.images.unshift(image);
-  });
+  };
+  send(said, 1, "/feedback", () => meaning, stored, undone);
   goOn();
 }
 
@@ -211,43 +233,66 @@ function undo() {
   const { image } = last;
   state.images.unshift(image);
   if (last.label === null) state.skipped = state.skipped.filter((id) => id !== image.id);
-  else send(image, -1, "/withdraw", {}, () => (state.images = state.images.filter((one) => one !== image)));
+  else {
+    const undone = () => {
+      // The image may have another label meanwhile.
+      if (!state.images.includes(image)) return;
+      state.images = state.images.filter((one) => one !== image);
+      state.done.push(last);
+    };
+    send(last, -1, "/withdraw", () => withdrawal(last), () => {}, undone);
+  }
   say("Taken back.");
   show();
 }
 
+// The fields of a request that takes a label back; null where there is nothing of this page's to take back.
+function withdrawal({ image, number }) {
+  if (image.queue === "suspected") return {};
+  return number === null ? null : { label_number: number };
+}
+
 // The figures that the service would give after a label; the next answer brings its own.
-function count(image, change) {
+function count({ image, label }, change) {
   const { facts } = state;
   facts.waiting[image.queue] = Math.max(0, facts.waiting[image.queue] - change);
   if (image.queue !== "suspected") facts.new_labels = Math.max(0, facts.new_labels + change);
-  if (image.queue === "audit") facts.audit_labels = Math.max(0, facts.audit_labels + change);
+  if (image.queue === "audit" && label !== NO_DIGIT) facts.audit_labels = Math.max(0, facts.audit_labels + change);
 }
 
-// Sends what was said of an image after all that was said before; where it is refused, says why and calls `undone`.
-function send(image, change, address, more, undone) {
-  const entry = { image, change };
+// Sends what was said of an image after all that was said before; `fields` are of the time when it is its turn, null to send nothing.
+// Where it is refused, says why and calls `undone`.
+function send(said, change, address, fields, stored, undone) {
+  const entry = { said, change };
   state.unsent.push(entry);
-  count(image, change);
+  count(said, change);
   sending = sending.then(async () => {
-    const body = JSON.stringify({ id: image.id, source: "audit", ...more });
-    const problem = await post(address, body);
+    const more = fields();
+    const body = JSON.stringify({ id: said.image.id, source: "audit", ...more });
+    const { answer, problem } = more === null ? { answer: null, problem: null } : await post(address, body);
     state.unsent.splice(state.unsent.indexOf(entry), 1);
-    if (problem === null) return;
-    count(image, -change);
+    if (problem === null) {
+      if (answer !== null) stored(answer);
+      return;
+    }
+    count(said, -change);
     undone();
     show();
     say(problem);
   });
 }
 
-// The sentence of what is wrong; null where the service took it.
+// The service's answer, and the sentence of what is wrong or null where the service took it.
 async function post(address, body) {
+  const headers = { "Content-Type": "application/json" };
   try {
-    const response = await key.fetchWithKey(address, { method: "POST", headers: { "Content-Type": "application/json" }, body });
-    return response.ok ? null : `Not stored: ${(await response.json()).error}.`;
+    // keepalive: what was said last is stored although the page is left.
+    const response = await key.fetchWithKey(address, { method: "POST", headers, body, keepalive: true });
+    const answer = await response.json();
+    if (response.ok) return { answer, problem: null };
+    return { answer: null, problem: `Not stored: ${answer?.error ?? `the service answers ${response.status}`}.` };
   } catch {
-    return "Not stored: the service does not answer. Say it again in a moment.";
+    return { answer: null, problem: "Not stored: the service does not answer. Say it again in a moment." };
   }
 }
 
@@ -292,8 +337,9 @@ function queueLine(name, title, explanation) {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.target.matches("input[type=password]")) return;
-  // There Space presses what has the focus.
-  const isControl = event.target.matches("button, summary, a, input");
+  if (!element("shortcuts").checked) return;
+  // There Space presses what has the focus; a queue is chosen already.
+  const isControl = event.target.matches("button, summary, a, input:not([type=radio]:checked)");
   const pressed = event.key.toLowerCase();
   if (/^[0-9]$/.test(pressed)) label(pressed);
   else if (pressed === "n") label(NO_DIGIT);
