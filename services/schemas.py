@@ -126,9 +126,9 @@ class LabelQueue(BaseModel):
     is_auditor: bool = Field(description="Whether labels under this key are an auditor's.")
     images: list[QueuedImage] = Field(max_length=50, description="Images to label, the most informative first.")
     waiting: dict[Queue, int] = Field(description="Number of images in each queue, at most 500.")
-    audit_labels: int = Field(description="Labelled answers of the version in the audit sample.")
+    audit_labels: int = Field(description="Answers of the version in the audit sample that are labelled with a digit.")
     min_audit_labels: int = Field(description="Number of them from which accuracy is reported.")
-    new_labels: int = Field(description="Labels that no retraining has ingested yet.")
+    new_labels: int = Field(description="Labels of digits that no retraining has ingested yet.")
     retrain_labels: int = Field(description="Number of them that starts a retraining.")
 
 

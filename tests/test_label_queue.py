@@ -179,6 +179,16 @@ def test_the_label_no_digit_neither_measures_accuracy_nor_is_trained_on(engine: 
     assert traffic is not None and traffic.labels.tolist() == [3]
 
 
+def test_no_digit_is_neither_doubted_nor_a_reason_to_retrain(engine: Engine) -> None:
+    sure, unsure = answered(engine, [0.999, 0.5])
+    label_queue.label(engine, sure, NO_DIGIT, "somebody")
+    label_queue.label(engine, unsure, 4, "somebody")
+    assert feedback.waiting(engine) == 1
+    label_queue.label(engine, unsure, NO_DIGIT, "somebody")
+    assert feedback.waiting(engine) == 0
+    assert feedback.ingest_feedback(engine, FeedbackPolicy(confident=0.9)) == {"left out": 2}
+
+
 def test_a_digit_that_an_auditor_corrects_to_no_digit_leaves_the_accuracy(engine: Engine) -> None:
     (id,) = answered(engine, [0.99], audit_sample_rate=1)
     label_queue.label(engine, id, 4, AUDITOR)

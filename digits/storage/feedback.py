@@ -59,7 +59,6 @@ class IngestedLabel(Base):
     label: Mapped[int] = mapped_column(SmallInteger)  # 0 to 9, or NO_DIGIT
     predicted: Mapped[int] = mapped_column(SmallInteger)
     probability: Mapped[float]  # of the predicted digit
-    digit_score: Mapped[float | None]  # None where the model has none
     version: Mapped[str] = mapped_column(String(32))  # that predicted
     source: Mapped[str] = mapped_column(String(64))
     client: Mapped[str] = mapped_column(String(64))  # who sent the image
@@ -93,9 +92,10 @@ class FeedbackPolicy(BaseModel, frozen=True, extra="forbid", title="DIGITS_FEEDB
 
 
 def waiting(engine: Engine) -> int:
-    """The number of labels that are not yet ingested."""
+    """The number of labels that are not yet ingested and from which a retraining can learn, so without those of no digit."""
+    new = new_labels(labels.feedback.c.label != NO_DIGIT).subquery()
     with engine.connect() as connection:
-        return connection.scalar(select(func.count()).select_from(new_labels().subquery())) or 0
+        return connection.scalar(select(func.count()).where(new.c.label != NO_DIGIT)) or 0
 
 
 def ingest_feedback(engine: Engine, policy: FeedbackPolicy) -> Counter[Part]:
@@ -145,7 +145,9 @@ def _decide(
     if not new_label.is_trusted:
         if new_label.digest in disputed:
             return "quarantine", "the same image has different labels"
-        if new_label.label != new_label.predicted and new_label.probability >= policy.confident:
+        # "No digit" teaches nothing, so nothing is gained by doubting it.
+        contradicts = new_label.label not in (new_label.predicted, NO_DIGIT)
+        if contradicts and new_label.probability >= policy.confident:
             return "quarantine", f"the version predicted {new_label.predicted} with {new_label.probability:.4f}"
         if count >= policy.max_per_source:
             return "left out", f"{new_label.source} exceeds {policy.max_per_source} labels per ingestion"
@@ -260,7 +262,6 @@ def _read_new(session: Session) -> list[IngestedLabel]:
             label=given[id].label,
             predicted=int(window.digits[n]),
             probability=float(window.probabilities[n].max()),
-            digit_score=None if np.isnan(window.digit_scores[n]) else float(window.digit_scores[n]),
             version=window.versions[n],
             source=given[id].source,
             client=window.clients[n],

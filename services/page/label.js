@@ -256,8 +256,10 @@ function withdrawal({ image, number }) {
 function count({ image, label }, change) {
   const { facts } = state;
   facts.waiting[image.queue] = Math.max(0, facts.waiting[image.queue] - change);
-  if (image.queue !== "suspected") facts.new_labels = Math.max(0, facts.new_labels + change);
-  if (image.queue === "audit" && label !== NO_DIGIT) facts.audit_labels = Math.max(0, facts.audit_labels + change);
+  // No digit is no figure of accuracy, and teaches nothing.
+  if (image.queue === "suspected" || label === NO_DIGIT) return;
+  facts.new_labels = Math.max(0, facts.new_labels + change);
+  if (image.queue === "audit") facts.audit_labels = Math.max(0, facts.audit_labels + change);
 }
 
 // Sends what was said of an image after all that was said before; `fields` are of the time when it is its turn, null to send nothing.

@@ -8,7 +8,6 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    op.add_column("ingested_labels", sa.Column("digit_score", sa.Float()))
     op.create_table(
         "suspected_labels",
         sa.Column("digest", sa.String(32), primary_key=True),
