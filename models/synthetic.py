@@ -6,8 +6,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from digits.data.datasets import join
-from digits.images import NO_DIGIT as NO_DIGIT
-from digits.images import Images, Labels, Split
+from digits.images import NO_DIGIT, Images, Labels, Split
 from digits.pictures import hard_digits, negatives
 
 

@@ -21,11 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from digits.data.datasets import Dataset
-from digits.images import SIZE, Images, Labels, Split
+from digits.images import NO_DIGIT, SIZE, Images, Labels, Split
 from models import backend, synthetic
 from models.architectures import Architecture
 from models.augmentation import Augmentation, augment, ranges
-from models.synthetic import NO_DIGIT, Synthetic, TrainingImages
+from models.synthetic import Synthetic, TrainingImages
 
 log = logging.getLogger("digits.training")
 

@@ -43,7 +43,7 @@ def panels() -> list[Panel]:
         (
             "Share of images that show no digit",
             "Points come with reports on versions that have a digit score.",
-            drift.NO_DIGIT,
+            drift.NO_DIGIT_COLUMN,
         ),
         ("Predictions in the window", f"Each different image once. {_FIRST}", ""),
     )

@@ -27,8 +27,8 @@ Noise = NDArray[np.float32]  # (resamples, points): deviations of distribution f
 Clients = Sequence[str] | NDArray[np.str_]  # who sent each image, "" where unknown; empty where images are independent
 DIGIT = "digit"  # the column of predicted digits, 0 to 9; every other column is numeric
 CONFIDENCE = "confidence"
-NO_DIGIT = "no_digit"  # 1 where the version says that the image shows no digit, otherwise 0; of versions that have a digit score
-ANSWER_UNITS = {CONFIDENCE: "probability", NO_DIGIT: "share of the images"}
+NO_DIGIT_COLUMN = "no_digit"  # 1 where the version says that the image shows no digit, otherwise 0; of versions that have a digit score
+ANSWER_UNITS = {CONFIDENCE: "probability", NO_DIGIT_COLUMN: "share of the images"}
 MIN_COUNT = 100  # with fewer different images on either side there is no verdict
 MIN_CLIENTS = 20  # effective number from which clients are resampled; with fewer, images count as independent
 # The nominal chance of any false alarm in a window, half for images, half for digits. Of the 720 hourly looks of 30 days at most
@@ -127,7 +127,7 @@ def table(
     return {
         **image_statistics.measure(images),
         **{f"axis_{i}": values for i, values in enumerate(np.ascontiguousarray(projections), start=1)},
-        **({} if no_digit is None else {NO_DIGIT: no_digit.astype(np.float64)}),
+        **({} if no_digit is None else {NO_DIGIT_COLUMN: no_digit.astype(np.float64)}),
         CONFIDENCE: probabilities.max(axis=1).astype(np.float64),
         DIGIT: probabilities.argmax(axis=1).astype(np.float64),
     }

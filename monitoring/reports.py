@@ -109,7 +109,7 @@ def assess(
 
 def _share_without_digit(found: Drift) -> str:
     """A sentence where the version tells what is no digit."""
-    shares = [column for column in found.columns if column.name == drift.NO_DIGIT]
+    shares = [column for column in found.columns if column.name == drift.NO_DIGIT_COLUMN]
     return "".join(f"{one.current:.1%} of the images show no digit, expected: {one.reference:.1%}." for one in shares)
 
 

@@ -9,6 +9,7 @@ from monitored import held_out
 from PIL import Image
 from sqlalchemy import Engine
 
+from digits.images import NO_DIGIT
 from digits.storage import feedback, predictions
 from digits.storage.labels import AUDITOR
 from digits.storage.predictions import PredictionBatch, new_ids
@@ -52,10 +53,10 @@ def test_a_picture_moved_on_is_a_correction(database_url: str, engine: Engine, t
     (id,) = answered(database_url, tmp_path, 1, audit_sample_rate=1)
     audit.write_images(feedback.unlabelled_audit(engine, NOON), tmp_path / "audit", max_images=1)
     path = tmp_path / "audit" / f"{id}.png"
-    for digit in (3, 8):
-        path = path.rename(tmp_path / f"audit/{digit}" / path.name)
+    for folder, label in (("3", 3), ("8", 8), ("no-digit", NO_DIGIT)):
+        path = path.rename(tmp_path / "audit" / folder / path.name)
         audit.collect(engine, tmp_path / "audit")
-        assert predictions.find(engine, id).labels.tolist() == [digit]
+        assert predictions.find(engine, id).labels.tolist() == [label]
 
 
 def test_a_picture_that_stays_does_not_undo_what_an_auditor_said_later(

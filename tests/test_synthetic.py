@@ -5,10 +5,10 @@ import pytest
 from pydantic import ValidationError
 
 from digits.data.datasets import Dataset
-from digits.images import Split
+from digits.images import NO_DIGIT, Split
 from models import evaluation, synthetic, training
 from models.architectures import Convolutional
-from models.synthetic import NO_DIGIT, Synthetic
+from models.synthetic import Synthetic
 from models.training import Recipe
 
 

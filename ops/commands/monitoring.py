@@ -58,7 +58,7 @@ def audit(
     n: Annotated[int, typer.Option("-n", min=1, help="Maximum number of unlabelled images in FOLDER.")] = 200,
     quarantine: Annotated[bool, typer.Option("--quarantine", help="Include quarantined feedback.")] = False,
 ) -> None:
-    """Write images of the audit sample into FOLDER; images moved into its sub-folders 0 to 9 are labelled by the next call."""
+    """Write images of the audit sample into FOLDER; images moved into its sub-folders 0 to 9 or no-digit are labelled by the next call."""
     from datetime import UTC, datetime
 
     from digits.storage import feedback
