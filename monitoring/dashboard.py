@@ -61,22 +61,28 @@ def open_project(workspace: Path) -> tuple[Any, Any]:
     with (workspace / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = opened.search_project(PROJECT) or [opened.create_project(PROJECT, "Digits in production")]
-        _add_panels(opened, found[0])
+        _add_panels(opened, found[0], workspace / f".panels-{found[0].id}")
     return opened, found[0]
 
 
-def _add_panels(opened: Any, project: Any) -> None:
-    """Add every panel that the dashboard lacks, and every description; panels are known by their titles, and those of a user stay."""
+def _add_panels(opened: Any, project: Any, added: Path) -> None:
+    """Add every panel that the dashboard has not had yet, and every description; the file `added` has the titles of those that it had.
+
+    So what a user adds, renames or deletes stays as it is.
+    """
     from evidently.sdk.models import DashboardTabModel
 
     dashboard = project.dashboard.model()
     before = dashboard.copy(deep=True)
     tabs = {tab.title: tab for tab in dashboard.tabs}
     known = {panel.title: panel for panel in dashboard.panels}
+    had = set(added.read_text().splitlines()) if added.exists() else set()
     for panel in panels():
         tab = tabs.setdefault(panel.tab, DashboardTabModel(title=panel.tab, panels=[]))
         if panel.title in known:
             known[panel.title].subtitle = known[panel.title].subtitle or panel.description
+            continue
+        if panel.title in had:
             continue
         new = _evidently_panel(panel)
         dashboard.panels.append(new)
@@ -84,6 +90,8 @@ def _add_panels(opened: Any, project: Any) -> None:
     dashboard.tabs = list(tabs.values())
     if dashboard != before:
         opened.save_dashboard(project.id, dashboard)
+    if titles := {panel.title for panel in panels()} - had:
+        added.write_text("\n".join(sorted(had | titles)))
 
 
 def _evidently_panel(panel: Panel) -> Any:

@@ -192,6 +192,19 @@ def test_the_share_of_images_without_a_digit_is_in_the_report_and_on_the_dashboa
     assert '"no_digit"' in snapshot and "no_digit" in report.read_text()
 
 
+def test_a_panel_that_a_user_renames_or_deletes_does_not_come_back(tmp_path: Path) -> None:
+    workspace, project = dashboard.open_project(tmp_path / "workspace")
+    mine = project.dashboard.model()
+    deleted = next(panel for panel in mine.panels if panel.title == "Mean confidence")
+    mine.panels.remove(deleted)
+    for tab in mine.tabs:
+        tab.panels = [id for id in tab.panels if id != deleted.id]
+    mine.panels[1].title = "Drift"
+    workspace.save_dashboard(project.id, mine)
+    _, again = dashboard.open_project(tmp_path / "workspace")
+    assert [panel.title for panel in again.dashboard.model().panels] == [panel.title for panel in mine.panels]
+
+
 def test_a_second_report_adds_no_panel_twice(tmp_path: Path) -> None:
     images = held_out()[0]
     for name in ("first", "second"):
