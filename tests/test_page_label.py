@@ -278,6 +278,9 @@ def test_a_key_needs_the_role_and_an_auditor_is_told_from_others(
         sure = service.client.post("/classify", json=body, headers={"X-API-Key": keys["nurse"]}).json()
         assert service.client.get(f"/predictions/{sure['id']}", headers=header).status_code == 200
         label_queue.replace_disagreements(engine, "2", [sure["id"]])
+        seen = service.client.get("/label_queue", headers={"X-API-Key": keys["nurse"]}).json()
+        assert not seen["is_auditor"] and [one["id"] for one in seen["images"]] == [sure["id"]]  # none of others
+        assert len(service.client.get("/label_queue", headers=header).json()["images"]) == 4
         browser = start(tmp_path / "chromium", *SIZES["desktop"])
         try:
             page = LabelPage(browser, service)
