@@ -13,7 +13,7 @@ from digits.images import SIZE
 from digits.pictures.picture_files import FORMATS
 from digits.storage.label_queue import QUEUES
 from services.access import CLIENT_HEADER, MAX_CLIENT_LENGTH
-from services.schemas import LabelQueue, Problem, Samples, StoredPrediction
+from services.schemas import DEFAULT_QUEUED, MAX_EXCLUDED, MAX_QUEUED, LabelQueue, Problem, Samples, StoredPrediction
 
 Schema = dict[str, Any]
 
@@ -36,7 +36,7 @@ _QUEUE_PARAMETERS: list[Schema] = [
         "name": "limit",
         "in": "query",
         "description": "Maximum number of images.",
-        "schema": {"type": "integer", "minimum": 1, "maximum": 50, "default": 20},
+        "schema": {"type": "integer", "minimum": 1, "maximum": MAX_QUEUED, "default": DEFAULT_QUEUED},
     },
     {
         "name": "queue",
@@ -47,7 +47,7 @@ _QUEUE_PARAMETERS: list[Schema] = [
     {
         "name": "exclude",
         "in": "query",
-        "description": "Ids to leave out, with commas between them; at most 500.",
+        "description": f"Ids to leave out, with commas between them; at most {MAX_EXCLUDED}.",
         "schema": {"type": "string"},
     },
 ]

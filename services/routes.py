@@ -29,6 +29,7 @@ from services import json_parts, picture_upload, response_content
 from services.access import client_of, is_auditor
 from services.prediction_log import is_recent
 from services.request_limits import counted, slot
+from services.schemas import DEFAULT_QUEUED, MAX_EXCLUDED, MAX_QUEUED
 from services.serving_context import ServingContext
 
 PAGE = Path(__file__).parent / "page"
@@ -61,8 +62,6 @@ QUERY_PARAMETERS = {
     "/read": {"preview", "length", "pattern"},
     "/label_queue": {"limit", "queue", "exclude"},
 }
-# Images of a response of /label_queue, and ids that a request may leave out of it.
-DEFAULT_QUEUED, MAX_QUEUED, MAX_EXCLUDED = 20, 50, 500
 # Of the JSON bodies above LARGE_BYTES, so many are parsed at a time.
 MAX_CONCURRENT_PARSES = 2
 

@@ -9,7 +9,7 @@ from bentoml.validators import ContentType
 from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, WithJsonSchema
 
 from digits.images import MAX_IMAGES, SIZE
-from digits.storage.label_queue import Queue
+from digits.storage.label_queue import MAX_LENGTH, Queue
 
 Row = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=SIZE, max_length=SIZE)]
 PIXEL_ROWS = f"{SIZE} rows of {SIZE} whole numbers, 0 = paper, 255 = ink."
@@ -115,6 +115,10 @@ class Withdrawal(BaseModel):
     source: str = Field(description=LABELLED_BY)
 
 
+# Images of a response of /label_queue, and ids that a request may leave out of it.
+DEFAULT_QUEUED, MAX_QUEUED, MAX_EXCLUDED = 20, 50, 500
+
+
 class QueuedImage(BaseModel):
     id: str = Field(description="Id for /feedback: of the prediction, or of the training image.")
     queue: Queue = Field(description="Why this image.")
@@ -124,8 +128,8 @@ class QueuedImage(BaseModel):
 class LabelQueue(BaseModel):
     model_version: str | None = Field(description="Version that is served; null before the first champion.")
     is_auditor: bool = Field(description="Whether labels under this key are an auditor's.")
-    images: list[QueuedImage] = Field(max_length=50, description="Images to label, the most informative first.")
-    waiting: dict[Queue, int] = Field(description="Number of images in each queue, at most 500.")
+    images: list[QueuedImage] = Field(max_length=MAX_QUEUED, description="Images to label, the most informative first.")
+    waiting: dict[Queue, int] = Field(description=f"Number of images in each queue, at most {MAX_LENGTH}.")
     audit_labels: int = Field(description="Answers of the version in the audit sample that are labelled with a digit.")
     min_audit_labels: int = Field(description="Number of them from which accuracy is reported.")
     new_labels: int = Field(description="Labels of digits that no retraining has ingested yet.")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from versions import version_files
 
 from digits.data.datasets import Dataset
-from digits.images import Images, Split
+from digits.images import NO_DIGIT, Images, Split
 from digits.storage import predictions
 from digits.storage.labels import AUDITOR
 from digits.storage.predictions import PredictionBatch, new_ids
@@ -74,6 +74,16 @@ def test_both_answer_the_same_images_audited_and_volunteered_apart(
     # Nobody knows who sent them: as independent images, by McNemar's exact test.
     assert audited.p_value == pytest.approx(Agreement(0, gained, lost, 0).p_value)
     assert audited.version.right < audited.champion.right and audited.p_value < 0.01
+
+
+def test_images_without_a_digit_are_not_compared(store: ModelStore, engine: Engine, bundled: Dataset) -> None:
+    test = bundled.test
+    label(engine, test.images[:5], np.full(5, NO_DIGIT), AUDITOR, audit=1.0)
+    with pytest.raises(LookupError, match="no answer since"):
+        traffic_replay.replay(store, engine, "2", LAST_WEEK)
+    label(engine, test.images[5:25], test.labels[5:25], AUDITOR, audit=1.0)
+    audited = traffic_replay.replay(store, engine, "2", LAST_WEEK).comparisons[0]
+    assert sorted(audited.sample.labels.tolist()) == sorted(test.labels[5:25].tolist())
 
 
 def test_images_of_one_client_are_less_evidence_than_images_of_many(
