@@ -14,7 +14,8 @@ import pytest
 from monitored import START, held_out, reference, window
 
 from digits.data import perturbations
-from monitoring import dashboard, reports, samples
+from digits.images import NO_DIGIT
+from monitoring import accuracy, dashboard, reports, samples
 from monitoring.image_statistics import STATISTICS, Statistic
 
 ROOT = Path(__file__).parent.parent
@@ -279,6 +280,14 @@ def test_the_page_names_the_drifted_columns_and_the_accuracy(
     assert f"| audit sample | {verdict.accuracy.audited} | 300 |" in page
     assert "(http://127.0.0.1:8000)" in page and str(report) in page
     assert all(f"- {recommendations}" in page for recommendations in verdict.recommendations)
+
+
+def test_the_page_tells_images_of_no_digit_apart(drifted: tuple[reports.MonitoringVerdict, Path]) -> None:
+    images, labels = held_out()
+    told = np.where(np.arange(len(labels)) < 12, NO_DIGIT, labels.astype(int))
+    page = reports.markdown("7", reports.assess(reference(), window(images, told)), drifted[1], "")
+    assert f"| audit sample | {accuracy.assess(reference(), window(images[12:], labels[12:])).audited} |" in page
+    assert re.search(r"\| labelled no digit \| 0\.00.*\| 12 \|", page)
 
 
 def test_an_accepted_baseline_unlike_training_brings_no_estimate_back() -> None:
