@@ -48,6 +48,13 @@ def shown(browser: Chrome, *texts: str) -> None:
     assert "AI Gateway" not in text()
 
 
+def columns(browser: Chrome) -> set[str]:
+    found = browser.execute_script(
+        "return [...document.querySelectorAll('[role=columnheader]')].map(cell => cell.innerText)"
+    )
+    return set(found)
+
+
 def test_the_experiment_opens_on_its_runs(browser: Chrome, settings: Settings, writer: RegistryWriter) -> None:
     browser.get(settings.experiment_url(writer.experiment_id))
     shown(browser, "Runs", "sigmoid", "bundled-train")
@@ -59,8 +66,8 @@ def test_the_saved_view_shows_the_figures_and_charts_that_compare_recipes(
     url = f"{settings.experiment_url(writer.experiment_id)}&viewStateShareKey={saved_view.KEY}"
     browser.get(url)
     shown(browser, saved_view.NAME, "Sort: test_accuracy")
-    columns = {cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "[role=columnheader]")}
-    assert {"test_accuracy", "corruption_accuracy", "parameters"} <= columns and "Dataset" not in columns
+    wait_for(lambda: {"test_accuracy", "corruption_accuracy", "parameters"} <= columns(browser))
+    assert "Dataset" not in columns(browser)
     browser.get("about:blank")
     browser.get(f"{url}&compareRunsMode=CHART")
     shown(browser, "Recipes\n(3)", "test_accuracy", "corruption_accuracy", "val_accuracy")

@@ -145,13 +145,14 @@ def query(client: httpx.Client, expression: str) -> list[Any]:
 
 def fill(database_url: str) -> None:
     """What the flows store."""
-    engine, now = database.connect(database_url), datetime.now(UTC)
+    engine = database.connect(database_url)
+    ledger.append(engine, "promotion", None, "1", "first", {})
+    now = datetime.now(UTC)
     result = MonitoringResult(version="1", at=now, drift="no drift", severity="none", drifted_share=0.0)
     result.accuracy, result.labels, result.least = "as expected", 70, 0.95
     result.measured, result.low, result.high = 0.97, 0.95, 0.99
     monitoring_results.put(engine, result)
     cooldowns.put(engine, cooldowns.RETRAINED, now - timedelta(hours=1))
-    ledger.append(engine, "promotion", None, "1", "first", {})
     engine.dispose()
 
 
