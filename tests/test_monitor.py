@@ -200,7 +200,7 @@ def test_the_page_of_a_run_has_the_figures_and_leads_to_the_report_and_the_versi
     expected = f"expected {verdict.accuracy.expected}"
     assert figures[0] == {"question": "drift", "verdict": "no drift", "figures": ""}
     assert figures[2] == {"question": "accuracy", "verdict": "not enough labels", "figures": expected}
-    assert links["mlflow"][1].endswith("/#/models/digits/versions/1")
+    assert links["mlflow"][1] == platform.settings.version_url("1")
     page = links["evidently"][1].removeprefix("http://127.0.0.1:8000/projects/")
     project, report = page.split("/reports/")
     workspace = platform.settings.workspace
