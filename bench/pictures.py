@@ -101,7 +101,7 @@ def photograph_platform() -> None:
     with tempfile.TemporaryDirectory(prefix="digits-pictures-") as folder:
         home, source = Path(folder), "mnist" if mnist else "bundled"
         # An event that retrains meanwhile is another story.
-        own = {"DIGITS_RETRAIN_COOLDOWN_HOURS": "12", "DIGITS_MNIST": str(mnist or "")}
+        own = {"DIGITS_RETRAIN_COOLDOWN_HOURS": "12", "DIGITS_RETRAIN_LABELS": "200", "DIGITS_MNIST": str(mnist or "")}
         with loop.running_platform(home, "compact", source, 0.02, "automatic", own) as platform:
             print(platform.run("demo"), flush=True)
             photograph_service(platform)
@@ -138,6 +138,9 @@ def photograph_prefect(platform: loop.Platform) -> None:
     with page(f"{platform.settings.prefect_api_url.removesuffix('/api')}/runs", 1300, 950, 1, "light") as browser:
         time.sleep(8)
         browser.find_element(By.TAG_NAME, "input").send_keys(platform.prefect_login, Keys.ENTER)
+        time.sleep(4)
+        # The messages of the time before the login go.
+        browser.refresh()
         time.sleep(8)
         save_screenshot(browser, "prefect.png")
 
