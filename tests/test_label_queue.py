@@ -125,10 +125,10 @@ def test_the_number_of_audit_labels_is_that_of_the_answers_that_count(engine: En
 
 def test_what_is_labelled_leaves_the_queue_and_returns_when_the_label_is_taken_back(engine: Engine) -> None:
     (drawn,) = answered(engine, [0.99], audit_sample_rate=1)
-    (unsure,) = answered(engine, [0.5], seed=1)
-    assert (waiting(engine)["audit"], waiting(engine)["uncertain"]) == ([drawn], [unsure])
+    (uncertain,) = answered(engine, [0.5], seed=1)
+    assert (waiting(engine)["audit"], waiting(engine)["uncertain"]) == ([drawn], [uncertain])
     label_queue.label(engine, drawn, 3, "somebody")
-    label_queue.label(engine, unsure, 3, "somebody")
+    label_queue.label(engine, uncertain, 3, "somebody")
     assert (waiting(engine)["audit"], waiting(engine)["uncertain"]) == ([drawn], [])  # an audit label is an auditor's
     label_queue.label(engine, drawn, 8, AUDITOR)
     assert waiting(engine)["audit"] == [] and audit.count(engine, "7") == 1
@@ -180,11 +180,11 @@ def test_the_label_no_digit_neither_measures_accuracy_nor_is_trained_on(engine: 
 
 
 def test_no_digit_is_neither_doubted_nor_a_reason_to_retrain(engine: Engine) -> None:
-    sure, unsure = answered(engine, [0.999, 0.5])
+    sure, uncertain = answered(engine, [0.999, 0.5])
     label_queue.label(engine, sure, NO_DIGIT, "somebody")
-    label_queue.label(engine, unsure, 4, "somebody")
+    label_queue.label(engine, uncertain, 4, "somebody")
     assert feedback.waiting(engine) == 1
-    label_queue.label(engine, unsure, NO_DIGIT, "somebody")
+    label_queue.label(engine, uncertain, NO_DIGIT, "somebody")
     assert feedback.waiting(engine) == 0
     assert feedback.ingest_feedback(engine, FeedbackPolicy(confident=0.9)) == {"left out": 2}
 
