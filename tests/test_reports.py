@@ -300,7 +300,7 @@ def test_an_accepted_baseline_unlike_training_brings_no_estimate_back() -> None:
 
 
 def test_a_report_is_found_by_its_name_and_nothing_else_is(tmp_path: Path) -> None:
-    """The name comes with an event, which whoever reaches Prefect can emit."""
+    """The name comes with an event, which anyone who reaches Prefect can emit."""
     folder = tmp_path / "reports" / reports.folder_name(START, START + timedelta(hours=1), "7")
     assert reports.find(tmp_path / "reports", folder.name) is None
     folder.mkdir(parents=True)
