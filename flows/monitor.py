@@ -44,8 +44,8 @@ def monitor(since: str = "24h") -> str:
     for alert in alerts_of(version, verdict, path):
         task(alerts.send)(platform.settings, alert)
     server_task(emit_events)(platform, version, verdict, path)
-    server_task(update_disagreements)(platform)
     server_task(record)(platform, version, verdict)
+    server_task(update_disagreements)(platform)
     task(remove_old_reports)(platform.settings)
     return verdict.message
 

@@ -5,6 +5,7 @@ No request waits for a batch to fill; the busier a worker is, the larger its bat
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[BatchResult] = loop.create_future()
         if not self._waiting:
-            loop.call_soon(self._run)
+            # In a context of its own: a line in the log about a batch belongs to none of its requests.
+            loop.call_soon(self._run, context=Context())
         self._waiting.append((images, client, future))
         return await future
 

@@ -57,7 +57,8 @@ class PlatformPoller:
                 if self._engine is None:
                     self._engine = database.connect(self._url, busy_seconds=2)
                 self.state = read(self._engine, self._version())
-            except database.ERRORS as error:
+            # The thread must survive every error, so that it sees the database return.
+            except Exception as error:
                 log.debug("the state of the platform cannot be read: %s", error)
             self._stop.wait(POLL_SECONDS)
 

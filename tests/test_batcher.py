@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from digits import logs
 from digits.images import Images
 from services.batcher import Batcher, BatchResult
 
@@ -94,3 +95,18 @@ def test_an_error_of_the_model_reaches_every_request_of_the_batch_and_none_after
         assert (await batcher.predict(showing(7), "")).digits.tolist() == [7]
 
     asyncio.run(ask())
+
+
+def test_the_model_runs_outside_of_the_context_of_the_request_that_came_first() -> None:
+    seen: list[str] = []
+
+    def predict(images: Images, clients: list[str]) -> BatchResult:
+        seen.append(logs.request_id.get())
+        return Model().predict(images, clients)
+
+    async def run() -> None:
+        logs.request_id.set("first")
+        await Batcher(predict).predict(showing(1), "a")
+
+    asyncio.run(run())
+    assert seen == [""]
