@@ -67,6 +67,7 @@ def test_a_key_has_256_random_bits_and_only_its_hash_is_kept(url: str, tmp_path:
     ("name", "roles", "sentence"),
     [
         ("", ["predict"], "the name is ''"),
+        ("ward/2", ["predict"], "the name is 'ward/2'"),
         ("x" * 65, ["predict"], "1 to 64"),
         (" app", ["predict"], "without blanks"),
         ("a\nb", ["predict"], "printable"),

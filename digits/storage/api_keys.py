@@ -41,8 +41,11 @@ class ApiKey(Base):
 
 def create(engine: Engine, name: str, roles: Iterable[str], rate_per_minute: int | None = None) -> str:
     """Create a key and return it. Names are never reused, because feedback is stored under them; raises ValueError for an invalid name or role."""
-    if not 0 < len(name) <= 64 or not name.isprintable() or name != name.strip():
-        raise ValueError(f"the name is {name!r}; expected 1 to 64 printable characters without blanks around them")
+    # The log names the clients of a key as `name/id`.
+    if not 0 < len(name) <= 64 or not name.isprintable() or name != name.strip() or "/" in name:
+        raise ValueError(
+            f"the name is {name!r}; expected 1 to 64 printable characters other than `/`, without blanks around them"
+        )
     unique_roles = sorted(set(roles))
     if not unique_roles or not set(unique_roles) <= set(ROLES):
         raise ValueError(f"the roles are {', '.join(unique_roles) or 'none'}; expected some of {', '.join(ROLES)}")
