@@ -13,7 +13,7 @@ from prefect.utilities.urls import url_for
 from digits.settings import Settings
 from digits.storage import cooldowns, database
 from flows import channels
-from flows.channels import Delivery, Text
+from flows.channels import Delivery, Message
 
 log = logging.getLogger("digits.alerts")
 
@@ -66,10 +66,10 @@ def deliver(settings: Settings, alert: Alert) -> list[Delivery]:
     return channels.deliver(settings.alert_urls, text_of(alert, details), facts)
 
 
-def text_of(alert: Alert, details: Mapping[str, Any]) -> Text:
+def text_of(alert: Alert, details: Mapping[str, Any]) -> Message:
     """The alert as a person reads it: the reason, what to do, and where to read on."""
     title = f"{alert.event.capitalize()}: {alert.about}"
     todo = "\n".join(f"- {recommendation}" for recommendation in details.get("recommendations", ()))
     links = [f"{name}: {details[key]}" for name, key in (("Run", "run_url"), ("Report", "report")) if key in details]
     paragraphs = [alert.message, f"What to do:\n{todo}" if todo else "", "\n".join(links)]
-    return Text(title, "\n\n".join(filter(None, paragraphs)), KINDS.get(alert.event, "warning"))
+    return Message(title, "\n\n".join(filter(None, paragraphs)), KINDS.get(alert.event, "warning"))

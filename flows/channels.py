@@ -18,7 +18,7 @@ UNKNOWN = "it is no address that Apprise knows; one of your own webhooks is json
 
 
 @dataclass(frozen=True)
-class Text:
+class Message:
     """What a person reads, and the kind of it, which some channels show as a colour or an icon."""
 
     title: str
@@ -28,19 +28,21 @@ class Text:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What became of a text in one channel; nothing here shows a part of its address, which may be a secret."""
+    """What became of a message in one channel; nothing here shows a part of its address, which may be a secret."""
 
     channel: str
     problem: str | None = None  # one clause
 
 
-def deliver(addresses: Sequence[str], text: Text, facts: Mapping[str, Any]) -> list[Delivery]:
-    """Send a text to all channels at once, and to JSON webhooks its facts as well, as further fields of the object (JSON values).
+def deliver(addresses: Sequence[str], message: Message, facts: Mapping[str, Any]) -> list[Delivery]:
+    """Send a message to all channels at once, and to JSON webhooks its facts as well, as further fields of the object (JSON values).
 
     A channel that needs longer than `TIMEOUT_SECONDS` is not waited for, and none keeps another from being tried.
     """
     with _Warnings() as warnings:
-        sendings = [_Sending(address, text, facts, warnings) for address in addresses]
+        sendings = [_Sending(address, message, facts, warnings) for address in addresses]
+        for sending in sendings:
+            sending.start()
         deadline = time.monotonic() + TIMEOUT_SECONDS
         for sending in sendings:
             sending.join(max(0.0, deadline - time.monotonic()))
@@ -64,27 +66,27 @@ class _Warnings(logging.Handler):
         return self
 
     def __exit__(self, *_: object) -> None:
+        # `propagate` stays off: a delivery that takes longer than it is waited for still warns.
         logging.getLogger("apprise").removeHandler(self)
 
 
 class _Sending(threading.Thread):
     """One delivery, in a thread of its own that does not keep the process from ending."""
 
-    def __init__(self, address: str, text: Text, facts: Mapping[str, Any], warnings: _Warnings) -> None:
+    def __init__(self, address: str, message: Message, facts: Mapping[str, Any], warnings: _Warnings) -> None:
         super().__init__(name="alert", daemon=True)
-        self._address, self._text, self._warnings = address, text, warnings
+        self._address, self._message, self._warnings = address, message, warnings
         self._channel, self._is_delivered = _channel(address, facts), False
-        self.start()
 
     def run(self) -> None:
         from apprise import Apprise, NotifyFormat
 
         if self._channel is not None:
-            text, sender = self._text, Apprise()
+            message, sender = self._message, Apprise()
             sender.add(self._channel)
             is_html = self._channel.notify_format == NotifyFormat.HTML
-            form, body = (NotifyFormat.HTML, _html(text.body)) if is_html else (NotifyFormat.TEXT, text.body)
-            self._is_delivered = bool(sender.notify(body, text.title, text.kind, body_format=form))
+            form, body = (NotifyFormat.HTML, _html(message.body)) if is_html else (NotifyFormat.TEXT, message.body)
+            self._is_delivered = bool(sender.notify(body, message.title, message.kind, body_format=form))
 
     def delivery(self, number: int) -> Delivery:
         if self._channel is None:

@@ -173,9 +173,9 @@ def record(platform: Platform, version: str, verdict: MonitoringVerdict) -> None
         drifted_share=drift.drifted_share,
         accuracy=accuracy.verdict,
         labels=newest.labels if newest else 0,
-        measured=newest and newest.value,
-        low=newest and newest.low,
-        high=newest and newest.high,
+        measured=newest.value if newest else None,
+        low=newest.low if newest else None,
+        high=newest.high if newest else None,
         least=accuracy.least,
     )
     monitoring_results.put(platform.engine, result)

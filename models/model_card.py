@@ -54,7 +54,6 @@ def render(version: str, card: Mapping[str, Any], tags: Mapping[str, str], entri
     own = [entry for entry in entries if version in (entry.before, entry.after)]
     own = [entry for entry in own if created is None or entry.at >= created]
     sections = {
-        "": _status(version, tags, own),
         "Purpose": PURPOSE,
         "Data": _data(card),
         "Training": _training(card),
@@ -65,8 +64,9 @@ def render(version: str, card: Mapping[str, Any], tags: Mapping[str, str], entri
         "Limits": _limits(card),
         "Decisions": _decisions(version, tags, own),
     }
-    parts = [f"## {title}\n\n{text}" if title else text for title, text in sections.items() if text]
-    return "\n\n".join([f"# digits v{version}", *parts])[:MAX_CHARACTERS]
+    head = [f"# digits v{version}", _status(version, tags, own)]
+    parts = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
+    return "\n\n".join(filter(None, [*head, *parts]))[:MAX_CHARACTERS]
 
 
 def _status(version: str, tags: Mapping[str, str], entries: Sequence[Entry]) -> str:

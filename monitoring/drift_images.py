@@ -1,9 +1,9 @@
 """Drift as a picture: the mean images of then and now, of each digit too, their difference, and the most unusual digits."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from digits.images import SIZE, Images
 from monitoring.image_statistics import STATISTICS, Columns, Values
 from monitoring.samples import Sample
+
+if TYPE_CHECKING:  # 1 s
+    from matplotlib.axes import Axes
 
 MAX_UNUSUAL = 16
 MIN_IMAGES = 30  # of a digit on both sides, for a difference
@@ -103,12 +106,8 @@ def render(
     examples.imshow(_grid([[*images[list(titles)]]]), **looks)
     drawn = differences.imshow(_grid([changes]), **(looks | {"cmap": signed, "vmin": -full, "vmax": full}))
     figure.colorbar(drawn, cax=figure.add_axes((0.925, 0.275, 0.01, 0.19)), label="less     more")
-    for place, (before, now) in enumerate(zip(expected, current, strict=True)):
-        shares = [one.count / max(all.count, 1) for one, all in ((before, expected[0]), (now, current[0]))]
-        title = f"{place - 1}\n{shares[0]:.0%} → {shares[1]:.0%}" if place else "all"
-        means.text(_centre(place), -_GAP, title, fontsize=9, ha="center", va="bottom")
-    for place, title in enumerate(titles.values()):
-        examples.text(_centre(place), -_GAP / 2, title, fontsize=9, ha="center", va="bottom")
+    _put_titles(means, ["all", *_shares(expected, current)], _GAP)
+    _put_titles(examples, titles.values(), _GAP / 2)
     captions = (
         (means, 0, f"{name}\n{expected[0].count:,}"),
         (means, 1, f"window\n{current[0].count:,}"),
@@ -121,6 +120,20 @@ def render(
     buffer = io.BytesIO()
     figure.savefig(buffer)
     return buffer.getvalue()
+
+
+def _shares(expected: Sequence[MeanImage], current: Sequence[MeanImage]) -> list[str]:
+    """A title for each digit: its shares of all images, then and now."""
+    return [
+        f"{digit}\n{before.count / max(expected[0].count, 1):.0%} → {now.count / max(current[0].count, 1):.0%}"
+        for digit, (before, now) in enumerate(zip(expected[1:], current[1:], strict=True))
+    ]
+
+
+def _put_titles(axes: "Axes", titles: Iterable[str], gap: float) -> None:
+    """Write the titles above the images of the grid's first row."""
+    for place, title in enumerate(titles):
+        axes.text(_centre(place), -gap, title, fontsize=9, ha="center", va="bottom")
 
 
 def _centre(place: int) -> float:

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from digits.settings import Settings
 from flows import alerts, channels
 from flows.alerts import Alert
-from flows.channels import Text
+from flows.channels import Message
 from ops.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -190,8 +190,8 @@ def test_a_mail_says_all_in_its_own_form() -> None:
         thread.start()
         place = f"127.0.0.1:{server.getsockname()[1]}"
         address = f"mailto://{place}/?from=digits@example.org&to=ann@example.org&mode=insecure"
-        text = Text("Drift: digits v3", f"Shifted 2 px.\n\n- Look <here>.\nRun: {url}")
-        (delivery,) = channels.deliver([address], text, {})
+        message = Message("Drift: digits v3", f"Shifted 2 px.\n\n- Look <here>.\nRun: {url}")
+        (delivery,) = channels.deliver([address], message, {})
         thread.join(10)
     assert delivery.problem is None
     mail = email.message_from_string(received[0], policy=email.policy.default)
