@@ -313,67 +313,95 @@ def decide(platform: Platform, approval: str) -> bool:
     return False
 
 
-def close(platform: Platform, digits: Digits, requests: int, approval: str | None) -> None:
-    """Run the loop step by step; raises Failed at the first step that fails. What a person declines ends it."""
-    written = changed(digits.held_out)
-    first = platform.version()
-    test_before, plain = platform.accuracy(digits.test), platform.accuracy(digits.held_out)
-    platform.report(f"digits v{first} answers: {test_before:.2%} on test images, {plain:.2%} on held-out digits")
+@dataclass(frozen=True)
+class Accuracies:
+    """Of the version that answers."""
 
+    test: float
+    plain: float  # on held-out digits as they are
+    changed: float  # on the same digits, changed
+
+
+def measure(platform: Platform, digits: Digits) -> Accuracies:
+    sets = digits.test, digits.held_out, changed(digits.held_out)
+    return Accuracies(*(platform.accuracy(split) for split in sets))
+
+
+def close_loop(platform: Platform, digits: Digits, requests: int, approval: str | None) -> None:
+    """Run the loop step by step; raises Failed at the first step that fails. What a person declines ends it."""
+    first, before = platform.version(), measure(platform, digits)
+    at_first = f"{before.test:.2%} on test images, {before.plain:.2%} on held-out digits"
+    platform.report(f"digits v{first} answers: {at_first}, {before.changed:.2%} on the same digits changed")
+    send_plain_traffic(platform, digits.traffic, requests)
+    since, population = datetime.now(UTC), changed(digits.traffic)
+    send_changed_traffic(platform, population, requests)
+    label_the_loss(platform, population, since)
+    if approval and not decide(platform, approval):
+        return
+    check_promotion(platform, digits, before, first)
+    check_that_the_alarm_ends(platform, population, requests)
+    refuse_sabotage(platform, digits)
+    platform.run("rollback")
+    check(platform.wait_for_version(lambda version: version == first), "the endpoint does not follow the rollback")
+    check(measure(platform, digits) == before, "the version rolled back to answers otherwise than before")
+    platform.report(f"rolled back: digits v{first} answers again")
+
+
+def send_plain_traffic(platform: Platform, digits: Split, requests: int) -> None:
+    """Monitoring finds nothing in digits as the training had them."""
     since = datetime.now(UTC)
-    platform.send(digits.traffic, requests, seed=1)
+    platform.send(digits, requests, seed=1)
     printed, verdict = platform.monitor(since)
     check(verdict["drift"]["verdict"] == "no drift", f"an alarm on plain traffic: {printed}")
     platform.report(f"{verdict['count']} unchanged predictions: {verdict['drift']['message']}")
 
-    since = datetime.now(UTC)
-    population = changed(digits.traffic)
-    before = platform.accuracy(written)
+
+def send_changed_traffic(platform: Platform, population: Split, requests: int) -> None:
+    """Monitoring finds the drift and its cause; its event starts a retraining, which has nothing new to learn."""
+    first, since = platform.version(), datetime.now(UTC)
     platform.send(population, requests, seed=2)
     printed, verdict = platform.monitor(since)
-    explanations = [one["perturbation"] for one in verdict["drift"]["explanations"]]
+    explanations = {one["perturbation"] for one in verdict["drift"]["explanations"]}
     check(verdict["drift"]["verdict"] == "drift", f"no alarm on changed traffic: {printed}")
-    check(
-        bool({"thicken", "slant", "shift", "rotate"} & set(explanations)),
-        f"the drift is not explained: {verdict['message']}",
-    )
+    known = explanations & {"thicken", "slant", "shift", "rotate"}
+    check(bool(known), f"the drift is not explained: {verdict['message']}")
     platform.report(f"{verdict['count']} changed predictions: {verdict['message']}")
-    platform.report(f"accuracy on held-out changed digits: {before:.2%}")
     platform.wait_for_retraining(1)
     check(platform.version() == first, "a retraining without new labels changed the champion")
     platform.report("the drift event started a retraining; without labels there was nothing new to learn")
 
+
+def label_the_loss(platform: Platform, population: Split, since: datetime) -> None:
+    """An auditor labels the changed digits since then; monitoring finds the loss, and its event starts the next retraining."""
     labelled = platform.label(population, since)
     printed, verdict = platform.monitor(since)
     check(verdict["accuracy"]["verdict"] == "worse", f"the loss of accuracy is not noticed: {printed}")
     platform.report(f"{labelled} audited: {verdict['message']}")
     platform.wait_for_retraining(2)
-    if approval and not decide(platform, approval):
-        return
+
+
+def check_promotion(platform: Platform, digits: Digits, before: Accuracies, first: str) -> None:
+    """The next version answers, is right again on the changed digits, and lost nothing on the test images."""
     check(platform.wait_for_version(lambda version: version != first, 90), f"not promoted: {platform.gate_message()}")
-    second = platform.version()
-    after, test_after = platform.accuracy(written), platform.accuracy(digits.test)
-    recovered = (after - before) / (plain - before)
-    last = platform.decisions()[-1]
-    platform.report(f"digits v{second} was promoted by {last.by}: {last.reason}")
-    platform.report(f"on held-out changed digits {before:.2%} → {after:.2%}, {recovered:.0%} of the loss recovered")
-    platform.report(f"on test images {test_before:.2%} → {test_after:.2%}")
+    after, last = measure(platform, digits), platform.decisions()[-1]
+    recovered = (after.changed - before.changed) / (before.plain - before.changed)
+    platform.report(f"digits v{platform.version()} was promoted by {last.by}: {last.reason}")
+    healed = f"{before.changed:.2%} → {after.changed:.2%}, {recovered:.0%} of the loss recovered"
+    platform.report(f"on held-out changed digits {healed}")
+    platform.report(f"on test images {before.test:.2%} → {after.test:.2%}")
     check(recovered >= MIN_RECOVERED, f"only {recovered:.0%} of the loss came back")
     # Of a few hundred images, one is more than MAX_TEST_LOSS.
     max_loss = max(MAX_TEST_LOSS, 1.5 / len(digits.test))
-    check(test_before - test_after <= max_loss, f"test accuracy fell from {test_before:.4f} to {test_after:.4f}")
+    check(before.test - after.test <= max_loss, f"test accuracy fell from {before.test:.4f} to {after.test:.4f}")
 
-    check_that_the_alarm_ends(platform, population, requests)
 
+def refuse_sabotage(platform: Platform, digits: Digits) -> None:
+    """The gate holds a candidate that learned from wrong labels."""
+    second = platform.version()
     printed = platform.run("retrain", "--data", str(write_npz(platform.home / "sabotaged.npz", digits, seed=3)))
     check(": hold: " in printed, f"a sabotaged candidate was not held: {printed}")
     check(platform.version() == second, "a sabotaged candidate answers")
     platform.report(f"sabotaged: {re.findall(r'digits v.*: hold: .*', printed)[-1]}")
-
-    platform.run("rollback")
-    check(platform.wait_for_version(lambda version: version == first), "the endpoint does not follow the rollback")
-    check(platform.accuracy(written) == before, "the version rolled back to answers otherwise than before")
-    platform.report(f"rolled back: digits v{first} answers again")
 
 
 def main() -> None:
@@ -392,7 +420,7 @@ def main() -> None:
         data = write_npz(home / "digits.npz", digits)
         try:
             with running_platform(home, arguments.recipe, data, arguments.audit, promotion) as platform:
-                close(platform, digits, arguments.requests, arguments.approval)
+                close_loop(platform, digits, arguments.requests, arguments.approval)
         except Failed as failure:
             sys.exit(f"the loop does not close: {failure}")
 
