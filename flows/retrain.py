@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import httpx
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
+from prefect.states import Completed
 
 from digits.data import datasets, inbox
 from digits.data.datasets import Dataset
@@ -25,6 +27,7 @@ from flows.verdict_page import publish_verdict
 from models import gate, recipes
 from models.connections import Platform
 from models.gate import GateVerdict
+from models.training import Recipe
 from monitoring import reports
 
 log = logging.getLogger("digits.retrain")
@@ -32,6 +35,10 @@ log = logging.getLogger("digits.retrain")
 LIMIT = "digits-retrain"  # Prefect's concurrency limit, of one slot
 SLOT_TIMEOUT_SECONDS = 60  # on SQLite, Prefect's writers wait for each other, 10 s and more on a busy machine
 LEASE_SECONDS = 60  # the shortest that Prefect gives; after it, the slot of a killed retraining is free again
+
+
+class SlotTaken(RuntimeError):
+    """Another retraining runs."""
 
 
 @flow(name="retrain")
@@ -47,31 +54,50 @@ def retrain(
 ) -> str:
     """Take in new data, train a candidate, and promote it, ask for approval, or say why not. Returns the decision in a sentence.
 
-    The recipe is the setting `DIGITS_RECIPE` and the data set the current one unless given. With `cooldown`, as for events,
-    nothing is done for a while after the last retraining. It waits up to `wait_seconds` for another retraining to end. The
-    drift report of this name becomes an artifact of the training. With `n_models` so many networks are averaged, whatever the
-    recipe says.
+    The recipe is the setting `DIGITS_RECIPE` and the data set the current one unless given. It waits up to `wait_seconds` for
+    another retraining to end. With `cooldown`, as for events, the run is skipped for a while after the last retraining, and
+    where another one goes on; otherwise that is an error. The drift report of this name becomes an artifact of the training.
+    With `n_models` so many networks are averaged, whatever the recipe says.
     """
-    platform = Platform()
-    with retraining_slot(wait_seconds):
-        crashed_runs.tag(reason)
-        if cooldown and (waiting := cooldown_message(platform)):
-            return waiting
-        with report_end(platform):
-            check_policies(platform.settings)
-            server_task(repair_crashed)(platform)
-            changes = {"seed": seed} | ({"n_models": n_models} if n_models else {})
-            seeded = recipes.find(recipe or platform.settings.recipe).model_copy(update=changes)
-            dataset = server_task(assemble_dataset)(platform, data)
-            server_task(approve.review)(platform)
-            server_task(review_challengers)(platform)
-            known = server_task(platform.registry.trained_before)(dataset.fingerprint, seeded)
-            version = known or train_on(platform, dataset, seeded, {"reason": reason}, drift_report(platform, report))
-            decision = decide(platform, version)
-            # Last, because it takes a minute and decides nothing.
-            if known is None:
-                server_task(log_on_run)(platform, server_task(check_labels)(platform, dataset))
-            return decision
+    platform, changes = Platform(), {"seed": seed} | ({"n_models": n_models} if n_models else {})
+    crashed_runs.tag(reason)
+    try:
+        with retraining_slot(wait_seconds):
+            if cooldown and (waiting := cooldown_message(platform)):
+                return skipped(waiting)
+            with report_end(platform):
+                seeded = recipes.find(recipe or platform.settings.recipe).model_copy(update=changes)
+                dataset, version, is_new = candidate(platform, seeded, data, reason, report)
+                decision = decide(platform, version)
+    except SlotTaken:
+        if not cooldown:
+            raise
+        return skipped("another retraining is running, events start the next from the end of its cooldown on")
+    # In the slot it would keep the next retraining waiting, and it decides nothing.
+    if is_new:
+        server_task(log_on_run)(platform, server_task(check_labels)(platform, dataset))
+    return decision
+
+
+def candidate(
+    platform: Platform, recipe: Recipe, data: str | None, reason: str, report: str
+) -> tuple[Dataset, str, bool]:
+    """The data set with what is new, the version trained on it, and whether it is trained now, inside the current flow, or was before."""
+    check_policies(platform.settings)
+    server_task(repair_crashed)(platform)
+    dataset = server_task(assemble_dataset)(platform, data)
+    server_task(approve.review)(platform)
+    server_task(review_challengers)(platform)
+    if known := server_task(platform.registry.trained_before)(dataset.fingerprint, recipe):
+        return dataset, known, False
+    return dataset, train_on(platform, dataset, recipe, {"reason": reason}, drift_report(platform, report)), True
+
+
+def skipped(sentence: str) -> str:
+    """The sentence, as what the current flow returns; Prefect shows it with the state Skipped of a run that is completed."""
+    log.info("%s", sentence)
+    # Prefect takes a state that a flow returns for that of the run, and gives its data to the caller.
+    return cast(str, Completed(name="Skipped", message=sentence, data=sentence))
 
 
 def drift_report(platform: Platform, name: str) -> Path | None:
@@ -84,12 +110,12 @@ def drift_report(platform: Platform, name: str) -> Path | None:
 
 @contextmanager
 def retraining_slot(wait_seconds: float = 0) -> Iterator[None]:
-    """Hold the only slot for retraining that Prefect gives out, on all machines; raises RuntimeError where it is held.
+    """Hold the only slot for retraining that Prefect gives out, on all machines; raises SlotTaken where it is held.
 
     Waits up to `wait_seconds` for another retraining to end. If Prefect becomes unreachable, the lease ends and the retraining
     continues; until Prefect is back, no other one gets the slot.
     """
-    slot_taken = RuntimeError("another retraining is running; wait for its end, or cancel it in the Prefect UI")
+    slot_taken = SlotTaken("another retraining is running; wait for its end, or cancel it in the Prefect UI")
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(LIMIT, 1)
         if not wait_seconds and client.read_global_concurrency_limit_by_name(LIMIT).active_slots:
@@ -132,9 +158,7 @@ def cooldown_message(platform: Platform) -> str | None:
     if again is None or datetime.now(UTC) >= again:
         return None
     ended, start = f"{last:%Y-%m-%d %H:%M} UTC", f"{again:%Y-%m-%d %H:%M}"
-    message = f"the last retraining ended at {ended}, events start the next from {start} on"
-    log.info("%s", message)
-    return message
+    return f"the last retraining ended at {ended}, events start the next from {start} on"
 
 
 def check_policies(settings: Settings) -> None:
