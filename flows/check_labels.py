@@ -1,60 +1,160 @@
-"""Checks the labels of a data set: reports those that are probably wrong, and queues them for an auditor at `/label`."""
+"""Checks the labels of a data set: reports those that are probably wrong, and queues them for an auditor at `/label`.
 
+It takes a minute for MNIST and decides nothing, so retrainings leave it to a run of its own.
+"""
+
+import base64
 import json
 import logging
-from typing import TYPE_CHECKING
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import httpx
+from prefect import flow
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
+
+from digits.data import datasets
 from digits.data.datasets import Dataset
 from digits.files import write_atomically
 from digits.storage import suspected_labels
+from flows.tasks import publish, server_task
 from models.connections import Platform
 
-if TYPE_CHECKING:  # TensorFlow takes 11 s to import
+if TYPE_CHECKING:  # TensorFlow takes 11 s to import, Matplotlib 1 s
+    from matplotlib.figure import Figure
+
     from models.label_issues import LabelIssues
 
 log = logging.getLogger("digits.check_labels")
 
-METRIC = "suspected_labels"
+DEPLOYMENT, METRIC = "Check labels", "suspected_labels"
 
 
-def check_labels(platform: Platform, dataset: Dataset) -> "LabelIssues | None":
+@flow(name="check-labels")
+def check_labels(dataset: str, run: str = "") -> str:
+    """Queue the images of the data set with this fingerprint whose label is probably wrong. Returns how many there are in a sentence.
+
+    They are also shown on the MLflow run of the training with this version or run id.
+    """
+    # Of two checks, the one that was asked for later decides what is in the queue, whichever ends first.
+    platform, asked_at = Platform(), flow_run.scheduled_start_time
+    found = server_task(check)(platform, server_task(datasets.load)(platform.datasets, dataset), asked_at)
+    if found is None:
+        return f"the labels of data set {dataset} cannot be judged; the log says why"
+    if run:
+        server_task(log_on_run)(platform, found, run)
+    show(platform, dataset, found)
+    return found.message
+
+
+def hand_over(platform: Platform, dataset: str, run: str = "") -> None:
+    """Have the labels of a stored data set checked by the deployed flow, and where there is none, here in a flow of its own.
+
+    A check that fails is no error here.
+    """
+    from models import label_issues
+
+    images = datasets.manifest(platform.datasets, dataset)["images"]
+    if not label_issues.are_enough(images["train"] + images["validation"]):
+        return
+    parameters = {"dataset": dataset, "run": run}
+    try:
+        if page := _start(parameters):
+            log.info("the labels of data set %s are checked in the background: %s", dataset, page)
+            return
+        state = check_labels(**parameters, return_state=True)
+        if not state.is_completed():
+            log.warning("the labels of data set %s are not checked: %s", dataset, state.message)
+    except httpx.HTTPError as error:
+        log.warning("Prefect does not answer (%s), so the labels of data set %s are not checked", error, dataset)
+
+
+def _start(parameters: dict[str, str]) -> str | None:
+    """Create a run of the deployed flow. Returns the address of its page; None where the flow is not deployed."""
+    try:
+        run: Any = run_deployment(
+            f"{check_labels.name}/{DEPLOYMENT}",
+            parameters=parameters,
+            flow_run_name=f"Labels of data set {parameters['dataset']}",
+            timeout=0,
+            as_subflow=False,
+        )
+    except ObjectNotFound:
+        return None
+    return url_for("flow-run", obj_id=run.id) or str(run.id)
+
+
+def check(platform: Platform, dataset: Dataset, asked_at: datetime) -> "LabelIssues | None":
     """Find the suspected labels of a data set, write their pictures, and queue them; None where they cannot be judged.
 
     The test images are not checked: what versions are compared on stays as it is.
     """
-    from models import figures, label_issues
+    from models import figures
 
-    found = label_issues.find(dataset)
+    path = file_of(platform, dataset.fingerprint)
+    found = find(path, dataset)
     if found is None:
         return None
-    waiting = suspected_labels.replace(platform.engine, dataset.fingerprint, found.suspects())
     log.info("%s: %s", dataset.source, found.message)
+    waiting = suspected_labels.replace(platform.engine, dataset.fingerprint, found.suspects(), asked_at)
+    if waiting is None:
+        log.info("the queue keeps those of another data set, whose check was asked for later")
+    else:
+        log.info("%d of them wait for an auditor at %s/label", waiting, platform.settings.service_url)
     if len(found):
-        path = platform.settings.home / "label_issues" / f"{dataset.fingerprint}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            path, figures.png(figures.suspected(found.images, found.labels, found.predicted, found.probabilities))
-        )
-        log.info(
-            "%d of them wait for an auditor at %s/label, pictures: %s", waiting, platform.settings.service_url, path
-        )
+        pictures = path.with_suffix(".png")
+        write_atomically(pictures, figures.png(_figure(found)))
+        log.info("their pictures: %s", pictures)
     return found
 
 
-def log_on_run(platform: Platform, found: "LabelIssues | None") -> None:
-    """Show the suspected labels on the MLflow run of the last training."""
-    if found is None:
-        return
+def find(path: Path, dataset: Dataset) -> "LabelIssues | None":
+    """The suspected labels as this file has them from an earlier check of the same data set, otherwise by a new one."""
+    from models import label_issues
+
+    inputs = label_issues.inputs_hash(dataset.fingerprint)
+    if path.exists() and (known := json.loads(path.read_bytes()))["inputs"] == inputs:
+        return label_issues.from_json(dataset, known)
+    found = label_issues.find(dataset)
+    if found is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"inputs": inputs, **found.as_json()}, indent=2).encode())
+    return found
+
+
+def file_of(platform: Platform, dataset: str) -> Path:
+    """The file with the suspected labels of the data set with this fingerprint; their pictures lie beside it."""
+    return platform.settings.home / "label_issues" / f"{dataset}.json"
+
+
+def log_on_run(platform: Platform, found: "LabelIssues", run: str) -> None:
+    """Show the suspected labels on the MLflow run of a training."""
+    from models import runs
+
+    run_id, files = (
+        runs.find(platform.registry, run).id,
+        {"suspected_labels.json": json.dumps(found.as_json(), indent=2)},
+    )
+    pictures = {"figures/suspected_labels.png": _figure(found)} if len(found) else {}
+    platform.registry.log_files(run_id, {**files, **pictures})
+    platform.registry.log_points(run_id, [(0, {METRIC: float(len(found))})])
+
+
+def show(platform: Platform, dataset: str, found: "LabelIssues") -> None:
+    """Show the suspected labels on the page of the flow run."""
+    png, path = None, file_of(platform, dataset).with_suffix(".png")
+    # Embedded, because the Prefect UI cannot read files of this machine.
+    if len(found):
+        png = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    links = {"label": ("decide on them", f"{platform.settings.service_url}/label")}
+    publish("labels", f"data set {dataset}", f"# Labels of data set {dataset}\n\n{found.message}.\n", png, links=links)
+
+
+def _figure(found: "LabelIssues") -> "Figure":
     from models import figures
 
-    files = {"suspected_labels.json": json.dumps(found.as_json(), indent=2)}
-    pictures = (
-        {
-            "figures/suspected_labels.png": figures.suspected(
-                found.images, found.labels, found.predicted, found.probabilities
-            )
-        }
-        if len(found)
-        else {}
-    )
-    platform.registry.log_results({METRIC: float(len(found))}, {}, {**files, **pictures})
+    return figures.suspected(found.images, found.labels, found.predicted, found.probabilities)

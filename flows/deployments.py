@@ -30,6 +30,8 @@ from flows import crashed_runs
 from flows.approve import DEPLOYMENT as APPROVAL
 from flows.approve import EXPIRY, approve, hold
 from flows.backfill import backfill
+from flows.check_labels import DEPLOYMENT as LABEL_CHECK
+from flows.check_labels import check_labels
 from flows.ingest import ingest
 from flows.monitor import DRIFT_EVENT, LABELS_EVENT, monitor
 from flows.replay import replay
@@ -66,6 +68,13 @@ DEPLOYED: dict[str, tuple[Any, str, str]] = {
         "approval",
         "Holds the versions that waited for approval longer than `DIGITS_APPROVAL_HOURS`, and opens the runs that ask where one is missing. "
         "Starts **every hour** where `DIGITS_PROMOTION=ask`.",
+    ),
+    LABEL_CHECK: (
+        check_labels,
+        "data",
+        "Looks for training images whose label is probably wrong, because networks that were not trained on them see another digit; they "
+        "wait for an auditor at `/label`. A retraining and an ingested data set start it. About a minute for MNIST; **one at a time**, "
+        "the next waits.",
     ),
     "Report on past days": (
         backfill,
@@ -116,7 +125,7 @@ CLIENT_RETRIES = {"PREFECT_CLIENT_MAX_RETRIES": "8"}
 def deployments(settings: Settings) -> list[Any]:  # of Prefect's RunnerDeployment, typed as if it might be a coroutine
     """Every flow that can be started in the Prefect UI; retraining daily and on events of monitoring, monitoring and the end of approvals hourly.
 
-    Of each of these one run at a time; events start no retraining during its cooldown.
+    Of each of these one run at a time; events start no retraining during its cooldown. A check of labels waits for the one before it.
     """
     one_run = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
     low_priority = {"job_variables": job_variables(settings, is_low_priority=True)}
@@ -126,6 +135,10 @@ def deployments(settings: Settings) -> list[Any]:  # of Prefect's RunnerDeployme
             "parameters": {"reason": "schedule"},
             "triggers": [_retraining_trigger()],
             "concurrency_limit": one_run,
+            **low_priority,
+        },
+        LABEL_CHECK: {
+            "concurrency_limit": ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
             **low_priority,
         },
         MONITORING: {"schedule": Cron("0 * * * *", timezone="UTC"), "concurrency_limit": one_run},

@@ -17,9 +17,8 @@ from digits.data import datasets, inbox
 from digits.data.datasets import Dataset
 from digits.settings import Settings
 from digits.storage import cooldowns, database, feedback
-from flows import alerts, approve, crashed_runs, promote
+from flows import alerts, approve, check_labels, crashed_runs, promote
 from flows.alerts import Alert
-from flows.check_labels import check_labels, log_on_run
 from flows.ingest import champion_predictions, extend, read_source, with_feedback
 from flows.tasks import server_task
 from flows.train import train_on
@@ -73,9 +72,9 @@ def retrain(
         if not cooldown:
             raise
         return skipped("another retraining is running, events start the next from the end of its cooldown on")
-    # In the slot it would keep the next retraining waiting, and it decides nothing.
+    # It decides nothing, and in the slot it would keep the next retraining waiting.
     if is_new:
-        server_task(log_on_run)(platform, server_task(check_labels)(platform, dataset))
+        check_labels.hand_over(platform, dataset.fingerprint, version)
     return decision
 
 

@@ -8,8 +8,9 @@ all right it finds too few, so every label whose calibrated probability is below
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from digits.data.datasets import Dataset
 from digits.images import Images, Labels, Split
 from digits.storage.feedback import digest
 from digits.storage.suspected_labels import Suspect
+from models import provenance
 from models.architectures import Convolutional
 from models.training import Recipe
 
@@ -79,8 +81,7 @@ class LabelIssues:
 def find(dataset: Dataset, seed: int = 0) -> LabelIssues | None:
     """The suspected labels among the training and validation images; None, with a sentence in the log, where they cannot be judged."""
     split = datasets.join(dataset.train, dataset.validation)
-    if len(split) < MIN_IMAGES:
-        log.info("labels are not checked: %d training images, at least %d are needed", len(split), MIN_IMAGES)
+    if not are_enough(len(split)):
         return None
     log.info("checking %s labels with networks that were not trained on their images …", f"{len(split):,}")
     probabilities = out_of_sample(split, seed)
@@ -103,6 +104,34 @@ def find(dataset: Dataset, seed: int = 0) -> LabelIssues | None:
         places=[parts[row] for row in rows],
         checked=len(split),
         accuracy=accuracy,
+    )
+
+
+def are_enough(count: int) -> bool:
+    """Whether the labels of so many training images can be judged; says so in the log where they cannot."""
+    if count < MIN_IMAGES:
+        log.info("labels are not checked: %d training images, at least %d are needed", count, MIN_IMAGES)
+    return count >= MIN_IMAGES
+
+
+def inputs_hash(fingerprint: str) -> str:
+    """A hash of all that decides what is found in a data set: its content, the libraries, and the code that finds it."""
+    return provenance.inputs_hash(fingerprint, RECIPE, Path(__file__))
+
+
+def from_json(dataset: Dataset, found: Mapping[str, Any]) -> LabelIssues:
+    """What `as_json` made of the suspected labels of this data set."""
+    rows, splits = found["suspected"], dataset.splits()
+    places = [(one["part"], one["row"]) for one in rows]
+    images = [splits[part].images[row] for part, row in places]
+    return LabelIssues(
+        images=np.array(images, np.uint8).reshape(-1, *dataset.train.images.shape[1:]),
+        labels=np.array([one["label"] for one in rows], np.uint8),
+        predicted=np.array([one["predicted"] for one in rows], np.uint8),
+        probabilities=np.array([one["probability"] for one in rows], np.float32),
+        places=places,
+        checked=found["checked"],
+        accuracy=found["accuracy"],
     )
 
 

@@ -19,10 +19,10 @@ ROOT = Path(__file__).parent.parent
 LIBRARIES = ("keras", "tensorflow", "numpy", "onnx", "onnxruntime", "tf2onnx", "scikit-learn", "mlflow")
 
 
-def inputs_hash(fingerprint: str, recipe: Recipe) -> str:
-    """A SHA-256 of all that decides the weights: the data set, the recipe, the libraries, and the code that trains."""
+def inputs_hash(fingerprint: str, recipe: Recipe, module: Path = Path(training.__file__)) -> str:
+    """A SHA-256 of all that decides the weights: the data set, the recipe, the libraries, and the code of the module that trains."""
     facts = f"{fingerprint} {recipe.model_dump_json()} {json.dumps(environment())}"
-    return hashlib.sha256(f"{facts} {code_hash(Path(training.__file__), ROOT)}".encode()).hexdigest()
+    return hashlib.sha256(f"{facts} {code_hash(module, ROOT)}".encode()).hexdigest()
 
 
 @cache

@@ -178,9 +178,14 @@ class RegistryWriter:
         self._results_at = _milliseconds()
         final = self._metrics([(0, metrics)], self._results_at)
         self.client.log_batch(self.run_id, metrics=final, tags=self._tags(tags))
+        self.log_files(self.run_id, files)
+
+    @_translate_errors()
+    def log_files(self, run_id: str, files: "Mapping[str, str | Figure]") -> None:
+        """Log texts and figures as artifacts of a run, also of one that has ended."""
         for name, content in files.items():
             log_file = self.client.log_text if isinstance(content, str) else self.client.log_figure
-            log_file(self.run_id, content, name)
+            log_file(run_id, content, name)
 
     @_translate_errors()
     def log_folder(self, folder: Path, name: str) -> None:
@@ -231,7 +236,7 @@ class RegistryWriter:
 
     @_translate_errors()
     def log_points(self, run_id: str, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Log points (step, metrics) on the curves of an open run."""
+        """Log points (step, metrics) on the curves of a run, also of one that has ended."""
         self.client.log_batch(run_id, metrics=self._metrics(points))
 
     @_translate_errors()

@@ -46,7 +46,7 @@ def test_registering_twice_leaves_each_thing_once(prefect: str) -> None:
     assert {row["work_pool_name"] for row in after.values()} == {"digits"}
     assert {row["job_variables"]["working_dir"] for row in after.values()} == {str(ROOT)}
     low = {name for name, row in after.items() if row["job_variables"]["command"].count("flows.low_priority")}
-    assert low == {"Retrain daily"}
+    assert low == {"Retrain daily", "Check labels"}
     schedules = {name: [one["schedule"]["cron"] for one in row["schedules"]] for name, row in after.items()}
     assert {name: crons for name, crons in schedules.items() if crons} == {
         "Retrain daily": ["0 3 * * *"],
@@ -56,6 +56,8 @@ def test_registering_twice_leaves_each_thing_once(prefect: str) -> None:
     for name in ("Retrain daily", "Monitor hourly", "Hold unapproved"):
         assert after[name]["global_concurrency_limit"]["limit"] == 1
         assert after[name]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    assert after["Check labels"]["global_concurrency_limit"]["limit"] == 1
+    assert after["Check labels"]["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     automations = [row["name"] for row in post(f"{prefect}/automations/filter", json={}).json()]
     assert sorted(automations) == ["drift or new labels: retrain", "no heartbeat: crashed"]
 

@@ -3,9 +3,8 @@
 import json
 import logging
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -87,20 +86,12 @@ def test_changed_labels_are_found_reported_and_corrected_by_an_auditor(
     caplog.set_level(logging.INFO, "digits")
     platform = Platform(Settings(home=tmp_path))
     monkeypatch.setattr(label_issues, "find", lambda dataset: found)
-    assert check_labels.check_labels(platform, wrong) is found
+    assert check_labels.check(platform, wrong, datetime.now(UTC)) is found
     assert f"{len(found)} of {found.checked:,} training images have a label that is probably wrong" in caplog.text
     picture = platform.settings.home / "label_issues" / f"{wrong.fingerprint}.png"
     assert picture.read_bytes().startswith(b"\x89PNG") and str(picture) in caplog.text
     waiting = suspected_labels.waiting(platform.engine, 999)
     assert len(waiting) == len({one.image for one in found.suspects()})
-
-    shown: list[tuple[dict[str, float], dict[str, Any]]] = []
-    registry = SimpleNamespace(log_results=lambda metrics, tags, files: shown.append((metrics, files)))
-    check_labels.log_on_run(cast(Platform, SimpleNamespace(registry=registry)), found)
-    ((metrics, files),) = shown
-    assert metrics == {"suspected_labels": len(found)}
-    assert json.loads(files["suspected_labels.json"])["checked"] == found.checked
-    assert len(files["figures/suspected_labels.png"].axes[0].texts) == min(48, len(found))
 
     image = wrong.train.images[rows[0]].tobytes()
     another = next(one.image for one in found.suspects() if one.image != image)
@@ -112,6 +103,30 @@ def test_changed_labels_are_found_reported_and_corrected_by_an_auditor(
     assert known[image] == bundled.train.labels[rows[0]]
     left = [one.tobytes() for split in (corrected.train, corrected.validation) for one in split.images]
     assert another not in left and corrected.test is wrong.test
+
+
+def test_a_data_set_that_was_checked_is_not_checked_again_until_the_method_changes(
+    found: label_issues.LabelIssues, wrong: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+
+    def find(dataset: Dataset) -> label_issues.LabelIssues:
+        checked.append(dataset.fingerprint)
+        return found
+
+    monkeypatch.setattr(label_issues, "find", find)
+    path = tmp_path / "label_issues" / "found.json"
+    assert check_labels.find(path, wrong) is found
+    known = check_labels.find(path, wrong)
+    assert checked == [wrong.fingerprint] and known is not None and known is not found
+    assert known.as_json() == found.as_json() and known.suspects() == found.suspects()
+    monkeypatch.setattr(label_issues, "RECIPE", label_issues.RECIPE.model_copy(update={"learning_rate": 0.1}))
+    assert check_labels.find(path, wrong) is found and len(checked) == 2
+
+
+def test_a_data_set_without_suspected_labels_is_remembered_too(bundled: Dataset, tmp_path: Path) -> None:
+    nothing = label_issues.from_json(bundled, {"checked": 9, "accuracy": 0.99, "suspected": []})
+    assert len(nothing) == 0 and nothing.suspects() == [] and nothing.images.shape == (0, 28, 28)
 
 
 def test_a_data_set_without_corrections_is_the_same(bundled: Dataset) -> None:

@@ -227,6 +227,18 @@ def test_a_decision_on_a_training_image_is_an_auditors_and_outlives_the_list(eng
     assert suspected_labels.replace(engine, "b" * 16, []) == 0 and suspected_labels.waiting(engine, 9) == []
 
 
+def test_suspected_labels_of_a_check_that_was_asked_for_earlier_replace_nothing(engine: Engine) -> None:
+    """Whichever of two checks ends first."""
+    older, newer = ([Suspect(image.tobytes(), 4, 9, 0.01)] for image in images(2, 9))
+    now = datetime.now(UTC)
+    assert suspected_labels.replace(engine, "b" * 16, newer, now) == 1
+    assert suspected_labels.replace(engine, "a" * 16, older, now - timedelta(seconds=1)) is None
+    assert suspected_labels.waiting(engine, 9) == [suspected_labels.digest(newer[0].image)]
+    assert suspected_labels.replace(engine, "b" * 16, newer, now) == 1  # an attempt that is repeated
+    assert suspected_labels.replace(engine, "a" * 16, older, now + timedelta(seconds=1)) == 1
+    assert suspected_labels.waiting(engine, 9) == [suspected_labels.digest(older[0].image)]
+
+
 def test_an_image_that_the_log_no_longer_has_is_left_out(engine: Engine) -> None:
     kept, gone = answered(engine, [0.5])[0], new_ids(1)[0]
     read = label_queue.read(engine, [(gone, "quarantine"), (kept, "uncertain"), ("f" * 32, "suspected")])

@@ -2,12 +2,13 @@
 
 from datetime import datetime
 
-from sqlalchemy import Engine, String, select
+from sqlalchemy import Connection, Engine, String, insert, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from digits.storage.database import Base
 
 RETRAINED = "retrained"  # the end of the last retraining
+LABELS_CHECKED = "labels checked"  # when the check was asked for whose suspected labels are in the queue
 
 
 class Cooldown(Base):
@@ -28,3 +29,14 @@ def at(engine: Engine, name: str) -> datetime | None:
 def put(engine: Engine, name: str, at: datetime) -> None:
     with Session(engine) as session, session.begin():
         session.merge(Cooldown(name=name, at=at))
+
+
+def advance(connection: Connection, name: str, at: datetime) -> bool:
+    """Move the time of the event forward in a transaction, for which others that do so wait; False where it is later already."""
+    event = Cooldown.name == name
+    if connection.execute(update(Cooldown).where(event, Cooldown.at <= at).values(at=at)).rowcount:
+        return True
+    if connection.scalar(select(Cooldown.at).where(event)) is not None:
+        return False
+    connection.execute(insert(Cooldown).values(name=name, at=at))
+    return True

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, LargeBinary, SmallInteger, String, delete, insert
 from sqlalchemy.orm import Mapped, mapped_column
 
 from digits.images import PIXELS
+from digits.storage import cooldowns
 from digits.storage.database import Base
 from digits.storage.feedback import digest
 
@@ -41,10 +42,15 @@ class Suspect(NamedTuple):
     probability: float  # of the label
 
 
-def replace(engine: Engine, dataset: str, suspects: Sequence[Suspect]) -> int:
-    """Replace the suspected labels by those of a data set; what was decided stays. Returns the number without a decision."""
+def replace(engine: Engine, dataset: str, suspects: Sequence[Suspect], asked_at: datetime | None = None) -> int | None:
+    """Replace the suspected labels by those of a data set, whose check was asked for at this time, by default now; what was decided stays.
+
+    Returns the number without a decision; None, with nothing changed, where those of a check that was asked for later are there.
+    """
     now, table = datetime.now(UTC), SuspectedLabel
     with engine.begin() as connection:
+        if not cooldowns.advance(connection, cooldowns.LABELS_CHECKED, asked_at or now):
+            return None
         connection.execute(delete(table).where(table.decision.is_(None)))
         decided = set(connection.scalars(select(table.digest)))
         found = {digest(one.image): one for one in suspects}

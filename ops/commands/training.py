@@ -1,5 +1,6 @@
 """`digits ingest`, `train`, `retrain`, `sweep`, `replay` and `recipes`: training and its data."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -10,17 +11,20 @@ from ops.tables import print_table
 
 
 def ingest(data: Source = "mnist") -> None:
-    """Read, check and store a data set, make it the current one, which the next retraining uses, and report labels that are probably wrong."""
+    """Read, check and store a data set, make it the current one, which the next retraining uses, and report labels that are probably wrong.
+
+    The fingerprint is printed once the data set is stored; the report takes about another minute for MNIST, and Ctrl-C skips it.
+    """
     prepare()
     from digits.data import datasets
-    from flows.check_labels import check_labels
+    from flows.check_labels import check
     from flows.ingest import set_source
     from models.connections import Platform
 
     platform = Platform()
     fingerprint = set_source(platform, data)
     print(fingerprint, flush=True)
-    check_labels(platform, datasets.load(platform.datasets, fingerprint))
+    check(platform, datasets.load(platform.datasets, fingerprint), datetime.now(UTC))
 
 
 def train(
