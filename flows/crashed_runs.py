@@ -12,12 +12,14 @@ from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.states import Crashed
+from prefect.states import AwaitingRetry, Crashed
 
 if TYPE_CHECKING:  # MLflow takes 4 s
     from models.registry import RegistryWriter
 
 log = logging.getLogger("digits.crashed_runs")
+
+MAX_ATTEMPTS = 3
 
 
 def tag(reason: str) -> None:
@@ -68,9 +70,22 @@ def mark_orphans(pool: str, worker: str) -> None:
                 _crash(client, run, "its process died with its worker")
 
 
+def start_again(flow_name: str) -> None:
+    """Schedule the crashed runs of a deployed flow again, until each has run `MAX_ATTEMPTS` times; called by a worker as it starts."""
+    named = filters.FlowFilter(name=filters.FlowFilterName(any_=[flow_name]))
+    with get_client(sync_client=True) as client:
+        for run in _runs_in(client, [StateType.CRASHED], flow_filter=named):
+            if run.deployment_id and run.run_count < MAX_ATTEMPTS:
+                client.set_flow_run_state(run.id, AwaitingRetry(), force=True)
+                log.info("the flow run %s crashed and is started again", run.name)
+
+
 def _started_runs(client: SyncPrefectClient, **of: Any) -> list[FlowRun]:
-    started = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-    state = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=started))
+    return _runs_in(client, [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING], **of)
+
+
+def _runs_in(client: SyncPrefectClient, states: list[StateType], **of: Any) -> list[FlowRun]:
+    state = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=states))
     return client.read_flow_runs(flow_run_filter=filters.FlowRunFilter(state=state), **of)
 
 

@@ -253,6 +253,8 @@ def main() -> None:
     register(settings)
     if settings.work_pool_type == "process":
         crashed_runs.mark_orphans(settings.work_pool, name)
+    # Nothing else would ask for it again: the next retraining on the same data trains nothing.
+    crashed_runs.start_again(check_labels.name)
     os.environ.update(logs.prefect_variables(settings.log_format))
     worker = ["prefect", "worker", "start", "--pool", settings.work_pool, "--name", name, "--install-policy", "never"]
     os.execv(sys.executable, [sys.executable, "-m", *worker, "--limit", MAX_CONCURRENT_RUNS])

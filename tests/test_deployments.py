@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events import emit_event
 from prefect.schedules import Cron
-from prefect.states import Pending, Running
+from prefect.states import Crashed, Pending, Running
 
 from digits.settings import Settings
 from flows import crashed_runs, deployments
@@ -161,6 +161,29 @@ def test_a_starting_worker_marks_what_died_with_the_one_before_it(prefect: str) 
         StateType.SCHEDULED,
         StateType.RUNNING,
     ]
+
+
+def test_a_crashed_check_of_labels_is_started_again_by_the_next_worker_but_not_for_ever(prefect: str) -> None:
+    deployments.register(settings_of(prefect))
+    checks, train = (registered(prefect)[name]["id"] for name in ("Check labels", "Train a recipe"))
+    with get_client(sync_client=True) as client:
+        check = client.create_flow_run_from_deployment(checks, parameters={"dataset": "0" * 16})
+        asked_at = client.read_flow_run(check.id).expected_start_time
+        other = client.create_flow_run_from_deployment(train)
+        for run in (check, other):
+            client.set_flow_run_state(run.id, Running(), force=True)
+        crashed_runs.mark_orphans("digits", "this")
+        for attempt in range(1, crashed_runs.MAX_ATTEMPTS + 1):
+            crashed_runs.start_again("check-labels")
+            found = client.read_flow_run(check.id)
+            assert found.run_count == attempt and found.expected_start_time == asked_at
+            assert _state(client, check) == (
+                StateType.SCHEDULED if attempt < crashed_runs.MAX_ATTEMPTS else StateType.CRASHED
+            )
+            for state in (Running(), Crashed()):
+                client.set_flow_run_state(check.id, state, force=True)
+        assert _state(client, other) == StateType.CRASHED
+    assert registered(prefect)["Check labels"]["global_concurrency_limit"]["active_slots"] == 0
 
 
 def test_a_run_whose_heartbeats_end_is_marked_wherever_it_ran(prefect: str) -> None:
