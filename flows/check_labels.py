@@ -44,7 +44,7 @@ def check_labels(dataset: str, run: str = "") -> str:
     platform, asked_at = Platform(), flow_run.scheduled_start_time
     found = server_task(check)(platform, server_task(datasets.load)(platform.datasets, dataset), asked_at)
     if found is None:
-        return f"the labels of data set {dataset} cannot be judged; the log says why"
+        return f"the labels of data set {dataset} cannot be judged: too few images, or too many that small networks read otherwise"
     if run:
         server_task(log_on_run)(platform, found, run)
     show(platform, dataset, found)

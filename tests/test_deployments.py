@@ -163,6 +163,24 @@ def test_a_starting_worker_marks_what_died_with_the_one_before_it(prefect: str) 
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "second"), [("Check labels", "AwaitingConcurrencySlot"), ("Retrain daily", "Cancelled")]
+)
+def test_one_check_waits_for_another_and_of_two_retrainings_the_second_is_cancelled(
+    prefect: str, name: str, second: str
+) -> None:
+    deployments.register(settings_of(prefect))
+    deployment = registered(prefect)[name]["id"]
+    parameters = {"dataset": "0" * 16} if name == "Check labels" else {}
+    with get_client(sync_client=True) as client:
+        runs = [client.create_flow_run_from_deployment(deployment, parameters=parameters) for _ in range(2)]
+        for run in runs:
+            client.set_flow_run_state(run.id, Pending())  # as a worker proposes
+        states = [client.read_flow_run(run.id).state for run in runs]
+        client.set_flow_run_state(runs[0].id, Crashed(), force=True)
+    assert [state and state.name for state in states] == ["Pending", second]
+
+
 def test_a_crashed_check_of_labels_is_started_again_by_the_next_worker_but_not_for_ever(prefect: str) -> None:
     deployments.register(settings_of(prefect))
     checks, train = (registered(prefect)[name]["id"] for name in ("Check labels", "Train a recipe"))
