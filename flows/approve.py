@@ -10,13 +10,12 @@ import httpx
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import filters
-from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+from prefect.client.schemas.objects import State, StateType
 from prefect.context import get_run_context
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
-from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.utilities.urls import url_for
 from pydantic import Field
@@ -43,20 +42,20 @@ class Approval(RunInput):
 
 
 @flow(name="approve")
-def approve(version: str) -> str:
-    """Ask a person whether a version that the gate would promote becomes the champion, and do so. Returns what happened in a sentence.
+def approve(version: str) -> State[None]:
+    """Ask a person whether a version that the gate would promote becomes the champion, and do so; the state says what happened.
 
     The run is suspended until somebody resumes it with an answer, or `hold` completes it.
     """
     platform = Platform()
     page = server_task(question)(platform, version)
     if page is None:
-        return server_task(outcome)(platform, version)
+        return Completed(message=server_task(outcome)(platform, version))
     if not cast(Any, get_run_context()).flow_run.empirical_policy.pause_keys:
         publish("approval", f"digits v{version}: approve or decline", page)
     # Prefect ends the run here and, once it is resumed, starts it again and returns the answer.
     answer = suspend_flow_run(wait_for_input=Approval.with_initial_data(description=page), timeout=None, key="answer")
-    return server_task(act_on)(platform, version, answer)
+    return Completed(message=server_task(act_on)(platform, version, answer))
 
 
 @flow(name="hold")
@@ -137,7 +136,8 @@ def outcome(platform: Platform, version: str) -> str:
     from models import approvals
 
     tags = platform.registry.version_tags(version)
-    return f"digits v{version}: {tags.get(approvals.TAG, 'nobody asked')}: {tags.get(approvals.REASON, '')}"
+    by = f" by {tags[approvals.BY]}" if tags.get(approvals.BY) else ""
+    return f"digits v{version}: {tags.get(approvals.TAG, 'nobody asked')}{by}: {tags.get(approvals.REASON, '')}"
 
 
 def ask(platform: Platform, version: str) -> None:
@@ -209,20 +209,25 @@ def _open_run(version: str, key: str) -> str:
 
 
 def end_runs(platform: Platform) -> None:
-    """Complete the runs about versions that wait no longer, except the current one; while Prefect does not answer, they stay."""
+    """Complete the runs about versions that wait no longer; while Prefect does not answer, they stay.
+
+    One that a worker has begun to execute, because somebody answered in Prefect, ends by itself and says what became of the answer.
+    """
     from models import approvals
 
     waiting = {version for version, _ in approvals.queue(platform.registry)}
     try:
         with get_client(sync_client=True) as client:
-            state = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(not_any_=list(TERMINAL_STATES)))
+            state = filters.FlowRunFilterState(
+                type=filters.FlowRunFilterStateType(any_=[StateType.PAUSED, StateType.SCHEDULED])
+            )
             runs = client.read_flow_runs(
                 flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=[approve.name])),
                 flow_run_filter=filters.FlowRunFilter(state=state),
             )
             for run in runs:
                 version = str(run.parameters["version"])
-                if version not in waiting and str(run.id) != flow_run.id:
+                if version not in waiting:
                     client.set_flow_run_state(run.id, Completed(message=outcome(platform, version)), force=True)
     except httpx.HTTPError as error:
         log.warning("Prefect does not answer (%s); its runs that ask for approval stay open", error)

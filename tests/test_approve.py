@@ -1,9 +1,12 @@
 """A person approves promotions, with a real Prefect server: a run asks and is suspended, an answer there or in a terminal decides."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -172,8 +175,7 @@ def test_a_person_decides_in_a_terminal(
     assert done.exit_code == 0 and done.output.strip() == said
     assert loop.aliases["champion"] == champion
     (run,) = runs()
-    assert run.state is not None and run.state.type == StateType.COMPLETED
-    assert run.state.message == f"digits v2: {said.split()[2]}: {arguments[-1]}"
+    assert run.state is not None and (run.state.type, run.state.message) == (StateType.COMPLETED, said)
     again = CliRunner().invoke(app, ["approve", "2"])
     assert isinstance(again.exception, approvals.NotWaiting)
     assert str(again.exception).startswith(f"digits v2 is {said.split()[2]}: ")
@@ -184,18 +186,18 @@ def test_when_nobody_answers_in_time_the_version_is_held(loop: Loop, monkeypatch
     assert work().state_name == "Suspended"
     approve.hold()
     assert work().state_name == "Suspended" and loop.versions.version_tags("2")["approval"] == "waiting"
-    changed = loop.platform.settings.model_copy(update={"approval_hours": 0.005})
+    changed = loop.platform.settings.model_copy(update={"approval_hours": 0.0001})
     monkeypatch.setattr(loop.platform, "settings", changed)
     wait_for(lambda: datetime.now(UTC) >= approvals.deadline(changed, approvals.queue(loop.platform.registry)[0].since))
     approve.hold()
     assert loop.aliases == {"champion": "1"}
     (run,) = runs()
     assert run.state is not None and run.state.type == StateType.COMPLETED
-    assert run.state.message == "digits v2: held: nobody decided within 0.005 hours"
+    assert run.state.message == "digits v2: held: nobody decided within 0.0001 hours"
     tags = loop.versions.version_tags("2")
     assert (tags["approval"], tags["approval_by"]) == ("held", "")
-    assert "**Held**: nobody decided within 0.005 hours." in loop.versions.descriptions["2"]
-    with pytest.raises(approvals.NotWaiting, match=r"digits v2 is held: nobody decided within 0\.005 hours"):
+    assert "**Held**: nobody decided within 0.0001 hours." in loop.versions.descriptions["2"]
+    with pytest.raises(approvals.NotWaiting, match=r"digits v2 is held: nobody decided within 0\.0001 hours"):
         approve.decide(loop.platform, "2", True, "Anna", "late")
     assert loop.decide("2").startswith("digits v2 is held, nobody decided")
 
@@ -367,6 +369,40 @@ def test_of_two_decisions_at_once_the_first_counts(other: str, loop: Loop, monke
     assert loop.aliases["champion"] == {"approve": "2", "decline": "1", "by hand": "3"}[other]
     assert [entry[:2] for entry in entries(loop, "promotion")[1:] if entry[0] == "Ben"] == []
     assert bool(entries(loop, "decline")) == (other == "decline")
+
+
+@pytest.mark.parametrize("in_terminal", [True, False], ids=["approve", "decline"])
+@pytest.mark.parametrize("in_prefect", ["approve", "decline"])
+def test_of_an_answer_in_prefect_and_one_in_a_terminal_at_once_one_counts(
+    in_prefect: str, in_terminal: bool, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have found that the version waits before either decides; the other person is told."""
+    loop.decide("2")
+    answer(work(), decision=in_prefect, name="Anna", reason="the new forms")
+    both, found = Barrier(2), approvals._judgement_of_waiting
+
+    def meet(*arguments: Any) -> Any:
+        judgement = found(*arguments)
+        both.wait(60)
+        return judgement
+
+    monkeypatch.setattr(approvals, "_judgement_of_waiting", meet)
+    context = copy_context()  # with the address of Prefect
+    with ThreadPoolExecutor(1) as pool:
+        terminal = pool.submit(context.run, approve.decide, loop.platform, "2", in_terminal, "Ben", "the old ones")
+        run = work()
+    refused = terminal.exception()
+    by = "Anna (in Prefect)" if refused else "Ben"
+    decided = entries(loop, "promotion")[1:] + entries(loop, "decline")
+    assert [one[0] for one in decided] == [by] and loop.versions.version_tags("2")["approval_by"] == by
+    is_approved = in_prefect == "approve" if refused else in_terminal
+    assert loop.aliases["champion"] == ("2" if is_approved else "1")
+    became = f"is {'approved' if is_approved else 'declined'}: "
+    assert run.state is not None and run.state.type == StateType.COMPLETED
+    if refused:
+        assert isinstance(refused, approvals.NotWaiting) and became in str(refused)
+    else:
+        assert run.state.message is not None and became in run.state.message
 
 
 @pytest.mark.parametrize("is_recorded", [True, False])
