@@ -7,21 +7,21 @@ evidence is the judgement in the database, which also says of which files and be
 import logging
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final, Literal
+from typing import Literal
 
 from digits.settings import Settings
 from digits.storage import judgements, ledger, locks
 from digits.storage.judgements import Judgement
 from models import challengers, promotion
-from models.challengers import Waiting
+from models.challengers import WAITING, Waiting
 from models.connections import Platform
 from models.gate import GateVerdict
 from models.registry import RegistryWriter
+from models.registry_reader import RegistryReader
 
 log = logging.getLogger("digits.approvals")
 
-TAG, SINCE, BY, REASON = "approval", "approval_since", "approval_by", "approval_reason"
-WAITING: Final = "waiting"
+TAG, BY, REASON = "approval", "approval_by", "approval_reason"
 # Held: nobody decided in time. Superseded: the champion changed meanwhile.
 Outcome = Literal["approved", "declined", "held", "superseded"]
 
@@ -38,19 +38,14 @@ def is_needed(settings: Settings, champion: str | None, verdict: GateVerdict) ->
 def request(platform: Platform, version: str) -> None:
     """Let a version wait for approval; one that waits already keeps its deadline."""
     registry = platform.registry
-    if registry.version_tags(version).get(TAG) != WAITING:
-        registry.tag_version(version, {SINCE: datetime.now(UTC).isoformat(timespec="seconds")})
-        # The state last: a version that waits has a time.
-        registry.tag_version(version, {TAG: WAITING})
+    challengers.enqueue(registry, version, datetime.now(UTC), TAG)
     challengers.close(registry, version, "up for approval")
     promotion.update_cards(registry, platform.models, platform.engine, version)
 
 
-def queue(registry: RegistryWriter) -> list[Waiting]:
+def queue(registry: RegistryReader | RegistryWriter) -> list[Waiting]:
     """The versions that wait for approval, those that wait longest first."""
-    found = registry.tagged(TAG, WAITING).items()
-    waiting = [Waiting(version, datetime.fromisoformat(tags[SINCE])) for version, tags in found]
-    return sorted(waiting, key=lambda one: (one.since, int(one.version)))
+    return challengers.queue(registry, TAG)
 
 
 def deadline(settings: Settings, since: datetime) -> datetime:

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,13 @@ from models.gate import GatePolicy, GateVerdict
 from models.model_store import ModelStore
 from models.onnx_model import InvalidArtifact
 from models.registry import RegistryWriter
+from models.registry_reader import RegistryReader
 
 log = logging.getLogger("digits.challengers")
 
 ALIAS = "challenger"
 TAG, SINCE = "challenger", "challenger_since"
+WAITING: Final = "waiting"
 Outcome = Literal["promoted", "held", "expired", "replaced", "unreadable", "up for approval"]
 
 
@@ -39,24 +41,24 @@ class Waiting(NamedTuple):
     since: datetime  # UTC; when it joined the queue, or when it became the challenger
 
 
-def queue(registry: RegistryWriter) -> list[Waiting]:
-    """All versions that wait, the challenger among them, those that wait longest first."""
-    found = registry.tagged(TAG, "waiting").items()
-    waiting = [Waiting(version, datetime.fromisoformat(tags[SINCE])) for version, tags in found]
+def queue(registry: RegistryReader | RegistryWriter, tag: str = TAG) -> list[Waiting]:
+    """All versions that wait, the challenger among them, those that wait longest first; or those in the queue of another tag."""
+    found = registry.tagged(tag, WAITING).items()
+    waiting = [Waiting(version, datetime.fromisoformat(tags[f"{tag}_since"])) for version, tags in found]
     return sorted(waiting, key=lambda one: (one.since, int(one.version)))
 
 
-def enqueue(registry: RegistryWriter, version: str, now: datetime) -> None:
+def enqueue(registry: RegistryWriter, version: str, now: datetime, tag: str = TAG) -> None:
     """Add a version to the end of the queue; one that is in it keeps its place."""
-    if registry.version_tags(version).get(TAG) != "waiting":
+    if registry.version_tags(version).get(tag) != WAITING:
         # The state last: a version that waits has a time.
-        registry.tag_version(version, {SINCE: now.isoformat(timespec="seconds")})
-        registry.tag_version(version, {TAG: "waiting"})
+        registry.tag_version(version, {f"{tag}_since": now.isoformat(timespec="seconds")})
+        registry.tag_version(version, {tag: WAITING})
 
 
 def close(registry: RegistryWriter, version: str, outcome: Outcome) -> None:
     """Remove a version from the queue, with the reason; does nothing for a version that is not in it."""
-    if registry.version_tags(version).get(TAG) == "waiting":
+    if registry.version_tags(version).get(TAG) == WAITING:
         registry.tag_version(version, {TAG: outcome})
         log.info("digits v%s left the queue of challengers: %s", version, outcome)
 

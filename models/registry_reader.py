@@ -87,17 +87,16 @@ class RegistryReader:
             return str(json.loads(content)["experiment"]["experiment_id"]) if response.is_success else None
         return None
 
-    def datasets_of(self, recipe: str) -> set[str]:
-        """The fingerprints of the data sets on which versions of this recipe were trained, of at most 1,000 versions."""
-        route, query = "/api/2.0/mlflow/model-versions/search", f"name='{MODEL_NAME}' and tags.`recipe`='{recipe}'"
+    def tagged(self, name: str, value: str) -> dict[str, dict[str, str]]:
+        """The tags of each version whose tag of this name has this value, of at most 1,000 versions."""
+        route, query = "/api/2.0/mlflow/model-versions/search", f"name='{MODEL_NAME}' and tags.`{name}`='{value}'"
         response, content = self._read(route, MAX_FOUND_BYTES, filter=query, max_results="1000")
         problem = f"{self._http.base_url} answered {response.status_code} to a search of versions"
         if response.is_error:
             raise RegistryUnreachable(problem)
         try:
             found = json.loads(content).get("model_versions", [])
-            # A version without tags has no such field.
-            return {tag["value"] for version in found for tag in version.get("tags", []) if tag["key"] == "dataset"}
+            return {version_number(one["version"]): {tag["key"]: tag["value"] for tag in one["tags"]} for one in found}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RegistryUnreachable(f"{problem}, and not as MLflow does") from error
 

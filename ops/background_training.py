@@ -22,7 +22,8 @@ def is_needed(settings: Settings) -> bool:
         return False
     storage, current = settings.datasets, datasets.current(settings.datasets)
     with closing(RegistryReader(settings.registry_uri)) as registry:
-        trained = registry.datasets_of(settings.recipe)
+        versions = registry.tagged("recipe", settings.recipe).values()
+    trained = {tags["dataset"] for tags in versions if "dataset" in tags}
     if current is None or current in trained:
         return not trained
     known = set(datasets.lineage(storage, current))

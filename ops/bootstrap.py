@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 
 from rich.console import Console, RenderableType
@@ -17,7 +17,7 @@ from digits.data import datasets, sources
 from digits.data.sources import SourceUnavailable
 from digits.settings import Settings, load_settings
 from digits.storage import api_keys, database
-from models import recipes
+from models import approvals, recipes
 from models.registry_reader import RegistryReader, RegistryUnreachable
 from ops import background_training, endpoint, process_environment, processes
 from ops.tables import print_table
@@ -125,7 +125,8 @@ def print_status(settings: Settings) -> bool:
         if process.name == "mlflow" and (account := process_environment.mlflow_login(settings)):
             rows.append((f"  name {account[0]}, password", account[1]))
     serving = _serving_version(settings) if healthy["service"] else ("unknown", "the endpoint is down")
-    print_table((), [*rows, ("serving version", *serving), *background_training.rows(settings)])
+    waiting = _waiting_for_approval(settings, healthy.get("mlflow", True))
+    print_table((), [*rows, ("serving version", *serving), *waiting, *background_training.rows(settings)])
     return all(healthy.values())
 
 
@@ -148,6 +149,21 @@ def _serving_version(settings: Settings) -> tuple[str, str]:
         return "none", "there is no champion yet"
     accuracy = about["metrics"]["test_accuracy"]
     return f"digits v{about['model_version']}", f"{about['recipe']['name']}, test accuracy {accuracy:.2%}"
+
+
+def _waiting_for_approval(settings: Settings, is_mlflow_healthy: bool) -> list[tuple[str, str, str]]:
+    """A row for each version that waits for approval, with the command that approves it."""
+    try:
+        if not is_mlflow_healthy:
+            raise RegistryUnreachable("MLflow is down")
+        with closing(RegistryReader(settings.registry_uri)) as registry:
+            found = approvals.queue(registry)
+    except RegistryUnreachable as error:
+        return [("waits for approval", "unknown", str(error))] if settings.promotion == "ask" else []
+    return [
+        ("waits for approval", f"digits v{version}", f"since {since:%Y-%m-%d %H:%M} UTC: `digits approve {version}`")
+        for version, since in found
+    ]
 
 
 def train_remotely() -> None:

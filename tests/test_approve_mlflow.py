@@ -1,6 +1,7 @@
 """The way of a promotion that a person approves, through a real MLflow server, a real Prefect server and the service."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from prefect.client.schemas.objects import FlowRun
 from serving import Service, serving
 from test_approve import answer, runs, work
 from test_deployments import settings_of
+from typer.testing import CliRunner
 
 from digits.data import datasets, sources
 from digits.settings import load_settings
@@ -22,6 +24,7 @@ from flows import approve, deployments, promote, retrain
 from models import recipes
 from models.connections import Platform
 from models.registry_reader import MODEL_NAME
+from ops.cli import app
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -125,9 +128,17 @@ def ask(site: Site) -> tuple[str, FlowRun]:
     assert site.retrain_again() == f"digits v{version} waits for approval: `digits approve {version}`"
     approve.hold()
     assert (site.champions(), aliases()) == before
+    (line,) = waiting_in_status()
+    assert re.fullmatch(rf"digits v{version} +since 20\d\d-\d\d-\d\d \d\d:\d\d UTC: `digits approve {version}`", line)
     (run,) = [run for run in runs() if run.parameters == {"version": version}]
     assert run.state_name == "Suspended"
     return version, run
+
+
+def waiting_in_status() -> list[str]:
+    """What `digits status` prints of each version that waits."""
+    printed = CliRunner().invoke(app, ["status"]).output
+    return re.findall("^waits for approval +(.*?) *$", printed, re.MULTILINE)
 
 
 def page(site: Site, run: FlowRun) -> str:
@@ -155,12 +166,16 @@ def test_approved_in_a_terminal(site: Site) -> None:
     assert ended(run) == ("Completed", said)
 
 
-def test_declined_in_prefect(site: Site) -> None:
+def test_declined_in_prefect(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     version, run = ask(site)
     before = site.champions(), aliases()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{find_free_port()}")
+    (line,) = waiting_in_status()
+    assert line.startswith("unknown ") and "does not answer" in line
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", site.environment["MLFLOW_TRACKING_URI"])
     answer(run, decision="decline", name="Anna", reason="not before the holidays")
     assert work(version).state_name == "Completed"
-    assert (site.champions(), aliases()) == before
+    assert (site.champions(), aliases()) == before and not waiting_in_status()
     by = "Anna (in Prefect)"
     assert approval_tags(version) == ("declined", by, "not before the holidays")
     last = ledger.entries(Platform().engine)[-1]

@@ -108,6 +108,8 @@ def test_versions_are_found_by_a_tag_and_an_alias_is_removed(trained_runs: Runs,
         challengers.enqueue(writer, trained_runs.first, noon + timedelta(hours=1))
         waiting = [one.version for one in challengers.queue(writer)]
         assert waiting == [trained_runs.other_seed, trained_runs.first]
+        writer.tag_version(trained_runs.first, {"empty": ""})
+        assert store.registry.tagged("challenger", "waiting") == writer.tagged("challenger", "waiting")
         assert challengers.appoint(writer, store, noon) == store.registry.version("challenger") == waiting[0]
     finally:
         for version in (trained_runs.other_seed, trained_runs.first):

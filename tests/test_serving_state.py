@@ -89,7 +89,7 @@ def test_what_is_no_mlflow_is_said_and_not_taken_for_an_empty_one(
     ):
         ModelStore(registry.uri, tmp_path).fetch()
     with pytest.raises(RegistryUnreachable, match=f"answered {status} to a search of versions"):
-        RegistryReader(registry.uri).datasets_of("compact")
+        RegistryReader(registry.uri).tagged("recipe", "compact")
 
 
 def test_no_champion_is_said_with_what_to_do(registry: Registry, champion_files: Files, tmp_path: Path) -> None:
