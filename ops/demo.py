@@ -7,9 +7,10 @@ its route for feedback.
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,7 +27,7 @@ from digits.data import perturbations, splitting
 from digits.images import Images, Split
 from digits.intervals import Proportion
 from digits.settings import Settings, local_url
-from digits.storage import cooldowns, feedback
+from digits.storage import cooldowns, feedback, ledger
 from models.connections import Platform
 from ops import background_training, demo_plan, endpoint, processes, traffic
 from ops.demo_plan import CLIENT, REASON, Plan
@@ -194,6 +195,7 @@ def retrain(stage: "Stage") -> bool:
             f"The alarm retrains by itself {hours:g} hours after the last training; the demo does not wait so long."
         )
     decision = run_flow("retrain", recipe, None, seed, f"{REASON}other hands", False, SLOT_WAIT_SECONDS, N_MODELS)
+    approve_for_user(stage, decision)
     after = str(stage.platform.models.registry.version())
     stage.say(f"The gate: {decision}")
     if after == before:
@@ -204,6 +206,19 @@ def retrain(stage: "Stage") -> bool:
     stage.say(f"digits v{after} answers now")
     stage.note(f"digits v{after} trained, judged and promoted", runs.find(stage.registry, after).tags["prefect_run"])
     return True
+
+
+def approve_for_user(stage: "Stage", decision: str) -> None:
+    """Answer the question whether the version is promoted, where a person is asked (`DIGITS_PROMOTION=ask`) and has not answered yet."""
+    from flows import approve
+    from models.approvals import NotWaiting
+
+    asked = re.search(r"`digits approve (\d+)`", decision)
+    if asked is None:
+        return
+    stage.say(f"DIGITS_PROMOTION is ask, so digits v{asked[1]} waits for a person; here the demo approves it for you.")
+    with suppress(NotWaiting), stage.busy("it becomes the champion"):
+        approve.decide(stage.platform, asked[1], True, ledger.user(), f"{REASON}it reads other hands")
 
 
 def measure_healing(stage: "Stage", changed: "Sent") -> None:

@@ -10,7 +10,7 @@ from digits.data.datasets import Dataset
 from digits.settings import Settings, local_url
 from digits.storage import api_keys, ledger, predictions
 from digits.storage.labels import AUDITOR
-from models import recipes
+from models import approvals, recipes
 from models.connections import Platform
 from models.training import Recipe
 from ops import background_training
@@ -32,6 +32,7 @@ class Plan:
     others: int  # logged answers to others than the demo
     seed: int  # of the trainings: the number of demos before, so that each learns something new
     in_background: bool  # whether the platform trains in the background
+    waiting: list[str]  # the versions that wait for approval
 
     @cached_property
     def recipes(self) -> list[Recipe]:
@@ -52,6 +53,12 @@ class Plan:
     @property
     def refusal(self) -> str | None:
         """Why the demo keeps out; None where it may begin."""
+        if self.waiting:
+            versions = " and ".join(f"digits v{version}" for version in self.waiting)
+            return (
+                f"approval waits for {versions}, and a champion of the demo would end that; decide with `digits approve` first, "
+                "or run `digits demo --force`"
+            )
         if self.others <= MAX_TRIES:
             return None
         return (
@@ -74,6 +81,8 @@ class Plan:
             "- four reports in Evidently, and the runs of all flows in Prefect",
             f"- a new champion: the best of the five, later the healed version ({champion})",
         ]
+        if self.settings.promotion == "ask":
+            lines.append("DIGITS_PROMOTION is ask: the demo approves its own versions for you, and only these.")
         if self.in_background:
             recipe = self.settings.recipe
             lines.append(f"The training of {recipe} in the background stops meanwhile, and begins anew afterwards.")
@@ -95,6 +104,7 @@ def read(platform: Platform) -> Plan:
         others=sum(count for name, count in predictions.counts_by_client(platform.engine).items() if not _is_own(name)),
         seed=sum(entry.reason.startswith(REASON) for entry in ledger.replacements(platform.engine)),
         in_background=background_training.is_running(settings),
+        waiting=[version for version, _ in approvals.queue(platform.models.registry)],
     )
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ from models import approvals, challengers, gate, promotion
 from models.model_store import ModelStore, VerifiedModel
 from models.registry_reader import RegistryUnreachable
 from monitoring import baseline
-from ops import flow_runs
+from ops import demo, flow_runs
 from ops.cli import app
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -246,6 +247,26 @@ def test_a_version_that_was_judged_beside_another_champion_is_not_promoted(by: s
     assert {run.state_name for run in runs()} == {"Completed"}
     retrain.review_challengers(loop.platform)
     assert loop.asked()[-1][:2] == ("2", "3")
+
+
+@pytest.mark.parametrize("declined", [False, True])
+def test_the_demo_answers_for_its_user_unless_somebody_was_faster(declined: bool, loop: Loop) -> None:
+    said: list[str] = []
+    stage: Any = SimpleNamespace(platform=loop.platform, say=said.append, busy=lambda _: nullcontext())
+    decision = loop.decide("2")
+    run = work()
+    demo.approve_for_user(stage, "digits v2: hold: it is worse")
+    assert loop.aliases == {"champion": "1"} and not said
+    if declined:
+        approve.decide(loop.platform, "2", False, "Anna", "not this one")
+    demo.approve_for_user(stage, decision)
+    assert loop.aliases["champion"] == ("1" if declined else "2")
+    assert said == ["DIGITS_PROMOTION is ask, so digits v2 waits for a person; here the demo approves it for you."]
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run.id).state
+    assert state is not None and str(state.message).startswith(
+        "digits v2: declined by Anna: " if declined else "digits v2: approved by "
+    )
 
 
 def test_a_challenger_that_labels_decide_waits_for_approval_too(loop: Loop) -> None:

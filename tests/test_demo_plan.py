@@ -21,6 +21,7 @@ from ops.demo_plan import CLIENT, REASON
 def platform(tmp_path: Path, bundled: Dataset, monkeypatch: pytest.MonkeyPatch) -> Platform:
     """A platform without servers, on the bundled digits and without a champion."""
     monkeypatch.setattr(RegistryReader, "version", lambda _: None)
+    monkeypatch.setattr(RegistryReader, "tagged", lambda *_: {})
     datasets.save(bundled, tmp_path / "datasets")
     datasets.set_current(tmp_path / "datasets", bundled.fingerprint)
     return of(tmp_path)
@@ -44,6 +45,20 @@ def test_a_platform_with_traffic_of_its_own_is_left_alone_and_one_with_that_of_d
     log(platform.engine, "somebody", 1, seed=4)
     refusal = demo_plan.read(platform).refusal
     assert refusal and "has 100 answers of its own" in refusal and "`digits demo --force`" in refusal
+
+
+def test_a_platform_where_a_version_waits_for_approval_is_left_alone(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promotions of the demo would supersede it."""
+    assert "DIGITS_PROMOTION" not in "\n".join(demo_plan.read(platform).lines)
+    asking = of(platform.settings.home, promotion="ask")
+    plan = demo_plan.read(asking)
+    assert plan.refusal is None and "the demo approves its own versions for you" in plan.lines[-1]
+    waiting = {"7": {"approval": "waiting", "approval_since": "2026-01-05T12:00:00+00:00"}}
+    monkeypatch.setattr(RegistryReader, "tagged", lambda _, *tag: waiting if tag == ("approval", "waiting") else {})
+    refusal = demo_plan.read(asking).refusal
+    assert refusal and refusal.startswith("approval waits for digits v7, ") and "`digits demo --force`" in refusal
 
 
 def test_it_says_what_it_adds(platform: Platform) -> None:
