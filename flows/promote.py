@@ -10,7 +10,7 @@ def by_hand(platform: Platform, version: str, reason: str) -> None:
     """Make the version the champion as a person decided; raises as `models.promotion.promote` does."""
     from models import challengers, promotion
 
-    recorded = promotion.promote(platform.registry, platform.models, platform.engine, version, reason)
+    recorded = promotion.promote(platform, version, reason)
     settle(platform, str(recorded.after), recorded.before)
     challengers.appoint(platform.registry, platform.models, datetime.now(UTC))
 

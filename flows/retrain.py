@@ -171,7 +171,7 @@ def repair_crashed(platform: Platform) -> None:
     from models import evaluation_sets, promotion
 
     crashed_runs.mark_crashed(platform.registry, timedelta(seconds=LEASE_SECONDS))
-    if entry := promotion.finish_promotion(platform.registry, platform.models, platform.engine):
+    if entry := promotion.finish_promotion(platform):
         promote.settle(platform, str(entry.after), entry.before)
     evaluation_sets.pin_first_anchor(platform.models, platform.engine)
 
@@ -250,7 +250,7 @@ def apply_verdict(platform: Platform, version: str, champion: str | None, verdic
     if is_asked:
         approve.ask(platform, version)
     else:
-        promotion.apply_verdict(platform.registry, store, platform.engine, version, champion, verdict)
+        promotion.apply_verdict(platform, version, champion, verdict)
     if store.registry.version() == version != champion:
         promote.settle(platform, version, champion)
     judging.appoint_challenger(platform, version, verdict)

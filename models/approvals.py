@@ -16,6 +16,7 @@ from models import challengers, promotion
 from models.challengers import WAITING, Waiting
 from models.connections import Platform
 from models.gate import GateVerdict
+from models.promotion import Decision
 from models.registry import RegistryWriter
 from models.registry_reader import RegistryReader
 
@@ -40,7 +41,7 @@ def request(platform: Platform, version: str) -> None:
     registry = platform.registry
     challengers.enqueue(registry, version, datetime.now(UTC), TAG)
     challengers.close(registry, version, "up for approval")
-    promotion.update_cards(registry, platform.models, platform.engine, version)
+    promotion.update_cards(platform, version)
 
 
 def queue(registry: RegistryReader | RegistryWriter) -> list[Waiting]:
@@ -66,7 +67,7 @@ def review(platform: Platform) -> ledger.Entry | None:
         for version, since in queue(platform.registry):
             is_over = datetime.now(UTC) >= deadline(platform.settings, since)
             if is_over and _promotion_of(platform, version):
-                finished = promotion.finish(platform.registry, platform.models, platform.engine) or finished
+                finished = promotion.finish(platform) or finished
             _review(platform, version, is_over)
     return finished
 
@@ -124,10 +125,10 @@ def approve(platform: Platform, version: str, by: str, reason: str) -> ledger.En
     Raises NotWaiting, also where the champion has changed since the version was judged, or as `promotion.replace_champion` does.
     """
     found = _judgement_of_waiting(platform, version)
-    writer, store, engine = platform.registry, platform.models, platform.engine
-    why, judged = "; ".join([f"approved: {reason}", *found.reasons]), (found.evidence, found.digest or "")
+    reasons = "; ".join([f"approved: {reason}", *found.reasons])
+    decision = Decision(reasons, found.evidence, found.digest or "", by=by)
     check = partial(_check_undecided, platform, version)
-    entry = promotion.replace_champion(writer, store, engine, found.champion, version, why, *judged, by=by, check=check)
+    entry = promotion.replace_champion(platform, found.champion, version, decision, check)
     _close(platform, version, "approved", by, reason)
     return entry
 
@@ -140,7 +141,7 @@ def decline(platform: Platform, version: str, by: str, reason: str) -> None:
     found, subject = _judgement_of_waiting(platform, version), f"digits v{version}"
     with locks.decision(platform.engine):
         if _promotion_of(platform, version):
-            promotion.finish(platform.registry, platform.models, platform.engine)
+            promotion.finish(platform)
         _check_undecided(platform, version)
         recorded = ledger.entries(platform.engine, subject)
         # An earlier attempt may have died before the registry knew of it.
@@ -178,5 +179,5 @@ def _close(platform: Platform, version: str, outcome: Outcome, by: str, reason: 
     """Record on the version how the wait ended, the state last."""
     platform.registry.tag_version(version, {BY: by, REASON: reason[:5000]})
     platform.registry.tag_version(version, {TAG: outcome})
-    promotion.update_cards(platform.registry, platform.models, platform.engine, version)
+    promotion.update_cards(platform, version)
     log.info("digits v%s is %s%s: %s", version, outcome, f" by {by}" if by else "", reason)

@@ -95,7 +95,7 @@ def judge(platform: Platform, version: str) -> tuple[str | None, GateVerdict]:
     if champion is None:
         verdict = judged(policy.significance)
         # Without the alias nothing says what it would have to beat.
-        if lost := promotion.without_champion(platform.models, platform.engine):
+        if lost := promotion.without_champion(platform):
             log.error("%s", lost)
             verdict = GateVerdict("hold", [lost, *verdict.reasons], verdict.evidence, verdict.digest)
     else:

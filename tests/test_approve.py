@@ -378,7 +378,7 @@ def test_of_two_decisions_at_once_the_first_counts(other: str, loop: Loop, monke
     def slow(store: ModelStore, version: str) -> VerifiedModel:
         monkeypatch.setattr(ModelStore, "fetch_version", fetch)
         if other == "by hand":
-            promotion.promote(loop.platform.registry, loop.platform.models, loop.platform.engine, "3", "by hand")
+            promotion.promote(loop.platform, "3", "by hand")
         else:
             approve.decide(loop.platform, "2", other == "approve", "Anna", "I was faster")
         return fetch(store, version)

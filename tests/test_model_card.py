@@ -8,8 +8,10 @@ import pytest
 from conftest import Runs
 
 from digits.data import datasets
+from digits.settings import Settings
 from digits.storage import database, ledger
 from models import candidates, challengers, gate, model_card, promotion, runs
+from models.connections import Platform
 from models.model_store import ModelStore
 from models.recipes import SIGMOID
 from models.registry import RegistryWriter
@@ -53,23 +55,23 @@ def test_a_new_version_says_what_it_reached(writer: RegistryWriter, trained_runs
 
 
 def test_it_follows_promotion_rollback_and_hold(writer: RegistryWriter, trained_runs: Runs, tmp_path: Path) -> None:
-    engine, store = database.connect(f"sqlite:///{tmp_path}/digits.db"), ModelStore(trained_runs.uri, tmp_path)
+    platform = Platform(Settings(_env_file=None, home=tmp_path, MLFLOW_TRACKING_URI=trained_runs.uri))  # type: ignore[call-arg]
     first, second = trained_runs.first, trained_runs.other_seed
     try:
-        promotion.promote(writer, store, engine, first, "the first | of <all>")
-        at = ledger.entries(engine)[-1].at
+        promotion.promote(platform, first, "the first | of <all>")
+        at = ledger.entries(platform.engine)[-1].at
         assert f"**Champion** since {at:%Y-%m-%d %H:%M} UTC." in description(writer, first)
         assert "promotion of v1 (before: none) by " in description(writer, first)
         assert ": the first / of &lt;all>" in description(writer, first)
-        promotion.promote(writer, store, engine, second, "better")
+        promotion.promote(platform, second, "better")
         assert f"**Former champion**: the promotion of v{second} replaced it" in description(writer, first)
-        promotion.roll_back(writer, store, engine, "sevens")
+        promotion.roll_back(platform, "sevens")
         assert "**Champion**" in description(writer, first)
         assert f"**Former champion**: the rollback of v{first} replaced it" in description(writer, second)
         held = gate.GateVerdict("hold", ["worse on anchor"], {"candidate: size_bytes": 1.0})
         third = trained_runs.other_label
         promotion.record_verdict(writer, third, first, held)
-        promotion.apply_verdict(writer, store, engine, third, first, held)
+        promotion.apply_verdict(platform, third, first, held)
         text = description(writer, third)
         assert "**Held** by the gate." in text and f"Gate beside v{first}: **hold**. worse on anchor" in text
     finally:

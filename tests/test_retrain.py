@@ -255,7 +255,7 @@ def test_a_champion_that_came_meanwhile_is_not_replaced(
     registry.versions["1"], registry.aliases["champion"] = {}, current
     settings = settings.model_copy(update={"mlflow_tracking_uri": registry.uri})
     monkeypatch.setattr(registries, "RegistryWriter", lambda uri: VersionRegistry(registry))
-    monkeypatch.setattr(promotion, "replace_champion", lambda *arguments: done.append(arguments[4]))
+    monkeypatch.setattr(promotion, "replace_champion", lambda *arguments: done.append(arguments[2]))
     monkeypatch.setattr(verdict_page, "publish", lambda *_, **__: None)
     monkeypatch.setattr(evaluation_sets, "pin_first_anchor", lambda *_: None)
     retrain.apply_verdict(Platform(settings), "3", "1", gate.GateVerdict("promote", ["better"], {}))
@@ -290,7 +290,11 @@ def test_a_promotion_records_the_traffic_that_it_was_judged_on_as_normal(
         predictions.label(platform.engine, id, 1, AUDITOR)
     feedback.ingest_feedback(platform.engine, feedback.FeedbackPolicy())
     monkeypatch.setattr(registries, "RegistryWriter", lambda uri: VersionRegistry(registry))
-    monkeypatch.setattr(promotion, "replace_champion", lambda writer, *others: writer.set_alias("champion", others[3]))
+    monkeypatch.setattr(
+        promotion,
+        "replace_champion",
+        lambda platform, _, version, *__: platform.registry.set_alias("champion", version),
+    )
     monkeypatch.setattr(evaluation_sets, "pin_first_anchor", lambda *_: None)
     monkeypatch.setattr(verdict_page, "publish", lambda *_, **__: None)
     retrain.apply_verdict(platform, "3", "1", gate.GateVerdict("promote", ["better"], {}))

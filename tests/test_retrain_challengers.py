@@ -150,10 +150,10 @@ def test_without_new_labels_nothing_is_judged_again(loop: Loop) -> None:
 def test_a_challenger_is_judged_beside_a_champion_that_came_by_hand(loop: Loop) -> None:
     loop.day("2")
     loop.register("9", share_shifted=0.0, seed=9)
-    promotion.promote(loop.versions, loop.platform.models, loop.platform.engine, "9", "by hand")  # type: ignore[arg-type]
+    promotion.promote(loop.platform, "9", "by hand")
     retrain.review_challengers(loop.platform)
     assert loop.asked() == [("2", "1", 0), ("2", "9", 0)]
-    promotion.promote(loop.versions, loop.platform.models, loop.platform.engine, "2", "by hand")  # type: ignore[arg-type]
+    promotion.promote(loop.platform, "2", "by hand")
     retrain.review_challengers(loop.platform)
     assert len(loop.asked()) == 2 and "challenger" not in loop.aliases
 
@@ -391,7 +391,7 @@ def test_killed_in_a_step_the_next_retraining_decides_the_same_at_the_same_cost(
         patch.setattr(module, name, killed)
         with pytest.raises(KeyboardInterrupt):
             retrain.review_challengers(loop.platform)
-    promotion.finish_promotion(loop.versions, loop.platform.models, loop.platform.engine)  # type: ignore[arg-type]
+    promotion.finish_promotion(loop.platform)
     retrain.review_challengers(loop.platform)
     assert loop.asked() == [("2", "1", 0), ("2", "1", 30), ("3", "2", 30)]
     assert [(entry.before, entry.after) for entry in ledger.replacements(loop.platform.engine)] == [
@@ -459,7 +459,7 @@ def test_a_candidate_does_not_become_the_champion_because_the_alias_is_lost(
 ) -> None:
     changed = loop.platform.settings.model_copy(update={"promotion": mode})
     monkeypatch.setattr(loop.platform, "settings", changed)
-    promotion.promote(loop.platform.registry, loop.platform.models, loop.platform.engine, "1", "recorded")
+    promotion.promote(loop.platform, "1", "recorded")
     loop.register("2", share_shifted=0.5, seed=2)
     del loop.aliases["champion"]
     said = loop.decide("2")

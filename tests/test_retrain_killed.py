@@ -19,7 +19,7 @@ from digits.storage import cooldowns, database, feedback, ledger, predictions
 from digits.storage.labels import AUDITOR
 from models import candidate_comparison, export, recipes, registry_reader
 from models import registry as registries
-from models.model_store import ModelStore
+from models.connections import Platform
 from models.registry import RegistryWriter
 from models.registry_reader import RegistryReader
 from services.prediction_log import PredictionLog
@@ -206,9 +206,7 @@ def test_what_was_rolled_back_does_not_come_back_by_itself(settings: Settings) -
     assert "promote" in run()
     retrain(seed=1)
     if RegistryReader(settings.mlflow_tracking_uri).version() == "1":
-        engine, registry = database.connect(settings.database_url), RegistryWriter(settings.mlflow_tracking_uri)
-        store = ModelStore(settings.mlflow_tracking_uri, settings.champions)
-        promotion.promote(registry, store, engine, "2", "by hand")
+        promotion.promote(Platform(settings), "2", "by hand")
     said = run()
     assert "digits v1 was the champion until the promotion of v2 (" in said and "`digits promote 1`" in said
     assert RegistryReader(settings.mlflow_tracking_uri).version() == "2"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from conftest import Files, linear_model
@@ -14,7 +15,9 @@ from conftest import Registry as Memory
 from digits.data.datasets import Dataset, digests
 from digits.images import Split
 from digits.reference import Reference
+from digits.settings import Settings
 from models import onnx_model
+from models.connections import Platform
 from models.model_store import ModelStore
 
 
@@ -28,6 +31,12 @@ class VersionRegistry:
 
     def store(self, cache: Path) -> ModelStore:
         return ModelStore(self.memory.uri, cache)
+
+    def platform(self, home: Path, **changes: Any) -> Platform:
+        """A platform that writes to this registry."""
+        platform = Platform(Settings(_env_file=None, home=home, MLFLOW_TRACKING_URI=self.memory.uri, **changes))  # type: ignore[call-arg]
+        vars(platform)["registry"] = self
+        return platform
 
     def set_alias(self, alias: str, version: str) -> None:
         self.memory.aliases[alias] = version

@@ -51,7 +51,7 @@ def rollback(reason: Reason = "manual") -> None:
     from models.connections import Platform
 
     platform = Platform()
-    promotion.roll_back(platform.registry, platform.models, platform.engine, reason)
+    promotion.roll_back(platform, reason)
 
 
 def ledger() -> None:
