@@ -136,18 +136,23 @@ class RegistryWriter:
                 log.warning("the end of run %s (%s) is not recorded: %s", self.run_id, status, error)
 
     def _log_datasets(self, location: str, dataset: Dataset) -> None:
-        """Log the images of each part, as the recipe splits them, as an input of the current run; none of them are uploaded."""
+        """Log the images of each part, as the recipe splits them, as an input of the current run; none of them are uploaded.
+
+        The source is the file or URL that they were read from, or the copy in the bucket, which every machine reaches.
+        """
+        source = location if location.startswith("s3:") else dataset.origin or location
+        tags = {"origin": dataset.origin or dataset.source, "stored_copy": location}
         with warnings.catch_warnings():
             # MLflow has two classes of the same name for files.
             warnings.filterwarnings("ignore", "The specified dataset source can be interpreted", UserWarning)
             inputs = [
                 # MLflow takes inputs of one name and digest for the same one.
                 self.mlflow.data.from_numpy(
-                    split.images, location, split.labels, f"{dataset.source}-{part}", dataset.fingerprint
+                    split.images, source, split.labels, f"{dataset.source}-{part}", dataset.fingerprint
                 )
                 for part, split in dataset.splits().items()
             ]
-        self.mlflow.log_inputs(inputs, list(CONTEXTS), [None] * len(inputs))
+        self.mlflow.log_inputs(inputs, list(CONTEXTS), [tags] * len(inputs))
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Queue one point on each learning curve for a background thread, without waiting for MLflow; raises nothing.

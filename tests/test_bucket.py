@@ -126,12 +126,18 @@ def test_the_setting_puts_the_bucket_behind_the_folder(monkeypatch: pytest.Monke
 
 
 def test_a_version_on_s3_reaches_the_service_through_mlflow_alone(
-    s3: Any, bundled: Dataset, champion_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: Any,
+    bundled: Dataset,
+    here: Bucket,
+    champion_files: Files,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """MLflow's server has the credentials; who registers and who serves talks to MLflow and nothing else."""
     from models.registry import RegistryWriter
     from ops.process_environment import ENVIRONMENT
 
+    datasets.save(bundled, here)
     port = find_free_port()
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
@@ -148,11 +154,14 @@ def test_a_version_on_s3_reaches_the_service_through_mlflow_alone(
         wait_until_healthy(f"{uri}/health", server, tmp_path / "server.log")
         registry = RegistryWriter(uri)
         card = json.loads(champion_files["card.json"])
-        with registry.run(COMPACT, {**datasets.describe(bundled), "location": "digits.npz"}, bundled, {}) as run_id:
+        with registry.run(COMPACT, datasets.manifest(here, bundled.fingerprint), bundled, {}) as run_id:
             facts = {"run_id": run_id, "experiment_id": registry.experiment_id, "inputs": "none"}
             files = {name: content for name, content in champion_files.items() if name != "card.json"}
             version = registry.register({**card, **facts}, files)
         registry.set_alias("champion", version)
+        inputs = [given.dataset for given in registry.client.get_run(run_id).inputs.dataset_inputs]
+        assert {given.source_type for given in inputs} == {"s3"}
+        assert {json.loads(given.source)["uri"] for given in inputs} == {f"{URL}/{bundled.fingerprint}/arrays.npz"}
         stored = [key for key in keys(s3) if key.startswith("artifacts/")]
         assert {"model.onnx", "reference.npz", "card.json"} <= {key.rsplit("/", 1)[1] for key in stored}
         fetched = ModelStore(uri, tmp_path / "champions").fetch()

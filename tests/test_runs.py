@@ -1,12 +1,14 @@
 """Runs are found on a real MLflow server by version, by id and by the beginning of an id."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Runs, wait_for
 
-from digits.data import datasets
+from digits.data import datasets, sources
+from digits.data.datasets import Dataset
 from models import candidates, runs
 from models.recipes import SIGMOID
 from models.registry import RegistryWriter
@@ -102,6 +104,35 @@ def test_a_run_names_all_its_data_with_size_digest_and_place(registry: RegistryW
         assert json.loads(given.profile)["features_shape"] == [len(split), 28, 28]
         assert given.source_type == "local"
         np.testing.assert_array_equal(np.load(json.loads(given.source)["uri"])["test_images"], stored.test.images)
+
+
+@pytest.mark.parametrize("source_type", ["local", "http"])
+def test_the_source_of_a_runs_data_is_the_file_or_url_that_they_were_read_from(
+    registry: RegistryWriter, bundled: Dataset, tmp_path: Path, source_type: str
+) -> None:
+    path = tmp_path / "mnist.npz"
+    arrays = {f"{kind}_{part}": getattr(bundled, part) for part in ("train", "test") for kind in "xy"}
+    np.savez(path, **{name: split.images if name[0] == "x" else split.labels for name, split in arrays.items()})
+    name = "mnist" if source_type == "http" else str(path)
+    dataset = sources.read(name, mnist=None, cache=tmp_path, keras_cache=tmp_path / "none")
+    datasets.save(dataset, tmp_path / "datasets")
+    stored = datasets.load(tmp_path / "datasets", dataset.fingerprint)
+    manifest = datasets.manifest(tmp_path / "datasets", dataset.fingerprint)
+    with registry.run(SIGMOID, manifest, candidates.split(stored, SIGMOID), {}) as run_id:
+        pass
+    address = {"local": str(path), "http": sources.MNIST_URL}[source_type]
+    for given in registry.client.get_run(run_id).inputs.dataset_inputs:
+        assert given.dataset.source_type == source_type
+        assert address in json.loads(given.dataset.source).values()
+        tags = {tag.key: tag.value for tag in given.tags}
+        assert (tags["origin"], tags["stored_copy"]) == (address, manifest["location"])
+    registry.client.delete_run(run_id)
+
+
+def test_nothing_is_called_plain_accuracy_or_loss(registry: RegistryWriter, trained_runs: Runs) -> None:
+    names = runs.find(registry, trained_runs.first).metrics.keys()
+    assert {"train_accuracy", "val_accuracy", "test_accuracy", "train_loss", "val_loss"} <= names
+    assert not {"accuracy", "loss"} & names
 
 
 def test_a_run_has_system_metrics(registry: RegistryWriter, trained_runs: Runs) -> None:

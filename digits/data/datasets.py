@@ -29,7 +29,8 @@ log = logging.getLogger("digits.data.datasets")
 VALIDATION_SHARE_OF_TRAIN = 1 / 6
 # A fifth of an even share; the rarest digit of MNIST has 0.089.
 MIN_CLASS_SHARE = 0.02
-FACTS = ("source", "overlap_removed", "parent", "near_duplicates")  # the fields of a data set beside its arrays
+# The fields of a data set beside its arrays.
+FACTS = ("source", "origin", "overlap_removed", "parent", "near_duplicates")
 PARTS = ("train", "validation", "test")
 DatasetStore = Path | Bucket  # a folder of this machine, with or without a bucket that shares it
 
@@ -49,6 +50,7 @@ class Dataset:
     overlap_removed: int = 0  # images left out of train and validation because they are also in test
     parent: str | None = None  # fingerprint of the data set from which resplit or extend made this one
     near_duplicates: int | None = None  # test images that nearly equal another one, counted when the source was read
+    origin: str | None = None  # absolute path or URL that the source was read from; None for the bundled digits
 
     @cached_property
     def fingerprint(self) -> str:

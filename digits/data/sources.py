@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -52,7 +53,7 @@ def read(
         raise BadData(
             f"the source {source!r} does not exist; give `mnist`, `bundled`, or the path of {formats.names()}"
         )
-    return _divide(path.name, formats.read(path, limit_bytes), seed)
+    return _divide(path.name, formats.read(path, limit_bytes), seed, str(path.absolute()))
 
 
 def read_rows(path: Path, limit_bytes: int = LIMIT_BYTES) -> Rows:
@@ -72,10 +73,10 @@ def read_rows(path: Path, limit_bytes: int = LIMIT_BYTES) -> Rows:
     )
 
 
-def _divide(source: str, parts: Parts, seed: int) -> Dataset:
+def _divide(source: str, parts: Parts, seed: int, origin: str) -> Dataset:
     train, test = (rows and _without_faults(source, rows) for rows in (parts.train, parts.test))
     assert train is not None
-    return divide(source, train, test, parts.writers, seed=seed)
+    return replace(divide(source, train, test, parts.writers, seed=seed), origin=origin)
 
 
 def _without_faults(source: str, rows: Rows) -> Split:
@@ -98,11 +99,11 @@ def existing_mnist(path: Path) -> Path:
 def _mnist(given: Path | None, keras_cache: Path, own_cache: Path, seed: int) -> Dataset:
     """MNIST from the first place that has it. A given file that is bad or missing is refused; a bad cache is skipped."""
     if given is not None:
-        return _divide("mnist", formats.read(existing_mnist(given)), seed)
-    for path in (keras_cache, own_cache):
+        return _divide("mnist", formats.read(existing_mnist(given)), seed, str(given.absolute()))
+    for path, origin in ((keras_cache, str(keras_cache)), (own_cache, MNIST_URL)):
         try:
             if path.exists():
-                return _divide("mnist", formats.read(path), seed)
+                return _divide("mnist", formats.read(path), seed, origin)
         except BadData as error:
             log.warning("skipped %s: %s", path, error)
     try:
@@ -112,7 +113,7 @@ def _mnist(given: Path | None, keras_cache: Path, own_cache: Path, seed: int) ->
         reason = f"{tried}, and {MNIST_URL} could not be downloaded ({first_line(error)})"
         recommendation = "set DIGITS_MNIST to the path of an mnist.npz, or use `--data bundled`"
         raise SourceUnavailable(f"MNIST is unavailable: {reason}; {recommendation}") from error
-    return _divide("mnist", formats.read(own_cache), seed)
+    return _divide("mnist", formats.read(own_cache), seed, MNIST_URL)
 
 
 def _download(target: Path) -> None:
