@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from prefect.runtime import flow_run
-from prefect.utilities.urls import url_for
-
 from digits.settings import Settings
 from digits.storage import cooldowns, database
-from flows import channels
+from flows import channels, tasks
 from flows.channels import Delivery, Message
 
 log = logging.getLogger("digits.alerts")
@@ -58,8 +55,7 @@ def send(settings: Settings, alert: Alert) -> bool:
 
 def deliver(settings: Settings, alert: Alert) -> list[Delivery]:
     """Send the alert to all channels now."""
-    # Not `flow_run.ui_url`, whose path Prefect's pages do not have.
-    run_url = url_for("flow-run", flow_run.id) if flow_run.id else None
+    run_url = tasks.run_url()
     details = {**alert.details, **({"run_url": run_url} if run_url else {})}
     at = datetime.now(UTC).isoformat(timespec="seconds")
     facts = {"event": alert.event, "about": alert.about, "reason": alert.message, "at": at, **details}

@@ -14,7 +14,9 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
+from prefect.utilities.urls import url_for
 
 log = logging.getLogger("digits.flows")
 
@@ -42,6 +44,12 @@ def server_task(function: Callable[P, R]) -> Callable[P, R]:
     """The function as a task that is repeated, with growing delays, while a server does not answer."""
     delays = exponential_backoff(BACKOFF_SECONDS)
     return task(function, retries=RETRIES, retry_delay_seconds=delays, retry_condition_fn=is_unreachable)
+
+
+def run_url() -> str | None:
+    """The address of the current flow run in Prefect's UI; None outside of a flow."""
+    # `flow_run.ui_url` has a path of earlier versions, which today's UI only redirects.
+    return url_for("flow-run", flow_run.id) if flow_run.id else None
 
 
 def publish(

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from digits.data import datasets
 from digits.data.datasets import Dataset
 from digits.storage import registrations
 from flows.ingest import load_dataset
 from flows.progress import progress_of
-from flows.tasks import publish, server_task, task
+from flows.tasks import publish, run_url, server_task, task
 from models.connections import Platform
 from models.recipes import COMPACT
 from models.training import EpochMetrics, Recipe
@@ -83,7 +82,7 @@ def fit(registry: "RegistryWriter", recipe: Recipe, dataset: Dataset) -> "Traini
 
 def prefect_run() -> dict[str, str]:
     """The tag that links an MLflow run to the Prefect run."""
-    return {"prefect_run": flow_run.ui_url or flow_run.id or ""}
+    return {"prefect_run": run_url() or ""}
 
 
 def _markdown(version: str, candidate: "Candidate") -> str:

@@ -399,7 +399,9 @@ def running_prefect(home: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]
     """A Prefect server with all its services, healthy."""
     put_migrated_database("prefect", home)
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with _running(command, home, f"http://127.0.0.1:{port}/api/health") as server:
+    api = f"http://127.0.0.1:{port}/api"
+    # Its pages would ask the server of PREFECT_API_URL, by default on port 4200.
+    with _running(command, home, f"{api}/health", PREFECT_SERVER_UI_API_URL=api) as server:
         yield server
 
 
@@ -418,11 +420,11 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @contextmanager
-def _running(command: list[str], home: Path, health: str) -> "Iterator[subprocess.Popen[bytes]]":
+def _running(command: list[str], home: Path, health: str, **variables: str) -> "Iterator[subprocess.Popen[bytes]]":
     from ops.process_environment import ENVIRONMENT
 
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    environment = {**outside, **ENVIRONMENT, "PREFECT_HOME": str(home)}
+    environment = {**outside, **ENVIRONMENT, "PREFECT_HOME": str(home), **variables}
     with (home / "server.log").open("ab") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", *command], env=environment, cwd=home, stdout=output, stderr=subprocess.STDOUT

@@ -92,7 +92,7 @@ def test_the_retraining_heals(platform: Platform, story: str) -> None:
 
 
 def test_the_addresses_at_the_end_lead_to_what_they_name(platform: Platform, story: str) -> None:
-    (id,) = re.findall(r"/flow-runs/flow-run/([0-9a-f-]{36})", story)
+    (id,) = re.findall(r"/runs/flow-run/([0-9a-f-]{36})", story)
     run = get(f"{platform.prefect}/flow_runs/{id}", auth=platform.prefect_login).json()
     assert run["state_type"] == "COMPLETED" and "demo" in run["tags"]
     reports = re.findall(r"file://(\S+/report\.html)", story)

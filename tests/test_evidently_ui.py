@@ -147,13 +147,13 @@ def test_before_any_traffic_the_dashboard_says_what_it_waits_for(tmp_path: Path)
 @pytest.mark.browser
 @in_chromium
 def test_the_dashboard_and_a_report_are_drawn(ui: str, points: str, report: Path, tmp_path: Path) -> None:
-    run, project = report.with_name("workspace_run").read_text(), points.split("/")[4]
+    project = points.split("/")[4]
     browser = start(tmp_path, 1300, 1000)
     try:
         browser.get(f"{ui}/projects/{project}")
         wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "svg circle"))
         assert "Share of drifted columns" in browser.find_element(By.TAG_NAME, "body").text
-        browser.get(f"{ui}/projects/{project}/reports/{run}")
+        browser.get(f"{ui}{reports.ui_path(report.parent, report.parent.parent / 'workspace')}")
         wait_for(lambda: "stroke_width" in browser.find_element(By.TAG_NAME, "body").text)
         wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "svg image"))
         picture = browser.find_element(By.CSS_SELECTOR, "svg image")
