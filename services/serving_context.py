@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -376,14 +377,15 @@ class ServingContext:
         version = champion.version if champion else ""
         uncertain_below = champion.conformal.uncertain_below if champion else 0.0
         waiting = label_queue.waiting(engine, version, since, uncertain_below, client)
-        chosen = [
-            (id, name) for name, ids in waiting.items() if queue in (None, name) for id in ids if id not in exclude
-        ]
-        found = label_queue.read(engine, chosen[:limit])
+        chosen: dict[str, Queue] = {}
+        for name, ids in waiting.items():
+            if queue in (None, name):
+                chosen |= dict.fromkeys(label_queue.draw(name, [id for id in ids if id not in exclude], limit), name)
+        images = label_queue.images(engine, dict(islice(chosen.items(), limit)))
         return {
             "model_version": version or None,
             "is_auditor": client is None,
-            "images": [{"id": one.id, "queue": one.queue, "image": one.image} for one in found],
+            "images": [{"id": id, "queue": chosen[id], "image": image} for id, image in images.items()],
             "waiting": {name: len(ids) for name, ids in waiting.items()},
             "audit_labels": audit.count(engine, version),
             "min_audit_labels": audit.MIN_LABELS,

@@ -60,14 +60,11 @@ def test_an_auditor_gets_all_queues_and_others_those_in_which_their_labels_count
     )  # the least confident first, one of each image
     assert found["disagreement"] == [rest[4]] and found["quarantine"] == [rest[0]]
     assert found["suspected"] == [feedback.digest(images(1, 9).tobytes())]
-    read = label_queue.read(engine, [(id, queue) for queue, ids in found.items() for id in ids])
-    assert [one.queue for one in read] == ["audit"] * 3 + ["uncertain"] * 2 + [
-        "disagreement",
-        "quarantine",
-        "suspected",
-    ]
-    assert np.array_equal(read[0].image, predictions.find(engine, found["audit"][0]).images[0])
-    assert np.array_equal(read[-1].image, images(1, 9)[0])
+    queues = {id: queue for queue, ids in found.items() for id in ids}
+    shown = label_queue.images(engine, queues)
+    assert list(shown) == list(queues)
+    assert np.array_equal(shown[found["audit"][0]], predictions.find(engine, found["audit"][0]).images[0])
+    assert np.array_equal(shown[found["suspected"][0]], images(1, 9)[0])
     assert not any(waiting(engine, "nurse").values())  # no answer was given to this key
 
 
@@ -91,6 +88,36 @@ def test_what_was_drawn_for_the_audit_sample_is_in_no_other_queue(
     found = waiting(engine)
     assert len(found["audit"]) == 2 and set(found["audit"]) < set(drawn)
     assert (found["uncertain"], found["disagreement"]) == ([rest[0]], [rest[1]])
+
+
+def test_complaints_beyond_the_end_of_the_queue_do_not_bias_the_audit_sample(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In quarantine are the errors of the version: to label those of the audit sample first would measure an accuracy of 0."""
+    monkeypatch.setattr(label_queue, "MAX_LENGTH", 20)
+    drawn = answered(engine, [0.99] * 100, audit_sample_rate=1)
+    (other,) = answered(engine, [0.99], seed=1)
+    for id in [*drawn[:50], other]:
+        predictions.label(engine, id, 8, "somebody")
+    assert feedback.ingest_feedback(engine, FeedbackPolicy(confident=0.9)) == {"quarantine": 51}
+    found = waiting(engine)
+    assert (len(found["audit"]), found["quarantine"]) == (20, [other])
+    assert [id for id, _ in feedback.quarantined(engine)] == [other]  # nor does `digits audit --quarantine`
+    for ids in found.values():
+        for id in ids:
+            label_queue.label(engine, id, 8 if id in drawn[:50] else 3, AUDITOR)
+    measured = audit.answers(engine, "7", SINCE, NOW + timedelta(days=1))
+    assert {one.id for one in measured} == set(found["audit"])
+    assert 0.1 < np.mean([one.is_right for one in measured]) < 0.9
+
+
+def test_the_next_of_a_queue_are_drawn_from_its_first_and_the_audit_sample_keeps_its_order() -> None:
+    ids = [f"{n:03}" for n in range(100)]
+    assert label_queue.draw("audit", ids, 10) == ids[:10]
+    drawn = [label_queue.draw("uncertain", ids, 10) for _ in range(50)]
+    assert all(len(set(one)) == 10 for one in drawn)
+    assert set().union(*drawn) == set(ids[:40])
+    assert sorted(label_queue.draw("suspected", ids[:3], 10)) == ids[:3]
 
 
 def test_disagreements_that_are_labelled_or_gone_leave_room_for_others(
@@ -241,8 +268,8 @@ def test_suspected_labels_of_a_check_that_was_asked_for_earlier_replace_nothing(
 
 def test_an_image_that_the_log_no_longer_has_is_left_out(engine: Engine) -> None:
     kept, gone = answered(engine, [0.5])[0], new_ids(1)[0]
-    read = label_queue.read(engine, [(gone, "quarantine"), (kept, "uncertain"), ("f" * 32, "suspected")])
-    assert [(one.id, one.queue) for one in read] == [(kept, "uncertain")]
+    queues: dict[str, label_queue.Queue] = {gone: "quarantine", kept: "uncertain", "f" * 32: "suspected"}
+    assert list(label_queue.images(engine, queues)) == [kept]
 
 
 def test_ids_begin_with_the_time(engine: Engine) -> None:

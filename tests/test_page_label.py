@@ -120,6 +120,57 @@ def test_a_hundred_digits_are_labelled_by_keyboard_alone_and_found_in_the_log(
     }
 
 
+def test_two_auditors_who_label_at_the_same_time_lose_no_label_and_count_none_twice(
+    desktop: LabelPage, sample: Reference, tmp_path: Path
+) -> None:
+    service = desktop.service
+    ids = send(service, sample, 40)
+    other = LabelPage(start(tmp_path / "other", *SIZES["desktop"]), service)
+    try:
+        desktop.open()
+        other.open()
+        given: dict[int, set[int]] = {}
+        while desktop.find("#image").is_displayed() or other.find("#image").is_displayed():
+            for page, error in ((desktop, 0), (other, 1)):
+                if page.find("#image").is_displayed():
+                    index = page.shown(sample)
+                    # On one image in eight they differ.
+                    label = int(sample.labels[index] + error * (index % 8 == 0)) % 10
+                    given.setdefault(index, set()).add(label)
+                    page.press(str(label))
+        for page in (desktop, other):
+            page.wait_for(lambda page=page: "Nothing waits for a label" in page.text("empty"))
+        progress = service.client.get("/label_queue").json()
+        window = service.window()
+        stored = {ids.index(id): int(label) for id, label in zip(window.ids, window.labels, strict=True)}
+        assert set(given) == set(range(40)) and all(stored[index] in labels for index, labels in given.items())
+        assert progress["audit_labels"] == progress["new_labels"] == 40 and progress["waiting"]["audit"] == 0
+        for page in (desktop, other):
+            page.wait_for(lambda page=page: "40 of 50 audit labels" in page.text("audit-text"))
+            assert page.text("retrain-text").startswith("40 of 120")
+    finally:
+        other.browser.quit()
+
+
+def test_an_auditor_is_told_that_somebody_else_gave_the_same_label_and_gets_what_remains(
+    desktop: LabelPage, sample: Reference
+) -> None:
+    service = desktop.service
+    ids = send(service, sample, 5)
+    desktop.open()
+    first = desktop.shown(sample)
+    for index in {*range(5)} - {(first + 1) % 5}:
+        service.client.post("/feedback", json={"id": ids[index], "digit": 7, "source": AUDITOR})
+    assert "5 left" in desktop.text("reason")
+    desktop.press("7")
+    desktop.wait_for(lambda: "as somebody else did meanwhile" in desktop.text("said"))
+    desktop.wait_for(lambda: "1 left" in desktop.text("reason"))
+    assert desktop.text("audit-text").startswith("4 of 50") and desktop.text("retrain-text").startswith("4 of 120")
+    desktop.press("u")  # nothing of this page's: what the other said stays
+    desktop.wait_for(lambda: desktop.shown(sample) == first)
+    assert service.client.get(f"/predictions/{ids[first]}").json()["label"] == 7
+
+
 def test_no_digit_undo_and_skip(desktop: LabelPage, sample: Reference) -> None:
     service = desktop.service
     ids = send(service, sample, 3)

@@ -198,22 +198,22 @@ def unlabelled_audit(engine: Engine, since: datetime) -> list[tuple[str, NDArray
 
 
 def quarantined(engine: Engine) -> list[tuple[str, NDArray[np.uint8]]]:
-    """Ids and images (28, 28) of logged predictions whose label is in quarantine and which no auditor has labelled."""
-    rows, images = _rows(engine, _in_quarantine(IngestedLabel.prediction_id, IngestedLabel.image))
-    return list(zip((row.prediction_id for row in rows), images, strict=True))
+    """The ids of `quarantined_ids` and their images (28, 28), oldest first."""
+    window = predictions.read(engine, quarantined_ids(engine))
+    return list(zip(window.ids, window.images, strict=True))
 
 
-def quarantined_ids(engine: Engine, limit: int) -> list[str]:
-    """The ids of `quarantined`, oldest first."""
-    with engine.connect() as connection:
-        return list(connection.scalars(_in_quarantine(IngestedLabel.prediction_id).limit(limit)))
+def quarantined_ids(engine: Engine, limit: int | None = None) -> list[str]:
+    """Ids of logged predictions whose label is in quarantine and which no auditor has labelled, newest first, of the newest `limit`.
 
-
-def _in_quarantine(*columns: Any) -> Select[Any]:
+    Those that were drawn for the audit sample are left out. They wait there, in random order: accuracy would look worse if the
+    answers that people contradict were labelled before the others.
+    """
     current = labels.current().subquery()
-    query = select(*columns).join(current, current.c.prediction_id == IngestedLabel.prediction_id)
+    query = select(IngestedLabel.prediction_id).join(current, current.c.prediction_id == IngestedLabel.prediction_id)
     query = query.where(IngestedLabel.part == "quarantine", current.c.source != AUDITOR)
-    return query.order_by(IngestedLabel.prediction_id)
+    known = predictions.known(engine, query.order_by(IngestedLabel.prediction_id.desc()).limit(limit))
+    return sorted((id for id, one in known.items() if not one.is_drawn), reverse=True)
 
 
 def withdraw(engine: Engine, id: str, source: str, sequence: int | None = None) -> bool:

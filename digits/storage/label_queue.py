@@ -7,9 +7,9 @@ agree with what they are shown.
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import sqlalchemy as sa
@@ -25,7 +25,10 @@ Queue = Literal["audit", "uncertain", "disagreement", "quarantine", "suspected"]
 QUEUES: tuple[Queue, ...] = get_args(Queue)
 OF_AUDITORS: frozenset[Queue] = frozenset({"audit", "quarantine", "suspected"})  # labels of others decide nothing there
 MAX_LENGTH = 500  # of each queue
-MAX_ROWS = 2_000  # of the log with answers of the audit sample that are searched, the newest ones
+MAX_ROWS = (
+    2_000  # of the log with answers of the audit sample that are searched, and labels in quarantine, the newest ones
+)
+SPREAD = 4  # as many times the images that are asked for are drawn from
 MAX_ANSWERS = 20_000  # that are searched for uncertain ones, the newest ones
 
 disagreements = sa.Table(
@@ -34,14 +37,6 @@ disagreements = sa.Table(
     sa.Column("prediction_id", sa.String(32), primary_key=True),
     sa.Column("challenger", sa.String(32), nullable=False),
 )
-
-
-class QueuedImage(NamedTuple):
-    """An image to label."""
-
-    id: str  # of the prediction, or the digest of a training image
-    queue: Queue
-    image: NDArray[np.uint8]  # (28, 28)
 
 
 def waiting(
@@ -58,7 +53,7 @@ def waiting(
         "audit": _audit_sample(engine, version, since) if is_auditor else [],
         "uncertain": _uncertain(engine, since, uncertain_below, client),
         "disagreement": _disagreements(engine, client),
-        "quarantine": feedback.quarantined_ids(engine, MAX_LENGTH) if is_auditor else [],
+        "quarantine": feedback.quarantined_ids(engine, MAX_ROWS) if is_auditor else [],
         "suspected": suspected_labels.waiting(engine, MAX_LENGTH) if is_auditor else [],
     }
     seen: set[str] = set()
@@ -69,14 +64,22 @@ def waiting(
     return found
 
 
-def read(engine: Engine, queued: Iterable[tuple[str, Queue]]) -> list[QueuedImage]:
-    """The images of ids, in their order, without those that are gone meanwhile."""
-    queues = dict(queued)
+def draw(queue: Queue, ids: Sequence[str], count: int) -> list[str]:
+    """So many ids of a queue, at random from the first SPREAD times as many: who labels at the same time seldom gets the same ones.
+
+    The audit sample is in random order already.
+    """
+    first = ids[: count if queue == "audit" else SPREAD * count]
+    return list(first) if queue == "audit" else random.sample(first, min(count, len(first)))
+
+
+def images(engine: Engine, queues: Mapping[str, Queue]) -> dict[str, NDArray[np.uint8]]:
+    """The images (28, 28) of these ids in queues, in their order, without those that are gone meanwhile."""
     known = suspected_labels.images(engine, [id for id, queue in queues.items() if queue == "suspected"])
     window = predictions.read(engine, [id for id, queue in queues.items() if queue != "suspected"])
-    images = {id: np.frombuffer(image, np.uint8).reshape(SIZE, SIZE) for id, image in known.items()}
-    images |= dict(zip(window.ids, window.images, strict=True))
-    return [QueuedImage(id, queue, images[id]) for id, queue in queues.items() if id in images]
+    found = {id: np.frombuffer(image, np.uint8).reshape(SIZE, SIZE) for id, image in known.items()}
+    found |= dict(zip(window.ids, window.images, strict=True))
+    return {id: found[id] for id in queues if id in found}
 
 
 def label(engine: Engine, id: str, label: int, source: str) -> int | None:

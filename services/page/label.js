@@ -12,12 +12,15 @@ const QUEUES = {
   suspected: ["Suspected wrong labels", "training images whose label is probably wrong"],
 };
 const NO_DIGIT = "no digit";
-// Of a request; more are fetched when so few are left.
-const FETCHED = 50;
-const FEW = 15;
+// The service counts the images of a queue up to here.
+const MAX_COUNTED = 500;
+// Images of a request; more are fetched when fewer than REFILL_BELOW are left.
+const BATCH_SIZE = 50;
+const REFILL_BELOW = 15;
 // So many of the skipped images are left out of what is fetched: with those that are shown, an address of less than 8 kB, which proxies accept.
 const MAX_SKIPPED = 150;
-const MAX_SHOWN = 12;
+// Labels that are listed below the image.
+const HISTORY_LENGTH = 12;
 const RETRY_MS = 3000;
 const POLL_MS = 10_000;
 const NO_ANSWER = "The service does not answer; this is tried again.";
@@ -25,14 +28,14 @@ const NO_ANSWER = "The service does not answer; this is tried again.";
 const element = (id) => document.getElementById(id);
 const state = {
   images: [], // those to come; the first is shown
-  done: [], // {image, label, number} of this session; label is null for a skipped one
+  decisions: [], // {image, label, number} of this session; label is null for a skipped one
   skipped: [], // ids
-  unsent: [], // {said, change}: labels (change 1) and withdrawals (change -1) under way
+  pending: [], // {decision, change}: labels (change 1) and withdrawals (change -1) under way
   queue: null, // the chosen one, or null for all
-  facts: null, // the last answer of the service without its images
-  turn: 0, // number of the choice, so that an answer to an earlier one is not used
+  statistics: null, // the last response of the service without its images
+  selection: 0, // number of the choice of a queue, so that a response to an earlier one is not used
   fetching: false,
-  more: true, // whether the service may have more images
+  hasMore: true, // whether the service may have more images
   timer: 0, // of the next attempt
 };
 // Requests about labels, one after the other: a label and its withdrawal must not change places.
@@ -41,25 +44,25 @@ let sending = Promise.resolve();
 async function fetchImages() {
   if (state.fetching) return;
   state.fetching = true;
-  const turn = state.turn;
+  const selection = state.selection;
   // In turn with the labels: its figures count those that were sent before it.
   const asked = sending.then(() => ask(address()));
   // Labels must be sent whatever became of it.
   sending = asked.catch(() => null);
-  let answer;
+  let response;
   try {
-    answer = await asked;
+    response = await asked;
   } finally {
     state.fetching = false;
   }
-  if (turn !== state.turn) return void fetchImages();
-  if (answer === null) return;
-  const { images, ...facts } = answer;
-  state.facts = facts;
-  for (const { said, change } of state.unsent) count(said, change);
-  const known = new Set([...excluded(), ...state.done.filter((one) => one.label !== null).map((one) => one.image.id)]);
+  if (selection !== state.selection) return void fetchImages();
+  if (response === null) return;
+  const { images, ...statistics } = response;
+  state.statistics = statistics;
+  for (const { decision, change } of state.pending) adjustStatistics(decision, change);
+  const known = new Set([...excluded(), ...state.decisions.filter((one) => one.label !== null).map((one) => one.image.id)]);
   state.images.push(...images.filter((image) => !known.has(image.id)));
-  state.more = images.length === FETCHED;
+  state.hasMore = images.length === BATCH_SIZE;
   show();
   if (state.images.length === 0) fetchLater(POLL_MS);
 }
@@ -72,11 +75,11 @@ function fetchLater(milliseconds) {
 function address() {
   // Not by URLSearchParams, which would make three characters of each comma.
   const queue = state.queue ? `&queue=${state.queue}` : "";
-  return `/label_queue?limit=${FETCHED}${queue}&exclude=${excluded().join(",")}`;
+  return `/label_queue?limit=${BATCH_SIZE}${queue}&exclude=${excluded().join(",")}`;
 }
 
 function excluded() {
-  return [...state.images.map((image) => image.id), ...state.unsent.map((one) => one.said.image.id), ...state.skipped.slice(-MAX_SKIPPED)];
+  return [...state.images.map((image) => image.id), ...state.pending.map((one) => one.decision.image.id), ...state.skipped.slice(-MAX_SKIPPED)];
 }
 
 // The answer to a GET; null where it is tried again later, or a key is asked for.
@@ -104,45 +107,45 @@ function show() {
   element("image").hidden = !image;
   element("empty").hidden = Boolean(image);
   if (image) paper.putImageData(toImageData(image.image, (ink) => 255 - ink), 0, 0);
-  element("reason").textContent = image ? `${QUEUES[image.queue][0]}, ${counted(image.queue)} left` : "";
+  element("reason").textContent = image ? `${QUEUES[image.queue][0]}, ${countText(image.queue)} left` : "";
   element("empty").textContent = emptyText();
   for (const button of [...element("digits").children, element("none"), element("skip")]) button.disabled = !image;
-  element("undo").disabled = state.done.length === 0;
+  element("undo").disabled = state.decisions.length === 0;
   showProgress();
   showQueues();
   showHistory();
 }
 
-// The number of images that wait in a queue; the service counts to 500.
-function counted(queue) {
-  const waiting = state.facts.waiting[queue];
-  return waiting >= 500 ? "500 or more" : waiting;
+// The number of images that wait in a queue, as text.
+function countText(queue) {
+  const waiting = state.statistics.waiting[queue];
+  return waiting >= MAX_COUNTED ? `${MAX_COUNTED} or more` : String(waiting);
 }
 
 function emptyText() {
-  if (state.facts === null) return "";
+  if (state.statistics === null || state.fetching) return "";
   const skipped = state.skipped.length ? ` You skipped ${state.skipped.length}; reload the page to see them again.` : "";
   return `Nothing waits ${state.queue ? "in this queue" : "for a label"}. New answers appear here by themselves.${skipped}`;
 }
 
 function showProgress() {
-  const facts = state.facts;
-  if (facts === null) return;
-  const labelled = state.done.filter((one) => one.label !== null).length;
+  const { statistics } = state;
+  if (statistics === null) return;
+  const labelled = state.decisions.filter((one) => one.label !== null).length;
   element("tally").textContent = labelled ? `${labelled} by you` : "";
-  const missing = facts.min_audit_labels - facts.audit_labels;
-  const version = facts.model_version === null ? "the version" : `version ${facts.model_version}`;
+  const missing = statistics.min_audit_labels - statistics.audit_labels;
+  const version = statistics.model_version === null ? "the version" : `version ${statistics.model_version}`;
   element("audit-text").textContent =
     missing > 0
-      ? `${facts.audit_labels} of ${facts.min_audit_labels} audit labels, until the accuracy of ${version} is reported`
-      : `${facts.audit_labels} audit labels: the accuracy of ${version} is reported, and more make it more exact`;
-  fill("audit", facts.audit_labels, facts.min_audit_labels);
+      ? `${statistics.audit_labels} of ${statistics.min_audit_labels} audit labels, until the accuracy of ${version} is reported`
+      : `${statistics.audit_labels} audit labels: the accuracy of ${version} is reported, and more make it more exact`;
+  fill("audit", statistics.audit_labels, statistics.min_audit_labels);
   element("retrain-text").textContent =
-    facts.new_labels < facts.retrain_labels
-      ? `${facts.new_labels} of ${facts.retrain_labels} new labels, until a retraining starts by itself`
-      : `${facts.new_labels} new labels: a retraining starts with the next monitoring`;
-  fill("retrain", facts.new_labels, facts.retrain_labels);
-  element("standing").textContent = facts.is_auditor
+    statistics.new_labels < statistics.retrain_labels
+      ? `${statistics.new_labels} of ${statistics.retrain_labels} new labels, until a retraining starts by itself`
+      : `${statistics.new_labels} new labels: a retraining starts with the next monitoring`;
+  fill("retrain", statistics.new_labels, statistics.retrain_labels);
+  element("standing").textContent = statistics.is_auditor
     ? "You label as an auditor: your labels are trusted, and those of the audit sample measure accuracy."
     : "Your key is not the one named audit: models learn from your labels, but accuracy is not measured with them.";
 }
@@ -154,17 +157,17 @@ function fill(name, value, max) {
 }
 
 function showQueues() {
-  if (state.facts === null) return;
-  const total = Object.values(state.facts.waiting).reduce((sum, count) => sum + count, 0);
+  if (state.statistics === null) return;
+  const total = Object.values(state.statistics.waiting).reduce((sum, count) => sum + count, 0);
   for (const line of element("queues").children) {
     const name = line.dataset.queue;
-    line.querySelector(".count").textContent = name === "all" ? total : counted(name);
-    line.hidden = !state.facts.is_auditor && ["audit", "quarantine", "suspected"].includes(name);
+    line.querySelector(".count").textContent = name === "all" ? total : countText(name);
+    line.hidden = !state.statistics.is_auditor && ["audit", "quarantine", "suspected"].includes(name);
   }
 }
 
 function showHistory() {
-  const shown = state.done.filter((one) => one.label !== null).slice(-MAX_SHOWN).reverse();
+  const shown = state.decisions.filter((one) => one.label !== null).slice(-HISTORY_LENGTH).reverse();
   element("session").hidden = shown.length === 0;
   element("history").replaceChildren(
     ...shown.map(({ image, label }) => {
@@ -196,39 +199,51 @@ function label(answer) {
   const image = state.images.shift();
   if (!image) return;
   // number: of the label, by which it is taken back; null where another auditor had said the same, so that nothing was stored
-  const said = { image, label: answer, number: null };
-  state.done.push(said);
+  const decision = { image, label: answer, number: null };
+  state.decisions.push(decision);
   say(`Labelled: ${answer}.`);
   const meaning = answer === NO_DIGIT ? { is_digit: false } : { digit: Number(answer) };
-  const stored = (response) => (said.number = response.label_number);
+  const stored = (response) => {
+    decision.number = response.label_number;
+    if (decision.number === null && image.queue !== "suspected") fetchAnew(`Labelled: ${answer}, as somebody else did meanwhile.`);
+  };
   const undone = () => {
-    const place = state.done.indexOf(said);
+    const place = state.decisions.indexOf(decision);
     // It may have been taken back meanwhile.
     if (place < 0) return;
-    state.done.splice(place, 1);
+    state.decisions.splice(place, 1);
     state.images.unshift(image);
   };
-  send(said, 1, "/feedback", () => meaning, stored, undone);
+  send(decision, 1, "/feedback", () => meaning, stored, undone);
   goOn();
+}
+
+// Somebody else labels at the same time, and may have labelled what was fetched: only the image that is shown stays.
+function fetchAnew(message) {
+  say(message);
+  state.images.splice(1);
+  state.hasMore = true;
+  fetchImages();
 }
 
 function skip() {
   const image = state.images.shift();
   if (!image) return;
-  state.done.push({ image, label: null });
+  state.decisions.push({ image, label: null });
   state.skipped.push(image.id);
   say("Skipped.");
   goOn();
 }
 
 function goOn() {
+  // Before the page is shown, which says that nothing waits only once this is known.
+  if (state.images.length === 0 || (state.hasMore && state.images.length < REFILL_BELOW)) fetchImages();
   show();
-  if (state.images.length === 0 || (state.more && state.images.length < FEW)) fetchImages();
 }
 
 // Takes the last answer back, and shows its image again.
 function undo() {
-  const last = state.done.pop();
+  const last = state.decisions.pop();
   if (!last) return;
   const { image } = last;
   state.images.unshift(image);
@@ -238,7 +253,7 @@ function undo() {
       // The image may have another label meanwhile.
       if (!state.images.includes(image)) return;
       state.images = state.images.filter((one) => one !== image);
-      state.done.push(last);
+      state.decisions.push(last);
     };
     send(last, -1, "/withdraw", () => withdrawal(last), () => {}, undone);
   }
@@ -253,31 +268,31 @@ function withdrawal({ image, number }) {
 }
 
 // The figures that the service would give after a label; the next answer brings its own.
-function count({ image, label }, change) {
-  const { facts } = state;
-  facts.waiting[image.queue] = Math.max(0, facts.waiting[image.queue] - change);
+function adjustStatistics({ image, label }, change) {
+  const { statistics } = state;
+  statistics.waiting[image.queue] = Math.max(0, statistics.waiting[image.queue] - change);
   // No digit is no figure of accuracy, and teaches nothing.
   if (image.queue === "suspected" || label === NO_DIGIT) return;
-  facts.new_labels = Math.max(0, facts.new_labels + change);
-  if (image.queue === "audit") facts.audit_labels = Math.max(0, facts.audit_labels + change);
+  statistics.new_labels = Math.max(0, statistics.new_labels + change);
+  if (image.queue === "audit") statistics.audit_labels = Math.max(0, statistics.audit_labels + change);
 }
 
-// Sends what was said of an image after all that was said before; `fields` are of the time when it is its turn, null to send nothing.
+// Sends a decision, or its withdrawal, after all that were made before; `fields` gives those of its turn, or null to send nothing.
 // Where it is refused, says why and calls `undone`.
-function send(said, change, address, fields, stored, undone) {
-  const entry = { said, change };
-  state.unsent.push(entry);
-  count(said, change);
+function send(decision, change, address, fields, stored, undone) {
+  const entry = { decision, change };
+  state.pending.push(entry);
+  adjustStatistics(decision, change);
   sending = sending.then(async () => {
-    const more = fields();
-    const body = JSON.stringify({ id: said.image.id, source: "audit", ...more });
-    const { answer, problem } = more === null ? { answer: null, problem: null } : await post(address, body);
-    state.unsent.splice(state.unsent.indexOf(entry), 1);
+    const own = fields();
+    const body = JSON.stringify({ id: decision.image.id, source: "audit", ...own });
+    const { answer, problem } = own === null ? { answer: null, problem: null } : await post(address, body);
+    state.pending.splice(state.pending.indexOf(entry), 1);
     if (problem === null) {
       if (answer !== null) stored(answer);
       return;
     }
-    count(said, -change);
+    adjustStatistics(decision, -change);
     undone();
     show();
     say(problem);
@@ -301,7 +316,7 @@ async function post(address, body) {
 function choose(name) {
   state.queue = name === "all" ? null : name;
   state.images = [];
-  state.turn += 1;
+  state.selection += 1;
   show();
   fetchImages();
 }
