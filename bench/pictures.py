@@ -1,32 +1,40 @@
-"""The pictures in docs/, taken in Chromium: of the page while digits are drawn on it, of MLflow, and of a platform that has seen drift.
+"""The pictures in docs/, taken in Chromium: of the page while digits are drawn on it, of MLflow, and of two platforms and their pages.
 
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures page --recipe augmented
+    python -m bench.pictures tutorial
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures mlflow
     DIGITS_MNIST=/path/to/mnist.npz python -m bench.pictures platform
 
 `page` writes docs/page.png (1300 pixels wide, light) and docs/page-phone.png (dark); `mlflow` trains the recipes of
-the five projects for five epochs at most and writes docs/mlflow.png; `platform` runs `digits demo` and writes docs/label.png,
-docs/drift.png, docs/dashboard.png, docs/prefect.png and docs/card.png. Needs Debian's chromium and chromium-driver.
+the five projects for five epochs at most and writes docs/mlflow.png; `tutorial` goes the long way of the tutorial on the bundled
+digits and writes docs/first-*.png, which show each page before any traffic, docs/compare.png and docs/approve.png; `platform` runs
+`digits demo` and writes docs/label.png, docs/drift.png, docs/dashboard.png, docs/prefect.png and docs/card.png. Needs Debian's
+chromium and chromium-driver.
 """
 
 import argparse
+import io
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
+from PIL import Image
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService, Keys
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from bench import harness, loop
 from digits.settings import load_settings, local_url
 from models import recipes, saved_view
-from models.registry_reader import RegistryReader
+from models.registry_reader import MODEL_NAME, RegistryReader
 from models.training import Recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -37,6 +45,8 @@ FLAGS = (
 
 SEED_RECIPES = ("kaggle-sgd", "classic", "adam", "compact", "sigmoid")
 MAX_EPOCHS = 5
+# Of a picture; pages have few colours, and a palette takes a third of the bytes.
+MAX_COLOURS = 128
 
 Stroke = list[tuple[float, float]]  # through these points, across and down, from 0 to 1
 
@@ -48,15 +58,17 @@ TWO: list[Stroke] = [[(0.34, 0.33), (0.4, 0.21), (0.53, 0.17), (0.63, 0.28), (0.
 
 
 def main() -> None:
-    """Take the pictures of the page, of MLflow or of the platform."""
+    """Take the pictures of the page, of MLflow, of the tutorial or of the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("page", "mlflow", "platform"))
+    parser.add_argument("what", choices=("page", "mlflow", "tutorial", "platform"))
     parser.add_argument("--recipe", default="compact", choices=recipes.RECIPES)
     arguments = parser.parse_args()
     if arguments.what == "page":
         photograph_page(recipes.find(arguments.recipe))
     elif arguments.what == "mlflow":
         photograph_mlflow()
+    elif arguments.what == "tutorial":
+        photograph_tutorial()
     else:
         photograph_platform()
 
@@ -95,6 +107,68 @@ def photograph_mlflow() -> None:
             save_screenshot(browser, "mlflow.png")
 
 
+def photograph_tutorial() -> None:
+    """The long way of the tutorial, where a person is asked before a promotion."""
+    own = {"DIGITS_RETRAIN_LABELS": "200"}
+    with (
+        tempfile.TemporaryDirectory(prefix="digits-pictures-") as folder,
+        loop.running_platform(Path(folder), "compact", "bundled", 1, "ask", own) as platform,
+    ):
+        photograph_first_sight(platform)
+        print(platform.run("train", "--recipe", "classic"), platform.run("leaderboard"), flush=True)
+        photograph_compare(platform)
+        population, since = loop.changed(loop.divide("bundled", 300).traffic), datetime.now(UTC)
+        platform.send(population, 300, seed=1)
+        platform.label(population, since)
+        print(platform.run("monitor", "--since", since.isoformat()), flush=True)
+        platform.wait("a run that asks for approval", platform.waiting_runs)
+        photograph_approval(platform)
+
+
+def photograph_first_sight(platform: loop.Platform) -> None:
+    """Each page after `digits up`, before any traffic."""
+    settings, registry = platform.settings, RegistryReader(platform.settings.registry_uri)
+    with page(f"{settings.service_url}/label", 1300, 830, 1, "light") as browser:
+        save_screenshot(browser, "first-label.png")
+    with page(dashboard_url(platform), 1300, 500, 1, "light") as browser:
+        time.sleep(8)
+        save_screenshot(browser, "first-dashboard.png")
+    with prefect_page(platform, "/deployments", 800) as browser:
+        save_screenshot(browser, "first-prefect.png")
+    with mlflow_page(platform, settings.experiment_url(str(registry.experiment_id())), 500) as browser:
+        save_screenshot(browser, "first-runs.png")
+    with mlflow_page(platform, settings.version_url(platform.version()), 800) as browser:
+        save_screenshot(browser, "first-card.png")
+
+
+def photograph_compare(platform: loop.Platform) -> None:
+    """MLflow's comparison of the runs of two versions: where they differ, without the charts above."""
+    from models.registry import RegistryWriter  # MLflow takes 4 s to import
+
+    registry = RegistryWriter(platform.settings.registry_uri)
+    runs = [registry.client.get_model_version(MODEL_NAME, version).run_id for version in ("1", "2")]
+    experiments = [registry.experiment_id]
+    chosen = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps(experiments))}"
+    url = f"{platform.settings.mlflow_public_url}/#/compare-runs?{chosen}"
+    with mlflow_page(platform, url, 1020) as browser:
+        for closed in ("Visualizations", "Run details"):
+            wait_for(browser, f"//*[@role='button'][contains(., '{closed}')]").click()
+        for table in ("Parameters", "Metrics"):
+            wait_for(browser, f"//button[@aria-label='{table} - Show diff only']").click()
+        time.sleep(2)
+        save_screenshot(browser, "compare.png")
+
+
+def photograph_approval(platform: loop.Platform) -> None:
+    """The form of the run that asks whether the new version becomes the champion."""
+    (run,) = platform.waiting_runs()
+    with prefect_page(platform, f"/runs/flow-run/{run['id']}", 1000) as browser:
+        wait_for(browser, "//button[contains(., 'Resume')]").click()
+        wait_for(browser, "//*[@role='dialog']//button")
+        time.sleep(2)
+        save_screenshot(browser, "approve.png")
+
+
 def photograph_platform() -> None:
     """A platform on which `digits demo` has told its story."""
     mnist = load_settings().mnist
@@ -119,43 +193,66 @@ def photograph_service(platform: loop.Platform) -> None:
 
 def photograph_evidently(platform: loop.Platform) -> None:
     """The report of the changed handwriting, and the dashboard."""
-    from monitoring import dashboard  # Evidently takes 7 s to import
-
     found = sorted((platform.home / "reports").glob("*--*/verdict.json"))
     drifted = next(path for path in found if json.loads(path.read_bytes())["drift"]["verdict"] == "drift")
     with page(drifted.with_name("report.html").as_uri(), 1300, 1000, 1, "light") as browser:
         time.sleep(8)
         save_screenshot(browser, "drift.png")
-    _, project = dashboard.open_project(platform.settings.workspace)
-    url = local_url(platform.settings.private_host, platform.settings.reports_port)
-    with page(f"{url}/projects/{project.id}", 1300, 1100, 1, "light") as browser:
+    with page(dashboard_url(platform), 1300, 1100, 1, "light") as browser:
         time.sleep(8)
         save_screenshot(browser, "dashboard.png")
 
 
+def dashboard_url(platform: loop.Platform) -> str:
+    """Evidently's dashboard of the platform."""
+    from monitoring import dashboard  # Evidently takes 7 s to import
+
+    _, project = dashboard.open_project(platform.settings.workspace)
+    return f"{local_url(platform.settings.private_host, platform.settings.reports_port)}/projects/{project.id}"
+
+
 def photograph_prefect(platform: loop.Platform) -> None:
     """The runs of all flows."""
-    with page(f"{platform.settings.prefect_api_url.removesuffix('/api')}/runs", 1300, 950, 1, "light") as browser:
-        time.sleep(8)
-        browser.find_element(By.TAG_NAME, "input").send_keys(platform.prefect_login, Keys.ENTER)
-        time.sleep(4)
-        # The messages of the time before the login go.
-        browser.refresh()
-        time.sleep(8)
+    with prefect_page(platform, "/runs", 950) as browser:
         save_screenshot(browser, "prefect.png")
 
 
 def photograph_card(platform: loop.Platform) -> None:
     """The model card of the champion in MLflow."""
+    with mlflow_page(platform, platform.settings.version_url(platform.version()), 1150) as browser:
+        save_screenshot(browser, "card.png")
+
+
+@contextmanager
+def prefect_page(platform: loop.Platform, path: str, height: int) -> Iterator[Chrome]:
+    """A page of Prefect's UI after the login."""
+    url = platform.settings.prefect_api_url.removesuffix("/api")
+    with page(f"{url}/runs", 1300, height, 1, "light") as browser:
+        wait_for(browser, "//input").send_keys(platform.prefect_login, Keys.ENTER)
+        time.sleep(6)
+        # The messages of the time before the login go.
+        browser.get(f"{url}{path}")
+        browser.refresh()
+        time.sleep(10)
+        yield browser
+
+
+def wait_for(browser: Chrome, path: str) -> WebElement:
+    """The first element of this XPath, as soon as it is there."""
+    return WebDriverWait(browser, 60).until(lambda page: page.find_element(By.XPATH, path))
+
+
+@contextmanager
+def mlflow_page(platform: loop.Platform, url: str, height: int) -> Iterator[Chrome]:
+    """A page of MLflow's UI, without its assistant."""
     # The browser keeps the login; a page whose own address holds one may not fetch anything.
-    with page(platform.settings.registry_uri, 1300, 1150, 1, "light") as browser:
-        browser.get(platform.settings.version_url(platform.version()))
+    with page(platform.settings.registry_uri, 1300, height, 1, "light") as browser:
+        browser.get(url)
         time.sleep(8)
-        # MLflow's assistant.
         for button in browser.find_elements(By.XPATH, "//button[@aria-label='Close']"):
             browser.execute_script("arguments[0].click()", button)
         time.sleep(2)
-        save_screenshot(browser, "card.png")
+        yield browser
 
 
 @contextmanager
@@ -225,7 +322,8 @@ def curve(points: Stroke, steps: int = 8) -> Stroke:
 def save_screenshot(browser: Chrome, name: str) -> None:
     browser.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
     time.sleep(0.5)
-    browser.save_screenshot(DOCS / name)
+    picture = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+    picture.quantize(MAX_COLOURS, dither=Image.Dither.NONE).save(DOCS / name, optimize=True)
     print(f"docs/{name}", flush=True)
 
 

@@ -84,7 +84,7 @@ def right(printed: str) -> float:
 
 
 def test_every_command_of_the_tutorial_does_what_the_page_says(terminal: Terminal) -> None:
-    demo, setup, settings, key, up, status, plain, drift, healed, diff, rollback, down = BLOCKS
+    demo, setup, settings, key, up, status, compared, plain, drift, healed, diff, rollback, down = BLOCKS
     # tests/test_demo.py runs it
     assert demo == "digits demo\n"
     assert setup == "make setup\n"
@@ -101,6 +101,10 @@ def test_every_command_of_the_tutorial_does_what_the_page_says(terminal: Termina
         assert "digits v1 is the champion" in log.read_text()
         assert "docs/seven.png: 7 (" in terminal.run(status)
 
+        printed = terminal.run(compared)
+        assert re.search(r"^classic .*\(v2\)", printed, re.MULTILINE)
+        assert re.search(r"^compact .*\(v1\)", printed, re.MULTILINE)
+
         printed = terminal.run(plain)
         assert "No drift" in printed and "Accuracy is as expected" in printed
         assert right(printed) > 90
@@ -113,7 +117,7 @@ def test_every_command_of_the_tutorial_does_what_the_page_says(terminal: Termina
         printed = terminal.run(healed)
         assert len(re.findall("promotion", printed)) == 2
         assert right(printed) > before + 20
-        assert "digits v2" in terminal.run(diff)
+        assert "digits v3" in terminal.run(diff)
         assert "rollback" in terminal.run(rollback)
         assert "stopped" in terminal.run(down)
         assert platform.wait(60) == 0
