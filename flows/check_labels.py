@@ -60,6 +60,8 @@ def hand_over(platform: Platform, dataset: str, run: str = "") -> None:
 
     images = datasets.manifest(platform.datasets, dataset)["images"]
     if not label_issues.are_enough(images["train"] + images["validation"]):
+        # Those of an earlier data set are no longer asked about.
+        suspected_labels.replace(platform.engine, dataset, [])
         return
     parameters = {"dataset": dataset, "run": run}
     try:

@@ -189,13 +189,15 @@ def update_disagreements(platform: Platform) -> None:
 
 
 def emit_events(platform: Platform, version: str, verdict: MonitoringVerdict, path: Path) -> None:
-    """Emit the events that start a retraining: drift, with the name of its report, and enough labels that no retraining has ingested."""
+    """Emit the event that starts a retraining: drift, with the name of its report, or else enough labels that no retraining has ingested.
+
+    One of them, because two retrainings would start at the same time, and each ingests all labels.
+    """
     resource = {"prefect.resource.id": f"digits.version.{version}", "prefect.resource.name": f"digits v{version}"}
     if verdict.drift.verdict == "drift":
         payload = {"reason": f"drift: {verdict.drift.message}", "report": path.parent.name, **_facts(verdict)}
         emit_event(DRIFT_EVENT, resource=resource, payload=payload)
-    waiting = feedback.waiting(platform.engine)
-    if waiting >= platform.settings.retrain_labels:
+    elif (waiting := feedback.waiting(platform.engine)) >= platform.settings.retrain_labels:
         payload = {"reason": f"labels: {waiting} new ones", "report": "", "waiting": waiting}
         emit_event(LABELS_EVENT, resource=resource, payload=payload)
 

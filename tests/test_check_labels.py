@@ -123,13 +123,15 @@ def test_without_a_worker_it_is_done_in_place_as_a_flow_of_its_own(
     assert runs_of(prefect, dataset)[0]["state_type"] == "COMPLETED"
 
 
-def test_few_images_start_no_run(
-    platform: Platform, dataset: str, prefect: str, monkeypatch: pytest.MonkeyPatch
+def test_few_images_start_no_run_and_those_of_an_earlier_data_set_are_asked_about_no_longer(
+    platform: Platform, dataset: str, prefect: str, found: LabelIssues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(label_issues, "MIN_IMAGES", 5000)
+    suspected_labels.replace(platform.engine, "another", found.suspects())
     before = runs_of(prefect, dataset)
     check_labels.hand_over(platform, dataset)
     assert runs_of(prefect, dataset) == before
+    assert suspected_labels.waiting(platform.engine, 9) == []
 
 
 @pytest.mark.usefixtures("deployed")

@@ -207,6 +207,20 @@ def test_the_page_of_a_run_has_the_figures_and_leads_to_the_report_and_the_versi
     assert any(report in file.name for file in workspace.glob(f"{project}/**/*"))
 
 
+@pytest.mark.parametrize("count", [200, 199])
+def test_one_monitoring_starts_one_retraining(platform: Platform, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two would start at once, and Prefect cancel one of them."""
+    emitted: list[tuple[str, str]] = []
+    monkeypatch.setattr(monitor, "emit_event", lambda event, payload, **_: emitted.append((event, payload["report"])))
+    audit(platform, range(1), count, wrong=0)
+    images, labels = held_out()
+    for seen in (images[:300], perturbations.shift(images[:300], 3)):
+        verdict = reports.assess(reference(), window(seen, labels[:300]))
+        monitor.emit_events(platform, "1", verdict, REPORT)
+    labelled = [(monitor.LABELS_EVENT, "")] if count == 200 else []
+    assert emitted == [*labelled, (monitor.DRIFT_EVENT, "a")]
+
+
 def test_a_fresh_platform_has_no_alert(platform: Platform) -> None:
     verdict, events = monitored(platform, CREATED + timedelta(days=9))
     assert (verdict.traffic and verdict.traffic.requests, events) == (0, [])
