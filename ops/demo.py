@@ -195,9 +195,9 @@ def retrain(stage: "Stage") -> bool:
             f"The alarm retrains by itself {hours:g} hours after the last training; the demo does not wait so long."
         )
     decision = run_flow("retrain", recipe, None, seed, f"{REASON}other hands", False, SLOT_WAIT_SECONDS, N_MODELS)
+    stage.say(f"The gate: {decision}")
     approve_for_user(stage, decision)
     after = str(stage.platform.models.registry.version())
-    stage.say(f"The gate: {decision}")
     if after == before:
         stage.say(f"digits v{before} stays the champion, so the last chapter is left out.")
         stage.note("retrained, and not promoted", f"{stage.settings.prefect_api_url.removesuffix('/api')}/runs")
