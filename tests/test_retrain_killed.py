@@ -9,11 +9,13 @@ from uuid import UUID
 
 import numpy as np
 import pytest
+from conftest import wait_for
+from monitored import held_out, reference, window
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Completed, Running
 
-from digits.data import datasets, inbox, sources
+from digits.data import datasets, inbox, perturbations, sources
 from digits.settings import Settings, load_settings
 from digits.storage import cooldowns, database, feedback, ledger, predictions
 from digits.storage.labels import AUDITOR
@@ -22,6 +24,7 @@ from models import registry as registries
 from models.connections import Platform
 from models.registry import RegistryWriter
 from models.registry_reader import RegistryReader
+from monitoring import reports
 from services.prediction_log import PredictionLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300), pytest.mark.usefixtures("dead_run")]
@@ -177,6 +180,24 @@ def test_runs_of_a_dead_process_are_closed_and_living_ones_are_not(
     assert found == {"dead": "FAILED", "starting": "RUNNING", "ended": "FAILED", "by hand": "RUNNING"}
 
 
+def started_by_event(settings: Settings, report: Path) -> dict[str, Any]:
+    """The parameters with which Prefect starts the deployed retraining once monitoring has emitted its event of this report."""
+    from flows import deployments, monitor
+
+    deployments.register(settings)
+    images, labels = held_out()
+    verdict = reports.assess(reference(), window(perturbations.thicken(images[:300], 1.5), labels[:300]))
+    monitor.emit_events(Platform(settings), "1", verdict, report)
+
+    def found() -> list[FlowRun]:
+        return [run for run in client.read_flow_runs() if run.deployment_id and run.parameters.get("report")]
+
+    with get_client(sync_client=True) as client:
+        wait_for(found)
+        (run,) = found()
+    return run.parameters
+
+
 def test_an_event_starts_nothing_within_the_cooldown_and_the_reason_and_the_report_are_with_the_run(
     settings: Settings,
 ) -> None:
@@ -186,12 +207,14 @@ def test_an_event_starts_nothing_within_the_cooldown_and_the_reason_and_the_repo
     report = settings.home / "reports" / name / "report.html"
     report.parent.mkdir(parents=True)
     report.write_text("<h1>strokes are thicker</h1>")
-    assert "promote" in retrain(reason="drift: strokes thicker", report=name, cooldown=True)
+    asked = started_by_event(settings, report)
+    assert asked["report"] == name and asked["reason"].startswith("drift: ") and asked["cooldown"] is True
+    assert "promote" in retrain(**asked)
     assert "events start the next from" in retrain(reason="drift: strokes thicker", cooldown=True)
     assert "there is nothing new to learn" in retrain(reason="labels: 300 new ones")
     registry = RegistryWriter(settings.mlflow_tracking_uri)
     (run,) = registry.client.search_runs([registry.experiment_id])
-    assert run.data.tags["reason"] == "drift: strokes thicker"
+    assert run.data.tags["reason"] == asked["reason"]
     copy = registry.client.download_artifacts(run.info.run_id, "drift_report/report.html", str(settings.home))
     assert Path(copy).read_bytes() == report.read_bytes()
     with get_client(sync_client=True) as client:
