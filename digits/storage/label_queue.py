@@ -9,12 +9,12 @@ agree with what they are shown.
 import random
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
-from sqlalchemy import Engine, delete, insert, select
+from sqlalchemy import Engine, Row, delete, insert, select
 
 from digits.images import SIZE
 from digits.storage import database, feedback, labels, predictions, suspected_labels
@@ -139,23 +139,35 @@ def _uncertain(engine: Engine, since: datetime, uncertain_below: float, client: 
     query = select(*columns).where(batches.c.at >= since).order_by(batches.c.at.desc())
     searched, found = 0, list[tuple[float, str, bytes]]()
     with engine.connect() as connection:
-        for row in connection.execute(query.execution_options(yield_per=predictions.READ_ROWS)):
-            ids = predictions.ids_of(row.ids)
-            probabilities = np.frombuffer(row.probabilities, np.float32).reshape(-1, 10)
-            confidence = probabilities.max(axis=1)
-            positions = np.flatnonzero(confidence < uncertain_below).tolist()
-            found += [
-                (float(confidence[n]), ids[n], probabilities[n].tobytes())
-                for n, one in zip(positions, predictions.known_at(row, positions), strict=True)
-                if _is_offered(one, client)
-            ]
-            searched += len(ids)
+        for rows in connection.execute(query.execution_options(yield_per=predictions.READ_ROWS)).partitions():
+            for row in _with_uncertain(rows, uncertain_below):
+                ids = predictions.ids_of(row.ids)
+                probabilities = _probabilities([row])
+                confidence = probabilities.max(axis=1)
+                positions = np.flatnonzero(confidence < uncertain_below).tolist()
+                found += [
+                    (float(confidence[n]), ids[n], probabilities[n].tobytes())
+                    for n, one in zip(positions, predictions.known_at(row, positions), strict=True)
+                    if _is_offered(one, client)
+                ]
+            searched += len(_probabilities(rows))
             if searched >= MAX_ANSWERS:
                 break
     distinct: dict[bytes, str] = {}
     for _, id, answer in sorted(found, key=lambda one: one[0]):
         distinct.setdefault(answer, id)
     return list(distinct.values())
+
+
+def _with_uncertain(rows: Sequence[Row[Any]], uncertain_below: float) -> list[Row[Any]]:
+    """Those of the rows that hold an uncertain answer; few do, and to look at each takes longer than at all at once."""
+    of_row = np.repeat(np.arange(len(rows)), [len(row.ids) // predictions.ID_BYTES for row in rows])
+    return [rows[n] for n in np.unique(of_row[_probabilities(rows).max(axis=1) < uncertain_below])]
+
+
+def _probabilities(rows: Sequence[Row[Any]]) -> NDArray[np.float32]:
+    """The probabilities (n, 10) of all answers of the rows."""
+    return np.frombuffer(b"".join(row.probabilities for row in rows), np.float32).reshape(-1, 10)
 
 
 def _disagreements(engine: Engine, client: str | None) -> list[str]:
