@@ -28,16 +28,40 @@ def test_every_section_names_a_bench_that_is_there() -> None:
     )
 
 
+def sections(page: str) -> dict[str, str]:
+    """What each command printed."""
+    return dict(re.findall(r"^## (python -m [^\n]+)\n\n[^\n]+\n\n```text\n(.*?)```", page, re.M | re.S))
+
+
+def missing(text: str, output: str) -> list[str]:
+    """The figures of a text that the output does not have."""
+    figures = re.findall(r"\d[\d,]*(?:\.\d+)?", text)
+    return [
+        figure for figure in figures if not re.search(rf"(?<![\d.])(?<!\d,){re.escape(figure)}(?!\d|,\d|\.\d)", output)
+    ]
+
+
 def test_every_figure_of_the_table_was_printed_by_its_command() -> None:
     page = PAGE.read_text()
-    sections = dict(re.findall(r"^## (python -m [^\n]+)\n\n[^\n]+\n\n```text\n(.*?)```", page, re.M | re.S))
     rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| `(python -m [^`]+)` \|$", page.split("\n## ")[0], re.M)
     assert len(rows) > 15
     for what, figures, command in rows:
-        for figure in re.findall(r"\d[\d,]*(?:\.\d+)?", figures):
-            assert re.search(rf"(?<![\d.])(?<!\d,){re.escape(figure)}(?!\d|,\d|\.\d)", sections[command]), (
-                f"{what}: {figure}"
-            )
+        assert not missing(figures, sections(page)[command]), what
+
+
+def test_every_figure_of_why_not_was_printed_by_its_command_and_a_row_without_one_says_why() -> None:
+    outputs = sections(PAGE.read_text())
+    page = (ROOT / "docs/explanation/why-not.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| [^|]+ \| ([^|]+) \|$", page, re.M)
+    cells = {what: figure for what, figure in rows if what != "ours" and not what.startswith("---")}
+    assert len(cells) > 15
+    for what, cell in cells.items():
+        measured = re.findall(r"(.*?)\(`(bench\.[^`]+)`\)", cell)
+        assert measured or cell.startswith(("none: ", "[the decision]")), what
+        for text, command in measured:
+            assert re.search(r"\d", text) and not missing(text, outputs[f"python -m {command}"]), (what, text)
+        rest = re.sub(r".*\(`bench\.[^`]+`\)|\]\([^)]+\)", "", cell)
+        assert not re.search(r"\d", rest), (what, rest)
 
 
 def test_the_table_stays_when_a_section_is_replaced() -> None:
