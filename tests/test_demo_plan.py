@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from logged import answers
 from sqlalchemy import Engine
+from typer.testing import CliRunner
 
 from digits.data import datasets
 from digits.data.datasets import Dataset
@@ -13,7 +14,8 @@ from digits.settings import Settings
 from digits.storage import api_keys, ledger, predictions
 from models.connections import Platform
 from models.registry_reader import RegistryReader
-from ops import demo_plan
+from ops import demo, demo_plan
+from ops.cli import app
 from ops.demo_plan import CLIENT, REASON
 
 
@@ -59,6 +61,23 @@ def test_a_platform_where_a_version_waits_for_approval_is_left_alone(
     monkeypatch.setattr(RegistryReader, "tagged", lambda _, *tag: waiting if tag == ("approval", "waiting") else {})
     refusal = demo_plan.read(asking).refusal
     assert refusal and refusal.startswith("approval waits for digits v7, ") and "`digits demo --force`" in refusal
+
+
+def test_forced_it_says_what_it_adds_and_begins_beside_the_traffic_of_others(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log(platform.engine, "somebody", demo_plan.MAX_TRIES + 1, seed=1)
+    told: list[demo.Stage] = []
+    monkeypatch.setattr(demo, "_require_servers", lambda _: None)
+    monkeypatch.setattr(demo, "tell", told.append)
+    monkeypatch.setenv("DIGITS_HOME", str(platform.settings.home))
+    refused = CliRunner().invoke(app, ["demo"])
+    assert isinstance(refused.exception, RuntimeError) and "has 100 answers of its own" in str(refused.exception)
+    assert not told
+    forced = CliRunner().invoke(app, ["demo", "--force"])
+    assert forced.exit_code == 0 and f"adds to {platform.settings.home} " in forced.output
+    (stage,) = told
+    assert stage.plan.others == 100
 
 
 def test_it_says_what_it_adds(platform: Platform) -> None:
