@@ -3,12 +3,12 @@
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -310,6 +310,11 @@ class Settings(BaseSettings):
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """URL of a run in MLflow's UI."""
         return f"{self.mlflow_public_url}/#/experiments/{experiment_id}/runs/{run_id}?{_MLFLOW_MODE}"
+
+    def compare_url(self, experiment_id: str, run_ids: Sequence[str]) -> str:
+        """URL of the comparison of these runs in MLflow's UI."""
+        runs, experiments = (quote(json.dumps(names)) for names in (list(run_ids), [experiment_id]))
+        return f"{self.mlflow_public_url}/#/compare-runs?runs={runs}&experiments={experiments}&{_MLFLOW_MODE}"
 
     def version_url(self, version: str) -> str:
         """URL of a version in MLflow's UI, with its model card."""

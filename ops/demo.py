@@ -4,7 +4,6 @@ Every step is what an operator, a client or an auditor does: flows run through P
 its route for feedback.
 """
 
-import json
 import logging
 import math
 import re
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +95,10 @@ def train_recipes(stage: "Stage") -> "list[Run]":
     best, second = found[:2]
     stage.say(f"{best.params['name']} is the best, {stage.lead(best, second)}.")
     accuracies = f"from {stage.test_accuracy(found[-1]).value:.2%} to {stage.test_accuracy(best).value:.2%}"
-    stage.note(f"five recipes compared, {accuracies} right on test digits", stage.compare_url(found))
+    stage.note(
+        f"five recipes compared, {accuracies} right on test digits",
+        stage.settings.compare_url(stage.registry.experiment_id, [run.id for run in found]),
+    )
     return found
 
 
@@ -115,7 +116,9 @@ def promote_best(stage: "Stage", runs: "list[Run]") -> None:
     # The alarm's event retrains DIGITS_RECIPE, by default for a quarter of an hour. As after any training, it waits.
     cooldowns.put(stage.platform.engine, cooldowns.RETRAINED, datetime.now(UTC))
     stage.say(f"digits v{best.version} ({best.params['name']}) answers now at {stage.settings.service_url}")
-    stage.note(f"digits v{best.version} ({best.params['name']}) promoted", stage.version_url(str(best.version)))
+    stage.note(
+        f"digits v{best.version} ({best.params['name']}) promoted", stage.settings.version_url(str(best.version))
+    )
 
 
 @contextmanager
@@ -416,16 +419,6 @@ class Stage:
         best, next_best = self.test_accuracy(run), self.test_accuracy(other)
         ahead = f"{best.right - next_best.right} of {best.count:,} test digits ahead of {other.params['name']}"
         return f"{ahead}, which may be chance" if best.low <= next_best.high else ahead
-
-    def compare_url(self, runs: "list[Run]") -> str:
-        ids, experiments = (
-            quote(json.dumps(names, separators=(",", ":")))
-            for names in ([run.id for run in runs], [self.registry.experiment_id])
-        )
-        return f"{self.settings.mlflow_public_url}/#/compare-runs?runs={ids}&experiments={experiments}"
-
-    def version_url(self, version: str) -> str:
-        return f"{self.settings.mlflow_public_url}/#/models/digits/versions/{version}"
 
 
 def _accuracy_message(verdict: "MonitoringVerdict") -> str:

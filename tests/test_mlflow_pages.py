@@ -81,6 +81,14 @@ def test_a_run_opens_with_its_metrics_and_data(
     shown(browser, "train_loss", "val_accuracy", "bundled-train", "Finished")
 
 
+def test_the_comparison_opens_with_the_runs_that_it_names(
+    browser: Chrome, settings: Settings, writer: RegistryWriter, trained_runs: Runs
+) -> None:
+    compared = [runs.find(writer, version) for version in (trained_runs.first, trained_runs.other_seed)]
+    browser.get(settings.compare_url(writer.experiment_id, [run.id for run in compared]))
+    shown(browser, "Comparing 2 Runs from 1 Experiment", *(run.id for run in compared), "corruption_accuracy")
+
+
 def test_a_version_opens_with_its_model_card(browser: Chrome, settings: Settings, trained_runs: Runs) -> None:
     browser.get(settings.version_url(trained_runs.first))
     shown(browser, f"digits v{trained_runs.first}", "expected calibration error", "Schema")
