@@ -22,6 +22,7 @@ from flows.ingest import ingest
 from models import label_issues, recipes
 from models.connections import Platform
 from models.label_issues import LabelIssues
+from ops import process_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -96,15 +97,17 @@ def test_a_worker_does_the_check_that_it_is_handed(
     assert run["state_type"] == "SCHEDULED" and run["deployment_id"]
     assert suspected_labels.waiting(platform.engine, 9) == []
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "digits", "--run-once"]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200
-    )
+    environment = {**os.environ, **process_environment.of_clients(platform.settings), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     run = get(f"{prefect}/flow_runs/{run['id']}").json()
     assert run["state_type"] == "COMPLETED", done.stdout + done.stderr
     assert_shown(platform, trained_runs.first, found)
     artifacts = post(f"{prefect}/artifacts/filter", json={"flow_runs": {"id": {"any_": [run["id"]]}}}).json()
     shown = {artifact["key"]: artifact["data"] for artifact in artifacts}
     assert "3 of 1,527 training images have a label that is probably wrong" in shown["labels"]
+    lines = post(f"{prefect}/logs/filter", json={"logs": {"flow_run_id": {"any_": [run["id"]]}}}).json()
+    told = [line["message"] for line in lines if line["name"] == "digits.check_labels"]
+    assert any("3 of them wait for an auditor" in line for line in told), lines
     picture = shown["labels-pictures"].removeprefix("data:image/png;base64,")
     assert base64.b64decode(picture).startswith(b"\x89PNG") and "/label" in shown["labels-label"]
 
