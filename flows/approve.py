@@ -75,7 +75,7 @@ def question(platform: Platform, version: str) -> str | None:
     until = approvals.deadline(platform.settings, waiting[version])
     asked = f"Shall digits v{version} replace v{found.champion} as the champion? Without an answer until {until:%Y-%m-%d %H:%M} UTC it is held."
     links = f"[digits v{version} in MLflow]({platform.settings.version_url(version)})"
-    return f"{asked}\n\n{verdict_page.summary(found.reasons, found.evidence)}{links}\n"
+    return f"{asked}\n\n{verdict_page.summary(found.reasons, found.evidence, verdict_page.NARROW)}{links}\n"
 
 
 def waiting(platform: Platform) -> list[tuple[str, ...]]:

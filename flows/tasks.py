@@ -19,6 +19,8 @@ from prefect.tasks import exponential_backoff
 from prefect.utilities.urls import url_for
 
 log = logging.getLogger("digits.flows")
+# The process of a deployed run begins in Prefect, which sets no level: its page would show our warnings only.
+logging.getLogger("digits").setLevel(logging.INFO)
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -7,6 +7,8 @@ from models import gate
 from models.connections import Platform
 from models.gate import GateVerdict
 
+NARROW = ("set", "champion", "candidate", "p")  # columns that a form in the Prefect UI has room for
+
 
 def publish_verdict(platform: Platform, version: str, verdict: GateVerdict) -> None:
     """Show the verdict on the page of the flow run: in full, the evaluation sets as a table, and the version in MLflow."""
@@ -26,9 +28,9 @@ def in_full(version: str, verdict: GateVerdict) -> str:
     return f"# digits v{version}: {verdict.decision}\n\n{summary(verdict.reasons, verdict.evidence)}{_table(rows)}\n"
 
 
-def summary(reasons: Sequence[str], evidence: Mapping[str, float]) -> str:
-    """The reasons of a verdict and a table of the evaluation sets, as Markdown."""
-    sets = gate.table(evidence)
+def summary(reasons: Sequence[str], evidence: Mapping[str, float], columns: Sequence[str] = ()) -> str:
+    """The reasons of a verdict and a table of the evaluation sets with these columns, by default all, as Markdown."""
+    sets = [{column: row[column] for column in columns or row} for row in gate.table(evidence)]
     return "\n".join(f"- {reason}" for reason in reasons) + "\n\n" + (f"{_table(sets)}\n\n" if sets else "")
 
 

@@ -92,14 +92,14 @@ class DigitClassifier:
         """Report the true digit of an earlier prediction, or that its image shows none; the most recent label wins."""
         # This process may have made the prediction just now.
         self.context.prediction_log.flush()
-        return schemas.Feedback.model_validate_json(to_json(self.context.feedback(id, digit, source, is_digit)))
+        return schemas.Feedback.model_validate_json(to_json(self.context.labels.feedback(id, digit, source, is_digit)))
 
     @bentoml.api
     def withdraw(
         self, id: schemas.Id, source: schemas.Source = "api", label_number: schemas.LabelNumber = None
     ) -> schemas.Withdrawal:
         """Take back a label that this source gave to a prediction, before a retraining ingests it."""
-        return schemas.Withdrawal.model_validate_json(to_json(self.context.withdraw(id, source, label_number)))
+        return schemas.Withdrawal.model_validate_json(to_json(self.context.labels.withdraw(id, source, label_number)))
 
     @bentoml.api
     def about(self) -> schemas.About:

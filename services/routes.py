@@ -183,14 +183,14 @@ async def feedback(request: Request) -> Response:
     if "digit" not in fields and fields.get("is_digit", True) is True:
         raise UnprocessableEntity(f'the field "digit" is missing; send {FEEDBACK_EXAMPLE}')
     facts = fields.get("digit"), fields["source"], fields.get("is_digit", True)
-    return await _once_stored(request, request.state.context.feedback, fields["id"], *facts)
+    return await _once_stored(request, request.state.context.labels.feedback, fields["id"], *facts)
 
 
 async def withdraw(request: Request) -> Response:
     """A label of a prediction from this source is taken back: the one with this number, or the most recent one."""
     fields = _label_fields(request, {"label_number"}, '{"id": "…"}')
     facts = fields["source"], fields.get("label_number")
-    return await _once_stored(request, request.state.context.withdraw, fields["id"], *facts)
+    return await _once_stored(request, request.state.context.labels.withdraw, fields["id"], *facts)
 
 
 def _label_fields(request: Request, more: set[str], example: str) -> dict[str, Any]:
@@ -219,11 +219,11 @@ async def queue(request: Request) -> Response:
     client = None if key is None or is_auditor(key) else key.name
     with counted("label queues", request):
         arguments = int(limit), name, ids, client
-        return await _in_thread(request.state.context.label_queue, *arguments, limiter=_queueing)
+        return await _in_thread(request.state.context.labels.label_queue, *arguments, limiter=_queueing)
 
 
 async def stored_prediction(request: Request) -> Response:
-    return await _once_stored(request, request.state.context.stored_prediction, request.path_params["id"])
+    return await _once_stored(request, request.state.context.labels.stored_prediction, request.path_params["id"])
 
 
 async def _once_stored(request: Request, operation: Callable[..., Any], id: str, *arguments: Any) -> Response:

@@ -1,7 +1,7 @@
 """What the requests of a worker share - the served champion, the prediction log, the API keys, the metrics - and what each does.
 
 The operations return the content of the response and raise BentoML's exceptions, which carry a status: UnprocessableEntity (422) for
-invalid input, NotFound (404), Conflict (409), and ServiceUnavailable (503) without a champion or database.
+invalid input, and ServiceUnavailable (503) without a champion or database. Those on labels are in `services/label_operations.py`.
 """
 
 import asyncio
@@ -10,29 +10,25 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from http import HTTPStatus
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from bentoml.exceptions import BentoMLException, ServiceUnavailable, UnprocessableEntity
+from bentoml.exceptions import ServiceUnavailable, UnprocessableEntity
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
 from digits import images as pixels
 from digits import logs
-from digits.errors import quote
-from digits.images import NO_DIGIT, PIXELS, SIZE, Images
+from digits.images import PIXELS, SIZE, Images
 from digits.logs import LogFormat
 from digits.pictures import pages, rectification
 from digits.pictures.pages import Page
 from digits.settings import Settings
-from digits.storage import audit, database, feedback, label_queue, ledger
-from digits.storage.label_queue import Queue
+from digits.storage import database, ledger
 from digits.storage.predictions import Place, PredictionBatch, new_ids
 from models import digit_score, reading
 from models.model_store import VerifiedModel
@@ -42,6 +38,7 @@ from models.reading import Patterns
 from services import response_content
 from services.access import Access
 from services.batcher import Batcher, BatchResult
+from services.label_operations import LabelOperations
 from services.metrics import Metrics
 from services.platform_state import PlatformPoller
 from services.prediction_log import PredictionLog
@@ -57,7 +54,6 @@ FIRST_POLL_SECONDS = 3.0
 MAX_LOG_FILL = 0.5
 LOG_WAIT_SECONDS, LOG_POLL_SECONDS = 3.0, 0.005
 GAUGE_SECONDS = 1.0
-QUEUE_AGE = timedelta(days=30)  # of the oldest answers in the label queue
 # After Python's 5 ms, a request that needs the interpreter's lock a dozen times waits 180 ms beside a page that is read, not 50
 # (`bench.attack`, crowded pages).
 SWITCH_SECONDS = 0.0005
@@ -79,12 +75,6 @@ def set_up_logging(log_format: LogFormat) -> None:
         logger.propagate = False
 
 
-class Conflict(BentoMLException):  # type: ignore[misc]  # BentoML's exceptions have no types
-    """The state of the platform does not allow this any more."""
-
-    error_code = HTTPStatus.CONFLICT
-
-
 class ServingContext:
     """Created when the service starts and closed when it stops."""
 
@@ -103,6 +93,9 @@ class ServingContext:
         )
         self.access = Access(url, settings.auth, settings.rate_per_minute, settings.service_workers)
         self.metrics = Metrics(lambda: self._platform.state)
+        self.labels = LabelOperations(
+            self.prediction_log, settings.retrain_labels, lambda: self._watcher.state.champion
+        )
         self.batcher = Batcher(lambda images, clients: self.predict(images, "/classify", clients))
         self._picture_batcher = Batcher(lambda images, clients: self.predict(images, "/classify_file", clients))
         self._decoding = asyncio.Lock()
@@ -344,68 +337,6 @@ class ServingContext:
         while self.prediction_log.depth > MAX_LOG_FILL * self.settings.log_limit and time.monotonic() < deadline:
             await asyncio.sleep(LOG_POLL_SECONDS)
 
-    def feedback(self, id: Any, digit: Any, source: Any, is_digit: Any = True) -> Content:
-        """Record the true digit of an earlier prediction, or that its image shows none; the most recent label wins."""
-        _check_label_of(id, source)
-        if not isinstance(is_digit, bool):
-            raise UnprocessableEntity(f"is_digit is {quote(is_digit)}; expected true or false")
-        if not is_digit and digit is not None:
-            raise UnprocessableEntity(f"digit is {quote(digit)} and is_digit is false; send one of them")
-        if is_digit and (not isinstance(digit, int) or isinstance(digit, bool) or not 0 <= digit <= 9):
-            raise UnprocessableEntity(f"digit is {quote(digit)}; expected a whole number from 0 to 9")
-        number = self.prediction_log.label(id, digit if is_digit else NO_DIGIT, source)
-        return {"id": id, "digit": digit, "is_digit": is_digit, "source": source, "label_number": number}
-
-    def withdraw(self, id: Any, source: Any, number: Any = None) -> Content:
-        """Take back this source's label with this number, or its most recent one; raises Conflict if a retraining has it."""
-        _check_label_of(id, source)
-        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 2**31):
-            raise UnprocessableEntity(f"label_number is {quote(number)}; expected that of a response of /feedback")
-        if not self.prediction_log.query(label_queue.withdraw, id, source, number):
-            problem = f"a retraining has ingested the label of {quote(id)}"
-            raise Conflict(f"{problem}; send the right digit to /feedback instead")
-        return {"id": id, "source": source}
-
-    def label_queue(self, limit: int, queue: Queue | None, exclude: Collection[str], client: str | None) -> Content:
-        """Images to label next, how many wait, and what labels are still missing for; `client` as in `label_queue.waiting`."""
-        return self.prediction_log.query(self._label_queue, limit, queue, exclude, client)
-
-    def _label_queue(
-        self, engine: Engine, limit: int, queue: Queue | None, exclude: Collection[str], client: str | None
-    ) -> Content:
-        champion, since = self._watcher.state.champion, datetime.now(UTC) - QUEUE_AGE
-        version = champion.version if champion else ""
-        uncertain_below = champion.conformal.uncertain_below if champion else 0.0
-        waiting = label_queue.waiting(engine, version, since, uncertain_below, client)
-        chosen: dict[str, Queue] = {}
-        for name, ids in waiting.items():
-            if queue in (None, name):
-                chosen |= dict.fromkeys(label_queue.draw(name, [id for id in ids if id not in exclude], limit), name)
-        images = label_queue.images(engine, dict(islice(chosen.items(), limit)))
-        return {
-            "model_version": version or None,
-            "is_auditor": client is None,
-            "images": [{"id": id, "queue": chosen[id], "image": image} for id, image in images.items()],
-            "waiting": {name: len(ids) for name, ids in waiting.items()},
-            "audit_labels": audit.count(engine, version),
-            "min_audit_labels": audit.MIN_LABELS,
-            "new_labels": feedback.waiting(engine),
-            "retrain_labels": self.settings.retrain_labels,
-        }
-
-    def stored_prediction(self, id: str) -> Content:
-        """A prediction from the log."""
-        found = self.prediction_log.find(id)
-        return {
-            "id": id,
-            **response_content.version_output(found.versions[0], found.digits[0], found.probabilities[0]),
-            "at": found.at[0],
-            "route": found.routes[0],
-            "label": found.labels[0] if 0 <= found.labels[0] < NO_DIGIT else None,
-            "label_is_digit": None if found.labels[0] < 0 else bool(found.labels[0] < NO_DIGIT),
-            "image": found.images[0],
-        }
-
     def about(self) -> Content:
         """The served version, where it comes from, and what is wrong if anything is."""
         state, log = self._watcher.state, self.prediction_log
@@ -452,11 +383,3 @@ class ServingContext:
         if self._ledger_engine is not None:
             self._ledger_engine.dispose()
         self.prediction_log.close()
-
-
-def _check_label_of(id: Any, source: Any) -> None:
-    """Raises UnprocessableEntity unless they can be the id of a prediction and the name of who labels it."""
-    if not isinstance(id, str):
-        raise UnprocessableEntity(f"id is {quote(id)}; expected the id of a prediction")
-    if not isinstance(source, str) or not 0 < len(source) <= 64 or not source.isprintable():
-        raise UnprocessableEntity(f"source is {quote(source)}; expected 1 to 64 printable characters")
