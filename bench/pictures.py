@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -147,10 +146,7 @@ def photograph_compare(platform: loop.Platform) -> None:
 
     registry = RegistryWriter(platform.settings.registry_uri)
     runs = [registry.client.get_model_version(MODEL_NAME, version).run_id for version in ("1", "2")]
-    experiments = [registry.experiment_id]
-    chosen = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps(experiments))}"
-    url = f"{platform.settings.mlflow_public_url}/#/compare-runs?{chosen}"
-    with mlflow_page(platform, url, 1020) as browser:
+    with mlflow_page(platform, platform.settings.compare_url(registry.experiment_id, runs), 1020) as browser:
         for closed in ("Visualizations", "Run details"):
             wait_for(browser, f"//*[@role='button'][contains(., '{closed}')]").click()
         for table in ("Parameters", "Metrics"):

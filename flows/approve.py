@@ -98,6 +98,7 @@ def decide(platform: Platform, version: str, is_approved: bool, by: str, reason:
     """
     from models import approvals
 
+    close_ended(platform)
     try:
         answer = approvals.approve if is_approved else approvals.decline
         answer(platform, version, by, reason)
@@ -211,11 +212,11 @@ def _open_run(version: str, key: str) -> str:
 def end_runs(platform: Platform) -> None:
     """Complete the runs about versions that wait no longer; while Prefect does not answer, they stay.
 
-    One that a worker has begun to execute, because somebody answered in Prefect, ends by itself and says what became of the answer.
+    One that a worker executes ends by itself, with what became of an answer in Prefect; where it only begins to ask, it is ended by the
+    next `hold`.
     """
     from models import approvals
 
-    waiting = {version for version, _ in approvals.queue(platform.registry)}
     try:
         with get_client(sync_client=True) as client:
             state = filters.FlowRunFilterState(
@@ -225,6 +226,8 @@ def end_runs(platform: Platform) -> None:
                 flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=[approve.name])),
                 flow_run_filter=filters.FlowRunFilter(state=state),
             )
+            # Read last, so that a version that begins to wait meanwhile keeps its run.
+            waiting = {version for version, _ in approvals.queue(platform.registry)}
             for run in runs:
                 version = str(run.parameters["version"])
                 if version not in waiting:

@@ -1,6 +1,6 @@
 """Checks the labels of a data set: reports those that are probably wrong, and queues them for an auditor at `/label`.
 
-It takes a minute for MNIST and decides nothing, so retrainings leave it to a run of its own.
+It takes one to three minutes for MNIST and decides nothing, so retrainings leave it to a run of its own.
 """
 
 import base64
@@ -10,11 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 from prefect import flow
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
 from digits.data import datasets
@@ -35,14 +33,14 @@ DEPLOYMENT, METRIC = "Check labels", "suspected_labels"
 
 
 @flow(name="check-labels")
-def check_labels(dataset: str, run: str = "") -> str:
+def check_labels(dataset: str, run: str = "", since: datetime | None = None) -> str:
     """Queue the images of the data set with this fingerprint whose label is probably wrong. Returns how many there are in a sentence.
 
-    They are also shown on the MLflow run of the training with this version or run id.
+    They are also shown on the MLflow run of the training with this version or run id. `since` is when the data set became the one
+    to train on, by default now: of two, the later one decides what is in the queue, whichever check ends first.
     """
-    # Of two checks, the one that was asked for later decides what is in the queue, whichever ends first.
-    platform, asked_at = Platform(), flow_run.scheduled_start_time
-    found = server_task(check)(platform, server_task(datasets.load)(platform.datasets, dataset), asked_at)
+    platform = Platform()
+    found = server_task(check)(platform, server_task(datasets.load)(platform.datasets, dataset), since)
     if found is None:
         return f"the labels of data set {dataset} cannot be judged: too few images, or too many that small networks read otherwise"
     if run:
@@ -51,31 +49,34 @@ def check_labels(dataset: str, run: str = "") -> str:
     return found.message
 
 
-def hand_over(platform: Platform, dataset: str, run: str = "") -> None:
+def hand_over(platform: Platform, dataset: str, since: datetime, run: str = "") -> None:
     """Have the labels of a stored data set checked by the deployed flow, and where there is none, here in a flow of its own.
 
-    A check that fails is no error here.
+    `since` is when it became the data set to train on. A check that fails is no error here.
     """
+    try:
+        _hand_over(platform, dataset, since, run)
+    # What it follows, a promotion perhaps, has succeeded.
+    except Exception as error:
+        log.warning("the labels of data set %s are not checked: %s", dataset, error)
+
+
+def _hand_over(platform: Platform, dataset: str, since: datetime, run: str) -> None:
     from models import label_issues
 
     images = datasets.manifest(platform.datasets, dataset)["images"]
     if not label_issues.are_enough(images["train"] + images["validation"]):
         # Those of an earlier data set are no longer asked about.
-        suspected_labels.replace(platform.engine, dataset, [])
-        return
-    parameters = {"dataset": dataset, "run": run}
-    try:
-        if page := _start(parameters):
-            log.info("the labels of data set %s are checked in the background: %s", dataset, page)
-            return
-        state = check_labels(**parameters, return_state=True)
+        suspected_labels.replace(platform.engine, dataset, [], since)
+    elif page := _start({"dataset": dataset, "run": run, "since": since}):
+        log.info("the labels of data set %s are checked in the background: %s", dataset, page)
+    else:
+        state = check_labels(dataset, run, since, return_state=True)
         if not state.is_completed():
             log.warning("the labels of data set %s are not checked: %s", dataset, state.message)
-    except httpx.HTTPError as error:
-        log.warning("Prefect does not answer (%s), so the labels of data set %s are not checked", error, dataset)
 
 
-def _start(parameters: dict[str, str]) -> str | None:
+def _start(parameters: dict[str, Any]) -> str | None:
     """Create a run of the deployed flow. Returns the address of its page; None where the flow is not deployed."""
     try:
         run: Any = run_deployment(
@@ -90,21 +91,22 @@ def _start(parameters: dict[str, str]) -> str | None:
     return url_for("flow-run", obj_id=run.id) or str(run.id)
 
 
-def check(platform: Platform, dataset: Dataset, asked_at: datetime) -> "LabelIssues | None":
+def check(platform: Platform, dataset: Dataset, since: datetime | None = None) -> "LabelIssues | None":
     """Find the suspected labels of a data set, write their pictures, and queue them; None where they cannot be judged.
 
-    The test images are not checked: what versions are compared on stays as it is.
+    `since` is as in `check_labels`. The test images are not checked: what versions are compared on stays as it is.
     """
     from models import figures
 
     path = file_of(platform, dataset.fingerprint)
     found = find(path, dataset)
+    suspects = found.suspects() if found else []
+    waiting = suspected_labels.replace(platform.engine, dataset.fingerprint, suspects, since)
     if found is None:
         return None
     log.info("%s: %s", dataset.source, found.message)
-    waiting = suspected_labels.replace(platform.engine, dataset.fingerprint, found.suspects(), asked_at)
     if waiting is None:
-        log.info("the queue keeps those of another data set, whose check was asked for later")
+        log.info("the queue keeps those of a later data set")
     else:
         log.info("%d of them wait for an auditor at %s/label", waiting, platform.settings.service_url)
     if len(found):
@@ -137,10 +139,8 @@ def log_on_run(platform: Platform, found: "LabelIssues", run: str) -> None:
     """Show the suspected labels on the MLflow run of a training."""
     from models import runs
 
-    run_id, files = (
-        runs.find(platform.registry, run).id,
-        {"suspected_labels.json": json.dumps(found.as_json(), indent=2)},
-    )
+    run_id = runs.find(platform.registry, run).id
+    files = {"suspected_labels.json": json.dumps(found.as_json(), indent=2)}
     pictures = {"figures/suspected_labels.png": _figure(found)} if len(found) else {}
     platform.registry.log_files(run_id, {**files, **pictures})
     platform.registry.log_points(run_id, [(0, {METRIC: float(len(found))})])

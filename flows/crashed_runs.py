@@ -1,4 +1,4 @@
-"""Runs in Prefect and MLflow that a dead process left open are closed here, so that both histories stay true."""
+"""Runs in Prefect and MLflow that a dead process left open are closed here, so that both histories stay true, or started again."""
 
 import logging
 from contextlib import suppress

@@ -73,7 +73,7 @@ DEPLOYED: dict[str, tuple[Any, str, str]] = {
         check_labels,
         "data",
         "Looks for training images whose label is probably wrong, because networks that were not trained on them see another digit; they "
-        "wait for an auditor at `/label`. A retraining and an ingested data set start it. About a minute for MNIST; **one at a time**, "
+        "wait for an auditor at `/label`. A retraining and an ingested data set start it. One to three minutes for MNIST; **one at a time**, "
         "the next waits.",
     ),
     "Report on past days": (

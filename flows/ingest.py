@@ -3,6 +3,7 @@
 import logging
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from prefect import flow
 
@@ -22,7 +23,7 @@ def ingest(data: str = "mnist") -> str:
     """Read, check and store SOURCE, and let the next retraining start from it. Returns the fingerprint of the data set."""
     platform = Platform()
     fingerprint = server_task(set_source)(platform, data)
-    check_labels.hand_over(platform, fingerprint)
+    check_labels.hand_over(platform, fingerprint, datetime.now(UTC))
     return fingerprint
 
 

@@ -58,7 +58,11 @@ def retrain(
     where another one goes on; otherwise that is an error. The drift report of this name becomes an artifact of the training.
     With `n_models` so many networks are averaged, whatever the recipe says.
     """
-    platform, changes = Platform(), {"seed": seed} | ({"n_models": n_models} if n_models else {})
+    platform, started_at, changes = (
+        Platform(),
+        datetime.now(UTC),
+        {"seed": seed} | ({"n_models": n_models} if n_models else {}),
+    )
     crashed_runs.tag(reason)
     try:
         with retraining_slot(wait_seconds):
@@ -74,7 +78,7 @@ def retrain(
         return skipped("another retraining is running, events start the next from the end of its cooldown on")
     # It decides nothing, and in the slot it would keep the next retraining waiting.
     if is_new:
-        check_labels.hand_over(platform, dataset.fingerprint, version)
+        check_labels.hand_over(platform, dataset.fingerprint, started_at, version)
     return decision
 
 

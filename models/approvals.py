@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Literal
 
+from digits.logs import printable
 from digits.settings import Settings
 from digits.storage import judgements, ledger, locks
 from digits.storage.judgements import Judgement
@@ -180,4 +181,4 @@ def _close(platform: Platform, version: str, outcome: Outcome, by: str, reason: 
     platform.registry.tag_version(version, {BY: by, REASON: reason[:5000]})
     platform.registry.tag_version(version, {TAG: outcome})
     promotion.update_cards(platform, version)
-    log.info("digits v%s is %s%s: %s", version, outcome, f" by {by}" if by else "", reason)
+    log.info("digits v%s is %s%s: %s", version, outcome, f" by {printable(by)}" if by else "", printable(reason))

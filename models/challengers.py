@@ -44,7 +44,12 @@ class Waiting(NamedTuple):
 def queue(registry: RegistryReader | RegistryWriter, tag: str = TAG) -> list[Waiting]:
     """All versions that wait, the challenger among them, those that wait longest first; or those in the queue of another tag."""
     found = registry.tagged(tag, WAITING).items()
-    waiting = [Waiting(version, datetime.fromisoformat(tags[f"{tag}_since"])) for version, tags in found]
+    # Who sets the tag by hand gives no time.
+    waiting = [
+        Waiting(version, datetime.fromisoformat(tags[f"{tag}_since"]))
+        for version, tags in found
+        if f"{tag}_since" in tags
+    ]
     return sorted(waiting, key=lambda one: (one.since, int(one.version)))
 
 

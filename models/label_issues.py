@@ -1,6 +1,6 @@
 """Labels of training images that are probably wrong: those that out-of-sample probabilities contradict, by confident learning.
 
-Each image is judged by a network that was not trained on it, one of `FOLDS` small ones that take a quarter of a minute each for MNIST. Confident
+Each image is judged by a network that was not trained on it, one of `FOLDS` small ones that take half a minute each for MNIST. Confident
 learning (Northcutt, Jiang and Chuang 2021, "Confident learning: estimating uncertainty in dataset labels", as implemented by cleanlab)
 estimates from these probabilities how many labels are wrong; so many of the least probable ones are suspected. Among labels that are almost
 all right it finds too few, so every label whose calibrated probability is below `IMPROBABLE` is suspected, too.

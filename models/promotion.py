@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from digits.errors import first_line
+from digits.logs import printable
 from digits.storage import database, ledger, locks
 from models import challengers, gate, model_card, model_store
 from models.connections import Platform
@@ -86,7 +87,7 @@ def replace_champion(
     challengers.close(registry, version, "promoted")
     update_cards(platform, version, current)
     change = f"digits v{version} is the champion (before: {_named(current)})"
-    log.info("%s: %s: %s", decision.action, change, decision.reason)
+    log.info("%s: %s: %s", decision.action, change, printable(decision.reason))
     return entry
 
 

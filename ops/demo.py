@@ -39,9 +39,9 @@ BATCH = 100  # digits of one request
 MAX_HELD_OUT = 2_000  # test digits that are sent only to measure what the healing achieved
 ORDINARY = 3_000  # answers to the handwriting of the training
 # The changed handwriting: enough answers for a clear verdict, and as many more as the audit sample needs.
-MIN_CHANGED, MAX_CHANGED = 2_000, 20_000
-# Of the audit sample, 30 % judge the candidate: about 75 digits, of which 50 are required.
-MIN_AUDITED, MIN_AUDITED_AFTER = 250, 60
+MIN_CHANGED, MAX_CHANGED = 2_000, 40_000
+# Of the audit sample, 30 % judge the candidate: about 180 digits.
+MIN_AUDITED, MIN_AUDITED_AFTER = 600, 60
 LABELS = 2_000
 # Averaged by the healing. The best of five was lucky on the test digits, on which one more network would rarely match it.
 N_MODELS = 3

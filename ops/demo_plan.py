@@ -77,7 +77,7 @@ class Plan:
             "",
             f"It adds to {self.settings.home} and to the servers of the platform, for good:",
             f"- up to six trainings on {data.source} ({count:,} digits, {len(data.test):,} more for tests), each a run and a version in MLflow",
-            f"- 15,000 to 20,000 answers to the client {CLIENT}, and 2,000 labels of an auditor",
+            f"- 35,000 to 47,000 answers to the client {CLIENT}, and 2,000 labels of an auditor",
             "- four reports in Evidently, and the runs of all flows in Prefect",
             f"- a new champion: the best of the five, later the healed version ({champion})",
         ]

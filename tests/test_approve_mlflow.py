@@ -105,8 +105,6 @@ def site(running: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(recipes, "find", RECIPES.__getitem__)
     monkeypatch.setattr(recipes, "floor", lambda _: 0.3)
-    monkeypatch.setattr(retrain, "check_labels", lambda *_: None)
-    monkeypatch.setattr(retrain, "log_on_run", lambda *_: None)
     champion = Platform().models.registry.version()
     if champion is None:
         assert "promote: there is no champion" in retrain.retrain("hasty")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 from conftest import ROOT, Runs, find_free_port, get, post
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from sqlalchemy.exc import OperationalError
 
 from digits.data import datasets
+from digits.data.datasets import BadData
 from digits.settings import load_settings
 from digits.storage import suspected_labels
 from flows import check_labels, deployments, retrain
@@ -92,7 +95,7 @@ def test_a_worker_does_the_check_that_it_is_handed(
     path = check_labels.file_of(platform, dataset)
     path.parent.mkdir()
     path.write_text(json.dumps(known))  # as an earlier check of it left it
-    check_labels.hand_over(platform, dataset, trained_runs.first)
+    check_labels.hand_over(platform, dataset, datetime.now(UTC), trained_runs.first)
     (run,) = runs_of(prefect, dataset)
     assert run["state_type"] == "SCHEDULED" and run["deployment_id"]
     assert suspected_labels.waiting(platform.engine, 9) == []
@@ -121,7 +124,7 @@ def test_without_a_worker_it_is_done_in_place_as_a_flow_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(label_issues, "find", lambda dataset: found)
-    check_labels.hand_over(platform, dataset, trained_runs.other_seed)
+    check_labels.hand_over(platform, dataset, datetime.now(UTC), trained_runs.other_seed)
     assert_shown(platform, trained_runs.other_seed, found)
     assert runs_of(prefect, dataset)[0]["state_type"] == "COMPLETED"
 
@@ -132,7 +135,7 @@ def test_few_images_start_no_run_and_those_of_an_earlier_data_set_are_asked_abou
     monkeypatch.setattr(label_issues, "MIN_IMAGES", 5000)
     suspected_labels.replace(platform.engine, "another", found.suspects())
     before = runs_of(prefect, dataset)
-    check_labels.hand_over(platform, dataset)
+    check_labels.hand_over(platform, dataset, datetime.now(UTC))
     assert runs_of(prefect, dataset) == before
     assert suspected_labels.waiting(platform.engine, 9) == []
 
@@ -141,7 +144,7 @@ def test_few_images_start_no_run_and_those_of_an_earlier_data_set_are_asked_abou
 def test_an_ingested_data_set_is_handed_over_too(platform: Platform, prefect: str) -> None:
     fingerprint = ingest("bundled")
     run = runs_of(prefect, fingerprint)[0]
-    assert run["state_type"] == "SCHEDULED" and run["parameters"] == {"dataset": fingerprint, "run": ""}
+    assert run["state_type"] == "SCHEDULED" and run["parameters"].items() >= {"dataset": fingerprint, "run": ""}.items()
 
 
 def broken(_: object) -> LabelIssues:
@@ -152,7 +155,7 @@ def test_a_check_that_fails_is_no_error_of_what_handed_it_over(
     platform: Platform, dataset: str, prefect: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(label_issues, "find", broken)
-    check_labels.hand_over(platform, dataset)
+    check_labels.hand_over(platform, dataset, datetime.now(UTC))
     assert runs_of(prefect, dataset)[0]["state_type"] == "FAILED"
     assert f"the labels of data set {dataset} are not checked: " in caplog.text and "broken" in caplog.text
 
@@ -160,8 +163,43 @@ def test_a_check_that_fails_is_no_error_of_what_handed_it_over(
 def test_without_prefect_it_is_left_out(platform: Platform, dataset: str, caplog: pytest.LogCaptureFixture) -> None:
     nobody = {PREFECT_API_URL: f"http://127.0.0.1:{find_free_port()}/api", PREFECT_CLIENT_MAX_RETRIES: 0}
     with temporary_settings(nobody):
-        check_labels.hand_over(platform, dataset)
-    assert f"so the labels of data set {dataset} are not checked" in caplog.text
+        check_labels.hand_over(platform, dataset, datetime.now(UTC))
+    assert f"the labels of data set {dataset} are not checked" in caplog.text
+
+
+@pytest.mark.parametrize("problem", [BadData("no manifest"), OperationalError("INSERT", {}, Exception("locked"))])
+def test_no_error_of_the_stores_reaches_what_handed_it_over(
+    platform: Platform,
+    dataset: str,
+    problem: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(datasets, "manifest", fail)
+    check_labels.hand_over(platform, dataset, datetime.now(UTC))
+    assert f"the labels of data set {dataset} are not checked: {problem}" in caplog.text
+
+
+def test_a_data_set_that_cannot_be_judged_leaves_none_of_an_earlier_one(
+    platform: Platform, dataset: str, found: LabelIssues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspected_labels.replace(platform.engine, "another", found.suspects())
+    monkeypatch.setattr(label_issues, "find", lambda _: None)
+    assert check_labels.check(platform, datasets.load(platform.datasets, dataset)) is None
+    assert suspected_labels.waiting(platform.engine, 9) == []
+
+
+def test_a_retraining_that_began_before_another_data_set_came_does_not_replace_its_labels(
+    platform: Platform, dataset: str, found: LabelIssues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = datetime.now(UTC)
+    suspected_labels.replace(platform.engine, "ingested later", found.suspects())
+    monkeypatch.setattr(label_issues, "MIN_IMAGES", 5000)
+    check_labels.hand_over(platform, dataset, began)
+    assert len(suspected_labels.waiting(platform.engine, 9)) == 3
 
 
 def test_a_retraining_frees_its_slot_before_the_check_and_ends_well_when_that_fails(

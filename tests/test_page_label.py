@@ -277,6 +277,21 @@ def test_a_training_image_is_decided_on_and_the_models_answer_is_nowhere(desktop
     engine.dispose()
 
 
+def test_a_training_image_that_the_next_check_no_longer_suspects_goes(desktop: LabelPage, sample: Reference) -> None:
+    engine = database.connect(f"sqlite:///{desktop.service.home}/digits.db")
+    suspects = [Suspect(sample.images[n].tobytes(), 4, 9, 0.01 * n) for n in (5, 6)]
+    suspected_labels.replace(engine, "0" * 16, suspects)
+    desktop.open()
+    shown = desktop.shown(sample)
+    suspected_labels.replace(engine, "1" * 16, [one for one in suspects if one.image != sample.images[shown].tobytes()])
+    desktop.press("9")
+    desktop.wait_for(lambda: "Not stored: " in desktop.text("said"))
+    desktop.wait_for(lambda: desktop.shown(sample) == 11 - shown)
+    desktop.press("3")
+    desktop.wait_for(lambda: suspected_labels.corrections(engine) == {sample.images[11 - shown].tobytes(): 3})
+    engine.dispose()
+
+
 def test_pages_lead_to_each_other(desktop: LabelPage, sample: Reference) -> None:
     send(desktop.service, sample, 1)
     desktop.open()

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine, String, insert, select, update
+from sqlalchemy import Connection, Engine, String, bindparam, select, text, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from digits.storage.database import Base
@@ -32,11 +32,11 @@ def put(engine: Engine, name: str, at: datetime) -> None:
 
 
 def advance(connection: Connection, name: str, at: datetime) -> bool:
-    """Move the time of the event forward in a transaction, for which others that do so wait; False where it is later already."""
+    """Set the time of the event unless a later one is stored; returns whether it was set."""
     event = Cooldown.name == name
     if connection.execute(update(Cooldown).where(event, Cooldown.at <= at).values(at=at)).rowcount:
         return True
-    if connection.scalar(select(Cooldown.at).where(event)) is not None:
-        return False
-    connection.execute(insert(Cooldown).values(name=name, at=at))
-    return True
+    # Two transactions may both find none.
+    first = text("INSERT INTO cooldowns (name, at) VALUES (:name, :at) ON CONFLICT DO NOTHING")
+    typed = first.bindparams(bindparam("name", name), bindparam("at", at, type_=Cooldown.__table__.c.at.type))
+    return bool(connection.execute(typed).rowcount)

@@ -25,10 +25,9 @@ Queue = Literal["audit", "uncertain", "disagreement", "quarantine", "suspected"]
 QUEUES: tuple[Queue, ...] = get_args(Queue)
 OF_AUDITORS: frozenset[Queue] = frozenset({"audit", "quarantine", "suspected"})  # labels of others decide nothing there
 MAX_LENGTH = 500  # of each queue
-MAX_ROWS = (
-    2_000  # of the log with answers of the audit sample that are searched, and labels in quarantine, the newest ones
-)
-SPREAD = 4  # as many times the images that are asked for are drawn from
+# The newest rows of the log with answers of the audit sample, and the newest labels in quarantine, that are searched.
+MAX_ROWS = 2_000
+POOL_FACTOR = 4  # images are drawn from a pool this many times as large as the request
 MAX_ANSWERS = 20_000  # that are searched for uncertain ones, the newest ones
 
 disagreements = sa.Table(
@@ -65,11 +64,11 @@ def waiting(
 
 
 def draw(queue: Queue, ids: Sequence[str], count: int) -> list[str]:
-    """So many ids of a queue, at random from the first SPREAD times as many: who labels at the same time seldom gets the same ones.
+    """So many ids of a queue, at random from the first POOL_FACTOR times as many: who labels at the same time seldom gets the same ones.
 
     The audit sample is in random order already.
     """
-    first = ids[: count if queue == "audit" else SPREAD * count]
+    first = ids[: count if queue == "audit" else POOL_FACTOR * count]
     return list(first) if queue == "audit" else random.sample(first, min(count, len(first)))
 
 

@@ -292,7 +292,8 @@ def _places_of(connection: Connection, given: Select[Any]) -> Iterator[tuple[_Pl
     of_row = first_id, batches.c.ids, batches.c.at, batches.c.version, batches.c.clients, batches.c.audit
     # An outer join without conditions on times, because SQLite would begin an inner one with all batches of a time.
     query = select(label.c.prediction_id, *of_row).join_from(label, batches, near, isouter=True)
-    for row in connection.execute(query):
+    # A row of a bulk request has the ids of thousands of answers.
+    for row in connection.execute(query.execution_options(yield_per=50)):
         if row.ids and (place := _place_in(row.first_id, row.ids, row.prediction_id)):
             yield place, row
 

@@ -42,14 +42,14 @@ class Suspect(NamedTuple):
     probability: float  # of the label
 
 
-def replace(engine: Engine, dataset: str, suspects: Sequence[Suspect], asked_at: datetime | None = None) -> int | None:
-    """Replace the suspected labels by those of a data set, whose check was asked for at this time, by default now; what was decided stays.
+def replace(engine: Engine, dataset: str, suspects: Sequence[Suspect], since: datetime | None = None) -> int | None:
+    """Replace the suspected labels by those of the data set to train on since this time, by default now; what was decided stays.
 
-    Returns the number without a decision; None, with nothing changed, where those of a check that was asked for later are there.
+    Returns the number without a decision; None, with nothing changed, where those of a later data set are there.
     """
     now, table = datetime.now(UTC), SuspectedLabel
     with engine.begin() as connection:
-        if not cooldowns.advance(connection, cooldowns.LABELS_CHECKED, asked_at or now):
+        if not cooldowns.advance(connection, cooldowns.LABELS_CHECKED, since or now):
             return None
         connection.execute(delete(table).where(table.decision.is_(None)))
         decided = set(connection.scalars(select(table.digest)))

@@ -3,6 +3,7 @@
 import typer
 
 from digits.settings import load_settings
+from ops.flow_runs import prepare
 
 app = typer.Typer(help="Alerts and the channels they go to.", no_args_is_help=True)
 
@@ -15,6 +16,7 @@ def alert() -> None:
 @app.command("test")
 def test() -> None:
     """Send a test alert to every channel of DIGITS_ALERT_URLS; exit code 1 unless all accept it."""
+    prepare()
     from flows import alerts
 
     settings = load_settings()

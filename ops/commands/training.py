@@ -13,7 +13,7 @@ from ops.tables import print_table
 def ingest(data: Source = "mnist") -> None:
     """Read, check and store a data set, make it the current one, which the next retraining uses, and report labels that are probably wrong.
 
-    The fingerprint is printed once the data set is stored; the report takes about another minute for MNIST, and Ctrl-C skips it.
+    The fingerprint is printed once the data set is stored; the report takes one to three more minutes for MNIST, and Ctrl-C skips it.
     """
     prepare()
     from digits.data import datasets

@@ -205,21 +205,23 @@ function label(answer) {
   const meaning = answer === NO_DIGIT ? { is_digit: false } : { digit: Number(answer) };
   const stored = (response) => {
     decision.number = response.label_number;
-    if (decision.number === null && image.queue !== "suspected") fetchAnew(`Labelled: ${answer}, as somebody else did meanwhile.`);
+    if (decision.number === null && image.queue !== "suspected") refetch(`Labelled: ${answer}, as somebody else did meanwhile.`);
   };
-  const undone = () => {
+  const undone = (isGone) => {
     const place = state.decisions.indexOf(decision);
     // It may have been taken back meanwhile.
     if (place < 0) return;
     state.decisions.splice(place, 1);
-    state.images.unshift(image);
+    // What the platform no longer has is not asked about again.
+    if (isGone) goOn();
+    else state.images.unshift(image);
   };
   send(decision, 1, "/feedback", () => meaning, stored, undone);
   goOn();
 }
 
 // Somebody else labels at the same time, and may have labelled what was fetched: only the image that is shown stays.
-function fetchAnew(message) {
+function refetch(message) {
   say(message);
   state.images.splice(1);
   state.hasMore = true;
@@ -278,28 +280,28 @@ function adjustStatistics({ image, label }, change) {
 }
 
 // Sends a decision, or its withdrawal, after all that were made before; `fields` gives those of its turn, or null to send nothing.
-// Where it is refused, says why and calls `undone`.
+// Where it is refused, says why and calls `undone`, which learns whether the platform no longer has the image.
 function send(decision, change, address, fields, stored, undone) {
   const entry = { decision, change };
   state.pending.push(entry);
   adjustStatistics(decision, change);
   sending = sending.then(async () => {
-    const own = fields();
-    const body = JSON.stringify({ id: decision.image.id, source: "audit", ...own });
-    const { answer, problem } = own === null ? { answer: null, problem: null } : await post(address, body);
+    const ownFields = fields();
+    const body = JSON.stringify({ id: decision.image.id, source: "audit", ...ownFields });
+    const { answer, problem, isGone } = ownFields === null ? { answer: null, problem: null } : await post(address, body);
     state.pending.splice(state.pending.indexOf(entry), 1);
     if (problem === null) {
       if (answer !== null) stored(answer);
       return;
     }
     adjustStatistics(decision, -change);
-    undone();
+    undone(isGone);
     show();
     say(problem);
   });
 }
 
-// The service's answer, and the sentence of what is wrong or null where the service took it.
+// The service's answer, the sentence of what is wrong or null where the service took it, and whether it no longer has the image.
 async function post(address, body) {
   const headers = { "Content-Type": "application/json" };
   try {
@@ -307,9 +309,10 @@ async function post(address, body) {
     const response = await key.fetchWithKey(address, { method: "POST", headers, body, keepalive: true });
     const answer = await response.json();
     if (response.ok) return { answer, problem: null };
-    return { answer: null, problem: `Not stored: ${answer?.error ?? `the service answers ${response.status}`}.` };
+    const problem = `Not stored: ${answer?.error ?? `the service answers ${response.status}`}.`;
+    return { answer: null, problem, isGone: response.status === 404 };
   } catch {
-    return { answer: null, problem: "Not stored: the service does not answer. Say it again in a moment." };
+    return { answer: null, problem: "Not stored: the service does not answer. Label it again in a moment." };
   }
 }
 
