@@ -7,7 +7,7 @@ from models import gate
 from models.connections import Platform
 from models.gate import GateVerdict
 
-NARROW = ("set", "champion", "candidate", "p")  # columns that a form in the Prefect UI has room for
+NARROW = ("set", "images", "champion", "candidate", "p")  # columns that a form in the Prefect UI has room for
 
 
 def publish_verdict(platform: Platform, version: str, verdict: GateVerdict) -> None:

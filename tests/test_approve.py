@@ -107,7 +107,7 @@ def test_nothing_changes_until_a_person_approves_in_prefect(loop: Loop, register
     assert run.name == "Promote digits v2?" and run.state_name == "Suspended"
     assert loop.aliases == {"champion": "1"} and not entries(loop, "decline")
     asked = get(f"{registered}/flow_runs/{run.id}/input/suspended-answer-description").text
-    assert "Shall digits v2 replace v1 as the champion?" in asked and "| traffic | 40 | 0 |" in asked
+    assert "Shall digits v2 replace v1 as the champion?" in asked and "| traffic | 40 | 0.1500 |" in asked
     assert "/#/models/digits/versions/2" in asked
     assert "\n\n**Waits for approval** since 20" in loop.versions.descriptions["2"]
     assert loop.decide("2") == "digits v2 waits for approval: `digits approve 2`" and len(runs()) == 1
@@ -399,12 +399,13 @@ def test_of_an_answer_in_prefect_and_one_in_a_terminal_at_once_one_counts(
 ) -> None:
     """Both have found that the version waits before either decides; the other person is told."""
     loop.decide("2")
-    answer(work(), decision=in_prefect, name="Anna", reason="the new forms")
+    accepted = answer(work(), decision=in_prefect, name="Anna", reason="the new forms")
+    assert accepted.status == "ACCEPT", accepted
     both, found = Barrier(2), approvals._judgement_of_waiting
 
     def meet(*arguments: Any) -> Any:
         judgement = found(*arguments)
-        both.wait(60)
+        both.wait(200)
         return judgement
 
     monkeypatch.setattr(approvals, "_judgement_of_waiting", meet)
