@@ -1,12 +1,9 @@
 """A person approves promotions, with a real Prefect server: a run asks and is suspended, an answer there or in a terminal decides."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -390,41 +387,6 @@ def test_of_two_decisions_at_once_the_first_counts(other: str, loop: Loop, monke
     assert loop.aliases["champion"] == {"approve": "2", "decline": "1", "by hand": "3"}[other]
     assert [entry[:2] for entry in entries(loop, "promotion")[1:] if entry[0] == "Ben"] == []
     assert bool(entries(loop, "decline")) == (other == "decline")
-
-
-@pytest.mark.parametrize("in_terminal", [True, False], ids=["approve", "decline"])
-@pytest.mark.parametrize("in_prefect", ["approve", "decline"])
-def test_of_an_answer_in_prefect_and_one_in_a_terminal_at_once_one_counts(
-    in_prefect: str, in_terminal: bool, loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both have found that the version waits before either decides; the other person is told."""
-    loop.decide("2")
-    accepted = answer(work(), decision=in_prefect, name="Anna", reason="the new forms")
-    assert accepted.status == "ACCEPT", accepted
-    both, found = Barrier(2), approvals._judgement_of_waiting
-
-    def meet(*arguments: Any) -> Any:
-        judgement = found(*arguments)
-        both.wait(200)
-        return judgement
-
-    monkeypatch.setattr(approvals, "_judgement_of_waiting", meet)
-    context = copy_context()  # with the address of Prefect
-    with ThreadPoolExecutor(1) as pool:
-        terminal = pool.submit(context.run, approve.decide, loop.platform, "2", in_terminal, "Ben", "the old ones")
-        run = work()
-    refused = terminal.exception()
-    by = "Anna (in Prefect)" if refused else "Ben"
-    decided = entries(loop, "promotion")[1:] + entries(loop, "decline")
-    assert [one[0] for one in decided] == [by] and loop.versions.version_tags("2")["approval_by"] == by
-    is_approved = in_prefect == "approve" if refused else in_terminal
-    assert loop.aliases["champion"] == ("2" if is_approved else "1")
-    became = f"is {'approved' if is_approved else 'declined'}: "
-    assert run.state is not None and run.state.type == StateType.COMPLETED
-    if refused:
-        assert isinstance(refused, approvals.NotWaiting) and became in str(refused)
-    else:
-        assert run.state.message is not None and became in run.state.message
 
 
 @pytest.mark.parametrize("is_recorded", [True, False])
